@@ -1,0 +1,1 @@
+"""What every recipe shares: arguments, data, models, tuning, batching, metrics, trainer and reports."""

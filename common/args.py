@@ -1,0 +1,288 @@
+"""Shared arguments, fast defaults, and one parser: command line over `--config` YAML over the recipe's defaults.
+
+The names are those of the transformers example scripts. Recipes subclass `TrainingArguments` for their own defaults.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from common.errors import InputError, Problems
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+#: arguments of transformers that `--help` shows; `--help_all` shows every one
+COMMON_TRAINING_ARGUMENTS = (
+    "output_dir num_train_epochs max_steps learning_rate per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps weight_decay warmup_steps lr_scheduler_type max_grad_norm label_smoothing_factor seed "
+    "activation_checkpointing eval_strategy save_strategy save_total_limit metric_for_best_model "
+    "report_to resume_from_checkpoint push_to_hub hub_model_id"
+).split()
+
+
+def _file(help: str) -> Any:
+    """An optional argument that names an existing file."""
+    return field(default=None, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which pretrained model to start from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        default=DEFAULT_ENCODER,
+        metadata={"help": "local folder, hub id, or the embedded default, which needs no network"},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the hub"})
+    attn_implementation: str = field(
+        default="auto", metadata={"help": "auto (fastest measured on this hardware), sdpa, eager, ..."}
+    )
+    attention_dropout: float | None = field(
+        default=None, metadata={"help": "attention dropout in place of the checkpoint's; 0 is faster on a CPU"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from. Recipes subclass this to name their columns."""
+
+    _argument_group_name = "data"
+
+    train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .parquet .conll .txt")
+    validation_file: str | None = _file("validation rows; carved from the training rows when missing")
+    test_file: str | None = _file("test rows, scored once at the end")
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "a hub data set, or a folder saved by datasets, instead of files"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the hub data set"})
+    validation_split_percentage: int = field(
+        default=10, metadata={"help": "share of the training rows carved for validation when there is none"}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training rows"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N validation rows"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "use only the first N test rows"})
+
+    def __post_init__(self) -> None:
+        files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        for name, path in files.items():
+            if path is not None and not Path(path).is_file():
+                what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+                raise InputError(f"--{name} {path}: {what}{_nearest_file(path)}")
+        if self.dataset_name and any(files.values()):
+            raise InputError("--dataset_name and files exclude each other: give one or the other")
+        if not 0 < self.validation_split_percentage < 100:
+            raise InputError("--validation_split_percentage must lie between 1 and 99")
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1")
+
+
+@dataclass
+class LoraArguments:
+    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685) instead of full fine-tuning."""
+
+    _argument_group_name = "LoRA"
+
+    lora_r: int | None = field(default=None, metadata={"help": "rank; giving it turns LoRA on"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "scale; twice the rank when not given"})
+    lora_dropout: float = field(default=0.1, metadata={"help": "dropout in front of the low-rank matrices"})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "layers to adapt, such as: query value; peft's choice when not given"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_r is not None and self.lora_r < 1:
+            raise InputError("--lora_r must be at least 1")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """The arguments of transformers with fast, safe defaults, and a few of our own."""
+
+    _argument_group_name = "training"
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
+        default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively, else fp32"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a better score"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace what another run left in --output_dir"})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "loggers: tensorboard, wandb, ... (several allowed)"}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows a device takes at a time"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "the same for evaluation and test"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
+    weight_decay: float = field(default=0.01, metadata={"help": "on all weights but biases and norms"})
+    eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate: no, steps, epoch"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when to save a checkpoint: no, steps, epoch, best"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept beside the best"})
+    load_best_model_at_end: bool = field(default=True)
+    logging_steps: float = field(default=50)
+    train_sampling_strategy: str = field(default="group_by_length")
+    ddp_find_unused_parameters: bool | None = field(default=False)
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # also what makes torchrun start one run of many processes, and not many runs of one
+        if self.precision != "auto":
+            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        elif not self.fp16:
+            self.bf16 = self.bf16 or native_bf16(self.use_cpu)
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        if self.resume_from_checkpoint in ("true", "True"):
+            self.resume_from_checkpoint = True  # the newest checkpoint in output_dir
+        super().__post_init__()
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            raise InputError(
+                f"{launched} processes were launched but each sees {self.world_size}: they would train apart into one "
+                "folder; launch with torchrun, or with accelerate launch --multi_gpu"
+            )
+
+
+def native_bf16(cpu: bool) -> bool:
+    """Whether bfloat16 matrix products run in hardware here: CPU with AVX512_BF16 or AMX, GPU since Ampere."""
+    if cpu or not torch.cuda.is_available():
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class _Parser(HfArgumentParser):
+    """Dataclasses to arguments. Unlike its parent it takes no abbreviations, and raises `InputError`."""
+
+    def __init__(self, dataclass_types: tuple[type, ...], description: str | None, show_all: bool):
+        super().__init__(
+            dataclass_types,
+            description=description,
+            usage="%(prog)s [--config FILE.yaml] [--name value ...]",
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
+        self.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line wins over it")
+        self.add_argument("--help_all", action="store_true", help="show every argument, transformers' own included")
+        if not show_all:
+            stock = {f.name for f in fields(transformers.TrainingArguments)}
+            for action in self._actions:
+                if action.dest in stock and action.dest not in COMMON_TRAINING_ARGUMENTS:
+                    action.help = argparse.SUPPRESS
+        for action in self._actions:  # one spelling of each name in the help: `--a_b`, not `--a_b, --a-b`, nor --no_a
+            if action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
+
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+    def nearest(self, name: str) -> str:
+        """The end of an error message about the unknown argument `name`."""
+        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        found = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
+        return f"; did you mean {found[0]}?" if found else "; --help_all lists them all"
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(argv)
+        for word in unknown:
+            if word.startswith("-"):
+                raise InputError(f"unknown argument {word}{self.nearest(word)}")
+        if unknown:
+            raise InputError(f"{unknown[0]}: a value without an argument name in front of it")
+        return namespace
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the recipe's docstring as it is, and shows an argument once with its default."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        values = (
+            "" if action.nargs in (0, "?") else " " + self._format_args(action, (action.dest.split("_")[-1].upper()))
+        )
+        return action.option_strings[-1 if action.dest == "help" else 0] + values
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help = (action.help or "").split("\n")[0]
+        if action.default in (None, argparse.SUPPRESS) or "%(default)" in help:
+            return help
+        return f"{help} (default: %(default)s)"
+
+
+def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, description: str | None = None) -> tuple:
+    """Fill `dataclass_types` from `argv` (default: the command line) over `--config FILE` over their own defaults.
+
+    The YAML file maps argument names to values; it is read by `yaml.safe_load` and passes through the same parser as
+    the command line, so types and names are checked alike. Raises `InputError` that names file and line for an unknown
+    or repeated key and for a value of the wrong type, with the nearest valid name.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _Parser(dataclass_types, description, show_all="--help_all" in argv)
+    if "--help_all" in argv:
+        parser.print_help()
+        sys.exit(0)
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    path = config.parse_known_args(argv)[0].config
+    values = vars(parser.parse((_read_yaml(path, parser) if path else []) + argv))
+    return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
+
+
+def _read_yaml(path: str, parser: _Parser) -> list[str]:
+    """The arguments in YAML file `path` as command-line words."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold lines of `name: value`")
+    problems, words, seen = Problems(), [], set()
+    known = {option for action in parser._actions for option in action.option_strings}
+    for key_node, _ in root.value:
+        key, where = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
+        if f"--{key}" not in known or key in ("config", "help", "help_all"):
+            problems.add(where, f"unknown argument {key}{parser.nearest(key)}")
+        elif key in seen:
+            problems.add(where, f"{key} is given twice")
+        else:
+            seen.add(key)
+            new = _words(key, values[key])
+            try:
+                parser.parse(new)
+            except InputError as error:
+                problems.add(where, str(error))
+            words += new
+    problems.check()
+    return words
+
+
+def _words(key: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _nearest_file(path: str) -> str:
+    folder = Path(path).parent
+    names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+    found = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f"; did you mean {folder / found[0]}?" if found else ""

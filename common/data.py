@@ -1,0 +1,377 @@
+"""Rows from files or the hub, checked before anything is trained. Errors name file and line."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+
+from common.args import DataArguments
+from common.errors import InputError, Problems, tell, warn
+
+SPLITS = ("train", "validation", "test")
+CARVE_SEED = 0  # not --seed: runs with other seeds must be scored on the same rows
+
+Row = dict[str, Any]
+#: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
+Located = tuple[str, Row | str]
+
+
+# Files to rows
+
+
+def read_file(path: str | Path) -> Iterator[Located]:
+    """Rows of a file, each with its place; the ending of the name decides the format.
+
+    `.jsonl`: an object a line. `.json`: a list of objects, or an object a line. `.csv`, `.tsv`: a header line, then a
+    row a line. `.parquet`. `.conll`, `.bio`, `.iob`, `.iob2`: a word a line, its tag in the last column, an empty line
+    between sentences. `.txt`: plain text, a row a line. Blank lines are no rows. Memory does not grow with the file
+    except for `.json`. Raises `InputError` for an unknown ending or an unreadable file.
+    """
+    path = Path(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(READERS)}")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def check_file(path: str | Path, check: Callable[[Row], Iterable[str]]) -> None:
+    """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
+    problems = Problems()
+    for where, row in read_file(path):
+        for message in [row] if isinstance(row, str) else check(row):
+            problems.add(where, message)
+    problems.check()
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Place and text of each line; the text is None where the line is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                text = None
+            yield f"{path}:{number}", text
+
+
+NOT_UTF8 = "not UTF-8 text; convert the file, for example: iconv -f LATIN1 -t UTF-8"
+
+
+def _json(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"key {max(names, key=names.count)!r} stands twice in one object")
+        return found
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+
+
+def _read_json_lines(path: Path) -> Iterator[Located]:
+    for where, text in _lines(path):
+        if text is None:
+            yield where, NOT_UTF8
+        elif text.strip():
+            try:
+                row = _json(text)
+            except (ValueError, RecursionError) as error:
+                yield where, f"not a JSON object: {error}"
+            else:
+                yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+
+
+def _read_json(path: Path) -> Iterator[Located]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""  # the line reader says on which line
+    if not text.lstrip().startswith("["):
+        yield from _read_json_lines(path)
+        return
+    try:
+        rows = _json(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        yield f"{path}{line}", f"not a JSON list: {error}"
+        return
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+
+
+def _read_csv(path: Path) -> Iterator[Located]:
+    bad: list[Located] = []
+
+    def text_lines() -> Iterator[str]:
+        for where, text in _lines(path):
+            if text is None:
+                bad.append((where, NOT_UTF8))
+            yield (text or "") + "\n"
+
+    tabs = path.suffix.lower() == ".tsv"  # tab-separated files quote nothing, and quotation marks in them are text
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(text_lines(), **({"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}), strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            where, start = f"{path}:{start}", reader.line_num + 1
+            yield from bad
+            bad.clear()
+            if not cells:
+                continue
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    yield where, f"two columns of one name in the header: {', '.join(header)}"
+                    return
+            elif len(cells) != len(header):
+                yield where, f"{len(cells)} cells, but the header names {len(header)} columns"
+            else:
+                yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        yield f"{path}:{start}", f"not {'tab' if tabs else 'comma'}-separated text: {error}"
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        yield str(path), f"not a Parquet file: {error}"
+        return
+    decode = _class_label_decoder(Features.from_arrow_schema(file.schema_arrow))
+    number = 0
+    for batch in file.iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", decode(row)
+
+
+def _read_conll(path: Path) -> Iterator[Located]:
+    tokens: list[str] = []
+    tags: list[str] = []
+    first, columns, broken = "", 0, False
+    for where, text in _lines(path):
+        cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
+        cells = [cell.strip() for cell in cells]
+        if text is None:
+            yield where, NOT_UTF8
+            broken = True
+        elif not text.strip() or cells[0] == "-DOCSTART-":
+            if tokens and not broken:
+                yield first, {"tokens": tokens, "ner_tags": tags}
+            tokens, tags, broken = [], [], False
+        elif len(cells) < 2 or (columns and len(cells) != columns) or not all(cells):
+            expected = f"the lines above have {columns}" if columns else "a word and its tag are needed"
+            yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
+            broken = True
+        else:
+            columns = columns or len(cells)
+            first = first if tokens else where
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+    if tokens and not broken:
+        yield first, {"tokens": tokens, "ner_tags": tags}
+
+
+def _read_text(path: Path) -> Iterator[Located]:
+    for where, text in _lines(path):
+        if text is None:
+            yield where, NOT_UTF8
+        elif text.strip():
+            yield where, {"text": text}
+
+
+READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".bio": _read_conll,
+    ".iob": _read_conll,
+    ".iob2": _read_conll,
+    ".txt": _read_text,
+}
+
+
+def _kind(value: Any) -> str:
+    names = {
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+# Hub data sets and folders saved by datasets
+
+
+def _class_label_decoder(features: Features) -> Callable[[Row], Row]:
+    """A function that turns the `ClassLabel` integers of a row into their names."""
+
+    def name(label: ClassLabel, value: int | None) -> str | None:
+        if value is None:
+            return None
+        return label.names[value] if 0 <= value < len(label.names) else f"<unknown class {value}>"
+
+    singles = {c: f for c, f in features.items() if isinstance(f, ClassLabel)}
+    lists = {c: f.feature for c, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel)}
+
+    def decode(row: Row) -> Row:
+        row = row | {c: name(label, row[c]) for c, label in singles.items()}
+        return row | {c: [name(label, v) for v in row[c]] for c, label in lists.items() if row[c] is not None}
+
+    return decode
+
+
+def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
+    name = args.dataset_name
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, args.dataset_config_name)
+    except Exception as error:  # the library raises a dozen kinds, down to bare RuntimeError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--dataset_name {name}: {reason}; without a network give a folder saved by datasets, or --train_file"
+        ) from None
+    splits = found if isinstance(found, dict) else {"train": found}
+
+    def rows(split: Dataset, title: str) -> Iterator[Located]:
+        decode = _class_label_decoder(split.features)
+        for number, row in enumerate(split, 1):
+            yield f"{name} [{title}], row {number}", decode(row)
+
+    return {title: rows(split, title) for title, split in splits.items()}
+
+
+# Rows to a DatasetDict
+
+
+def load_splits(
+    args: DataArguments,
+    columns: dict[str, str],
+    check: Callable[[Row], Iterable[str]],
+    list_columns: Iterable[str] = (),
+) -> DatasetDict:
+    """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
+
+    `columns` maps the names a recipe works with to the names in the user's data; only these, and `id` where there is
+    one, are kept. `check(row)` yields a sentence for each thing that is wrong with a row. In a CSV cell a list column
+    (`list_columns`) holds a JSON list or words separated by spaces. A missing validation split is carved from train,
+    the same rows whatever the seed, and said. Raises `InputError` with up to ten problems, each with file and line.
+    """
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    sources = _read_dataset(args) if args.dataset_name else {s: read_file(f) for s, f in files.items() if f}
+    if "train" not in sources:
+        there = f"; splits there: {', '.join(sources)}" if args.dataset_name else ""
+        raise InputError(f"no training rows{there}; give --train_file or a --dataset_name with a train split")
+    problems = Problems()
+    splits = {}
+    for split in SPLITS:
+        if split in sources:
+            place = files[split] or f"{args.dataset_name} [{split}]"
+            rows = list(_checked(sources[split], place, columns, check, tuple(list_columns), problems))
+            splits[split] = rows
+    problems.check()
+    _warn_of_shared_files(files)
+    data = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+    if "validation" not in data:
+        _carve_validation(data, args.validation_split_percentage)
+    for split, limit in zip(
+        SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True
+    ):
+        if split in data and limit is not None:
+            data[split] = data[split].select(range(min(limit, len(data[split]))))
+    return data
+
+
+def _checked(
+    source: Iterable[Located],
+    place: str,
+    columns: dict[str, str],
+    check: Callable[[Row], Iterable[str]],
+    list_columns: tuple[str, ...],
+    problems: Problems,
+) -> Iterator[Row]:
+    count = 0
+    for where, found in source:
+        count += 1
+        if isinstance(found, str):
+            problems.add(where, found)
+            continue
+        missing = [theirs for theirs in columns.values() if theirs not in found]
+        if missing:
+            problems.add(
+                where,
+                f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, found)) or 'none'}; "
+                "name yours by --text_column_name and --label_column_name",
+            )
+            continue
+        row = {ours: found[theirs] for ours, theirs in columns.items()}
+        for name in list_columns:
+            if isinstance(row[name], str):
+                row[name] = _list_of_cell(row[name])
+        wrong = list(check(row))
+        for message in wrong:
+            problems.add(where, message)
+        if not wrong:
+            yield row if found.get("id") is None else row | {"id": str(found["id"])}
+    if count == 0:
+        problems.add(place, "holds no rows")
+
+
+def _list_of_cell(cell: str) -> Any:
+    try:
+        return _json(cell) if cell.startswith("[") else cell.split()
+    except ValueError:
+        return cell.split()
+
+
+def _carve_validation(data: DatasetDict, percentage: int) -> None:
+    rows = len(data["train"])
+    if rows < 2:
+        raise InputError("one training row is too few to carve validation rows from; give --validation_file")
+    carved = max(1, rows * percentage // 100)
+    halves = data["train"].train_test_split(test_size=carved, seed=CARVE_SEED, shuffle=True)
+    data["train"], data["validation"] = halves["train"], halves["test"]
+    tell(f"no validation data given: {carved} of the {rows} training rows are carved for it")
+
+
+def _warn_of_shared_files(files: dict[str, str | None]) -> None:
+    given = [(split, Path(file)) for split, file in files.items() if file]
+    for i, (split, file) in enumerate(given):
+        for other_split, other in given[i + 1 :]:
+            if file.samefile(other) or file.read_bytes() == other.read_bytes():
+                warn(f"{split} and {other_split} are the same file ({other}): the {other_split} scores say nothing")
+
+
+def label_names(data: DatasetDict, column: str) -> list[str]:
+    """All labels in list column `column` of any split, sorted; warns of those that training never sees."""
+    seen = {split: {label for row in rows[column] for label in row} for split, rows in data.items()}
+    names = sorted(set().union(*seen.values()))
+    unseen = [name for name in names if name not in seen["train"]]
+    if unseen:
+        splits = [split for split in seen if split != "train" and seen[split] & set(unseen)]
+        warn(f"seen in {' and '.join(splits)} but never in training, so they cannot be learned: {', '.join(unseen)}")
+    return names

@@ -1,0 +1,65 @@
+"""Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+SHOWN = 10
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. Each of `problems` says where it is and what to do."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+
+
+class Problems:
+    """Collects problems, so that the user sees up to ten at once instead of one a run."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+
+    def add(self, where: str, message: str) -> None:
+        """Note a problem; `where` is a file, or file:line."""
+        self.count += 1
+        if self.count <= SHOWN:
+            self.shown.append(f"{where}: {message}")
+
+    def check(self) -> None:
+        """Raise `InputError` if there was any problem."""
+        if self.count > SHOWN:
+            raise InputError(*self.shown, f"... and {self.count - SHOWN} more such problems")
+        if self.count:
+            raise InputError(*self.shown)
+
+
+def is_main_process() -> bool:
+    """True in the only process, or in rank 0 of several (torchrun and accelerate set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(message: str) -> None:
+    """Print a line for the user, once however many processes there are."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning to standard error, once however many processes there are."""
+    if is_main_process():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def command_line(main: Callable[[], object]) -> NoReturn:
+    """Run a program's `main` and exit: 0 when it returns, 2 with the problems when the input is at fault."""
+    try:
+        main()
+    except InputError as error:
+        if is_main_process():
+            for problem in str(error).splitlines():
+                print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

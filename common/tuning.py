@@ -1,0 +1,45 @@
+"""How much of the model is trained: all of it, or low-rank matrices beside it (LoRA)."""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from common.args import LoraArguments
+from common.errors import InputError, tell
+
+
+def add_lora(model: PreTrainedModel, args: LoraArguments, task_type: str) -> PreTrainedModel | PeftModel:
+    """`model` itself, or under `--lora_r` the same with LoRA matrices (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+    `task_type` is one of `peft.TaskType`: by it peft knows the head, which is trained in full and saved.
+    """
+    if args.lora_r is None:
+        return model
+    config = LoraConfig(
+        task_type=task_type,
+        r=args.lora_r,
+        lora_alpha=2 * args.lora_r if args.lora_alpha is None else args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules,
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:  # names the modules it does not find, or asks for some
+        raise InputError(f"--lora_target_modules: {error}") from None
+    trained, total = wrapped.get_nb_trainable_parameters()
+    tell(f"LoRA: {trained:,} of {total:,} parameters are trained")
+    return wrapped
+
+
+def merge_lora(model: PreTrainedModel | PeftModel, output_dir: str, save: bool) -> PreTrainedModel:
+    """The plain model that `model` amounts to: LoRA matrices added into the weights, wrapper gone.
+
+    With `save`, the adapter alone is kept in `output_dir/adapter`. The result computes what `model` computes, to
+    rounding, and loads like any other checkpoint.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    if save:
+        model.save_pretrained(str(Path(output_dir) / "adapter"))
+    return model.merge_and_unload()

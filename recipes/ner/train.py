@@ -1,0 +1,226 @@
+"""Named entity recognition: fine-tune a token classifier on words with BIO tags.
+
+    make ner
+    make ner ARGS="--train_file my.jsonl --validation_file dev.jsonl --test_file test.jsonl"
+    make ner ARGS="--model_name_or_path google-bert/bert-base-cased --lora_r 16 --num_train_epochs 3"
+    python -m recipes.ner.train --config my.yaml
+
+MEASURED
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from peft import TaskType
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, parse
+from common.data import label_names, load_splits
+from common.errors import command_line, tell
+from common.metrics import StrictSeqeval
+from common.models import load_model, load_tokenizer, resolve_model
+from common.outputs import Run
+from common.report import print_table, write_json_lines, write_model_card
+from common.trainer import Trainer
+from common.tuning import add_lora, merge_lora
+
+from .tagging import Gazetteer, check_row, cut_windows, repair_tags, stitch
+
+HERE = Path(__file__).resolve().parent
+USAGE = """from transformers import pipeline
+
+tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
+tagger("Ada Lovelace met Charles Babbage in London.")"""
+
+
+@dataclass
+class NerDataArguments(DataArguments):
+    text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
+    label_column_name: str = field(
+        default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
+    )
+    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a window; longer texts take several"})
+    doc_stride: int = field(default=64, metadata={"help": "sub-tokens that neighbouring windows share"})
+    repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
+
+    def __post_init__(self) -> None:
+        if not (self.train_file or self.dataset_name):
+            for split in ("train", "validation", "test"):
+                if getattr(self, f"{split}_file") is None:
+                    setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
+        super().__post_init__()
+
+
+@dataclass
+class NerTrainingArguments(TrainingArguments):
+    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
+    learning_rate: float | None = field(default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA when not given"})
+    num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
+    metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
+
+
+def encode(
+    rows: dict[str, list],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerFast,
+    label2id: dict[str, int],
+    max_seq_length: int,
+    doc_stride: int,
+) -> dict[str, list]:
+    """Windows of sub-tokens with `labels`: a word's tag on its first sub-token in its own window, else -100."""
+    windows = cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride)
+    windows["labels"] = []
+    tags = [iter(sequence) for sequence in rows["ner_tags"]]
+    for ids, sentence, positions in zip(
+        windows["input_ids"], windows["sentence"], windows.pop("positions"), strict=True
+    ):
+        labels = [-100] * len(ids)
+        for position in positions:
+            labels[position] = label2id[next(tags[sentence])]
+        windows["labels"].append(labels)
+    windows["sentence"] = [indices[sentence] for sentence in windows["sentence"]]
+    return windows
+
+
+def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
+    """One list of tags a sentence from `values`, arrays of label ids a window."""
+    return [[labels[i] for i in ids] for ids in stitch(windows["sentence"], values, prediction.label_ids)]
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    # Arguments
+    model_args, data_args, lora_args, args = parse(
+        (ModelArguments, NerDataArguments, LoraArguments, NerTrainingArguments), argv, __doc__
+    )
+    if args.learning_rate is None:
+        args.learning_rate = 2e-4 if lora_args.lora_r is None else 2e-3
+    set_seed(args.seed)
+
+    # Data
+    columns = {"tokens": data_args.text_column_name, "ner_tags": data_args.label_column_name}
+    check = partial(check_row, repair_bio=data_args.repair_bio)
+    data = load_splits(data_args, columns, check, list_columns=columns)
+    if data_args.repair_bio:
+        data = data.map(repair_tags)
+        tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
+    labels = label_names(data, "ner_tags")
+    run = Run(args, data_args, model_args, lora_args)
+
+    # Model
+    tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    tokenizer.model_max_length = data_args.max_seq_length  # saved with the model: predict cuts the same windows
+    model = load_model(AutoModelForTokenClassification, model_args, labels, data_args.max_seq_length)
+    windows = data.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=data["train"].column_names,
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "label2id": model.config.label2id,
+            "max_seq_length": data_args.max_seq_length,
+            "doc_stride": data_args.doc_stride,
+        },
+    )
+    model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
+
+    # Trainer
+    metric = StrictSeqeval(keep_in_memory=True)
+
+    def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
+        return metric.compute(
+            predictions=tag_sequences(windows, prediction.predictions, prediction, labels),
+            references=tag_sequences(windows, prediction.label_ids, prediction, labels),
+        )
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=windows["train"],
+        eval_dataset=windows["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        compute_metrics=score,
+    )
+
+    # Train
+    with run.phase("train"):
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    with run.phase("eval"):
+        metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    scored = "eval"
+
+    # Test
+    if "test" in windows:
+        scored = "test"
+        with run.phase("test"):
+            output = trainer.predict(windows["test"], metric_key_prefix="test")
+        gazetteer = Gazetteer(data["train"]["tokens"], data["train"]["ner_tags"])
+        baseline = metric.compute(
+            predictions=[gazetteer.tag(words) for words in data["test"]["tokens"]],
+            references=data["test"]["ner_tags"][:],
+        )
+        metrics |= output.metrics | {"test_gazetteer_f1": baseline["f1"]}
+        trainer.save_metrics("test", output.metrics | {"test_gazetteer_f1": baseline["f1"]})
+        predicted = tag_sequences(windows["test"], output.predictions, output, labels)
+        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), compare(data["test"], predicted))
+    print_scores(metrics, scored)
+
+    # Save
+    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    headline = {name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")}
+    write_model_card(
+        args.output_dir,
+        task="token-classification",
+        base_model=model_args.model_name_or_path,
+        scores=headline,
+        split=scored,
+        record=run.record,
+        usage=USAGE.format(folder=args.output_dir),
+    )
+    trainer.save_model()
+    run.finish(scores=metrics)
+    return metrics
+
+
+def compare(rows: Dataset, predicted: list[list[str]]) -> Iterator[dict]:
+    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
+    for row, tags in zip(rows, predicted, strict=True):
+        differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
+        yield row | {"predicted_tags": tags, "differ_at": differ}
+
+
+def print_scores(metrics: dict[str, float], split: str) -> None:
+    """A line for each entity type, the averages, and the baseline where it was scored."""
+    keys = ("precision", "recall", "f1")
+    types = [
+        k.removeprefix(f"{split}_").removesuffix("_support")
+        for k in metrics
+        if k.startswith(split) and k.endswith("_support")
+    ]
+    rows = [[t, *(metrics[f"{split}_{t}_{k}"] for k in keys), metrics[f"{split}_{t}_support"]] for t in sorted(types)]
+    total = sum(row[-1] for row in rows)
+    rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
+    rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
+    if f"{split}_gazetteer_f1" in metrics:
+        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
+    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
+    print_table(["type", "precision", "recall", "F1", "entities"], rows)
+
+
+if __name__ == "__main__":
+    command_line(main)

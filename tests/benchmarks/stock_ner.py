@@ -1,0 +1,98 @@
+"""The yardstick of `tests.benchmarks.ner`: token classification on the stock Trainer with its own defaults.
+
+As in the library's tutorial: float32, random order, padding to the longest row of the batch, logits of the whole split
+gathered and joined, no warm-up, the last weights kept. Model, epochs, batch size and learning rate are given.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+from datasets import load_dataset
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
+
+from common.args import DEFAULT_ENCODER
+from common.metrics import StrictSeqeval
+from common.models import resolve_model
+
+
+def main() -> None:
+    start = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--epochs", type=float, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--learning_rate", type=float, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args()
+
+    data = load_dataset("json", data_files={s: f"{options.data}/{s}.jsonl" for s in ("train", "validation", "test")})
+    labels = sorted({tag for split in data.values() for tags in split["ner_tags"] for tag in tags})
+    label2id = {label: i for i, label in enumerate(labels)}
+    path = resolve_model(DEFAULT_ENCODER)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def tokenize_and_align_labels(rows):
+        encoded = tokenizer(rows["tokens"], truncation=True, is_split_into_words=True)
+        encoded["labels"] = []
+        for i, tags in enumerate(rows["ner_tags"]):
+            words = encoded.word_ids(i)
+            encoded["labels"].append(
+                [
+                    -100 if word is None or (p and word == words[p - 1]) else label2id[tags[word]]
+                    for p, word in enumerate(words)
+                ]
+            )
+        return encoded
+
+    encoded = data.map(tokenize_and_align_labels, batched=True, remove_columns=data["train"].column_names)
+    metric = StrictSeqeval(keep_in_memory=True)
+
+    def compute_metrics(prediction):
+        logits, gold = prediction
+        best = np.argmax(logits, axis=2)
+        return metric.compute(
+            predictions=[
+                [labels[i] for i, g in zip(p, l, strict=True) if g != -100] for p, l in zip(best, gold, strict=True)
+            ],
+            references=[[labels[g] for g in l if g != -100] for l in gold],
+        )
+
+    model = AutoModelForTokenClassification.from_pretrained(
+        path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label2id
+    )
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.output_dir,
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.batch,
+            per_device_eval_batch_size=options.batch,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            use_cpu=True,
+        ),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        compute_metrics=compute_metrics,
+    )
+    trained = trainer.train()
+    scores = trainer.predict(encoded["test"], metric_key_prefix="test").metrics
+    trainer.save_model()
+    seconds = {"train_seconds": trained.metrics["train_runtime"], "total_seconds": time.perf_counter() - start}
+    with open(f"{options.output_dir}/stock.json", "w", encoding="utf-8") as file:
+        json.dump({"f1": scores["test_f1"]} | seconds, file)
+
+
+if __name__ == "__main__":
+    main()
