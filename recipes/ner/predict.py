@@ -3,9 +3,9 @@
     make predict RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
     python -m recipes.ner.predict --model outputs/ner --input texts.txt --output entities.jsonl
 
-The input is JSON Lines of {"text": ...} or {"tokens": [...]}, or a .txt file with a text a line. The output has the same
-rows in the same order, each with `entities`: label, text, start and end (characters of the text, or of the tokens joined
-by spaces) and score (mean probability of the tags of its words). Memory does not grow with the file.
+The input is JSON Lines of {"text": ...} or {"tokens": [...]}, or a .txt file with a text a line. The output has the
+same rows in the same order, each with `entities`: label, text, start and end (characters of the text, or of the tokens
+joined by spaces) and score (mean probability of the tags of its words). Memory does not grow with the file.
 """
 
 import json
@@ -36,7 +36,6 @@ class PredictArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file if it is there"})
     buffer_rows: int = field(default=4096, metadata={"help": "rows sorted by length together"})
     batch_tokens: int = field(default=4096, metadata={"help": "sub-tokens, padding included, in a batch"})
-    doc_stride: int = field(default=64, metadata={"help": "sub-tokens that neighbouring windows share"})
     precision: Literal["auto", "bf16", "fp32"] = field(
         default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively"}
     )
@@ -48,10 +47,13 @@ class PredictArguments:
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
 
 
-class Tagger:
-    """A saved model that tags words. `doc_stride` as in training; `batch_tokens` bounds a batch, padding included."""
+ARGUMENTS = (PredictArguments,)
 
-    def __init__(self, model: str, doc_stride: int = 64, batch_tokens: int = 4096, precision: str = "auto"):
+
+class Tagger:
+    """A saved model that tags words, in windows cut as in training. `batch_tokens` bounds a batch, padding included."""
+
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
         path = resolve_model(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.tokenizer = load_tokenizer(path)
@@ -63,9 +65,11 @@ class Tagger:
                 path, dtype=torch.float32, use_safetensors=True
             )
         self.model.to(self.device).eval()
-        self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+        positions = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+        self.max_length = getattr(config, "max_seq_length", positions)
+        self.doc_stride = getattr(config, "doc_stride", self.max_length // 4)
         self.labels = self.model.config.id2label
-        self.doc_stride, self.batch_tokens = doc_stride, batch_tokens
+        self.batch_tokens = batch_tokens
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
 
     @torch.inference_mode()
@@ -138,9 +142,9 @@ def with_entities(rows: list[Row], tagger: Tagger) -> Iterator[Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    (args,) = parse((PredictArguments,), argv, __doc__)
+    (args,) = parse(ARGUMENTS, argv, __doc__)
     check_file(args.input, check_row)
-    tagger = Tagger(args.model, args.doc_stride, args.batch_tokens, args.precision)
+    tagger = Tagger(args.model, args.batch_tokens, args.precision)
     count = 0
     with fresh_file(args.output, args.overwrite) as file, tqdm(unit=" rows") as bar:
         rows = (row for _, row in read_file(args.input))

@@ -8,7 +8,9 @@ import numpy as np
 import regex
 from transformers import PreTrainedTokenizerFast
 
+from common.errors import tell
 from common.metrics import invalid_tags
+from common.report import print_table
 
 TAG = re.compile(r"O|[BI]-\S+")
 
@@ -48,7 +50,7 @@ def check_row(row: dict, repair_bio: bool = False) -> Iterator[str]:
         return
     for i, tag in enumerate(tags, 1):
         if isinstance(tag, int):
-            yield f"tag {i} is the number {tag}; needed: names such as B-PER, or a data set whose column is a ClassLabel"
+            yield f"tag {i} is the number {tag}; needed: names such as B-PER, or a column of ClassLabel"
             return
         if not isinstance(tag, str) or not TAG.fullmatch(tag):
             yield f"tag {i} is {tag!r}; needed: O, B-TYPE or I-TYPE (other schemes: convert to BIO first)"
@@ -56,8 +58,8 @@ def check_row(row: dict, repair_bio: bool = False) -> Iterator[str]:
     orphans = [] if repair_bio else invalid_tags(tags)
     for i in orphans[:1]:
         yield (
-            f"tag {i + 1} ({tags[i]} on {tokens[i]!r}) continues no {tags[i][2:]} entity; write B-{tags[i][2:]}, or pass "
-            "--repair_bio to read every such tag so (right for IOB1 files)"
+            f"tag {i + 1} ({tags[i]} on {tokens[i]!r}) continues no {tags[i][2:]} entity; write B-{tags[i][2:]}, or "
+            "pass --repair_bio to read every such tag so (right for IOB1 files)"
         )
 
 
@@ -174,3 +176,28 @@ class Gazetteer:
             else:
                 tags.append("O")
         return tags
+
+
+def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
+    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
+    for row, tags in zip(rows, predicted, strict=True):
+        differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
+        yield row | {"predicted_tags": tags, "differ_at": differ}
+
+
+def print_scores(metrics: dict[str, float], split: str) -> None:
+    """A line for each entity type, the averages, and the baseline where it was scored."""
+    keys = ("precision", "recall", "f1")
+    types = [
+        k.removeprefix(f"{split}_").removesuffix("_support")
+        for k in metrics
+        if k.startswith(split) and k.endswith("_support")
+    ]
+    rows = [[t, *(metrics[f"{split}_{t}_{k}"] for k in keys), metrics[f"{split}_{t}_support"]] for t in sorted(types)]
+    total = sum(row[-1] for row in rows)
+    rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
+    rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
+    if f"{split}_gazetteer_f1" in metrics:
+        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
+    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
+    print_table(["type", "precision", "recall", "F1", "entities"], rows)

@@ -8,7 +8,6 @@
 MEASURED
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,15 +25,15 @@ from transformers import (
 
 from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, parse
 from common.data import label_names, load_splits
-from common.errors import command_line, tell
+from common.errors import InputError, command_line, tell
 from common.metrics import StrictSeqeval
-from common.models import load_model, load_tokenizer, resolve_model
+from common.models import load_model, load_tokenizer, padding_multiple, resolve_model
 from common.outputs import Run
-from common.report import print_table, write_json_lines, write_model_card
+from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
 from common.tuning import add_lora, merge_lora
 
-from .tagging import Gazetteer, check_row, cut_windows, repair_tags, stitch
+from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
@@ -59,6 +58,8 @@ class NerDataArguments(DataArguments):
                 if getattr(self, f"{split}_file") is None:
                     setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
         super().__post_init__()
+        if not 0 <= self.doc_stride <= self.max_seq_length // 2:
+            raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
 
 
 @dataclass
@@ -67,6 +68,9 @@ class NerTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA when not given"})
     num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
+
+
+ARGUMENTS = (ModelArguments, NerDataArguments, LoraArguments, NerTrainingArguments)
 
 
 def encode(
@@ -99,9 +103,7 @@ def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPr
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, lora_args, args = parse(
-        (ModelArguments, NerDataArguments, LoraArguments, NerTrainingArguments), argv, __doc__
-    )
+    model_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
         args.learning_rate = 2e-4 if lora_args.lora_r is None else 2e-3
     set_seed(args.seed)
@@ -118,19 +120,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-    tokenizer.model_max_length = data_args.max_seq_length  # saved with the model: predict cuts the same windows
     model = load_model(AutoModelForTokenClassification, model_args, labels, data_args.max_seq_length)
+    labels = list(model.config.id2label.values())
+    cut = {"max_seq_length": data_args.max_seq_length, "doc_stride": data_args.doc_stride}
+    model.config.update(cut)  # saved with the model, so that predict cuts the same windows
     windows = data.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "label2id": model.config.label2id,
-            "max_seq_length": data_args.max_seq_length,
-            "doc_stride": data_args.doc_stride,
-        },
+        fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
     )
     model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
 
@@ -149,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
         processing_class=tokenizer,
-        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
+        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=padding_multiple()),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
     )
@@ -195,31 +194,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.save_model()
     run.finish(scores=metrics)
     return metrics
-
-
-def compare(rows: Dataset, predicted: list[list[str]]) -> Iterator[dict]:
-    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
-    for row, tags in zip(rows, predicted, strict=True):
-        differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
-        yield row | {"predicted_tags": tags, "differ_at": differ}
-
-
-def print_scores(metrics: dict[str, float], split: str) -> None:
-    """A line for each entity type, the averages, and the baseline where it was scored."""
-    keys = ("precision", "recall", "f1")
-    types = [
-        k.removeprefix(f"{split}_").removesuffix("_support")
-        for k in metrics
-        if k.startswith(split) and k.endswith("_support")
-    ]
-    rows = [[t, *(metrics[f"{split}_{t}_{k}"] for k in keys), metrics[f"{split}_{t}_support"]] for t in sorted(types)]
-    total = sum(row[-1] for row in rows)
-    rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
-    rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
-    if f"{split}_gazetteer_f1" in metrics:
-        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
-    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
-    print_table(["type", "precision", "recall", "F1", "entities"], rows)
 
 
 if __name__ == "__main__":

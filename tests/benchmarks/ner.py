@@ -35,9 +35,11 @@ def run(command: list[str]) -> dict[str, float]:
 def ours(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path) -> dict[str, float]:
     files = [word for s in ("train", "validation", "test") for word in (f"--{s}_file", str(data / f"{s}.jsonl"))]
     measured = run(
-        [sys.executable, "-m", "recipes.ner.train", *files, "--num_train_epochs", epochs]
-        + ["--per_device_train_batch_size", batch, "--learning_rate", learning_rate, "--seed", seed]
-        + ["--output_dir", str(folder), "--overwrite"]
+        [
+            *(sys.executable, "-m", "recipes.ner.train", *files, "--num_train_epochs", epochs, "--seed", seed),
+            *("--per_device_train_batch_size", batch, "--learning_rate", learning_rate),
+            *("--output_dir", str(folder), "--overwrite"),
+        ]
     )
     results = json.loads((folder / "all_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -48,8 +50,10 @@ def ours(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, fol
 
 def stock(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path) -> dict[str, float]:
     measured = run(
-        [sys.executable, "-m", "tests.benchmarks.stock_ner", "--data", str(data), "--output_dir", str(folder)]
-        + ["--epochs", epochs, "--batch", batch, "--learning_rate", learning_rate, "--seed", seed]
+        [
+            *(sys.executable, "-m", "tests.benchmarks.stock_ner", "--data", str(data), "--output_dir", str(folder)),
+            *("--epochs", epochs, "--batch", batch, "--learning_rate", learning_rate, "--seed", seed),
+        ]
     )
     results = json.loads((folder / "stock.json").read_text())
     return measured | {"f1": results["f1"], "train_seconds": results["train_seconds"]}
@@ -82,8 +86,8 @@ def table(records: list[dict]) -> None:
 
         minutes = statistics.median(a["job_seconds"] for a, _ in pairs) / 60
         print(
-            f"| {key[0]} | {runs[0]['train_rows']:,} / {runs[0]['test_rows']:,} | {key[1]}, {key[2]} | {f1(0)} | {f1(1)} "
-            f"| {pairs[0][0]['gazetteer_f1']:.3f} | {minutes:.1f} | {ratio('train_seconds'):.1f}x "
+            f"| {key[0]} | {runs[0]['train_rows']:,} / {runs[0]['test_rows']:,} | {key[1]}, {key[2]} | {f1(0)} "
+            f"| {f1(1)} | {pairs[0][0]['gazetteer_f1']:.3f} | {minutes:.1f} | {ratio('train_seconds'):.1f}x "
             f"| {ratio('job_seconds'):.1f}x | {1 / ratio('peak_mib'):.2f}x |"
         )
 

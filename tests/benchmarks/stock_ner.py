@@ -59,11 +59,10 @@ def main() -> None:
     def compute_metrics(prediction):
         logits, gold = prediction
         best = np.argmax(logits, axis=2)
+        kept = [row != -100 for row in gold]
         return metric.compute(
-            predictions=[
-                [labels[i] for i, g in zip(p, l, strict=True) if g != -100] for p, l in zip(best, gold, strict=True)
-            ],
-            references=[[labels[g] for g in l if g != -100] for l in gold],
+            predictions=[[labels[i] for i in row[k]] for row, k in zip(best, kept, strict=True)],
+            references=[[labels[i] for i in row[k]] for row, k in zip(gold, kept, strict=True)],
         )
 
     model = AutoModelForTokenClassification.from_pretrained(

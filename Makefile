@@ -1,0 +1,51 @@
+# Every directory recipes/*/ with a train.py is a target.
+RECIPES := $(sort $(patsubst recipes/%/train.py,%,$(wildcard recipes/*/train.py)))
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RECIPE ?= ner
+MODEL ?= outputs/$(RECIPE)
+
+# GPUS=n runs n processes on this machine; without it one process takes what there is
+ifeq ($(GPUS),)
+RUN := $(BIN)/python -m
+else ifeq ($(GPUS),1)
+RUN := $(BIN)/accelerate launch --num_processes 1 -m
+else
+RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format predict $(RECIPES)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@for r in $(RECIPES); do printf '%-12s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$r/train.py)"; done
+
+setup: $(INSTALLED) ## create .venv and install the pinned requirements
+
+# --use-pep517: older versions of pip cannot build seqeval without it
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed; name yours: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.txt
+	touch $@
+
+$(RECIPES): $(INSTALLED)
+	$(RUN) recipes.$@.train $(ARGS)
+
+predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
+	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED) ## check format and rules (ruff)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(INSTALLED) ## format the code (ruff)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

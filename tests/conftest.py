@@ -1,0 +1,100 @@
+"""Tiny models built from a config, tiny data, and a way to run the recipes as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "recipes" / "ner" / "sample"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer in BERT's manner, trained on the sample; small, so that many words have several pieces."""
+    wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=False)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [" ".join(row["tokens"]) for row in read_jsonl(SAMPLE / "train.jsonl")]
+    wordpiece.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=SPECIAL))
+    ends = [(token, wordpiece.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    wordpiece.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=wordpiece, model_max_length=128, **{f"{k}_token": v for k, v in names.items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, tokenizer) -> str:
+    """Folder of a randomly initialised BERT of two layers, without dropout so that runs can be compared exactly."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def small(tmp_path) -> dict[str, str]:
+    """The first rows of the sample as files: 48 to train on, 20 to validate, 20 to test."""
+    sizes = {"train": 48, "validation": 20, "test": 20}
+    return {
+        split: write_jsonl(tmp_path / f"{split}.jsonl", read_jsonl(SAMPLE / f"{split}.jsonl")[:size])
+        for split, size in sizes.items()
+    }
+
+
+@pytest.fixture
+def arguments(tiny, small, tmp_path) -> list[str]:
+    """Arguments of a training run of seconds: tiny model, small files, fp32."""
+    files = [word for split, file in small.items() for word in (f"--{split}_file", file)]
+    return [
+        *files,
+        *("--model_name_or_path", tiny, "--output_dir", str(tmp_path / "out"), "--max_seq_length", "64"),
+        *("--doc_stride", "16", "--precision", "fp32", "--num_train_epochs", "2", "--learning_rate", "1e-3"),
+        *("--per_device_train_batch_size", "16", "--disable_tqdm", "true"),
+    ]
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python ...` from the repository root with one thread a process, and keep what it printed."""
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=env | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,97 @@
+"""Batches: the same steps on any number of processes, every row once, lengths alike, order restored."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from common.batching import LengthGroupedBatches, LengthSortedSampler, in_dataset_order, row_lengths, share
+
+LENGTHS = np.random.default_rng(0).integers(3, 90, size=500)
+
+
+def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=1):
+    return LengthGroupedBatches(lengths, rows, accumulation, processes, rank, seed)
+
+
+def steps_of(lengths, accumulation, processes, epoch, rows=32) -> list[list[int]]:
+    """Sorted row numbers of each optimizer step, put together from the batches of all processes."""
+    ranks = []
+    for rank in range(processes):
+        batches = sampler(lengths, rows, accumulation, processes, rank)
+        batches.set_epoch(epoch)
+        ranks.append(list(batches))
+        assert len(ranks[-1]) == len(batches)
+    assert len({len(batches) for batches in ranks}) == 1  # a process with fewer batches would hang the others
+    steps = []
+    for i in range(0, len(ranks[0]), accumulation):
+        steps.append(sorted(row for batches in ranks for batch in batches[i : i + accumulation] for row in batch))
+    return steps
+
+
+@pytest.mark.parametrize("rows", [500, 513, 512, 520, 33, 31, 70])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_steps_do_not_depend_on_processes_or_accumulation(rows, epoch):
+    lengths = np.resize(LENGTHS, rows)
+    alone = steps_of(lengths, 1, 1, epoch)
+    assert sorted(row for step in alone for row in step) == list(range(rows))  # every row once
+    assert len(alone) == -(-rows // 32)
+    for accumulation, processes in [(4, 1), (1, 2), (2, 2), (1, 4)]:
+        assert steps_of(lengths, accumulation, processes, epoch) == alone
+
+
+def test_no_batch_is_larger_than_asked_for():
+    for accumulation, processes in [(1, 1), (4, 1), (2, 2)]:
+        for rank in range(processes):
+            assert max(map(len, sampler(LENGTHS, 32, accumulation, processes, rank))) == 32 // accumulation // processes
+
+
+def test_a_small_rest_is_shared_with_the_step_before_it():
+    steps = steps_of(np.resize(LENGTHS, 65), 1, 1, 0)
+    assert sorted(map(len, steps)) == [16, 17, 32]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first, again, other_seed = list(sampler()), list(sampler()), list(sampler(seed=2))
+    next_epoch = sampler()
+    next_epoch.set_epoch(1)
+    assert first == again
+    assert first != other_seed
+    assert first != list(next_epoch)
+
+
+def test_grouping_by_length_saves_padding():
+    def padded(batches) -> int:
+        return sum(len(batch) * LENGTHS[batch].max() for batch in batches)
+
+    order = np.random.default_rng(1).permutation(500)
+    at_random = [order[i : i + 32] for i in range(0, 500, 32)]
+    assert padded(sampler()) < 0.75 * padded(at_random)
+
+
+def test_small_data_meets_other_neighbours_in_each_epoch():
+    batches = sampler(np.arange(64), rows=8)
+    compositions = []
+    for epoch in range(5):
+        batches.set_epoch(epoch)
+        compositions.append({frozenset(batch) for batch in batches})
+    assert not set.intersection(*compositions)
+
+
+def test_share_repeats_a_row_only_when_there_are_fewer_rows_than_parts():
+    assert share(np.arange(5), 2) == [[0, 1, 2], [3, 4]]
+    assert share(np.arange(2), 4) == [[0], [1], [1], [1]]
+
+
+def test_evaluation_order_is_sorted_and_undone():
+    rows = [[1] * n for n in (3, 9, 5, 9, 1)]
+    dataset = Dataset.from_dict({"input_ids": rows})
+    assert row_lengths(dataset).tolist() == [3, 9, 5, 9, 1]
+    order = LengthSortedSampler(dataset).order
+    assert order.tolist() == [1, 3, 2, 0, 4]
+    batches = [np.array([[i] for i in order[:2]]), np.array([[i] for i in order[2:]])]
+    assert [row.tolist() for row in in_dataset_order(batches, order)] == [[0], [1], [2], [3], [4]]
+
+
+def test_lengths_of_a_selected_data_set_follow_the_selection():
+    dataset = Dataset.from_dict({"input_ids": [[1] * n for n in (3, 9, 5)]}).select([2, 0])
+    assert row_lengths(dataset).tolist() == [5, 3]

@@ -1,0 +1,99 @@
+"""Every command in the documentation is understood by the program it names, and the recipes are those expected."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+
+from common.args import _Parser
+from tests.conftest import ROOT
+
+RECIPES = {"ner"}
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md"), *(ROOT / "common" / "launch").glob("*.yaml")]
+PROGRAMS = [*(ROOT / "recipes").glob("*/train.py"), *(ROOT / "recipes").glob("*/predict.py")]
+MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
+
+
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of each line in a code block or docstring that runs make or a recipe."""
+    found = []
+    for path in DOCUMENTS + PROGRAMS:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        if path.suffix == ".md":
+            text = "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL))
+        elif path.suffix == ".py":
+            text = text.split('"""')[1]
+        for line in text.splitlines():
+            line = line.strip().removeprefix("# ").split("  #")[0].strip()
+            if re.match(r"(make|python|torchrun|accelerate|cp) ", line):
+                found += [(str(path.relative_to(ROOT)), part) for part in line.split(" && ")]
+    return found
+
+
+def understood(recipe: str, program: str, words: list[str]) -> None:
+    module = importlib.import_module(f"recipes.{recipe}.{program}")
+    _Parser(module.ARGUMENTS, None, show_all=False).parse(words)
+
+
+@pytest.mark.parametrize(("file", "command"), commands())
+def test_documented_commands_are_understood(file, command):
+    if command.startswith("cp "):
+        assert command.split()[:3] == ["cp", "-r", "recipes/ner"]
+        return
+    if match := MODULE.search(command):
+        recipe, program, rest = match.groups()
+        understood(recipe, program, shlex.split(rest))
+        for config in re.findall(r"--config_file (\S+)", command):
+            assert (ROOT / config).is_file()
+        return
+    if match := re.search(r"-m (tests\.\w+\.\w+)", command):
+        assert (ROOT / (match[1].replace(".", "/") + ".py")).is_file()
+        return
+    words = shlex.split(command)
+    assert words[0] == "make", command
+    targets = [word for word in words[1:] if "=" not in word]
+    variables = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert target in RECIPES | {"contracts"} or re.search(rf"^{target}:", makefile, re.MULTILINE), command
+    assert set(variables) <= set(re.findall(r"\$\((\w+)\)", makefile)), command
+    if targets[0] in RECIPES:
+        understood(targets[0], "train", shlex.split(variables.get("ARGS", "")))
+
+
+def test_there_are_commands_to_check():
+    files = [file for file, _ in commands()]
+    assert files.count("README.md") >= 8
+    assert files.count("recipes/ner/README.md") >= 4
+
+
+def test_the_recipes_are_those_expected_and_each_is_whole():
+    assert {path.parent.name for path in (ROOT / "recipes").glob("*/train.py")} == RECIPES
+    for recipe in RECIPES:
+        folder = ROOT / "recipes" / recipe
+        for name in ("train.py", "predict.py", "README.md", "sample/train.jsonl"):
+            assert (folder / name).is_file()
+        assert f"recipes/{recipe}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_train_scripts_are_short_and_ordered():
+    for recipe in RECIPES:
+        text = (ROOT / "recipes" / recipe / "train.py").read_text(encoding="utf-8")
+        sections = re.findall(r"^    # (\w+)$", text, re.MULTILINE)
+        assert sections == ["Arguments", "Data", "Model", "Trainer", "Train", "Test", "Save"]
+
+
+def test_readme_is_under_150_lines_and_links_hold():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    for path in [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md")]:
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).exists(), f"{path}: {link}"
+
+
+def test_common_never_imports_a_recipe_and_recipes_never_import_each_other():
+    for path in (ROOT / "common").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) recipes", path.read_text(encoding="utf-8"), re.MULTILINE), path
+    for path in (ROOT / "recipes").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) recipes", path.read_text(encoding="utf-8"), re.MULTILINE), path

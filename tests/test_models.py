@@ -1,0 +1,182 @@
+"""Names to checkpoints: local, embedded, hub; heads, labels, types."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import TaskType
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForTokenClassification,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from common import models
+from common.args import DEFAULT_ENCODER, LoraArguments, ModelArguments
+from common.errors import InputError
+from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
+from common.tuning import add_lora, merge_lora
+
+LABELS = ["B-X", "I-X", "O"]
+
+
+def load(name: str, max_length: int = 64, **arguments):
+    return load_model(AutoModelForTokenClassification, ModelArguments(name, **arguments), LABELS, max_length)
+
+
+def test_a_local_folder_is_itself(tiny):
+    assert resolve_model(tiny) == tiny
+
+
+def test_the_embedded_encoder_needs_no_network_and_is_checked(monkeypatch):
+    folder = Path(resolve_model(DEFAULT_ENCODER))
+    assert (folder / "model.safetensors").stat().st_size == 90868376
+    package, sha256 = models.EMBEDDED[DEFAULT_ENCODER]
+    monkeypatch.setitem(models.EMBEDDED, DEFAULT_ENCODER, (package, sha256[::-1]))
+    resolve_model.cache_clear()
+    with pytest.raises(InputError, match=rf"sha256 is {sha256}, not .*--force-reinstall"):
+        resolve_model(DEFAULT_ENCODER)
+    monkeypatch.undo()
+    resolve_model.cache_clear()
+
+
+def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
+    with pytest.raises(InputError) as error:
+        resolve_model("google-bert/bert-base-cased")
+    text = str(error.value)
+    assert text.startswith("google-bert/bert-base-cased: not in the cache, and the Hugging Face hub cannot be reached")
+    assert "local folder" in text
+    assert DEFAULT_ENCODER in text
+    assert "hf download google-bert/bert-base-cased" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("bad name!", "neither a folder here nor a valid hub name"),
+        ("common", "no config.json in this folder"),
+    ],
+)
+def test_wrong_names(name, message):
+    with pytest.raises(InputError, match=message):
+        resolve_model(name)
+
+
+def test_labels_are_set_and_weights_are_float32_whatever_the_checkpoint(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "half")
+    weights = {k: v.bfloat16() for k, v in load_file(tmp_path / "half" / "model.safetensors").items()}
+    save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    model = load(str(tmp_path / "half"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.config.id2label == {0: "B-X", 1: "I-X", 2: "O"}
+    assert model.config.label2id == {"B-X": 0, "I-X": 1, "O": 2}
+
+
+def test_the_head_is_drawn_from_the_seed_and_replaced_for_other_labels(tiny, tmp_path):
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(load(tiny).classifier.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    AutoModelForTokenClassification.from_pretrained(tiny, num_labels=9).save_pretrained(tmp_path / "nine")
+    assert load(str(tmp_path / "nine")).classifier.out_features == 3
+
+
+def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(tiny, tmp_path, capsys):
+    for labels in (["O", "I-X", "B-X"], ["O", "I-Y", "B-Y"]):
+        folder = tmp_path / labels[1]
+        made = AutoModelForTokenClassification.from_pretrained(tiny, id2label=dict(enumerate(labels)))
+        made.save_pretrained(folder)
+        capsys.readouterr()
+        model = load(str(folder))
+        kept = torch.equal(model.classifier.weight, made.classifier.weight)
+        told = "untrained weights, drawn by the seed: classifier.bias, classifier.weight" in capsys.readouterr().out
+        assert torch.equal(
+            model.bert.encoder.layer[0].output.dense.weight, made.bert.encoder.layer[0].output.dense.weight
+        )
+        if labels[1] == "I-X":
+            assert kept
+            assert not told
+            assert list(model.config.id2label.values()) == labels
+        else:
+            assert not kept
+            assert told
+            assert model.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
+            assert not model.classifier.bias.any()
+            assert list(model.config.id2label.values()) == LABELS
+
+
+def test_what_cannot_be_loaded_says_why(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"--max_seq_length 500: .* reads 128 sub-tokens at most"):
+        load(tiny, max_length=500)
+    (tmp_path / "pickle").mkdir()
+    shutil.copy(f"{tiny}/config.json", tmp_path / "pickle")
+    torch.save({}, tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded by AutoModelForTokenClassification"):
+        load(str(tmp_path / "pickle"))  # safetensors only: a pickle could run code
+
+
+def test_attention_dropout_reaches_the_model(tiny):
+    assert load(tiny, attention_dropout=0.25).config.attention_probs_dropout_prob == 0.25
+    with pytest.raises(InputError, match="between 0 and 1"):
+        load(tiny, attention_dropout=2.0)
+
+
+def test_attention_kernel_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert attention_kernel("auto", dropout=0.1, max_length=512) == "eager"
+    assert attention_kernel("auto", dropout=0.0, max_length=64) == "eager"
+    assert attention_kernel("auto", dropout=0.0, max_length=512) == "sdpa"
+    assert attention_kernel("flex_attention", 0.1, 64) == "flex_attention"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert attention_kernel("auto", dropout=0.1, max_length=64) == "sdpa"
+
+
+def test_byte_level_tokenizers_put_a_space_before_each_word(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a new york b"] * 50, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
+    bpe.save_model(str(tmp_path))
+    RobertaModel(
+        RobertaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    found = tokenizer(["new", "york"], is_split_into_words=True)
+    assert {0, 1} <= set(found.word_ids())
+
+
+def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tmp_path):
+    torch.manual_seed(0)
+    plain = load(tiny)
+    head = sum(p.numel() for p in plain.classifier.parameters())
+    model = add_lora(plain, LoraArguments(lora_r=4, lora_target_modules=["query", "value"]), TaskType.TOKEN_CLS)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == head + 2 * 2 * 4 * (64 + 64)  # layers, matrices, rank, in + out
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)  # zero at first, which would make the test blind
+    ids = torch.randint(5, 500, (3, 20))
+    with torch.no_grad():
+        unmerged = model.eval()(input_ids=ids).logits
+        merged = merge_lora(model, str(tmp_path), save=True).eval()
+        assert (merged(input_ids=ids).logits - unmerged).abs().max() < 1e-5
+        assert (load(tiny).eval()(input_ids=ids).logits - unmerged).abs().max() > 1e-2
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 4
+    assert adapter["base_model_name_or_path"] == tiny
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_lora_modules_that_do_not_exist_are_an_input_error(tiny):
+    with pytest.raises(InputError, match="--lora_target_modules"):
+        add_lora(load(tiny), LoraArguments(lora_r=4, lora_target_modules=["q_proj"]), TaskType.TOKEN_CLS)

@@ -1,0 +1,113 @@
+"""The output folder: one run at a time, nothing replaced in silence, a record of what was run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import InputError
+from common.outputs import fresh_file, sha256
+from recipes.ner import train
+from tests.conftest import ROOT
+
+
+def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    train.main(arguments)
+    (out / "notes.txt").write_text("mine")
+    weights = sha256(out / "model.safetensors")
+
+    with pytest.raises(
+        InputError, match=r"holds the results of a different run; .*--resume_from_checkpoint true.*--overwrite"
+    ):
+        train.main([*arguments, "--seed", "7"])
+    assert sha256(out / "model.safetensors") == weights
+
+    train.main(arguments)
+    assert "runs the same run again" in capsys.readouterr().out
+    assert sha256(out / "model.safetensors") == weights
+
+    train.main([*arguments, "--seed", "7", "--overwrite"])
+    assert "replaces the run that is there" in capsys.readouterr().out
+    assert sha256(out / "model.safetensors") != weights
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_text("somebody's")
+    with pytest.raises(InputError, match="holds the results of a different run"):
+        train.main(arguments)
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "somebody's"
+
+
+def test_a_run_goes_on_from_its_checkpoint_or_says_that_there_is_none(arguments, tmp_path):
+    with pytest.raises(InputError, match="there is no checkpoint in"):
+        train.main([*arguments, "--resume_from_checkpoint", "true"])
+    with pytest.raises(InputError, match="not a checkpoint folder"):
+        train.main([*arguments, "--resume_from_checkpoint", "common"])
+    train.main([*arguments, "--save_total_limit", "5"])
+    whole = sha256(tmp_path / "out" / "model.safetensors")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    train.main([*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")])
+    assert sha256(tmp_path / "out" / "model.safetensors") == whole
+
+
+def test_a_folder_in_use_is_refused(arguments, tmp_path):
+    (tmp_path / "out").mkdir()
+    hold = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, 2); f.write('process 1 on here'); "
+        "f.flush(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    try:
+        with pytest.raises(InputError, match="in use by process 1 on here"):
+            train.main(arguments)
+    finally:
+        holder.kill()
+        holder.wait()
+    train.main(arguments)  # the lock of a dead process is stale
+
+
+def test_a_folder_that_cannot_be_written_is_an_input_error(arguments, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        train.main([*arguments, "--output_dir", str(tmp_path / "file" / "out")])
+
+
+def test_the_record_tells_what_was_run(arguments, small, tmp_path):
+    train.main(arguments)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["finished"] >= record["started"]
+    assert record["arguments"]["num_train_epochs"] == 2
+    assert record["arguments"]["doc_stride"] == 16
+    assert record["data"]["train_file"]["sha256"] == sha256(small["train"])
+    assert record["versions"]["transformers"] == "5.23.0"
+    assert record["hardware"]["precision"] == "fp32"
+    assert set(record["phases"]) == {"train", "eval", "test"}
+    assert all(phase["seconds"] > 0 and phase["peak_memory_mib"] > 100 for phase in record["phases"].values())
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert git.returncode != 0 or record["git_commit"].startswith(git.stdout.strip())
+
+
+def test_a_fresh_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "new" / "a.jsonl"
+
+    def stopped() -> None:
+        with fresh_file(path, overwrite=False) as file:
+            file.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert list(path.parent.iterdir()) == []
+    with fresh_file(path, overwrite=False) as file:
+        file.write("whole")
+    with pytest.raises(InputError, match="exists already"), fresh_file(path, overwrite=False):
+        pass
+    assert path.read_text() == "whole"
+    with fresh_file(path, overwrite=True) as file:
+        file.write("new")
+    assert path.read_text() == "new"
