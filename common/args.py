@@ -17,8 +17,9 @@ import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import get_available_reporting_integrations
 
-from common.errors import InputError, Problems
+from common.errors import InputError, Problems, tell
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 #: arguments of transformers that `--help` shows; `--help_all` shows every one
@@ -146,7 +147,15 @@ class TrainingArguments(transformers.TrainingArguments):
             self.load_best_model_at_end = False
         if self.resume_from_checkpoint in ("true", "True"):
             self.resume_from_checkpoint = True  # the newest checkpoint in output_dir
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise InputError("--early_stopping_patience: needs evaluations to count; leave --eval_strategy no out")
+        there = {"none", "all", *get_available_reporting_integrations()}
+        for name in set(self.report_to) - there:
+            raise InputError(f"--report_to {name}: not installed (run: pip install {name}), or no such logger")
         super().__post_init__()
+        if self.n_gpu > 1:  # the stock Trainer would take all of them by torch.nn.DataParallel, which is slow
+            tell(f"{self.n_gpu} GPUs are here and one is used; take them all by: make ner GPUS={self.n_gpu}")
+            self._n_gpu = 1
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size:
             raise InputError(
@@ -239,7 +248,10 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
     config.add_argument("--config")
     path = config.parse_known_args(argv)[0].config
     values = vars(parser.parse((_read_yaml(path, parser) if path else []) + argv))
-    return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
+    try:
+        return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
+    except (ValueError, ImportError) as error:  # from transformers: arguments that exclude each other, and the like
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def _read_yaml(path: str, parser: _Parser) -> list[str]:

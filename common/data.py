@@ -26,16 +26,18 @@ Located = tuple[str, Row | str]
 # Files to rows
 
 
-def read_file(path: str | Path) -> Iterator[Located]:
+def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
     """Rows of a file, each with its place; the ending of the name decides the format.
 
     `.jsonl`: an object a line. `.json`: a list of objects, or an object a line. `.csv`, `.tsv`: a header line, then a
     row a line. `.parquet`. `.conll`, `.bio`, `.iob`, `.iob2`: a word a line, its tag in the last column, an empty line
-    between sentences. `.txt`: plain text, a row a line. Blank lines are no rows. Memory does not grow with the file
-    except for `.json`. Raises `InputError` for an unknown ending or an unreadable file.
+    between sentences. `.txt`: plain text, a row a line, or under `txt="conll"` columns as those. Blank lines are no
+    rows. Memory does not grow with the file except for `.json`. Raises `InputError` for an unknown ending or an
+    unreadable file.
     """
     path = Path(path)
-    reader = READERS.get(path.suffix.lower())
+    ending = path.suffix.lower()
+    reader = READERS.get(f".{txt}" if ending == ".txt" else ending)
     if reader is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(READERS)}")
     try:
@@ -207,6 +209,7 @@ READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
     ".iob": _read_conll,
     ".iob2": _read_conll,
     ".txt": _read_text,
+    ".text": _read_text,
 }
 
 
@@ -273,16 +276,18 @@ def load_splits(
     columns: dict[str, str],
     check: Callable[[Row], Iterable[str]],
     list_columns: Iterable[str] = (),
+    txt: str = "text",
 ) -> DatasetDict:
     """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
 
-    `columns` maps the names a recipe works with to the names in the user's data; only these, and `id` where there is
-    one, are kept. `check(row)` yields a sentence for each thing that is wrong with a row. In a CSV cell a list column
-    (`list_columns`) holds a JSON list or words separated by spaces. A missing validation split is carved from train,
-    the same rows whatever the seed, and said. Raises `InputError` with up to ten problems, each with file and line.
+    `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
+    is the number of the row where it has none. `check(row)` yields a sentence for each thing that is wrong with a row.
+    In a CSV cell a list column (`list_columns`) holds a JSON list or words separated by spaces. `txt` is as for
+    `read_file`. A missing validation split is carved from train, the same rows whatever the seed, and said. Raises
+    `InputError` with up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    sources = _read_dataset(args) if args.dataset_name else {s: read_file(f) for s, f in files.items() if f}
+    sources = _read_dataset(args) if args.dataset_name else {s: read_file(f, txt) for s, f in files.items() if f}
     if "train" not in sources:
         there = f"; splits there: {', '.join(sources)}" if args.dataset_name else ""
         raise InputError(f"no training rows{there}; give --train_file or a --dataset_name with a train split")
@@ -336,7 +341,7 @@ def _checked(
         for message in wrong:
             problems.add(where, message)
         if not wrong:
-            yield row if found.get("id") is None else row | {"id": str(found["id"])}
+            yield row | {"id": str(found.get("id", count))}
     if count == 0:
         problems.add(place, "holds no rows")
 

@@ -24,6 +24,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from common.batching import LengthGroupedBatches, LengthSortedSampler, in_dataset_order, row_lengths
+from common.errors import InputError
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -148,6 +149,12 @@ class Trainer(transformers.Trainer):
         return metrics
 
     # Saving
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (OSError, ValueError) as error:  # no network, not logged in, or no right to write there
+            raise InputError(f"--push_to_hub: {' '.join(str(error).split())}; log in first by: hf auth login") from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

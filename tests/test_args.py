@@ -15,13 +15,13 @@ def parse(*argv: str) -> tuple:
 def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
     config = tmp_path / "my.yaml"
     config.write_text(
-        "learning_rate: 2e-5\nnum_train_epochs: 7\nseed: 5\nreport_to: [tensorboard, wandb]\n"
+        "learning_rate: 2e-5\nnum_train_epochs: 7\nseed: 5\nreport_to: [tensorboard, none]\n"
         "repair_bio: true\nload_best_model_at_end: false\nlr_scheduler_kwargs: {num_cycles: 2}\nlora_r: null\n"
     )
     _, data, lora, args = parse("--config", str(config), "--seed", "9")
     assert (args.learning_rate, args.num_train_epochs, args.seed) == (2e-5, 7.0, 9)
     assert args.per_device_train_batch_size == 32
-    assert args.report_to == ["tensorboard", "wandb"]
+    assert args.report_to == ["tensorboard", "none"]
     assert data.repair_bio is True
     assert args.load_best_model_at_end is False
     assert args.lr_scheduler_kwargs == {"num_cycles": 2}
@@ -42,6 +42,10 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--lora_r", "0"], "--lora_r must be at least 1"),
         (["--max_train_samples", "0"], "--max_train_samples must be at least 1"),
         (["--config", "none.yaml"], "--config none.yaml: No such file"),
+        (["--test_file", "Makefile"], "need --train_file beside them"),
+        (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
+        (["--report_to", "tensorboard", "wandb"], "--report_to wandb: not installed"),
+        (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
         (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
     ],
 )

@@ -14,15 +14,15 @@ from recipes.ner.tagging import check_row
 from tests.conftest import read_jsonl, run, write_jsonl
 
 ROWS = [
-    {"tokens": ["Oslo", "fell"], "ner_tags": ["B-LOC", "O"]},
-    {"tokens": ["Ann", '"the', 'Axe"', "Li"], "ner_tags": ["B-PER", "I-PER", "I-PER", "I-PER"]},
-    {"tokens": ["ça", "va", "?"], "ner_tags": ["O", "O", "O"]},
+    {"tokens": ["Oslo", "fell"], "ner_tags": ["B-LOC", "O"], "id": "1"},
+    {"tokens": ["Ann", '"the', 'Axe"', "Li"], "ner_tags": ["B-PER", "I-PER", "I-PER", "I-PER"], "id": "2"},
+    {"tokens": ["ça", "va", "?"], "ner_tags": ["O", "O", "O"], "id": "3"},
 ]
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
 
 
 def load(**arguments) -> DatasetDict:
-    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS)
+    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS, txt="conll")
 
 
 def conll(rows: list[dict], columns: int) -> str:
@@ -43,7 +43,8 @@ def write(folder: Path, ending: str) -> str:
     elif ending == ".parquet":
         names = ["O", "B-LOC", "B-PER", "I-PER"]  # tags as integers of a ClassLabel
         rows = [row | {"ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
-        features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+        tags = List(ClassLabel(names=names))
+        features = Features({"tokens": List(Value("string")), "ner_tags": tags, "id": Value("string")})
         Dataset.from_list(rows, features=features).to_parquet(str(path))
     elif ending == ".csv":
         Dataset.from_list([{k: json.dumps(v) for k, v in row.items()} for row in ROWS]).to_csv(str(path))
@@ -55,7 +56,7 @@ def write(folder: Path, ending: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".bio"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".bio", ".txt"])
 def test_every_format_gives_the_same_rows(tmp_path, ending):
     file = write(tmp_path, ending)
     data = load(train_file=file, validation_file=file)
@@ -76,7 +77,8 @@ def test_json_with_an_object_a_line_and_a_byte_order_mark(tmp_path):
 
 def test_a_folder_saved_by_datasets_with_class_labels(tmp_path):
     names = ["O", "B-LOC", "B-PER", "I-PER"]
-    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    tags = List(ClassLabel(names=names))
+    features = Features({"tokens": List(Value("string")), "ner_tags": tags, "id": Value("string")})
     rows = [row | {"ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
     split = Dataset.from_list(rows, features=features)
     DatasetDict({"train": split, "validation": split}).save_to_disk(str(tmp_path / "saved"))
@@ -109,6 +111,16 @@ def test_a_missing_validation_split_is_carved_the_same_way_each_time(tmp_path, c
     assert "5 of the 50 training rows are carved" in capsys.readouterr().out
     assert first["validation"].to_list() == again["validation"].to_list()
     assert sorted(int(row["tokens"][0]) for split in first.values() for row in split) == list(range(50))
+
+
+def test_an_id_in_one_split_only_does_no_harm(tmp_path, arguments):
+    rows = read_jsonl(Path(arguments[arguments.index("--test_file") + 1]))
+    arguments[arguments.index("--test_file") + 1] = write_jsonl(
+        tmp_path / "no_id.jsonl", [{k: v for k, v in row.items() if k != "id"} for row in rows]
+    )
+    train.main(arguments)
+    found = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
+    assert [row["id"] for row in found] == [str(i + 1) for i in range(len(rows))]
 
 
 def test_max_samples_take_the_first_rows(small):
@@ -160,7 +172,7 @@ BAD_FILES = {
     "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 columns, but the lines above have 2"),
     "Parquet cut off": (".parquet", "PAR1 and no more", "not a Parquet file"),
     "unknown ending": (".docx", "x", "unknown kind of file '.docx'"),
-    "plain text": (".txt", "no tags here\n", ":1: no column tokens nor ner_tags; columns here: text"),
+    "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a word and its tag are needed"),
 }  # fmt: skip
 
 

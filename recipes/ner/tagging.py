@@ -182,7 +182,8 @@ def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
     """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
     for row, tags in zip(rows, predicted, strict=True):
         differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
-        yield row | {"predicted_tags": tags, "differ_at": differ}
+        kept = {name: row[name] for name in ("id", "tokens", "ner_tags")}
+        yield kept | {"predicted_tags": tags, "differ_at": differ}
 
 
 def print_scores(metrics: dict[str, float], split: str) -> None:

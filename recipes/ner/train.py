@@ -54,9 +54,10 @@ class NerDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         if not (self.train_file or self.dataset_name):
+            if self.validation_file or self.test_file:
+                raise InputError("--validation_file and --test_file need --train_file beside them")
             for split in ("train", "validation", "test"):
-                if getattr(self, f"{split}_file") is None:
-                    setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
+                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
         super().__post_init__()
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:
             raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Data
     columns = {"tokens": data_args.text_column_name, "ner_tags": data_args.label_column_name}
     check = partial(check_row, repair_bio=data_args.repair_bio)
-    data = load_splits(data_args, columns, check, list_columns=columns)
+    data = load_splits(data_args, columns, check, list_columns=columns, txt="conll")
     if data_args.repair_bio:
         data = data.map(repair_tags)
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
