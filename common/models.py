@@ -97,11 +97,6 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str:
     return "eager"
 
 
-def padding_multiple() -> int | None:
-    """Multiple to pad the length of a batch to: 8 suits the matrix units of a GPU, a CPU does best without."""
-    return 8 if torch.accelerator.is_available() else None
-
-
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Fast tokenizer of the checkpoint in folder `path`: only those map sub-tokens to words and characters."""
     model_type = AutoConfig.from_pretrained(path).model_type

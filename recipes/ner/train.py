@@ -27,7 +27,7 @@ from common.args import DataArguments, LoraArguments, ModelArguments, TrainingAr
 from common.data import label_names, load_splits
 from common.errors import InputError, command_line, tell
 from common.metrics import StrictSeqeval
-from common.models import load_model, load_tokenizer, padding_multiple, resolve_model
+from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
         processing_class=tokenizer,
-        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=padding_multiple()),
+        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
     )
