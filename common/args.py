@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -117,6 +118,7 @@ class TrainingArguments(transformers.TrainingArguments):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
         default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively, else fp32"}
     )
+    bf16: bool | None = field(default=None)  # None: decided by --precision
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
@@ -141,9 +143,9 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = True  # also what makes torchrun start one run of many processes, and not many runs of one
         if self.precision != "auto":
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
-        elif not self.fp16:
-            self.bf16 = self.bf16 or native_bf16(self.use_cpu)
-        if self.eval_strategy == "no":
+        elif self.bf16 is None:
+            self.bf16 = not self.fp16 and native_bf16(self.use_cpu)
+        if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
         if self.resume_from_checkpoint in ("true", "True"):
             self.resume_from_checkpoint = True  # the newest checkpoint in output_dir
@@ -162,6 +164,16 @@ class TrainingArguments(transformers.TrainingArguments):
                 f"{launched} processes were launched but each sees {self.world_size}: they would train apart into one "
                 "folder; launch with torchrun, or with accelerate launch --multi_gpu"
             )
+
+
+def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:
+    """Raise `InputError` unless `--metric_for_best_model` names one of `metrics`, or the loss."""
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = ["loss", *metrics]
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        more = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
+        raise InputError(f"--metric_for_best_model {name}: no such score{more}")
 
 
 def native_bf16(cpu: bool) -> bool:
@@ -250,7 +262,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
     values = vars(parser.parse((_read_yaml(path, parser) if path else []) + argv))
     try:
         return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
-    except (ValueError, ImportError) as error:  # from transformers: arguments that exclude each other, and the like
+    except (ValueError, ImportError, OSError) as error:  # from transformers, or a folder that may not be read
         raise InputError(" ".join(str(error).split())) from None
 
 
@@ -271,7 +283,7 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
         raise InputError(f"{path}: must hold lines of `name: value`")
     problems, words, seen = Problems(), [], set()
     known = {option for action in parser._actions for option in action.option_strings}
-    for key_node, _ in root.value:
+    for key_node, value_node in root.value:
         key, where = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
         if f"--{key}" not in known or key in ("config", "help", "help_all"):
             problems.add(where, f"unknown argument {key}{parser.nearest(key)}")
@@ -279,7 +291,7 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
             problems.add(where, f"{key} is given twice")
         else:
             seen.add(key)
-            new = _words(key, values[key])
+            new = _words(key, value_node, values[key])
             try:
                 parser.parse(new)
             except InputError as error:
@@ -289,12 +301,13 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
     return words
 
 
-def _words(key: str, value: Any) -> list[str]:
+def _words(key: str, node: yaml.Node, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+    # a scalar as it is written: YAML would read `no` as False and 2e-5 as text
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else node.value}"]
 
 
 def _nearest_file(path: str) -> str:

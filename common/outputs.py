@@ -3,16 +3,18 @@
 import dataclasses
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -46,16 +48,18 @@ def sha256(path: str | Path) -> str:
 def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
     """A file to write that appears under its name when it is whole. Refuses to replace one without `overwrite`."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; give another name, or --overwrite")
     part = path.with_name(path.name + ".part")
     try:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; give another name, or --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            yield file
-        part.replace(path)
+        file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -63,9 +67,10 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
 class Run:
     """A run that holds its output folder until the process ends, and keeps its record in `run.json`.
 
-    Raises `InputError` when the folder cannot be written, another live process holds it, or it holds the results of a
-    different run (other arguments or other data) and neither `--overwrite` nor `--resume_from_checkpoint` is given.
-    On several processes only the main one touches the folder.
+    Making one only looks at the folder; `start` takes away what an earlier run left there. Raises `InputError` when the
+    folder cannot be written, another live process holds it, it holds files that no run wrote, or it holds a run that
+    was stopped or is a different one (other arguments, data or code) and neither `--overwrite` nor
+    `--resume_from_checkpoint` is given. On several processes only the main one touches the folder.
     """
 
     def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any):
@@ -75,44 +80,58 @@ class Run:
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "finished": None,
-            "command": [_module(), *sys.argv[1:]],
+            "command": _command(),
             "arguments": arguments,
             "data": {
                 n: {"file": f, "sha256": sha256(f), "bytes": Path(f).stat().st_size} for n, f in files.items() if f
             },
+            "code": _sha256_of([*Path(__file__).parent.glob("*.py"), *_folder_of(data_args).glob("*.py")]),
+            "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "git_commit": _git_commit(),
             "hardware": _hardware()
             | {"processes": args.world_size, "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"},
             "phases": {},
         }
+        self._clears = False
         if is_main_process():
-            self._claim(args)
-            self.save()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock()
+            except OSError as error:
+                raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
+            self._check(args)
 
-    def _claim(self, args: TrainingArguments) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
-        except OSError as error:
-            raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
-        if args.resume_from_checkpoint:
-            self._check_checkpoint(args.resume_from_checkpoint)
+    def _check(self, args: TrainingArguments) -> None:
+        checkpoint = self._checkpoint(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+        if all(path.name == ".lock" for path in self.folder.iterdir()):
             return
-        there = [path for path in self.folder.iterdir() if path.name != ".lock"]
-        if not there:
+        where = f"--output_dir {self.folder}"
+        before = self._before()
+        if before is None:
+            raise InputError(f"{where}: holds files that no run of a recipe wrote; give another folder")
+        if checkpoint and checkpoint.resolve().parent == self.folder.resolve():
+            if _data(before) != _data(self.record):
+                raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
             return
-        if not args.overwrite and not self._same_as_before():
-            raise InputError(
-                f"--output_dir {self.folder}: holds the results of a different run; give another --output_dir, go on "
-                "with --resume_from_checkpoint true, or replace them with --overwrite"
-            )
+        if not args.overwrite:
+            remedy = "go on with it by --resume_from_checkpoint true, replace it by --overwrite, or give another folder"
+            if _identity(before) != _identity(json.loads(json.dumps(self.record))):
+                raise InputError(f"{where}: holds a different run; {remedy}")
+            if before["finished"] is None and get_last_checkpoint(self.folder):
+                raise InputError(f"{where}: holds a run that was stopped; {remedy}")
         tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else "runs the same run again"))
-        for pattern in WRITTEN:
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._clears = True
 
-    def _check_checkpoint(self, asked: str | bool) -> None:
+    def start(self) -> None:
+        """Take the folder over, once nothing but the training itself can go wrong any more."""
+        if self._clears:
+            for pattern in WRITTEN:
+                for path in self.folder.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.save()
+
+    def _checkpoint(self, asked: str | bool) -> Path:
         checkpoint = get_last_checkpoint(self.folder) if asked is True else asked
         if checkpoint is None:
             raise InputError(
@@ -123,6 +142,7 @@ class Run:
                 f"--resume_from_checkpoint {checkpoint}: not a checkpoint folder (no trainer_state.json in it)"
             )
         tell(f"goes on from {checkpoint}")
+        return Path(checkpoint)
 
     def _lock(self) -> None:
         """Hold the folder against other runs. A lock whose process is dead is stale and is taken over."""
@@ -140,12 +160,13 @@ class Run:
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock_file.flush()
 
-    def _same_as_before(self) -> bool:
+    def _before(self) -> dict[str, Any] | None:
+        """The record of the run that left its files here; None where there is none."""
         try:
-            before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            return _identity(before) == _identity(json.loads(json.dumps(self.record)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
+            record = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.keys() >= self.record.keys() else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -168,10 +189,11 @@ class Run:
             new.replace(self.folder / "run.json")
 
 
-def _module() -> str:
-    """The program as `python -m` takes it, such as recipes.ner.train."""
+def _command() -> list[str]:
+    """Program and arguments as `python -m` takes them; the hub token stays out of files that are shared."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else sys.argv[0]
+    words = re.sub(r"(--hub[_-]token[\0=])[^\0]*", r"\1HIDDEN", "\0".join(sys.argv[1:])).split("\0")
+    return [spec.name if spec else sys.argv[0], *filter(None, words)]
 
 
 def _plain(args: TrainingArguments) -> dict[str, Any]:
@@ -180,8 +202,30 @@ def _plain(args: TrainingArguments) -> dict[str, Any]:
 
 
 def _identity(record: dict[str, Any]) -> Any:
+    """What decides the results of a run."""
     arguments = {k: v for k, v in record["arguments"].items() if k not in INCIDENTAL}
-    return arguments, [file["sha256"] for file in record["data"].values()], record["versions"], record["hardware"]
+    return arguments, _data(record), *(record[key] for key in ("code", "base_model", "versions", "hardware"))
+
+
+def _data(record: dict[str, Any]) -> Any:
+    # what stands behind a data set's name may change from one run to the next
+    unknown = record["started"] if record["arguments"]["dataset_name"] else None
+    return {name: file["sha256"] for name, file in record["data"].items()}, unknown
+
+
+def _sha256_of(files: Iterable[Path]) -> str | None:
+    """One hash over several files; None for none."""
+    hashes = [sha256(file) for file in sorted(files)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
+
+
+def _folder_of(arguments: Any) -> Path:
+    """The folder of the recipe that defines the class of `arguments`."""
+    return Path(inspect.getfile(type(arguments))).parent
+
+
+def _local_weights(model: str) -> list[Path]:
+    return [*Path(model).glob("*.safetensors"), *Path(model).glob("*.json")] if Path(model).is_dir() else []
 
 
 def _git_commit() -> str | None:

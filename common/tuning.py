@@ -1,5 +1,6 @@
 """How much of the model is trained: all of it, or low-rank matrices beside it (LoRA)."""
 
+import os
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,6 +17,9 @@ def add_lora(model: PreTrainedModel, args: LoraArguments, task_type: str) -> Pre
     """
     if args.lora_r is None:
         return model
+    for name in ("FSDP", "DEEPSPEED"):  # they shard the weights that the adapter is merged into
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(f"--lora_r: cannot be merged and saved under {name}; launch with multi_gpu.yaml")
     config = LoraConfig(
         task_type=task_type,
         r=args.lora_r,

@@ -47,7 +47,8 @@ def write(folder: Path, ending: str) -> str:
         features = Features({"tokens": List(Value("string")), "ner_tags": tags, "id": Value("string")})
         Dataset.from_list(rows, features=features).to_parquet(str(path))
     elif ending == ".csv":
-        Dataset.from_list([{k: json.dumps(v) for k, v in row.items()} for row in ROWS]).to_csv(str(path))
+        cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in ROWS]
+        Dataset.from_list(cells).to_csv(str(path))
     elif ending == ".tsv":
         lines = ["tokens\tner_tags", *("\t".join(" ".join(row[c]) for c in COLUMNS) for row in ROWS)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -18,9 +18,7 @@ def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
     (out / "notes.txt").write_text("mine")
     weights = sha256(out / "model.safetensors")
 
-    with pytest.raises(
-        InputError, match=r"holds the results of a different run; .*--resume_from_checkpoint true.*--overwrite"
-    ):
+    with pytest.raises(InputError, match=r"holds a different run; .*--resume_from_checkpoint true.*--overwrite"):
         train.main([*arguments, "--seed", "7"])
     assert sha256(out / "model.safetensors") == weights
 
@@ -37,9 +35,24 @@ def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
 def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_text("somebody's")
-    with pytest.raises(InputError, match="holds the results of a different run"):
-        train.main(arguments)
+    for words in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match="holds files that no run of a recipe wrote"):
+            train.main(arguments + words)
     assert (tmp_path / "out" / "model.safetensors").read_text() == "somebody's"
+
+
+def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "print_scores", lambda *_: 1 / 0)  # stops after training, before it is finished
+    with pytest.raises(ZeroDivisionError):
+        train.main(arguments)
+    monkeypatch.undo()
+    with pytest.raises(
+        InputError, match="holds a run that was stopped; go on with it by --resume_from_checkpoint true"
+    ):
+        train.main(arguments)
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+    train.main([*arguments, "--resume_from_checkpoint", "true"])
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"]
 
 
 def test_a_run_goes_on_from_its_checkpoint_or_says_that_there_is_none(arguments, tmp_path):
@@ -90,6 +103,16 @@ def test_the_record_tells_what_was_run(arguments, small, tmp_path):
     assert all(phase["seconds"] > 0 and phase["peak_memory_mib"] > 100 for phase in record["phases"].values())
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert git.returncode != 0 or record["git_commit"].startswith(git.stdout.strip())
+
+
+@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub-token=hf_secret"]])
+def test_the_hub_token_is_in_no_file(arguments, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *words])
+    train.main()
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file():
+            assert b"hf_secret" not in file.read_bytes(), file
+    assert "HIDDEN" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_fresh_file_is_whole_or_absent(tmp_path):

@@ -12,17 +12,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification
 
 from common.args import native_bf16, parse
 from common.data import Row, check_file, read_file
 from common.errors import InputError, command_line, tell
-from common.models import load_tokenizer, quiet, resolve_model
+from common.models import load_config, load_tokenizer, quiet, resolve_model
 from common.outputs import fresh_file
 
 from .tagging import cut_windows, entity_spans, split_words
@@ -30,7 +31,10 @@ from .tagging import cut_windows, entity_spans, split_words
 
 @dataclass
 class PredictArguments:
-    model: str = field(default="outputs/ner", metadata={"help": "folder that train saved, or a hub id"})
+    model: str = field(
+        default=f"outputs/{Path(__file__).resolve().parent.name}",
+        metadata={"help": "folder that train saved, or a hub id"},
+    )
     input: str | None = field(default=None, metadata={"help": "texts: .jsonl, .json, .csv, .parquet or .txt"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
     overwrite: bool = field(default=False, metadata={"help": "replace the output file if it is there"})
@@ -57,12 +61,12 @@ class Tagger:
         path = resolve_model(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.tokenizer = load_tokenizer(path)
-        config = AutoConfig.from_pretrained(path)
+        config = load_config(path)
         if not any(name.endswith("ForTokenClassification") for name in config.architectures or []):
             raise InputError(f"--model {model}: has no token-classification head; name a folder that train saved")
         with quiet():
             self.model = AutoModelForTokenClassification.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True
+                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         self.model.to(self.device).eval()
         positions = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
@@ -75,6 +79,8 @@ class Tagger:
     @torch.inference_mode()
     def __call__(self, sentences: list[list[str]]) -> list[tuple[list[str], list[float]]]:
         """For each word list the tag of each word and its probability."""
+        if not sentences:
+            return []
         windows = cut_windows(sentences, self.tokenizer, self.max_length, self.doc_stride)
         rows = [torch.tensor(ids) for ids in windows["input_ids"]]
         found: list = [None] * len(rows)
@@ -110,9 +116,9 @@ def check_row(row: Row) -> Iterator[str]:
     text, tokens = row.get("text"), row.get("tokens")
     if "entities" in row:
         yield 'has "entities" already, which would be lost; rename that column'
-    elif isinstance(tokens, list):
-        if not all(isinstance(token, str) and token.strip() for token in tokens):
-            yield "tokens must all be texts that are not blank"
+    elif tokens is not None:
+        if not isinstance(tokens, list) or not all(isinstance(token, str) and token.strip() for token in tokens):
+            yield "tokens must be a list of texts that are not blank"
     elif not isinstance(text, str):
         yield f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
 
@@ -150,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = (row for _, row in read_file(args.input))
         while buffer := list(islice(rows, args.buffer_rows)):
             for row in with_entities(buffer, tagger):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             count += len(buffer)
             bar.update(len(buffer))
     tell(f"{count} rows written to {args.output}")

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, parse
+from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.data import label_names, load_splits
 from common.errors import InputError, command_line, tell
 from common.metrics import StrictSeqeval
@@ -49,7 +49,9 @@ class NerDataArguments(DataArguments):
         default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
     )
     max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a window; longer texts take several"})
-    doc_stride: int = field(default=64, metadata={"help": "sub-tokens that neighbouring windows share"})
+    doc_stride: int | None = field(
+        default=None, metadata={"help": "sub-tokens that neighbouring windows share; a quarter when not given"}
+    )
     repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class NerDataArguments(DataArguments):
             for split in ("train", "validation", "test"):
                 setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
         super().__post_init__()
+        if self.doc_stride is None:
+            self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:
             raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
 
@@ -136,6 +140,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Trainer
     metric = StrictSeqeval(keep_in_memory=True)
+    gold = data["validation"]["ner_tags"][:]
+    check_best_metric(args, metric.compute(predictions=gold, references=gold))
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
         return metric.compute(
@@ -155,6 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
+    run.start()
     with run.phase("train"):
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_metrics("train", result.metrics)
@@ -192,8 +199,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         record=run.record,
         usage=USAGE.format(folder=args.output_dir),
     )
-    trainer.save_model()
     run.finish(scores=metrics)
+    trainer.save_model()
     return metrics
 
 
