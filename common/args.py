@@ -128,7 +128,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "rows a device takes at a time"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "the same for evaluation and test"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
+    warmup_steps: float = field(default=0.0, metadata={"help": "steps, or below 1 the share of all steps"})
     weight_decay: float = field(default=0.01, metadata={"help": "on all weights but biases and norms"})
     eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate: no, steps, epoch"})
     save_strategy: str = field(default="epoch", metadata={"help": "when to save a checkpoint: no, steps, epoch, best"})

@@ -46,6 +46,7 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
         (["--report_to", "tensorboard", "wandb"], "--report_to wandb: not installed"),
         (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
+        (["--precision", "bf16", "--save_strategy", "never"], "'never' is not a valid"),
         (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
     ],
 )
@@ -80,6 +81,20 @@ def test_bad_yaml_names_file_and_line(tmp_path, text, line, message):
         parse("--config", str(config))
     assert message in str(error.value)
     assert f"{config}:{line}: " in str(error.value) or line is None
+
+
+def test_yaml_scalars_are_read_as_they_are_written(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("eval_strategy: no\nsave_strategy: no\nbf16: no\nlearning_rate: 1e-3\n")
+    args = parse("--config", str(config))[3]
+    assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
+    assert args.learning_rate == 1e-3
+    assert args.load_best_model_at_end is False
+
+
+def test_the_stride_follows_the_length():
+    assert parse("--max_seq_length", "64")[1].doc_stride == 16
+    assert parse()[1].doc_stride == 64
 
 
 def test_several_yaml_problems_are_told_at_once(tmp_path):

@@ -111,7 +111,10 @@ def test_a_missing_validation_split_is_carved_the_same_way_each_time(tmp_path, c
     first, again = load(train_file=file), load(train_file=file)
     assert "5 of the 50 training rows are carved" in capsys.readouterr().out
     assert first["validation"].to_list() == again["validation"].to_list()
-    assert sorted(int(row["tokens"][0]) for split in first.values() for row in split) == list(range(50))
+    kept, carved = ([int(row["tokens"][0]) for row in first[split]] for split in ("train", "validation"))
+    assert sorted(kept + carved) == list(range(50))
+    assert kept == sorted(kept)  # so that --max_train_samples takes the first rows
+    assert carved != list(range(45, 50))
 
 
 def test_an_id_in_one_split_only_does_no_harm(tmp_path, arguments):
@@ -167,6 +170,8 @@ BAD_FILES = {
     "huge number": (".jsonl", '{"tokens": ["a"], "ner_tags": ' + "9" * 5000 + "}", ":1: not a JSON object"),
     "deep nesting": (".jsonl", '{"tokens": ' + "[" * 100000 + "}", ":1: not a JSON object"),
     "JSON cut off": (".json", '[{"tokens": ["a"],\n "ner_tags"', ":2: not a JSON list"),
+    "half a surrogate": (".jsonl", '{"tokens": ["\\ud83d"], "ner_tags": ["O"]}', ":1: not a JSON object: holds half"),
+    "JSON list not UTF-8": (".json", b'[{"tokens": ["a"],\n"ner_tags": ["\xe9"]}]', ":2: not UTF-8 text"),
     "ragged CSV": (".csv", "tokens,ner_tags\na,O\na,O,x\n", ":3: 3 cells, but the header names 2 columns"),
     "open quote in CSV": (".csv", 'tokens,ner_tags\n"a,O\n', "not comma-separated text"),
     "CSV column twice": (".csv", "tokens,tokens\na,O\n", ":1: two columns of one name"),

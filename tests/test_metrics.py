@@ -38,6 +38,13 @@ def test_nothing_predicted_is_zero_without_a_warning(recwarn):
     assert not recwarn.list
 
 
+def test_no_entity_anywhere_is_zero_and_plain_json(recwarn):
+    scores = compute([["O"]], [["O"]])
+    assert (scores["f1"], scores["macro_f1"], scores["accuracy"]) == (0.0, 0.0, 1.0)
+    assert "NaN" not in json.dumps(scores)
+    assert not recwarn.list
+
+
 def test_invalid_tags():
     assert invalid_tags(["I-A", "B-A", "I-A", "I-B", "O", "I-B", "I-B"]) == [0, 3, 5]
 

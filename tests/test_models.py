@@ -8,17 +8,16 @@ import pytest
 import torch
 from peft import TaskType
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForTokenClassification,
-    RobertaConfig,
-    RobertaModel,
-)
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from common import models
 from common.args import DEFAULT_ENCODER, LoraArguments, ModelArguments
 from common.errors import InputError
 from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
 from common.tuning import add_lora, merge_lora
+from recipes.ner import train
+from recipes.ner.predict import Tagger
 
 LABELS = ["B-X", "I-X", "O"]
 
@@ -141,18 +140,42 @@ def test_attention_kernel_follows_the_hardware(monkeypatch):
     assert attention_kernel("auto", dropout=0.1, max_length=64) is None
 
 
-def test_byte_level_tokenizers_put_a_space_before_each_word(tmp_path):
-    from tokenizers import ByteLevelBPETokenizer
-
+@pytest.fixture
+def byte_level(tmp_path) -> str:
+    """Folder of a tiny GPT-2 with a byte-level BPE tokenizer that has no padding token, as GPT-2's own."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(["a new york b"] * 50, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
-    bpe.save_model(str(tmp_path))
-    RobertaModel(
-        RobertaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    ).save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
+    bpe.train_from_iterator(["a new york b"] * 50, vocab_size=300, special_tokens=["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    GPT2Model(config).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_byte_level_tokenizers_put_a_space_before_each_word_and_can_pad(byte_level):
+    tokenizer = load_tokenizer(byte_level)
     found = tokenizer(["new", "york"], is_split_into_words=True)
-    assert {0, 1} <= set(found.word_ids())
+    assert found.tokens() == tokenizer.tokenize(" new york")
+    assert found.word_ids()[0] == 0
+    assert found.word_ids()[-1] == 1
+    assert tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_a_decoder_trains_and_predicts(byte_level, arguments, tmp_path):
+    arguments[arguments.index("--model_name_or_path") + 1] = byte_level
+    train.main([*arguments, "--output_dir", str(tmp_path / "decoder")])
+    tagger = Tagger(str(tmp_path / "decoder"), precision="fp32")
+    assert [len(tags) for tags, _ in tagger([["a"] * 3, ["new", "york"] * 60])] == [3, 120]
+
+
+def test_code_that_a_checkpoint_brings_along_is_not_run(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny, tmp_path / "trap")
+    config = json.loads((tmp_path / "trap" / "config.json").read_text())
+    config |= {"model_type": "trap", "auto_map": {"AutoConfig": "trap.C", "AutoModelForTokenClassification": "trap.M"}}
+    (tmp_path / "trap" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "trap" / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nC = M = None\n")
+    with pytest.raises(InputError, match=r"config\.json cannot be used: .*trust_remote_code"):
+        load(str(tmp_path / "trap"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tmp_path):
@@ -180,3 +203,10 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
 def test_lora_modules_that_do_not_exist_are_an_input_error(tiny):
     with pytest.raises(InputError, match="--lora_target_modules"):
         add_lora(load(tiny), LoraArguments(lora_r=4, lora_target_modules=["q_proj"]), TaskType.TOKEN_CLS)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_lora_is_refused_where_it_could_not_be_merged(tiny, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"cannot be merged and saved under {name}"):
+        add_lora(load(tiny), LoraArguments(lora_r=4), TaskType.TOKEN_CLS)

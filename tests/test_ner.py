@@ -164,7 +164,8 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
         predict.main(["--model", out, "--input", str(tmp_path / "a.txt"), "--output", str(target)])
     assert target.read_text() == written
     bad = write_jsonl(
-        tmp_path / "bad.jsonl", [{"text": "fine"}, {"txt": "a"}, {"text": "b", "entities": []}, {"tokens": [1]}]
+        tmp_path / "bad.jsonl",
+        [{"text": "fine"}, {"txt": "a"}, {"text": "b", "entities": []}, {"text": "c", "tokens": 1}],
     )
     with pytest.raises(InputError) as error:
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "c.jsonl")])
@@ -172,6 +173,9 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
     assert not (tmp_path / "c.jsonl").exists()
     with pytest.raises(InputError, match="has no token-classification head"):
         predict.main(["--model", tiny, "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "c.jsonl")])
+    blank = write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"tokens": []}, {"text": " "}])
+    predict.main(["--model", out, "--input", blank, "--output", str(tmp_path / "d.jsonl"), "--buffer_rows", "1"])
+    assert [row["entities"] for row in read_jsonl(tmp_path / "d.jsonl")] == [[], [], []]
     with pytest.raises(InputError, match="give --input FILE and --output FILE"):
         predict.main([])
 

@@ -67,6 +67,44 @@ def test_a_run_goes_on_from_its_checkpoint_or_says_that_there_is_none(arguments,
     assert sha256(tmp_path / "out" / "model.safetensors") == whole
 
 
+def test_a_run_does_not_go_on_with_other_data(arguments, tmp_path):
+    train.main(arguments)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(InputError, match="its run was on other data"):
+        train.main([*arguments, "--resume_from_checkpoint", "true"])
+
+
+def test_what_fails_before_training_leaves_the_old_run_alone(arguments, tiny, tmp_path):
+    train.main(arguments)
+    files = {path: sha256(path) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for words, message in [
+        (["--model_name_or_path", "./nowhere"], "no such folder"),
+        (["--lora_r", "4", "--lora_target_modules", "nothing"], "--lora_target_modules"),
+        (["--metric_for_best_model", "F1"], "--metric_for_best_model F1: no such score; did you mean f1?"),
+        (["--max_seq_length", "500"], "reads 128 sub-tokens at most"),
+    ]:
+        with pytest.raises(InputError) as error:
+            train.main([*arguments, "--overwrite", *words])
+        assert message in str(error.value)
+        assert {path: sha256(path) for path in files if path.name != ".lock"} == {
+            path: hash_ for path, hash_ in files.items() if path.name != ".lock"
+        }
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way(arguments):
+    with pytest.raises(InputError):
+        train.main([*arguments, "--model_name_or_path", "./nowhere"])
+    train.main(arguments)
+
+
+def test_other_code_is_another_run(arguments, monkeypatch):
+    train.main(arguments)
+    monkeypatch.setattr("common.outputs._folder_of", lambda arguments: ROOT / "tests")  # as if the recipe were edited
+    with pytest.raises(InputError, match="holds a different run"):
+        train.main(arguments)
+
+
 def test_a_folder_in_use_is_refused(arguments, tmp_path):
     (tmp_path / "out").mkdir()
     hold = (
