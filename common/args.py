@@ -171,7 +171,7 @@ def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = ["loss", *metrics]
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
+        nearest = difflib.get_close_matches(name.lower(), known, n=1)
         more = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
         raise InputError(f"--metric_for_best_model {name}: no such score{more}")
 

@@ -46,7 +46,7 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
         (["--report_to", "tensorboard", "wandb"], "--report_to wandb: not installed"),
         (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
-        (["--precision", "bf16", "--save_strategy", "never"], "'never' is not a valid"),
+        (["--precision", "bf16", "--save_strategy", "never"], "never is not a valid SaveStrategy"),
         (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
     ],
 )

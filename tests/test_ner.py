@@ -128,7 +128,7 @@ def test_it_overfits_on_entity_f1_and_predict_finds_the_same(tiny, small, tmp_pa
 
 
 def test_predict_keeps_rows_order_and_offsets(arguments, tmp_path):
-    train.main(arguments)
+    train.main([*arguments, "--num_train_epochs", "12", "--learning_rate", "3e-3"])
     out = str(tmp_path / "out")
     texts = [" ".join(row["tokens"]) for row in read_jsonl(SAMPLE / "validation.jsonl")[:30]]
     rows = [{"text": text, "n": i} for i, text in enumerate(texts)]
