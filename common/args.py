@@ -29,6 +29,7 @@ COMMON_TRAINING_ARGUMENTS = frozenset({
     "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "warmup_steps", "lr_scheduler_type",
     "max_grad_norm", "label_smoothing_factor", "seed", "activation_checkpointing", "eval_strategy", "save_strategy",
     "save_total_limit", "metric_for_best_model", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
+    "train_sampling_strategy",
 })  # fmt: skip
 
 
@@ -135,7 +136,9 @@ class TrainingArguments(transformers.TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept beside the best"})
     load_best_model_at_end: bool = field(default=True)
     logging_steps: float = field(default=50)
-    train_sampling_strategy: str = field(default="group_by_length")
+    train_sampling_strategy: str = field(
+        default="auto", metadata={"help": "random, or group_by_length; auto: by length where padding costs time"}
+    )
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches of rows of like length: for training shuffled and seeded, for evaluation sorted and put back in order."""
+"""Which rows make a batch: in training shuffled and seeded, in evaluation sorted by length and put back in order."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-#: a training batch is cut from so many batches of rows sorted by length (transformers' LengthGroupedSampler: 50)
-BATCHES_SORTED_TOGETHER = 50
+#: grouped by length, a step is cut from the rows of so many, sorted (transformers' LengthGroupedSampler: 50)
+STEPS_SORTED_TOGETHER = 50
 
 
 def row_lengths(dataset: Dataset) -> np.ndarray:
@@ -28,20 +28,33 @@ def share(rows: np.ndarray, parts: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(rows, parts)]
 
 
-class LengthGroupedBatches(BatchRebalanceSampler):
-    """Batch sampler of training: batches of like length, in an order that `seed` and epoch alone decide.
+class TrainingBatches(BatchRebalanceSampler):
+    """Batch sampler of training, in an order that `seed` and epoch alone decide.
 
     An optimizer step takes `step_rows` rows: rows a device takes at a time, times processes, times accumulation. Which
     rows make up a step depends on `step_rows`, `seed` and epoch only, so one process of 32, two of 16, and 8 rows
     accumulated 4 times make the same steps. Every row is taken once an epoch. A last step of less than half the size
     would be noise; it shares its rows with the step before it.
 
+    `by_length` makes steps of rows of like length, which hold little padding, but are a less mixed sample; else the
+    rows of a step are drawn at random. Within a step rows are sorted by length either way, so that the batches that
+    are accumulated are of like length.
+
     Subclasses transformers' BatchRebalanceSampler because the Trainer hands a sampler of that type to the data loader
     as it is, instead of sharding it once more; nothing else is inherited.
     """
 
-    def __init__(self, lengths: np.ndarray, step_rows: int, accumulation: int, processes: int, rank: int, seed: int):
-        self.lengths, self.step_rows, self.seed = np.asarray(lengths), step_rows, seed
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        step_rows: int,
+        accumulation: int,
+        processes: int,
+        rank: int,
+        seed: int,
+        by_length: bool,
+    ):
+        self.lengths, self.step_rows, self.seed, self.by_length = np.asarray(lengths), step_rows, seed, by_length
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
         self.epoch = 0
 
@@ -53,7 +66,8 @@ class LengthGroupedBatches(BatchRebalanceSampler):
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
         # at least four groups, so that small data sets too meet other neighbours in each epoch
-        group = self.step_rows * max(1, min(BATCHES_SORTED_TOGETHER, len(order) // (4 * self.step_rows)))
+        together = min(STEPS_SORTED_TOGETHER, len(order) // (4 * self.step_rows)) if self.by_length else 1
+        group = self.step_rows * max(1, together)
         steps: list[np.ndarray] = []
         for start in range(0, len(order), group):
             rows = order[start : start + group]

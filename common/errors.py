@@ -2,8 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+from transformers.utils import logging
 
 SHOWN = 10
 
@@ -66,3 +69,14 @@ def command_line(main: Callable[[], object]) -> NoReturn:
                 print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the table of new and unused weights that every load of an encoder under a new head prints."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.set_verbosity(before)
+    logging.enable_progress_bar()

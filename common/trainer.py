@@ -3,8 +3,8 @@
 - Loss: an optimizer step's loss is the mean over all its labels, however they are spread over accumulated batches and
   processes. (The stock Trainer multiplies gradient and loss by the number of accumulated batches, or of processes, for
   most heads: https://github.com/huggingface/transformers/issues/47688.) `eval_loss` is the mean over all labels too.
-- Order: batches hold rows of like length, in training seeded by seed and epoch. `evaluate` and `predict` sort rows by
-  length as well, but give predictions and labels back in data set order, as a list of one array a row.
+- Order: seed and epoch alone decide which rows an optimizer step takes. `evaluate` and `predict` sort rows by length,
+  but give predictions and labels back in data set order, as a list of one array a row.
 - Memory: `preprocess_logits_for_metrics` reduces the logits of each batch on the device, and rows of different length
   are never padded together.
 - Counting: on several processes each row is evaluated once.
@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from common.batching import LengthGroupedBatches, LengthSortedSampler, in_dataset_order, row_lengths
+from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
+from common.cpu import leaves_out_padding
 from common.errors import InputError
 
 
@@ -64,6 +65,8 @@ class Trainer(transformers.Trainer):
     ):
         super().__init__(*args, compute_metrics=self._metrics, compute_loss_func=self._loss, **kwargs)
         self.args.eval_do_concat_batches = False  # lists of batches: joining them pads all rows to the longest
+        if self.args.train_sampling_strategy == "auto":
+            self.args.train_sampling_strategy = "random" if leaves_out_padding(self.model) else "group_by_length"
         self._user_metrics = compute_metrics
         self._reduce = preprocess_logits_for_metrics
         if self.pop_callback(ProgressCallback):
@@ -81,22 +84,23 @@ class Trainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
+        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        self._train_batches = LengthGroupedBatches(
+        self._train_batches = TrainingBatches(
             row_lengths(dataset),
             step_rows=self._train_batch_size * accumulation * processes,
             accumulation=accumulation,
             processes=processes,
             rank=self.args.process_index,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            by_length=self.args.train_sampling_strategy == "group_by_length",
         )
         return self._train_batches
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         # accelerate loses `set_epoch` behind the wrappers of several processes or of a resumed epoch
-        if self.args.train_sampling_strategy == "group_by_length":
+        if self.args.train_sampling_strategy in ("random", "group_by_length"):
             self._train_batches.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from common.args import LoraArguments
+from common.cpu import quicken_dropout
 from common.errors import InputError, tell
 
 
@@ -31,6 +33,8 @@ def add_lora(model: PreTrainedModel, args: LoraArguments, task_type: str) -> Pre
         wrapped = get_peft_model(model, config)
     except ValueError as error:  # names the modules it does not find, or asks for some
         raise InputError(f"--lora_target_modules: {error}") from None
+    if not torch.accelerator.is_available():
+        quicken_dropout(wrapped)
     trained, total = wrapped.get_nb_trainable_parameters()
     tell(f"LoRA: {trained:,} of {total:,} parameters are trained")
     return wrapped

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from common.batching import LengthGroupedBatches, LengthSortedSampler, in_dataset_order, row_lengths, share
+from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths, share
 
 LENGTHS = np.random.default_rng(0).integers(3, 90, size=500)
 
 
-def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=1):
-    return LengthGroupedBatches(lengths, rows, accumulation, processes, rank, seed)
+def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=1, by_length=True):
+    return TrainingBatches(lengths, rows, accumulation, processes, rank, seed, by_length)
 
 
-def steps_of(lengths, accumulation, processes, epoch, rows=32) -> list[list[int]]:
+def steps_of(lengths, accumulation, processes, epoch, rows=32, by_length=True) -> list[list[int]]:
     """Sorted row numbers of each optimizer step, put together from the batches of all processes."""
     ranks = []
     for rank in range(processes):
-        batches = sampler(lengths, rows, accumulation, processes, rank)
+        batches = sampler(lengths, rows, accumulation, processes, rank, by_length=by_length)
         batches.set_epoch(epoch)
         ranks.append(list(batches))
         assert len(ranks[-1]) == len(batches)
@@ -30,13 +30,14 @@ def steps_of(lengths, accumulation, processes, epoch, rows=32) -> list[list[int]
 
 @pytest.mark.parametrize("rows", [500, 513, 512, 520, 33, 31, 70])
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_steps_do_not_depend_on_processes_or_accumulation(rows, epoch):
+@pytest.mark.parametrize("by_length", [True, False])
+def test_steps_do_not_depend_on_processes_or_accumulation(rows, epoch, by_length):
     lengths = np.resize(LENGTHS, rows)
-    alone = steps_of(lengths, 1, 1, epoch)
+    alone = steps_of(lengths, 1, 1, epoch, by_length=by_length)
     assert sorted(row for step in alone for row in step) == list(range(rows))  # every row once
     assert len(alone) == -(-rows // 32)
     for accumulation, processes in [(4, 1), (1, 2), (2, 2), (1, 4)]:
-        assert steps_of(lengths, accumulation, processes, epoch) == alone
+        assert steps_of(lengths, accumulation, processes, epoch, by_length=by_length) == alone
 
 
 def test_no_batch_is_larger_than_asked_for():
@@ -63,9 +64,15 @@ def test_grouping_by_length_saves_padding():
     def padded(batches) -> int:
         return sum(len(batch) * LENGTHS[batch].max() for batch in batches)
 
-    order = np.random.default_rng(1).permutation(500)
-    at_random = [order[i : i + 32] for i in range(0, 500, 32)]
-    assert padded(sampler()) < 0.75 * padded(at_random)
+    assert padded(sampler()) < 0.75 * padded(sampler(by_length=False))
+
+
+def test_steps_at_random_are_a_fair_sample():
+    """The mean lengths of random steps spread as those of independent draws do, sd / sqrt(32)."""
+    means = []
+    for seed in range(20):
+        means += [LENGTHS[batch].mean() for batch in sampler(seed=seed, by_length=False) if len(batch) == 32]
+    assert np.std(means) == pytest.approx(LENGTHS.std() / np.sqrt(32), rel=0.1)
 
 
 def test_small_data_meets_other_neighbours_in_each_epoch():

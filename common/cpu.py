@@ -1,0 +1,221 @@
+"""What a CPU trains faster: encoder layers on real sub-tokens only, and dropout from cheap random bits.
+
+Neither changes what is computed: the first agrees with the padded model to rounding, which is checked on each model
+before it is used, and the second drops with the same probability (to 1e-5) from other random numbers.
+`tests/benchmarks/NOTES.md` has the gains.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function
+
+from common.errors import quiet
+
+#: rows of like length that attention takes at a time
+ROWS_TOGETHER = 8
+#: the number of sub-tokens is filled up to a multiple of this: each new matrix shape costs time and memory
+TOKEN_MULTIPLE = 64
+
+
+class _Rearrange(torch.autograd.Function):
+    """Rows of x by index. `back` is the way back for the gradient, in which rows from `real` on are set to 0."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, back: Tensor, real: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.real = real
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        (back,) = ctx.saved_tensors
+        gradient = gradient.index_select(0, back)
+        gradient[ctx.real :] = 0
+        return gradient, None, None, None
+
+
+class PackedBatch:
+    """Where the sub-tokens of a padded batch lie when its padding is left out. Stands in for the attention mask.
+
+    `mask` has shape (rows, length), True at real sub-tokens. Three arrangements of vectors:
+    - padded: rows x length, as the model's embeddings give and its head takes them;
+    - packed: the real sub-tokens one after the other, longest row first, then at least one filler. The filler's
+      gradient is always 0, and so it may stand wherever a place has no sub-token;
+    - slots: for attention, groups of `ROWS_TOGETHER` rows, each group padded to its own longest row.
+    """
+
+    def __init__(self, mask: Tensor):
+        rows, length = mask.shape
+        lengths = mask.sum(1)
+        order = lengths.argsort(descending=True, stable=True)
+        row, column = mask[order].nonzero(as_tuple=True)
+        self.real = len(row)
+        size = (self.real // TOKEN_MULTIPLE + 1) * TOKEN_MULTIPLE
+        self.padded_of_packed = torch.zeros(size, dtype=torch.int64)
+        self.padded_of_packed[: self.real] = order[row] * length + column
+        self.packed_of_padded = self._inverse(self.padded_of_packed, rows * length)
+
+        lengths = lengths[order]
+        self.groups: list[tuple[int, int, Tensor]] = []  # rows, padded length, True where there is no key
+        starts = []
+        start = 0
+        for first in range(0, rows, ROWS_TOGETHER):
+            group = lengths[first : first + ROWS_TOGETHER]
+            longest = -(-max(1, int(group[0])) // 8) * 8
+            starts.append(start + torch.arange(len(group)) * longest)
+            start += len(group) * longest
+            self.groups.append((len(group), longest, torch.arange(longest) >= group[:, None, None, None]))
+        within = torch.arange(self.real) - (lengths.cumsum(0) - lengths)[row]
+        self.slot_of_packed = torch.zeros(size, dtype=torch.int64)
+        self.slot_of_packed[: self.real] = torch.cat(starts)[row] + within
+        self.packed_of_slot = self._inverse(self.slot_of_packed, start)
+
+    def _inverse(self, index: Tensor, size: int) -> Tensor:
+        inverse = torch.full((size,), self.real)
+        inverse[index[: self.real]] = torch.arange(self.real)
+        return inverse
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(rows, length, width) -> (1, packed, width)."""
+        self.shape = x.shape
+        x = x.flatten(0, 1)
+        return _Rearrange.apply(x, self.padded_of_packed, self.packed_of_padded, len(x))[None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(1, packed, width) -> (rows, length, width); what stands at padding has no meaning."""
+        return _Rearrange.apply(x[0], self.packed_of_padded, self.padded_of_packed, self.real).view(self.shape)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+        """Attention within each row. From (1, heads, packed, width) each to (1, packed, heads, width)."""
+        _, heads, packed, width = query.shape
+        scaling = width**-0.5 if scaling is None else scaling
+        flat = torch.cat([x.transpose(1, 2).reshape(packed, heads * width) for x in (query, key, value)], dim=-1)
+        slots = _Rearrange.apply(flat, self.packed_of_slot, self.slot_of_packed, self.real)
+        results = []
+        for part, (rows, length, hidden) in zip(
+            slots.split([rows * length for rows, length, _ in self.groups]), self.groups, strict=True
+        ):
+            q, k, v = part.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+            bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, torch.finfo(q.dtype).min)
+            if dropout:
+                weights = ((q * scaling) @ k.transpose(-1, -2) + bias).softmax(-1)
+                result = quick_dropout(weights, dropout) @ v
+            else:
+                result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
+            results.append(result.transpose(1, 2).reshape(rows * length, heads * width))
+        flat = torch.cat(results)
+        flat = _Rearrange.apply(flat, self.slot_of_packed, self.packed_of_slot, len(flat))
+        return flat.view(1, packed, heads, width)
+
+
+def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    if isinstance(attention_mask, PackedBatch):
+        return attention_mask.attend(query, key, value, dropout, scaling), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def _mask(mask_function, attention_mask: Tensor | None = None, **kwargs) -> PackedBatch | None:
+    if mask_function is not bidirectional_mask_function:
+        raise NotImplementedError("attention over part of the row")
+    return None if attention_mask is None else PackedBatch(attention_mask.bool())
+
+
+AttentionInterface.register("packed", _attention)
+AttentionMaskInterface.register("packed", _mask)
+
+
+def _batch(args: tuple, kwargs: dict) -> PackedBatch | None:
+    return next((x for x in (*args, *kwargs.values()) if isinstance(x, PackedBatch)), None)
+
+
+def _pack(layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    batch = _batch(args, kwargs)
+    return None if batch is None else ((batch.pack(args[0]), *args[1:]), kwargs)
+
+
+def _unpack(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    batch = _batch(args, kwargs)
+    if batch is None:
+        return output
+    return batch.unpack(output) if isinstance(output, Tensor) else (batch.unpack(output[0]), *output[1:])
+
+
+def leave_out_padding(model: PreTrainedModel) -> bool:
+    """Let the layers of an encoder compute real sub-tokens only. Returns whether this model can.
+
+    Attention goes through `PackedBatch.attend`, the first layer packs its input and the last unpacks its output, so
+    that embeddings and head see what they always do. Used only where a test batch gives the same output as before, at
+    every real sub-token; else the model is left as it was.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers]
+    if len(layers) != 1:
+        return False
+    before, training = model.config._attn_implementation, model.training
+    ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(13) < torch.tensor([[5], [13], [2]])).long()
+    model.eval()
+    with torch.no_grad():
+        expected = model.base_model(input_ids=ids, attention_mask=mask)[0]
+    hooks = [
+        layers[0][0].register_forward_pre_hook(_pack, with_kwargs=True),
+        layers[0][-1].register_forward_hook(_unpack, with_kwargs=True),
+    ]
+    try:
+        with quiet():
+            model.set_attn_implementation("packed")
+        with torch.no_grad():
+            found = model.base_model(input_ids=ids, attention_mask=mask)[0]
+        same = leaves_out_padding(model) and torch.allclose(
+            found[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-4
+        )
+    except (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError):
+        same = False
+    if not same:
+        for hook in hooks:
+            hook.remove()
+        model.set_attn_implementation(before)
+    model.train(training)
+    return same
+
+
+def leaves_out_padding(model: nn.Module) -> bool:
+    """Whether `leave_out_padding` has changed this model, under LoRA or not."""
+    return model.config._attn_implementation == "packed"
+
+
+def quick_dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of `x` with probability `p`, from 16 random bits an element; torch's draws a double for each."""
+    return _Dropout.apply(x, p)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = (bits[: x.numel()] >= round(p * 2**16) - 2**15).view(x.shape)
+        keep = keep.view(torch.int8)  # from which the conversion is six times as fast as from bool
+        ctx.save_for_backward(keep)
+        ctx.scale = 1 / (1 - p)
+        return x * keep.to(x.dtype).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return gradient * keep.to(gradient.dtype).mul_(ctx.scale), None
+
+
+class QuickDropout(nn.Dropout):
+    """`nn.Dropout` by `quick_dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quick_dropout(x, self.p) if self.training and 0 < self.p < 1 else super().forward(x)
+
+
+def quicken_dropout(model: nn.Module) -> None:
+    """Make every `nn.Dropout` in `model` a `QuickDropout`."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = QuickDropout

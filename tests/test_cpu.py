@@ -1,0 +1,144 @@
+"""Layers on real sub-tokens only agree with padded ones; quick dropout is dropout."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from common.cpu import (
+    PackedBatch,
+    QuickDropout,
+    leave_out_padding,
+    leaves_out_padding,
+    quick_dropout,
+    quicken_dropout,
+)
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES |= {"vocab_size": 200, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 200}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def build(kind: str, auto_class=AutoModelForTokenClassification, **settings):
+    torch.manual_seed(0)
+    sizes = DISTILBERT if kind == "distilbert" else SIZES
+    return auto_class.from_config(AutoConfig.for_model(kind, **sizes | settings, num_labels=3))
+
+
+def batch(rows: int = 20, length: int = 30) -> dict[str, torch.Tensor]:
+    """Rows of every length from none to `length`, in no order."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, 200, (rows, length))
+    mask = (torch.arange(length) < torch.randint(0, length + 1, (rows, 1))).long()
+    mask[0] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "xlm-roberta", "camembert", "distilbert"])
+@pytest.mark.parametrize("auto_class", [AutoModelForTokenClassification, AutoModelForSequenceClassification])
+def test_loss_and_gradients_equal_those_of_the_padded_model(kind, auto_class):
+    padded = build(kind, auto_class)
+    packed = copy.deepcopy(padded)
+    assert leave_out_padding(packed)
+    assert leaves_out_padding(packed)
+    assert not leaves_out_padding(padded)
+    rows = batch()
+    if auto_class is AutoModelForTokenClassification:
+        rows["labels"] = (rows["input_ids"] % 3).masked_fill(rows["attention_mask"] == 0, -100)
+    else:
+        rows["attention_mask"][:, 0] = 1  # the head reads the first sub-token
+        rows["labels"] = rows["input_ids"][:, 0] % 3
+    losses = [model.eval()(**rows).loss for model in (padded, packed)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    found = dict(packed.named_parameters())
+    for name, weight in padded.named_parameters():
+        if weight.grad is not None:
+            assert torch.allclose(found[name].grad, weight.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_mode_uses_both_attention_branches(dropout):
+    model = build("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    before = copy.deepcopy(model)
+    assert leave_out_padding(model)
+    assert model.training
+    rows = batch()
+    real = rows["attention_mask"].bool()
+    with torch.no_grad():
+        draws = torch.stack([model(**rows).logits[real] for _ in range(200 if dropout else 1)])
+        expected = before.eval()(**rows).logits[real]
+    assert torch.allclose(draws.mean(0), expected, atol=0.1 if dropout else 1e-5)
+    assert (draws.std(0).min() > 0.001) if dropout else True
+
+
+def test_gradient_checkpointing_and_no_mask():
+    model = build("bert", **NO_DROPOUT)
+    rows = batch()
+    rows["labels"] = (rows["input_ids"] % 3).masked_fill(rows["attention_mask"] == 0, -100)
+    assert leave_out_padding(model)
+    model.train()(**rows).loss.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**rows).loss.backward()
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight.grad, expected[name], atol=1e-6), name
+    with torch.no_grad():
+        ids = rows["input_ids"][:, :7]
+        plain = model.eval()(input_ids=ids).logits
+        assert torch.allclose(plain, model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "gpt2", "albert", "mpnet", "modernbert"])
+def test_a_model_that_cannot_is_left_as_it_was(kind):
+    model = build(kind).eval()
+    rows = batch(4, 12)
+    rows["attention_mask"][:, :2] = 1
+    before = model.config._attn_implementation
+    with torch.no_grad():
+        expected = model(**rows).logits
+        assert not leave_out_padding(model)
+        assert torch.equal(model(**rows).logits, expected)
+    assert model.config._attn_implementation == before
+
+
+def test_every_sub_token_is_packed_once():
+    mask = batch()["attention_mask"].bool()
+    packed = PackedBatch(mask)
+    assert packed.real == mask.sum()
+    assert len(packed.padded_of_packed) % 64 == 0
+    assert len(packed.padded_of_packed) > packed.real
+    assert sorted(packed.padded_of_packed[: packed.real].tolist()) == mask.flatten().nonzero().flatten().tolist()
+    values = torch.arange(mask.numel(), dtype=torch.float32).view(*mask.shape, 1)
+    assert torch.equal(packed.unpack(packed.pack(values))[mask], values[mask])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_quick_dropout_drops_at_its_rate_and_scales(kind):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, dtype=kind, requires_grad=True)
+    y = quick_dropout(x, 0.1)
+    kept = y != 0
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.0015)  # five standard deviations
+    assert kept.float().mean(0).std().item() == pytest.approx((0.09 / 1001) ** 0.5, rel=0.1)  # no pattern in columns
+    assert torch.all(y[kept] == torch.tensor(1 / 0.9, dtype=kind))
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(quick_dropout(x, 0.1), y)
+
+
+def test_quicken_dropout_keeps_evaluation_and_the_ends():
+    model = build("bert")
+    quicken_dropout(model)
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts
+    assert all(type(m) is QuickDropout for m in dropouts)
+    x = torch.ones(5)
+    assert torch.equal(QuickDropout(0.5).eval()(x), x)
+    assert torch.equal(QuickDropout(0.0)(x), x)
+    assert torch.equal(QuickDropout(1.0)(x), 0 * x)
