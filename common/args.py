@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.integrations import get_available_reporting_integrations
 
@@ -29,7 +31,7 @@ COMMON_TRAINING_ARGUMENTS = frozenset({
     "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "warmup_steps", "lr_scheduler_type",
     "max_grad_norm", "label_smoothing_factor", "seed", "activation_checkpointing", "eval_strategy", "save_strategy",
     "save_total_limit", "metric_for_best_model", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
-    "train_sampling_strategy",
+    "train_sampling_strategy", "ddp_timeout", "auto_find_batch_size",
 })  # fmt: skip
 
 
@@ -123,6 +125,9 @@ class TrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
+    accept_unverified_checkpoint: bool = field(
+        default=False, metadata={"help": "resume from a checkpoint that has no manifest, such as the stock Trainer's"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace what another run left in --output_dir"})
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "loggers: tensorboard, wandb, ... (several allowed)"}
@@ -140,6 +145,11 @@ class TrainingArguments(transformers.TrainingArguments):
         default="auto", metadata={"help": "random, or group_by_length; auto: by length where padding costs time"}
     )
     ddp_find_unused_parameters: bool | None = field(default=False)
+    ddp_timeout: int = field(default=600, metadata={"help": "seconds to wait for another process before giving up"})
+    restore_callback_states_from_checkpoint: bool = field(default=True)  # or early stopping forgets its patience
+    auto_find_batch_size: bool = field(
+        default=False, metadata={"help": "out of memory: halve the batch, double the accumulation, begin again"}
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -154,9 +164,16 @@ class TrainingArguments(transformers.TrainingArguments):
             self.resume_from_checkpoint = True  # the newest checkpoint in output_dir
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise InputError("--early_stopping_patience: needs evaluations to count; leave --eval_strategy no out")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise InputError("--early_stopping_patience must be at least 1")
+        if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("--auto_find_batch_size: for one process only; with several give a smaller batch")
         there = {"none", "all", *get_available_reporting_integrations()}
         for name in set(self.report_to) - there:
             raise InputError(f"--report_to {name}: not installed (run: pip install {name}), or no such logger")
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # transformers hands --ddp_timeout on for GPUs only
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         if self.n_gpu > 1:  # the stock Trainer would take all of them by torch.nn.DataParallel, which is slow
             tell(f"{self.n_gpu} GPUs are here and one is used; take them all by: make ner GPUS={self.n_gpu}")

@@ -18,6 +18,19 @@ class InputError(Exception):
         super().__init__("\n".join(problems))
 
 
+class RunStopped(Exception):
+    """A run that had begun ended early, in a way that the user is told in a sentence. `code` is the exit status."""
+
+    NOT_FINITE = 3
+    LOST_RANK = 4
+    NOT_SAVED = 5
+    OUT_OF_MEMORY = 6
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 class Problems:
     """Collects problems, so that the user sees up to ten at once instead of one a run."""
 
@@ -59,6 +72,8 @@ def warn(message: str) -> None:
 def command_line(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit: 0 when it returns, 2 with the problems when the input is at fault.
 
+    A run that was stopped (`RunStopped`) exits with the status of that. On several processes each says why it ended.
+
     A launcher of several processes prints a report of its own after that and exits with a code of its own.
     """
     try:
@@ -68,6 +83,9 @@ def command_line(main: Callable[[], object]) -> NoReturn:
             for problem in str(error).splitlines():
                 print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.code)
     sys.exit(0)
 
 

@@ -14,28 +14,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate.utils import broadcast_object_list
 
+from common import checkpoints
 from common.args import DataArguments, TrainingArguments
-from common.errors import InputError, is_main_process, tell
+from common.errors import InputError, is_main_process, tell, warn
 
+T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
 #: what a run writes, and so what `--overwrite` takes away
 WRITTEN = (
-    "checkpoint-*", "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
+    checkpoints.STAGING, "checkpoint-*", "*_results.json", "predictions_*.jsonl", "run.json", "README.md",
+    "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt",
     "special_tokens_map.json", "adapter", "runs",
 )  # fmt: skip
 #: arguments that do not change what is computed
-INCIDENTAL = {"output_dir", "overwrite", "resume_from_checkpoint", "report_to", "disable_tqdm", "run_name"}
+INCIDENTAL = {
+    "output_dir", "overwrite", "resume_from_checkpoint", "report_to", "disable_tqdm", "run_name", "logging_dir",
+    "accept_unverified_checkpoint", "ddp_timeout", "dataloader_num_workers",
+}  # fmt: skip
+#: arguments that cut a step into parts, and do not change it
+SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"}
+#: arguments without which a checkpoint does not fit
+FIXED = {"seed", "data_seed", "train_sampling_strategy", "model_name_or_path", "lora_r", "lora_target_modules", "optim"}
 
 
 def sha256(path: str | Path) -> str:
@@ -94,17 +104,30 @@ class Run:
             "phases": {},
         }
         self._clears = False
-        if is_main_process():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock()
-            except OSError as error:
-                raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
-            self._check(args)
+        # the main process looks, and all go on from the same checkpoint
+        args.resume_from_checkpoint = in_main_process(lambda: self._open(args))
 
-    def _check(self, args: TrainingArguments) -> None:
-        checkpoint = self._checkpoint(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-        if all(path.name == ".lock" for path in self.folder.iterdir()):
+    def _open(self, args: TrainingArguments) -> str | None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
+        checkpoint = self._checkpoint(args)
+        self._check(args, checkpoint)
+        if checkpoint:
+            checkpoints.warn_unverified(checkpoint)
+        return checkpoint and str(checkpoint)
+
+    def _checkpoint(self, args: TrainingArguments) -> Path | None:
+        if not args.resume_from_checkpoint:
+            return None
+        if args.resume_from_checkpoint is True:
+            return checkpoints.newest_whole(self.folder, args.accept_unverified_checkpoint)
+        return checkpoints.given(args.resume_from_checkpoint, args.accept_unverified_checkpoint)
+
+    def _check(self, args: TrainingArguments, checkpoint: Path | None) -> None:
+        if all(path.name in (".lock", checkpoints.STAGING) for path in self.folder.iterdir()):
             return
         where = f"--output_dir {self.folder}"
         before = self._before()
@@ -113,12 +136,13 @@ class Run:
         if checkpoint and checkpoint.resolve().parent == self.folder.resolve():
             if _data(before) != _data(self.record):
                 raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
+            self._check_changes(before)
             return
         if not args.overwrite:
             remedy = "go on with it by --resume_from_checkpoint true, replace it by --overwrite, or give another folder"
             if _identity(before) != _identity(json.loads(json.dumps(self.record))):
                 raise InputError(f"{where}: holds a different run; {remedy}")
-            if before["finished"] is None and get_last_checkpoint(self.folder):
+            if before["finished"] is None and checkpoints.in_order(self.folder):
                 raise InputError(f"{where}: holds a run that was stopped; {remedy}")
         tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else "runs the same run again"))
         self._clears = True
@@ -131,18 +155,22 @@ class Run:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.save()
 
-    def _checkpoint(self, asked: str | bool) -> Path:
-        checkpoint = get_last_checkpoint(self.folder) if asked is True else asked
-        if checkpoint is None:
+    def _check_changes(self, before: dict[str, Any]) -> None:
+        """Refuse to go on with arguments under which a checkpoint means something else; name other changes."""
+        then, now = before["arguments"], json.loads(json.dumps(self.record["arguments"]))
+        rows = [_step_rows(record) for record in (before, self.record)]
+        if rows[0] != rows[1]:
             raise InputError(
-                f"--resume_from_checkpoint true: there is no checkpoint in {self.folder}; leave it out to start anew"
+                f"--resume_from_checkpoint: the run took {rows[0]} rows a step and would now take {rows[1]}, and so "
+                "meet some rows twice and others not at all; give a batch, accumulation and processes of that product"
             )
-        if not Path(checkpoint, "trainer_state.json").is_file():
-            raise InputError(
-                f"--resume_from_checkpoint {checkpoint}: not a checkpoint folder (no trainer_state.json in it)"
-            )
-        tell(f"goes on from {checkpoint}")
-        return Path(checkpoint)
+        changed = [k for k in now if k not in INCIDENTAL | SPLITS_A_STEP and k in then and now[k] != then[k]]
+        for name in changed:
+            if name in FIXED:
+                raise InputError(f"--{name}: the run has {then[name]}, so it cannot go on with {now[name]}")
+        if changed:
+            changes = ", ".join(f"--{name} {then[name]} to {now[name]}" for name in changed)
+            warn(f"goes on with other arguments, so not as the run would have: {changes}")
 
     def _lock(self) -> None:
         """Hold the folder against other runs. A lock whose process is dead is stale and is taken over."""
@@ -187,6 +215,25 @@ class Run:
             new = self.folder / "run.json.new"
             new.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             new.replace(self.folder / "run.json")
+
+
+def in_main_process(function: Callable[[], T]) -> T:
+    """What `function` returns in the main process, for every process of the run; so too the `InputError` it raises."""
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = function()
+        except InputError as error:
+            outcome[1] = str(error)
+    found, problems = broadcast_object_list(outcome)
+    if problems is not None:
+        raise InputError(problems)
+    return found
+
+
+def _step_rows(record: dict[str, Any]) -> int:
+    arguments, processes = record["arguments"], record["hardware"]["processes"]
+    return arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * processes
 
 
 def _command() -> list[str]:

@@ -8,24 +8,38 @@
 - Memory: `preprocess_logits_for_metrics` reduces the logits of each batch on the device, and rows of different length
   are never padded together.
 - Counting: on several processes each row is evaluated once.
+- Resume: a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
+- Checkpoints: whole or absent (`common.checkpoints`). SIGTERM and SIGINT save one and exit with 143 and 130.
+- Failure: a loss or gradient that is not finite, a lost process, a full disk and exhausted memory stop the run with a
+  sentence (`common.faults`), and leave the last whole checkpoint as it is.
 """
 
+import math
 import os
-from collections.abc import Callable
+import pickle
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate.utils import release_memory
 from datasets import Dataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
 from common.cpu import leaves_out_padding
-from common.errors import InputError
+from common.errors import InputError, RunStopped, tell
+from common.faults import HOW_TO_GO_ON, StopSignals, is_out_of_memory, named_lost_ranks
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -37,6 +51,27 @@ def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
         logits.float().flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
     )
     return flat.view(labels.shape)
+
+
+@runtime_checkable
+class EpochSeeded(Protocol):
+    """A collator that draws at random: what it draws must follow from its seed, the epoch and the row alone.
+
+    The trainer names the epoch before its first batch. Drawn from the global random state, the masks of a resumed run
+    would be others than those of the run that was not stopped.
+    """
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+@contextmanager
+def clear_refusals(checkpoint: str | None) -> Iterator[None]:
+    """Turn the refusal of `torch.load(weights_only=True)` to run code in a file of `checkpoint` into a sentence."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:160]
+        raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
 
 
 class Progress(ProgressCallback):
@@ -69,6 +104,8 @@ class Trainer(transformers.Trainer):
             self.args.train_sampling_strategy = "random" if leaves_out_padding(self.model) else "group_by_length"
         self._user_metrics = compute_metrics
         self._reduce = preprocess_logits_for_metrics
+        self._step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._saving = False
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
@@ -89,7 +126,7 @@ class Trainer(transformers.Trainer):
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
         self._train_batches = TrainingBatches(
             row_lengths(dataset),
-            step_rows=self._train_batch_size * accumulation * processes,
+            step_rows=self._step_rows,
             accumulation=accumulation,
             processes=processes,
             rank=self.args.process_index,
@@ -99,10 +136,133 @@ class Trainer(transformers.Trainer):
         return self._train_batches
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self._was_over():
+            self.control.should_training_stop = True
+            return
         # accelerate loses `set_epoch` behind the wrappers of several processes or of a resumed epoch
         if self.args.train_sampling_strategy in ("random", "group_by_length"):
             self._train_batches.set_epoch(epoch)
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        if isinstance(self.data_collator, EpochSeeded):
+            self.data_collator.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # Ends
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
+        """Train, from the start or from the checkpoint folder `resume_from_checkpoint`. Raises `RunStopped`."""
+        if self.is_world_process_zero():
+            checkpoints.clear_staging(self.args.output_dir)
+        with StopSignals() as self._signals, named_lost_ranks(), clear_refusals(resume_from_checkpoint):
+            return self._train_in_memory(resume_from_checkpoint, **kwargs)
+
+    def _train_in_memory(self, resume_from_checkpoint: str | None, **kwargs) -> TrainOutput:
+        """Train; where memory runs out, under `--auto_find_batch_size` again with half the batch at a time."""
+        args, shrinks = self.args, self.args.auto_find_batch_size
+        args.auto_find_batch_size = False  # transformers' own goes on with half-trained weights and other steps
+        if shrinks:
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+            states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        while True:
+            self._seen_step, self._save_at_end, self._losses = -1, False, []
+            try:
+                return super().train(resume_from_checkpoint, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch = args.per_device_train_batch_size
+                if not shrinks or batch == 1:
+                    remedy = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model"
+                    raise RunStopped(
+                        f"out of memory in step {self.state.global_step + 1} with {batch} rows at a time; {remedy}",
+                        code=RunStopped.OUT_OF_MEMORY,
+                    ) from None
+            # out here the failed step's tensors are gone with its traceback
+            args.gradient_accumulation_steps *= 2
+            args.per_device_train_batch_size = math.ceil(batch / 2)
+            self._train_batch_size = args.train_batch_size
+            self.optimizer = self.lr_scheduler = None
+            self.model_wrapped = self.model
+            self.model.zero_grad()
+            release_memory()
+            if checkpoints.in_order(args.output_dir):
+                resume_from_checkpoint = str(checkpoints.newest_whole(args.output_dir))
+            elif resume_from_checkpoint is None:
+                self.model.load_state_dict(weights)
+                for callback in self._early_stopping():
+                    callback.early_stopping_patience_counter = 0
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.random.set_rng_state(states[2])
+            tell(
+                f"out of memory with {batch} rows at a time: takes {args.per_device_train_batch_size}, and "
+                f"{args.gradient_accumulation_steps} times as many batches a step; begins again from "
+                f"{resume_from_checkpoint or 'the initial weights'}"
+            )
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+
+    def _was_over(self) -> bool:
+        """Whether the run that is resumed had come to its end: transformers would train one step more."""
+        return self.state.global_step >= self.state.max_steps or any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self._early_stopping()
+        )
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The gradient norm of a step, before the weights take it. Stops the run where it, or a loss, is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses, self._losses = torch.stack(self._losses), []
+        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips a step whose gradient overflows
+        if not math.isfinite(losses.sum()) or not (scaled or math.isfinite(norm)):
+            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+            what = "loss" if not math.isfinite(losses.sum()) else "gradient norm"
+            raise RunStopped(
+                f"the {what} of step {self.state.global_step + 1} is not a finite number; {self._rows_of(bad)}the "
+                "weights and checkpoints are as before this step; try a lower --learning_rate, or --precision fp32",
+                code=RunStopped.NOT_FINITE,
+            )
+        return norm
+
+    def _rows_of(self, batches: Iterable[int]) -> str:
+        """Which training rows this process takes in some batches of the step that is being run, for a message."""
+        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
+            return ""
+        accumulation = self.args.gradient_accumulation_steps
+        first = self.state.global_step % math.ceil(len(self._train_batches) / accumulation) * accumulation
+        step = list(islice(self._train_batches, first, first + accumulation))
+        rows = sorted(row for i in batches for row in step[i])
+        return f"its rows, as numbered in the encoded training data from 0: {', '.join(map(str, rows[:64]))}; "
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Called after each step and again at the end of an epoch, or of the training.
+
+        Where the two coincide a checkpoint waits for the second call: saved before the evaluation that ends an epoch,
+        it would lose that evaluation when it is resumed.
+        """
+        ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
+        first_call = self.state.global_step != self._seen_step
+        self._seen_step = self.state.global_step
+        asked = self._signals.agreed(self.args.device)
+        if ends and first_call:
+            self._save_at_end, self.control.should_save = self.control.should_save, False
+        elif asked or self._save_at_end:
+            self.control.should_save = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if ends and first_call:
+            return
+        self._save_at_end = False
+        if asked:
+            raise RunStopped(
+                f"{signal.Signals(asked).name} after step {self.state.global_step}; checkpoint-{self.state.global_step}"
+                f" is whole; {HOW_TO_GO_ON}",
+                code=128 + asked,
+            )
 
     # Evaluation
 
@@ -154,6 +314,53 @@ class Trainer(transformers.Trainer):
 
     # Saving
 
+    def _get_output_dir(self, trial=None) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, checkpoints.STAGING)) if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint aside, and publish it when it is whole."""
+        folder = Path(self.args.output_dir)
+        staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
+        self._saving = True
+        try:
+            with checkpoints.clear_disk_errors(folder, self._checkpoint_bytes):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(folder / staged.name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / checkpoints.STATE))
+                    checkpoints.publish(staged, folder, step=self.state.global_step, processes=self.args.world_size)
+        finally:
+            self._saving = False
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            keep = {folder / staged.name, *([Path(best)] if best else [])}
+            checkpoints.rotate(folder, self.args.save_total_limit, keep)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / staged.name))
+
+    def _checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on the disk."""
+        state = [t for values in self.optimizer.state.values() for t in values.values()] if self.optimizer else []
+        return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._saving:  # under its final name only
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_best_model(self) -> None:
+        with clear_refusals(self.state.best_model_checkpoint):
+            damage = checkpoints.problem(Path(self.state.best_model_checkpoint))
+            if damage:
+                raise InputError(
+                    f"{self.state.best_model_checkpoint}: the best checkpoint cannot be restored: {damage}; the last "
+                    "one is beside it; to do without the best give --load_best_model_at_end false"
+                )
+            super()._load_best_model()
+
     def init_hf_repo(self, *args, **kwargs) -> None:
         try:
             super().init_hf_repo(*args, **kwargs)
@@ -161,7 +368,8 @@ class Trainer(transformers.Trainer):
             raise InputError(f"--push_to_hub: {' '.join(str(error).split())}; log in first by: hf auth login") from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / transformers.trainer.TRAINING_ARGS_NAME).unlink()  # a pickle; run.json has the arguments

@@ -1,0 +1,271 @@
+"""Runs that are killed, stopped, starved and resumed: what `test_faults.py` and `make soak` have in common.
+
+A run is a forked child that calls the recipe's own `main`; a server process has imported the recipe before, so that a
+run takes a second. Nothing in it is replaced: the only addition is a callback that logs each finished step to a file,
+and can kill the process there.
+"""
+
+import atexit
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DataCollatorWithPadding,
+    TrainerCallback,
+    set_seed,
+    trainer,
+)
+from transformers.trainer_pt_utils import safe_globals
+
+from common.args import DataArguments, ModelArguments, TrainingArguments, parse
+from common.errors import command_line
+from common.trainer import Trainer
+from recipes.ner import train
+from tests.conftest import SAMPLE, build_tokenizer, read_jsonl, write_jsonl
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.faults"])
+
+
+# Files
+
+
+def make_files(folder: Path) -> dict[str, str]:
+    """A BERT of two layers with dropout, its tokenizer, and 48/20/20 sentences of the sample."""
+    tokenizer = build_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    sizes = {"train": 48, "validation": 20, "test": 20}
+    files = {
+        f"{split}_file": write_jsonl(folder / f"{split}.jsonl", read_jsonl(SAMPLE / f"{split}.jsonl")[:size])
+        for split, size in sizes.items()
+    }
+    return files | {"model_name_or_path": str(folder / "model")}
+
+
+def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[str]:
+    """Command-line words of an NER run: 3 epochs of 6 steps of 8 rows, a checkpoint every second step."""
+    arguments = files | {
+        "output_dir": str(output_dir),
+        **{"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
+        **{"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": True},
+        **{"max_seq_length": 128, "save_total_limit": 3, "use_cpu": True},
+    }
+    return [word for name, value in (arguments | settings).items() for word in (f"--{name}", str(value))]
+
+
+# Runs
+
+
+class _AtStep(TrainerCallback):
+    """Logs each finished step; kills the process after step `kill_at`, before anything of that step is saved."""
+
+    def __init__(self, log: str, kill_at: int | None):
+        self.log, self.kill_at = log, kill_at
+
+    def on_step_end(self, args, state, control, **kwargs):
+        with open(self.log, "a") as file:
+            file.write(f"{state.global_step}\n")
+        if state.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _child(main, arguments: list[str], log: str, kill_at: int | None, memory: int | None, environment: dict) -> None:
+    os.environ |= environment
+    descriptor = os.open(f"{log}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    if memory:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    trainer.DEFAULT_CALLBACKS.append(_AtStep(log, kill_at))
+    sys.argv = ["recipes.ner.train", *arguments]
+    command_line(lambda: main(arguments))
+
+
+class Job:
+    """A run in `processes` processes of its own. `output` is what it printed, `steps` the steps it has finished."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        kill_at: int | None = None,
+        processes: int = 1,
+        memory: int | None = None,
+        main=train.main,
+    ):
+        self.log = log
+        for path in (log, log.with_name(f"{log.name}.txt")):
+            path.unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.processes = []
+        for rank in range(processes):
+            environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            if processes > 1:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            path = str(log) if rank == 0 else f"{log}.{rank}"
+            process = CONTEXT.Process(target=_child, args=(main, arguments, path, kill_at, memory, environment))
+            process.start()
+            atexit.register(process.kill)  # or a process that hangs would hold up the end of the tests
+            self.processes.append(process)
+
+    @property
+    def steps(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+
+    @property
+    def output(self) -> str:
+        logs = [self.log.with_name(f"{self.log.name}.txt"), *self.log.parent.glob(f"{self.log.name}.?.txt")]
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
+
+    def reaches(self, step: int, seconds: float = 60) -> "Job":
+        """Wait until `step` is finished."""
+        end = time.monotonic() + seconds
+        while not (self.steps and self.steps[-1] >= step):
+            assert time.monotonic() < end, f"did not reach step {step}:\n{self.output}"
+            assert self.processes[0].is_alive(), f"ended before step {step}:\n{self.output}"
+            time.sleep(0.005)
+        return self
+
+    def kill(self, number: int, rank: int = 0) -> "Job":
+        os.kill(self.processes[rank].pid, number)
+        return self
+
+    def ends(self, seconds: float = 120) -> list[int]:
+        """Exit statuses of all ranks; minus the signal for a process that one killed."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return codes
+
+    def succeeds(self) -> None:
+        codes = self.ends()
+        assert not any(codes), f"exit status {codes}:\n{self.output}"
+
+
+# What a run leaves
+
+
+def last_checkpoint(output_dir: Path) -> Path:
+    return max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def tensors_of(state: object) -> Iterable[torch.Tensor]:
+    """All tensors and numbers of a nested state, in order."""
+    if isinstance(state, torch.Tensor):
+        yield state.double() if state.dtype != torch.uint8 else state
+    elif isinstance(state, (int, float)):
+        yield torch.tensor(float(state), dtype=torch.float64)
+    elif isinstance(state, np.ndarray):
+        yield torch.from_numpy(state.astype(np.int64))
+    elif isinstance(state, dict):
+        for key in sorted(state, key=str):
+            yield from tensors_of(state[key])
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from tensors_of(value)
+
+
+def difference(a: Path, b: Path) -> float:
+    """Largest absolute difference between two finished runs: final weights; optimizer, schedule and random states."""
+    pairs = [(load_file(path / "model.safetensors") for path in (a, b))]
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with safe_globals():
+            pairs.append(tuple(torch.load(last_checkpoint(path) / name, weights_only=True) for path in (a, b)))
+    worst = 0.0
+    for one, other in pairs:
+        for x, y in zip(tensors_of(one), tensors_of(other), strict=True):
+            worst = max(worst, (x.double() - y.double()).abs().max().item() if x.numel() else 0.0)
+    states = [json.loads((last_checkpoint(path) / "trainer_state.json").read_text()) for path in (a, b)]
+    for state in states:
+        state["best_model_checkpoint"] = state["best_model_checkpoint"] and Path(state["best_model_checkpoint"]).name
+    for key in ("best_metric", "best_global_step", "best_model_checkpoint", "global_step", "stateful_callbacks"):
+        if states[0][key] != states[1][key]:
+            return float("inf")
+    return worst
+
+
+# A run with random masks
+
+
+class MaskByRow:
+    """MLM masks that follow from seed, epoch and row alone. Rows need a column `row`, their number."""
+
+    def __init__(self, tokenizer, seed: int):
+        self.pad, self.mask, self.seed, self.epoch = (
+            DataCollatorWithPadding(tokenizer),
+            tokenizer.mask_token_id,
+            seed,
+            0,
+        )
+        self.special = set(tokenizer.all_special_ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.pad([{"input_ids": row["input_ids"]} for row in rows])
+        batch["labels"] = torch.full_like(batch["input_ids"], -100)
+        for i, row in enumerate(rows):
+            draws = np.random.default_rng([self.seed, self.epoch, row["row"]]).random(len(row["input_ids"]))
+            for j, (draw, token) in enumerate(zip(draws, row["input_ids"], strict=True)):
+                if draw < 0.15 and token not in self.special:
+                    batch["labels"][i, j], batch["input_ids"][i, j] = token, self.mask
+        return batch
+
+
+@dataclass
+class TextArguments(DataArguments):
+    max_seq_length: int = 64
+
+
+def train_mlm(argv: list[str]) -> None:
+    """A small MLM run on the promises of `common.trainer`, on the words of an NER file; takes `words` of an NER run."""
+    model_args, data_args, args = parse((ModelArguments, TextArguments, TrainingArguments), argv, None)
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    model = AutoModelForMaskedLM.from_pretrained(model_args.model_name_or_path)
+    texts = [" ".join(row["tokens"]) for row in read_jsonl(Path(data_args.train_file))]
+    rows = tokenizer(texts, truncation=True, max_length=data_args.max_seq_length)["input_ids"]
+    data = Dataset.from_dict({"input_ids": rows, "row": list(range(len(rows)))})
+    args.remove_unused_columns = False
+    runs = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        data_collator=MaskByRow(tokenizer, args.seed),
+    )
+    checkpoint = str(last_checkpoint(Path(args.output_dir))) if args.resume_from_checkpoint else None
+    runs.train(resume_from_checkpoint=checkpoint)
+    runs.save_model()
