@@ -17,7 +17,7 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format predict $(RECIPES)
+.PHONY: help setup test soak lint format predict $(RECIPES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; about half an hour
+	$(BIN)/python -m tests.soak $(ARGS)
 
 lint: $(INSTALLED) ## check format and rules (ruff)
 	$(BIN)/ruff format --check .

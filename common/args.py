@@ -75,6 +75,9 @@ class DataArguments:
     validation_split_percentage: int = field(
         default=10, metadata={"help": "share of the training rows carved for validation when there is none"}
     )
+    max_chars: int = field(
+        default=1_000_000, metadata={"help": "characters a row may have; a longer one is told as an error"}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training rows"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N validation rows"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "use only the first N test rows"})
@@ -89,7 +92,7 @@ class DataArguments:
             raise InputError("--dataset_name and files exclude each other: give one or the other")
         if not 0 < self.validation_split_percentage < 100:
             raise InputError("--validation_split_percentage must lie between 1 and 99")
-        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in ("max_chars", "max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")
 
@@ -231,6 +234,8 @@ class _Parser(HfArgumentParser):
 
     def nearest(self, name: str) -> str:
         """The end of an error message about the unknown argument `name`."""
+        if "trust_remote_code" in name.replace("-", "_"):
+            return ": code that comes with a checkpoint or with data is never run here"
         known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
         found = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
         return f"; did you mean {found[0]}?" if found else "; --help_all lists them all"

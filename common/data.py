@@ -19,6 +19,8 @@ from common.errors import InputError, Problems, tell, warn
 SPLITS = ("train", "validation", "test")
 CARVE_SEED = 0  # not --seed: runs with other seeds must be scored on the same rows
 
+MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make a head of gigabytes
+
 Row = dict[str, Any]
 #: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
 Located = tuple[str, Row | str]
@@ -47,11 +49,11 @@ def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def check_file(path: str | Path, check: Callable[[Row], Iterable[str]]) -> None:
+def check_file(path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int) -> None:
     """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
     problems = Problems()
     for where, row in read_file(path):
-        for message in [row] if isinstance(row, str) else check(row):
+        for message in [row] if isinstance(row, str) else [*check(row), *_too_long(row, max_chars)]:
             problems.add(where, message)
     problems.check()
 
@@ -311,7 +313,8 @@ def load_splits(
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
-            rows = list(_checked(sources[split], place, columns, check, tuple(list_columns), problems))
+            in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
+            rows = list(_checked(sources[split], place, columns, check, in_cells, args.max_chars, problems))
             splits[split] = rows
     problems.check()
     _warn_of_shared_files(files)
@@ -332,6 +335,7 @@ def _checked(
     columns: dict[str, str],
     check: Callable[[Row], Iterable[str]],
     list_columns: tuple[str, ...],
+    max_chars: int,
     problems: Problems,
 ) -> Iterator[Row]:
     count = 0
@@ -352,13 +356,20 @@ def _checked(
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])
-        wrong = list(check(row))
+        wrong = list(check(row)) or list(_too_long(row, max_chars))
         for message in wrong:
             problems.add(where, message)
         if not wrong:
             yield row | {"id": str(found.get("id", count))}
     if count == 0:
         problems.add(place, "holds no rows")
+
+
+def _too_long(row: Row, max_chars: int) -> Iterator[str]:
+    texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value])]
+    length = sum(len(text) for text in texts if isinstance(text, str))
+    if length > max_chars:
+        yield f"{length:,} characters in one row, more than --max_chars {max_chars:,}; split it, or allow more"
 
 
 def _list_of_cell(cell: str) -> Any:
@@ -390,6 +401,10 @@ def label_names(data: DatasetDict, column: str) -> list[str]:
     """All labels in list column `column` of any split, sorted; warns of those that training never sees."""
     seen = {split: {label for row in rows[column] for label in row} for split, rows in data.items()}
     names = sorted(set().union(*seen.values()))
+    if len(names) > MOST_LABELS:
+        raise InputError(
+            f"{column}: {len(names):,} different labels, more than {MOST_LABELS:,}; is it the right column?"
+        )
     unseen = [name for name in names if name not in seen["train"]]
     if unseen:
         splits = [split for split in seen if split != "train" and seen[split] & set(unseen)]

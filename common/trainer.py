@@ -148,8 +148,14 @@ class Trainer(transformers.Trainer):
 
     # Ends
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
-        """Train, from the start or from the checkpoint folder `resume_from_checkpoint`. Raises `RunStopped`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """Train from the start, from the checkpoint folder `resume_from_checkpoint`, or if True from the newest whole.
+
+        Raises `RunStopped` where the run ends early.
+        """
+        if resume_from_checkpoint is True:
+            accept = self.args.accept_unverified_checkpoint
+            resume_from_checkpoint = str(checkpoints.newest_whole(self.args.output_dir, accept))
         if self.is_world_process_zero():
             checkpoints.clear_staging(self.args.output_dir)
         with StopSignals() as self._signals, named_lost_ranks(), clear_refusals(resume_from_checkpoint):
@@ -215,11 +221,15 @@ class Trainer(transformers.Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The gradient norm of a step, before the weights take it. Stops the run where it, or a loss, is not finite."""
         norm = super()._get_grad_norm(model, grad_norm)
         losses, self._losses = torch.stack(self._losses), []
+        self._stop_unless_finite(losses, norm)
+        return norm
+
+    def _stop_unless_finite(self, losses: Tensor, norm: Tensor | float | None) -> None:
+        """End the run before its weights take a step with a loss, of any accumulated batch, or gradient not finite."""
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips a step whose gradient overflows
-        if not math.isfinite(losses.sum()) or not (scaled or math.isfinite(norm)):
+        if not math.isfinite(losses.sum()) or not (scaled or norm is None or math.isfinite(norm)):
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
             what = "loss" if not math.isfinite(losses.sum()) else "gradient norm"
             raise RunStopped(
@@ -227,7 +237,6 @@ class Trainer(transformers.Trainer):
                 "weights and checkpoints are as before this step; try a lower --learning_rate, or --precision fp32",
                 code=RunStopped.NOT_FINITE,
             )
-        return norm
 
     def _rows_of(self, batches: Iterable[int]) -> str:
         """Which training rows this process takes in some batches of the step that is being run, for a message."""

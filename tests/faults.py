@@ -266,6 +266,5 @@ def train_mlm(argv: list[str]) -> None:
         processing_class=tokenizer,
         data_collator=MaskByRow(tokenizer, args.seed),
     )
-    checkpoint = str(last_checkpoint(Path(args.output_dir))) if args.resume_from_checkpoint else None
-    runs.train(resume_from_checkpoint=checkpoint)
+    runs.train(resume_from_checkpoint=args.resume_from_checkpoint)
     runs.save_model()

@@ -22,8 +22,8 @@ from transformers import AutoModelForTokenClassification
 
 from common.args import native_bf16, parse
 from common.data import Row, check_file, read_file
-from common.errors import InputError, command_line, tell
-from common.models import load_config, load_tokenizer, quiet, resolve_model
+from common.errors import InputError, command_line, quiet, tell
+from common.models import load_config, load_tokenizer, resolve_model
 from common.outputs import fresh_file
 
 from .tagging import cut_windows, entity_spans, split_words
@@ -38,6 +38,7 @@ class PredictArguments:
     input: str | None = field(default=None, metadata={"help": "texts: .jsonl, .json, .csv, .parquet or .txt"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
     overwrite: bool = field(default=False, metadata={"help": "replace the output file if it is there"})
+    max_chars: int = field(default=1_000_000, metadata={"help": "characters a row may have"})
     buffer_rows: int = field(default=4096, metadata={"help": "rows sorted by length together"})
     batch_tokens: int = field(default=4096, metadata={"help": "sub-tokens, padding included, in a batch"})
     precision: Literal["auto", "bf16", "fp32"] = field(
@@ -149,7 +150,7 @@ def with_entities(rows: list[Row], tagger: Tagger) -> Iterator[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row)
+    check_file(args.input, check_row, args.max_chars)
     tagger = Tagger(args.model, args.batch_tokens, args.precision)
     count = 0
     with fresh_file(args.output, args.overwrite) as file, tqdm(unit=" rows") as bar:

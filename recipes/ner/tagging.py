@@ -201,4 +201,4 @@ def print_scores(metrics: dict[str, float], split: str) -> None:
     if f"{split}_gazetteer_f1" in metrics:
         rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
     tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
-    print_table(["type", "precision", "recall", "F1", "entities"], rows)
+    print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)

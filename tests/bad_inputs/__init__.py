@@ -1,0 +1,195 @@
+"""Corrupted variants of a good JSON Lines file, for any recipe: what users' files look like on a bad day.
+
+`variants(rows)` takes the good rows and makes hundreds of files from them, each with a name, its bytes, and the line
+that was touched where there is one. Nothing here knows a task: columns are told apart only by holding a text or a list.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+
+@dataclass
+class Variant:
+    name: str
+    content: bytes
+    line: int | None = None  # from 1; where the file was touched, if in one place
+
+
+def as_bytes(rows: list[Any]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def variants(rows: list[dict[str, Any]], seed: int = 0) -> Iterator[Variant]:
+    """Every variant of `rows` that this module knows."""
+    chance = random.Random(seed)
+    yield from of_bytes(as_bytes(rows), chance)
+    yield from of_encoding(rows)
+    yield from of_lines(rows)
+    yield from of_values(rows, chance)
+    yield from of_texts(rows, chance)
+
+
+def of_bytes(good: bytes, chance: random.Random) -> Iterator[Variant]:
+    """Flipped bits, cuts, and bytes lost, doubled, inserted or exchanged: for any format."""
+
+    def at(position: int) -> int:
+        return good.count(b"\n", 0, position) + 1
+
+    def touched(name: str, i: int, content: bytes) -> Variant:
+        return Variant(f"{name} at byte {i}", content, at(i))
+
+    for _ in range(40):
+        i = chance.randrange(len(good))
+        yield touched("flipped bit", i, good[:i] + bytes([good[i] ^ 1 << chance.randrange(8)]) + good[i + 1 :])
+    for _ in range(12):
+        i = chance.randrange(1, len(good))
+        yield touched("cut", i, good[:i])
+    for _ in range(10):
+        i = chance.randrange(len(good) - 1)
+        yield touched("lost byte", i, good[:i] + good[i + 1 :])
+        yield touched("inserted byte", i, good[:i] + bytes([chance.randrange(256)]) + good[i:])
+        yield touched("doubled stretch", i, good[: i + 7] + good[i:])
+        yield touched("exchanged bytes", i, good[:i] + good[i + 1 : i + 2] + good[i : i + 1] + good[i + 2 :])
+    yield Variant("empty", b"")
+    yield Variant("one newline", b"\n")
+    yield Variant("zero bytes", bytes(1000))
+    yield Variant("random bytes", chance.randbytes(5000))
+    yield Variant("zeros at the end", good + bytes(512))  # what a crash leaves on some file systems
+
+
+def of_encoding(rows: list[dict[str, Any]]) -> Iterator[Variant]:
+    """Byte order marks, other encodings, other newlines."""
+    good = as_bytes(rows)
+    text = good.decode()
+    yield Variant("byte order mark", b"\xef\xbb\xbf" + good)
+    yield Variant("two byte order marks", b"\xef\xbb\xbf" * 2 + good, 1)
+    second = good.index(b"\n") + 1
+    yield Variant("byte order mark in line 2", good[:second] + b"\xef\xbb\xbf" + good[second:], 2)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7"):
+        yield Variant(encoding, (text + "é\n").encode(encoding))
+    accents = json.loads(json.dumps(rows[:3]))
+    for row in accents:
+        for name, value in row.items():
+            row[name] = [f"é{value[0]}", *value[1:]] if isinstance(value, list) and value else f"é{value}"
+    yield Variant("latin-1", as_bytes(accents).decode().encode("latin-1"), 1)
+    yield Variant("cp1252 quotation marks", good.replace(b'": "', b'": "\x93', 1))
+    for name, newline in (("CRLF", "\r\n"), ("CR", "\r"), ("line separator", "\u2028"), ("next line", "\x85")):
+        yield Variant(f"newlines {name}", text.replace("\n", newline).encode())
+    mixed = "".join(line + ("\r\n" if i % 2 else "\n") for i, line in enumerate(text.splitlines()))
+    yield Variant("mixed newlines", mixed.encode())
+    yield Variant("blank lines", text.replace("\n", "\n\n  \n\t\n").encode())
+    yield Variant("no newline at the end", good[:-1])
+    yield Variant("form feeds", text.replace("\n", "\n\f\n").encode(), 2)
+    yield Variant("vertical tab in a line", text.replace("{", "{\v", 1).encode(), 1)
+
+
+def of_lines(rows: list[dict[str, Any]]) -> Iterator[Variant]:
+    """Lines that are not one JSON object each."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+
+    def with_second(name: str, line: str) -> Variant:
+        return Variant(name, "\n".join([lines[0], line, *lines[2:], ""]).encode(), 2)
+
+    yield Variant("one JSON list", json.dumps(rows).encode())
+    yield Variant("indented", json.dumps(rows[0], indent=1).encode())
+    yield with_second("two objects in a line", lines[1] + lines[2])
+    yield with_second("comma after the object", lines[1] + ",")
+    yield with_second("comma before the brace", lines[1][:-1] + ",}")
+    yield with_second("single quotes", lines[1].replace('"', "'"))
+    yield with_second("comment", "// " + lines[1])
+    yield with_second("unquoted key", lines[1].replace('"', "", 2))
+    for name, line in {
+        "null": "null", "number": "17", "text": '"text"', "list": "[1, 2]", "true": "true", "word": "nonsense",
+        "empty object": "{}", "NaN": "NaN", "half an object": lines[1][: len(lines[1]) // 2], "CSV": "a,b,c",
+        "XML": "<row><a>b</a></row>", "deep list": "[" * 100_000 + "]" * 100_000,
+        "deep object": '{"a":' * 100_000 + "1" + "}" * 100_000, "open list": "[" * 100_000,
+    }.items():  # fmt: skip
+        yield with_second(f"line is {name}", line)
+    first = next(iter(rows[1]))
+    for name, line in {
+        "same value": f"{lines[1][:-1]}, {json.dumps(first)}: {json.dumps(rows[1][first])}}}",
+        "other value": f"{lines[1][:-1]}, {json.dumps(first)}: null}}",
+        "in front": f"{{{json.dumps(first)}: 1, {lines[1][1:]}",
+    }.items():
+        yield with_second(f"duplicate key, {name}", line)
+    yield Variant("row twice", "\n".join([lines[0], *lines, ""]).encode())
+
+
+def of_values(rows: list[dict[str, Any]], chance: random.Random) -> Iterator[Variant]:
+    """Columns missing, renamed, exchanged; values of other types and lengths."""
+    wrong: dict[str, Any] = {
+        "null": None, "true": True, "number": 7, "fraction": 0.5, "huge integer": 10**400, "text": "text", "empty": "",
+        "object": {"a": 1}, "empty list": [], "list of null": [None], "list of numbers": [1, 2, 3],
+        "list of lists": [["a"]], "list of blanks": [" ", ""], "deep": [[[[[["a"]]]]]],
+    }  # fmt: skip
+
+    def with_row(name: str, number: int, row: Any) -> Variant:
+        return Variant(name, as_bytes([*rows[:number], row, *rows[number + 1 :]]), number + 1)
+
+    names = list(rows[0])
+    for column in names:
+        number = chance.randrange(len(rows))
+        row = rows[number]
+        for name, value in wrong.items():
+            yield with_row(f"{column} is {name}", number, row | {column: value})
+        yield with_row(f"{column} missing", number, {k: v for k, v in row.items() if k != column})
+        yield with_row(f"{column} renamed", number, {k.upper() if k == column else k: v for k, v in row.items()})
+        yield Variant(
+            f"{column} missing everywhere", as_bytes([{k: v for k, v in r.items() if k != column} for r in rows])
+        )
+        for literal in ("NaN", "Infinity", "-Infinity", "1e999", "undefined", "None", "True", "0x10", "01", ".5"):
+            line = json.dumps(row | {column: "@"}, ensure_ascii=False).replace('"@"', literal)
+            content = as_bytes(rows[:number]) + line.encode() + b"\n" + as_bytes(rows[number + 1 :])
+            yield Variant(f"{column} is {literal}", content, number + 1)
+        if isinstance(row[column], list):
+            value = row[column]
+            for name, changed in {
+                "shortened": value[:-1], "lengthened": [*value, value[-1]], "doubled": value * 2,
+                "with a null": [None, *value[1:]], "with a number": [*value[:-1], 3],
+                "with a list": [[value[0]], *value[1:]],
+                "in one text": " ".join(value), "as JSON in a text": json.dumps(value),
+            }.items():  # fmt: skip
+                yield with_row(f"{column} {name}", number, row | {column: changed})
+    for one, other in pairwise(names):
+        number = chance.randrange(len(rows))
+        yield with_row(
+            f"{one} and {other} exchanged", number, rows[number] | {one: rows[number][other], other: rows[number][one]}
+        )
+        yield Variant(
+            f"{one} and {other} exchanged everywhere", as_bytes([r | {one: r[other], other: r[one]} for r in rows])
+        )
+    yield with_row("further column", 1, rows[1] | {"further": 10**400})
+    yield with_row("further column of NaN", 1, rows[1] | {"further": float("nan")})
+
+
+HOSTILE = {
+    "escape sequence": "\x1b[31mred\x1b]0;title\x07", "bell": "\a", "zero": "a\0b", "backspaces": "good\b\b\b\bevil",
+    "right to left": "\u202eevil\u202c", "isolate": "\u2067x\u2069", "zero width": "a\u200bb\ufeffc",
+    "HTML": "<script>alert(1)</script>", "Markdown": "`|](http://evil)|\n# x", "format": "%s%n{0}{__class__}",
+    "combining": "e" + "\u0301" * 500, "private": "\ue000\U000f0000", "noncharacter": "\ufffe\U0010ffff",
+    "emoji": "👩‍👩‍👧‍👦", "quotation": '"\\', "carriage return": "a\rb", "delete": "\x7f\x9b31m", "long": "x" * 100_000,
+    "CJK": "日本語", "replacement": "\ufffd", "YAML": "!!python/object/apply:os.system ['true']",
+    "path": "../../etc/passwd",
+}  # fmt: skip
+
+
+def of_texts(rows: list[dict[str, Any]], chance: random.Random) -> Iterator[Variant]:
+    """Hostile but valid texts, and half characters, in any column."""
+
+    def put(value: Any, text: str) -> Any:
+        return [text, *value[1:]] if isinstance(value, list) else text
+
+    for column in rows[0]:
+        for name, text in HOSTILE.items():
+            number = chance.randrange(len(rows))
+            changed = rows[number] | {column: put(rows[number][column], text)}
+            yield Variant(f"{column}: {name}", as_bytes([*rows[:number], changed, *rows[number + 1 :]]), number + 1)
+        number = chance.randrange(len(rows))
+        for half in ("\\ud83d", "\\udc00", "\\ud83d\\ud83d"):
+            line = json.dumps(rows[number] | {column: put(rows[number][column], "@half@")}).replace("@half@", half)
+            content = as_bytes(rows[:number]) + line.encode() + b"\n" + as_bytes(rows[number + 1 :])
+            yield Variant(f"{column}: half a surrogate pair {half}", content, number + 1)
