@@ -79,19 +79,19 @@ def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[s
 
 
 class _AtStep(TrainerCallback):
-    """Logs each finished step; kills the process after step `kill_at`, before anything of that step is saved."""
+    """Logs each finished step; sends `by` to its own process after step `kill_at`, before that step is saved."""
 
-    def __init__(self, log: str, kill_at: int | None):
-        self.log, self.kill_at = log, kill_at
+    def __init__(self, log: str, kill_at: int | None, by: int):
+        self.log, self.kill_at, self.by = log, kill_at, by
 
     def on_step_end(self, args, state, control, **kwargs):
         with open(self.log, "a") as file:
             file.write(f"{state.global_step}\n")
         if state.global_step == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.by)
 
 
-def _child(main, arguments: list[str], log: str, kill_at: int | None, memory: int | None, environment: dict) -> None:
+def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], memory: int | None, environment: dict):
     os.environ |= environment
     descriptor = os.open(f"{log}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -100,7 +100,7 @@ def _child(main, arguments: list[str], log: str, kill_at: int | None, memory: in
     if memory:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
-    trainer.DEFAULT_CALLBACKS.append(_AtStep(log, kill_at))
+    trainer.DEFAULT_CALLBACKS.append(_AtStep(log, *kill))
     sys.argv = ["recipes.ner.train", *arguments]
     command_line(lambda: main(arguments))
 
@@ -113,6 +113,7 @@ class Job:
         arguments: list[str],
         log: Path,
         kill_at: int | None = None,
+        by: int = signal.SIGKILL,
         processes: int = 1,
         memory: int | None = None,
         main=train.main,
@@ -130,7 +131,7 @@ class Job:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             path = str(log) if rank == 0 else f"{log}.{rank}"
-            process = CONTEXT.Process(target=_child, args=(main, arguments, path, kill_at, memory, environment))
+            process = CONTEXT.Process(target=_child, args=(main, arguments, path, (kill_at, by), memory, environment))
             process.start()
             atexit.register(process.kill)  # or a process that hangs would hold up the end of the tests
             self.processes.append(process)

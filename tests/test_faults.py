@@ -19,7 +19,7 @@ from common import checkpoints
 from common.batching import TrainingBatches
 from common.errors import InputError
 from recipes.ner import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_jsonl
 from tests.faults import Job, difference, last_checkpoint, make_files, train_mlm, words
 
 
@@ -249,6 +249,16 @@ def test_a_signal_saves_and_exits_with_its_status(files, tmp_path, number, code)
     assert "Traceback" not in run.output
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_in_the_last_step_of_an_epoch_it_loses_no_evaluation(files, tmp_path, by):
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 50}
+    Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", kill_at=12, by=by)
+    assert run.ends() == [143 if by == signal.SIGTERM else -by]
+    resumed(files, tmp_path / "out", **settings).succeeds()
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+
+
 def test_a_signal_to_one_of_two_ranks_stops_both_and_resumes_exactly(files, tmp_path):
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 20, "save_steps": 1000, "eval_strategy": "epoch"}
     settings |= {"save_strategy": "epoch"}
@@ -354,22 +364,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(files, 
 # 7. Out of memory
 
 
-def test_out_of_memory_halves_the_batch_and_keeps_the_step(files, tmp_path):
-    big = {
-        "per_device_train_batch_size": 48,
-        "model_name_or_path": str(make_wide(files, tmp_path)),
-        "num_train_epochs": 2,
-    }
-    big |= {"save_strategy": "no", "eval_strategy": "no"}
-    run = Job(words(files, tmp_path / "plain", **big), tmp_path / "log", memory=3 * 2**29)
+def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(files, tmp_path):
+    third = list(TrainingBatches([1] * 48, 8, 1, 1, 0, 42, by_length=False))[2]
+    sizes = [110 if row in third else 3 for row in range(48)]  # two steps fit into memory and the third does not
+    rows = [{"tokens": ["the"] * size, "ner_tags": ["B-PER"] + ["O"] * (size - 1)} for size in sizes]
+    train_file = write_jsonl(tmp_path / "train.jsonl", rows)
+    settings = {"model_name_or_path": str(make_wide(files, tmp_path)), "train_file": train_file, "num_train_epochs": 2}
+    settings |= {"save_strategy": "no", "eval_strategy": "no"}
+    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=3 * 2**29)
     assert run.ends() == [6]
-    assert "out of memory in step 1 with 48 rows at a time; give --auto_find_batch_size true" in run.output
-    run = Job(words(files, tmp_path / "out", auto_find_batch_size=True, **big), tmp_path / "log", memory=3 * 2**29)
+    assert "out of memory in step 3 with 8 rows at a time; give --auto_find_batch_size true" in run.output
+    settings |= {"auto_find_batch_size": True}
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=3 * 2**29)
     run.succeeds()
-    assert "out of memory with 48 rows at a time: takes 24, and 2 times as many batches a step" in run.output
-    parts = next(n for n in (16, 8, 4, 2) if f"takes {48 // n}, and" in run.output)
-    big |= {"per_device_train_batch_size": 48 // parts, "gradient_accumulation_steps": parts}
-    Job(words(files, tmp_path / "parts", **big), tmp_path / "log").succeeds()
+    assert "out of memory with 8 rows at a time: takes 4, and 2 times as many batches a step" in run.output
+    parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
+    settings |= {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
+    Job(words(files, tmp_path / "parts", **settings), tmp_path / "log").succeeds()
     found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "parts")]
     assert found[0] == found[1]
 
