@@ -139,9 +139,6 @@ class Trainer(transformers.Trainer):
         if self._was_over():
             self.control.should_training_stop = True
             return
-        # accelerate loses `set_epoch` behind the wrappers of several processes or of a resumed epoch
-        if self.args.train_sampling_strategy in ("random", "group_by_length"):
-            self._train_batches.set_epoch(epoch)
         if isinstance(self.data_collator, EpochSeeded):
             self.data_collator.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)

@@ -371,11 +371,11 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     train_file = write_jsonl(tmp_path / "train.jsonl", rows)
     settings = {"model_name_or_path": str(make_wide(files, tmp_path)), "train_file": train_file, "num_train_epochs": 2}
     settings |= {"save_strategy": "no", "eval_strategy": "no"}
-    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=3 * 2**29)
+    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=2**30)
     assert run.ends() == [6]
     assert "out of memory in step 3 with 8 rows at a time; give --auto_find_batch_size true" in run.output
     settings |= {"auto_find_batch_size": True}
-    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=3 * 2**29)
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=2**30)
     run.succeeds()
     assert "out of memory with 8 rows at a time: takes 4, and 2 times as many batches a step" in run.output
     parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
