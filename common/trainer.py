@@ -283,7 +283,16 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, dataloader, *args, **kwargs) -> EvalLoopOutput:
         self._evaluated = dataloader.full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunStopped(
+                f"out of memory in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a "
+                f"smaller --per_device_eval_batch_size; {HOW_TO_GO_ON}",
+                code=RunStopped.OUT_OF_MEMORY,
+            ) from None
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
         predictions, labels, _ = self._rows(output.predictions, output.label_ids)

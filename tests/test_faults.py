@@ -370,12 +370,12 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     rows = [{"tokens": ["the"] * size, "ner_tags": ["B-PER"] + ["O"] * (size - 1)} for size in sizes]
     train_file = write_jsonl(tmp_path / "train.jsonl", rows)
     settings = {"model_name_or_path": str(make_wide(files, tmp_path)), "train_file": train_file, "num_train_epochs": 2}
-    settings |= {"save_strategy": "no", "eval_strategy": "no"}
-    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=2**30)
+    settings |= {"save_strategy": "no", "eval_strategy": "no", "per_device_eval_batch_size": 4}
+    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=3 * 2**29)
     assert run.ends() == [6]
     assert "out of memory in step 3 with 8 rows at a time; give --auto_find_batch_size true" in run.output
     settings |= {"auto_find_batch_size": True}
-    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=2**30)
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=3 * 2**29)
     run.succeeds()
     assert "out of memory with 8 rows at a time: takes 4, and 2 times as many batches a step" in run.output
     parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
@@ -383,13 +383,17 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     Job(words(files, tmp_path / "parts", **settings), tmp_path / "log").succeeds()
     found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "parts")]
     assert found[0] == found[1]
+    settings |= {"per_device_eval_batch_size": 64, "max_steps": 1}
+    run = Job(words(files, tmp_path / "eval", **settings), tmp_path / "log", memory=2**30)
+    assert run.ends() == [6]
+    assert "out of memory in an evaluation with 64 rows at a time; give a smaller --per_device_eval" in run.output
 
 
 def make_wide(files, folder: Path) -> Path:
     """A model of one layer whose activations are large and whose weights are not."""
     wide = folder / "wide"
     shutil.copytree(files["model_name_or_path"], wide)
-    config = BertConfig.from_pretrained(wide, num_hidden_layers=1, intermediate_size=100_000)
+    config = BertConfig.from_pretrained(wide, num_hidden_layers=1, intermediate_size=150_000)
     torch.manual_seed(0)
     BertModel(config).save_pretrained(wide)
     return wide

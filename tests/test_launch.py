@@ -191,6 +191,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "setup",
         "predict",
         "test",
+        "soak",
         "lint",
         "format",
         "contracts",

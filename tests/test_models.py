@@ -173,7 +173,9 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(tiny, tmp_path, monkeypa
     config |= {"model_type": "trap", "auto_map": {"AutoConfig": "trap.C", "AutoModelForTokenClassification": "trap.M"}}
     (tmp_path / "trap" / "config.json").write_text(json.dumps(config))
     (tmp_path / "trap" / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nC = M = None\n")
-    with pytest.raises(InputError, match=r"config\.json cannot be used: .*trust_remote_code"):
+    with pytest.raises(
+        InputError, match=r"needs code that its config\.json names \(auto_map\), and such code is never"
+    ):
         load(str(tmp_path / "trap"))
     assert not (tmp_path / "ran").exists()
 
