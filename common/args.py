@@ -144,6 +144,7 @@ class TrainingArguments(transformers.TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept beside the best"})
     load_best_model_at_end: bool = field(default=True)
     logging_steps: float = field(default=50)
+    hub_strategy: str = field(default="end")
     train_sampling_strategy: str = field(
         default="auto", metadata={"help": "random, or group_by_length; auto: by length where padding costs time"}
     )
@@ -171,6 +172,12 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError("--early_stopping_patience must be at least 1")
         if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("--auto_find_batch_size: for one process only; with several give a smaller batch")
+        if self.save_only_model:
+            raise InputError("--save_only_model: such a checkpoint cannot be resumed; leave it out")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise InputError(
+                f"--hub_strategy {self.hub_strategy}: must be end; the others upload a pickle of the arguments"
+            )
         there = {"none", "all", *get_available_reporting_integrations()}
         for name in set(self.report_to) - there:
             raise InputError(f"--report_to {name}: not installed (run: pip install {name}), or no such logger")

@@ -6,6 +6,7 @@ leaves either no new checkpoint or a whole one. (The atomic-rename pattern of Pi
 https://www.usenix.org/conference/osdi14/technical-sessions/presentation/pillai.)
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,9 +31,10 @@ NEEDED = {
     "scheduler": ["scheduler.pt", "global_step*"],
     "random states": ["rng_state*.pth"],
 }
-#: pickles that could run code when read; those of FSDP are read by `torch.load(weights_only=True)`
+#: pickles that could run code when read
 PICKLES = {".bin", ".pkl", ".pickle", ".joblib"}
-READ_AS_TENSORS = {"pytorch_model_fsdp.bin", "optimizer.bin"}
+#: of those, what is never read (the stock Trainer's arguments), or by `torch.load(weights_only=True)` (under FSDP)
+HARMLESS = {"training_args.bin", "pytorch_model_fsdp.bin", "optimizer.bin"}
 
 
 def in_order(output_dir: str | Path) -> list[Path]:
@@ -53,7 +55,9 @@ def publish(staged: Path, output_dir: Path, **about: Any) -> Path:
     with ThreadPoolExecutor(max_workers=2) as pool:
         sums = dict(zip((str(path.relative_to(staged)) for path in files), pool.map(_sum_and_sync, files), strict=True))
     manifest = staged / MANIFEST
-    manifest.write_text(json.dumps(about | {"files": sums}, indent=1) + "\n", encoding="utf-8")
+    content = about | {"files": sums}
+    content["sha256"] = _sum_of(content)  # of the manifest itself
+    manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (manifest, *{file.parent for file in files}, staged):
         _sync(path)
     final = output_dir / staged.name
@@ -66,17 +70,25 @@ def publish(staged: Path, output_dir: Path, **about: Any) -> Path:
 
 
 def clear_staging(output_dir: str | Path) -> None:
-    """Take away what an unfinished save left."""
+    """Take away what an unfinished save left; a checkpoint that it was about to replace is put back."""
+    for replaced in Path(output_dir, STAGING).glob("checkpoint-*.replaced"):
+        if not Path(output_dir, replaced.stem).exists():
+            replaced.rename(Path(output_dir, replaced.stem))
     shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)
 
 
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
-    """Remove the oldest checkpoints beyond `limit`, but none of `keep`: the one just published, and the best."""
+    """Remove the oldest checkpoints beyond `limit`, but none of `keep`: the one just published, and the best.
+
+    Folders without a manifest are neither counted nor removed.
+    """
     kept = {path.resolve() for path in keep}
-    others = [path for path in in_order(output_dir) if path.resolve() not in kept]
+    others = [p for p in in_order(output_dir) if p.resolve() not in kept and (p / MANIFEST).is_file()]
     if limit:
         for path in others[max(0, limit - 1) :]:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                warn(f"{path}: an old checkpoint that could not be removed")
 
 
 @contextmanager
@@ -88,7 +100,8 @@ def clear_disk_errors(folder: str | Path, needed: Callable[[], int]) -> Iterator
         raise
     except Exception as error:  # OSError, SafetensorError, or RuntimeError from torch.save
         free = shutil.disk_usage(folder).free
-        if not isinstance(error, OSError) and "space" not in str(error) and free > needed():
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full and not isinstance(error, OSError) and free > needed():
             raise
         staged = Path(folder, STAGING)
         partial = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
@@ -153,21 +166,44 @@ def given(path: str | Path, accept_unverified: bool = False) -> Path:
 
 def problem(folder: Path, accept_unverified: bool = False) -> str | None:
     """Why the checkpoint in `folder` cannot be gone on from, in words; None for a whole one."""
+    if not (folder / MANIFEST).is_file() and (missing := _missing(folder)):
+        return missing
+    return damage(folder, accept_unverified) or _missing(folder)
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of its run; nothing where it has none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def damage(folder: Path, accept_unverified: bool = False) -> str | None:
+    """What is wrong with the files in `folder` by its manifest, in words; None where all are as they were written."""
+    try:
+        return _damage(folder, accept_unverified)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+
+
+def _damage(folder: Path, accept_unverified: bool) -> str | None:
     for path in folder.rglob("*"):
-        if path.suffix in PICKLES and path.name not in READ_AS_TENSORS:
+        if path.suffix in PICKLES and path.name not in HARMLESS:
             return f"{path.name} is a pickle, which could run code; it is never read, so take it away"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("sha256") != _sum_of(manifest):
+            return f"{MANIFEST} is damaged"
         files = {name: (about["bytes"], about["sha256"]) for name, about in manifest["files"].items()}
     except FileNotFoundError:
-        missing = _missing(folder)
-        if missing or accept_unverified:
-            return missing
+        if accept_unverified:
+            return None
         return (
             f"no {MANIFEST}, so it cannot be told whether it is whole; if you trust it, "
             "give --accept_unverified_checkpoint"
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is damaged"
     for name, (size, _) in files.items():
         path = folder / name
@@ -182,7 +218,11 @@ def problem(folder: Path, accept_unverified: bool = False) -> str | None:
         for name, found in zip(files, pool.map(lambda name: _sum(folder / name), files), strict=True):
             if found != files[name][1]:
                 return f"{name} is damaged (its sha256 is not that of the {MANIFEST})"
-    return _missing(folder)
+    return None
+
+
+def _sum_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sum(path: Path) -> str:

@@ -150,8 +150,9 @@ def leave_out_padding(model: PreTrainedModel) -> bool:
     that embeddings and head see what they always do. Used only where a test batch gives the same output as before, at
     every real sub-token; else the model is left as it was.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers]
-    if len(layers) != 1:
+    depth = getattr(model.config, "num_hidden_layers", None)
+    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(layers) != 1 or model.config.is_encoder_decoder:
         return False
     before, training = model.config._attn_implementation, model.training
     ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
@@ -171,7 +172,7 @@ def leave_out_padding(model: PreTrainedModel) -> bool:
         same = leaves_out_padding(model) and torch.allclose(
             found[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-4
         )
-    except (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError):
+    except Exception:  # whatever it is, this architecture cannot
         same = False
     if not same:
         for hook in hooks:

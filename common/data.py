@@ -171,10 +171,13 @@ def _read_parquet(path: Path) -> Iterator[Located]:
         yield str(path), f"a column cannot be read: {error}"
         return
     number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", decode(row)
+    try:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", decode(row)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        yield f"{path}, row {number + 1}", f"cannot be read: {error}"
 
 
 def _read_conll(path: Path) -> Iterator[Located]:
@@ -375,7 +378,7 @@ def _too_long(row: Row, max_chars: int) -> Iterator[str]:
 def _list_of_cell(cell: str) -> Any:
     try:
         return _json(cell) if cell.startswith("[") else cell.split()
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell.split()
 
 

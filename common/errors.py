@@ -1,5 +1,6 @@
 """Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -97,6 +98,15 @@ def command_line(main: Callable[[], object]) -> NoReturn:
     except RunStopped as error:
         print(f"stopped: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("stopped: by SIGINT; nothing was being trained", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = printable(str(error.filename or "the output folder"))
+        print(f"stopped: {where}: {error.strerror}; make room, then begin again or resume", file=sys.stderr)
+        sys.exit(RunStopped.NOT_SAVED)
     sys.exit(0)
 
 
@@ -106,6 +116,8 @@ def quiet() -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()

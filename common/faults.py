@@ -1,14 +1,14 @@
 """What can stop a run from outside, turned into an orderly end: signals, lost processes, memory, numbers."""
 
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed
@@ -25,7 +25,8 @@ STATES = {"Z": "dead", "X": "dead", "T": "stopped"}
 class StopSignals:
     """Within its `with` block SIGTERM and SIGINT only leave a note, which the training loop heeds after its step.
 
-    A second signal, `REPEATED_AFTER_SECONDS` or more after the first, ends the process at once, as without this.
+    A second signal, `REPEATED_AFTER_SECONDS` or more after the first, ends the process at once. A thread listens, since
+    Python runs no handler while an exchange with other processes waits in C.
     """
 
     def __init__(self) -> None:
@@ -34,24 +35,36 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+            return self
+        self._ear, mouth = socket.socketpair()
+        mouth.setblocking(False)
+        self._mouth = mouth
+        threading.Thread(target=self._listen, daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, lambda *_: None)
+        self._wakeup_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._mouth.close()  # the listener's socket ends with it
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self._since = number, time.monotonic()
-            name = signal.Signals(number).name
-            # not print: the signal may have come in the middle of one
-            os.write(2, f"{name}: stops after this step and a checkpoint; a second one stops at once\n".encode())
-        elif time.monotonic() - self._since >= REPEATED_AFTER_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    def _listen(self) -> None:
+        while heard := self._ear.recv(1):
+            number = heard[0]
+            if number not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if not self.number:
+                self.number, self._since = number, time.monotonic()
+                name = signal.Signals(number).name
+                _say(f"{name}: stops after this step and a checkpoint; a second one stops at once\n")
+            elif time.monotonic() - self._since >= REPEATED_AFTER_SECONDS:
+                os._exit(128 + number)
+        self._ear.close()
 
     def agreed(self, device: torch.device) -> int:
         """The signal that this or any other process of the run got; 0 for none. All processes must call it."""
@@ -62,12 +75,33 @@ class StopSignals:
         return int(number)
 
 
+def _say(message: str) -> None:
+    """Write to standard error, and where a pipe behind it or standard output is gone, as after Ctrl-C, to nowhere."""
+    time.sleep(0.1)  # until the other end of the pipe has died of the same signal
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    for stream, event in poll.poll(0):
+        if event & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with suppress(OSError):
+        os.write(2, message.encode())
+
+
+def deaf_to_signals(start: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a data loader's worker: a signal to the whole process group is the main process's to heed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if start is not None:
+        start(worker)
+
+
 @contextmanager
 def named_lost_ranks() -> Iterator[None]:
     """End a run in which another process died or hangs by a sentence that names its rank, where that can be known.
 
-    A dead one is noticed at once, since its connections close. A hanging one is noticed when an exchange has waited for
-    `--ddp_timeout` seconds.
+    Under gloo a dead one is noticed at once, since its connections close. A hanging one is noticed when an exchange has
+    waited for `--ddp_timeout` seconds.
     """
     if not torch.distributed.is_initialized():
         yield

@@ -23,6 +23,7 @@ from typing import Any, TextIO, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
 
 from common import checkpoints
 from common.args import DataArguments, TrainingArguments
@@ -32,10 +33,9 @@ T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
 #: what a run writes, and so what `--overwrite` takes away
 WRITTEN = (
-    checkpoints.STAGING, "checkpoint-*", "*_results.json", "predictions_*.jsonl", "run.json", "README.md",
-    "config.json",
-    "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt",
-    "special_tokens_map.json", "adapter", "runs",
+    checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
+    "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {
@@ -45,7 +45,9 @@ INCIDENTAL = {
 #: arguments that cut a step into parts, and do not change it
 SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"}
 #: arguments without which a checkpoint does not fit
-FIXED = {"seed", "data_seed", "train_sampling_strategy", "model_name_or_path", "lora_r", "lora_target_modules", "optim"}
+FIXED = {
+    "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
+}  # fmt: skip
 
 
 def sha256(path: str | Path) -> str:
@@ -77,13 +79,14 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
 class Run:
     """A run that holds its output folder until the process ends, and keeps its record in `run.json`.
 
-    Making one only looks at the folder; `start` takes away what an earlier run left there. Raises `InputError` when the
-    folder cannot be written, another live process holds it, it holds files that no run wrote, or it holds a run that
-    was stopped or is a different one (other arguments, data or code) and neither `--overwrite` nor
-    `--resume_from_checkpoint` is given. On several processes only the main one touches the folder.
+    `rows` is the data of the run, of which a hash is kept. Making a run only looks at the folder; `start` takes away
+    what an earlier run left there. Raises `InputError` when the folder cannot be written, another live process holds
+    it, it holds files that no run wrote, or it holds a run that was stopped or is a different one (other arguments,
+    data or code) and neither `--overwrite` nor `--resume_from_checkpoint` is given. On several processes only the main
+    one touches the folder, and all go on from the checkpoint that it chose.
     """
 
-    def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any):
+    def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any, rows: DatasetDict):
         self.folder = Path(args.output_dir)
         files = {n: getattr(data_args, n) for n in ("train_file", "validation_file", "test_file")}
         arguments = {k: v for a in (data_args, *more) for k, v in dataclasses.asdict(a).items()} | _plain(args)
@@ -95,6 +98,7 @@ class Run:
             "data": {
                 n: {"file": f, "sha256": sha256(f), "bytes": Path(f).stat().st_size} for n, f in files.items() if f
             },
+            "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
             "code": _sha256_of([*Path(__file__).parent.glob("*.py"), *_folder_of(data_args).glob("*.py")]),
             "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -131,12 +135,21 @@ class Run:
             return
         where = f"--output_dir {self.folder}"
         before = self._before()
+        inside = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
+        if before is None and inside and args.accept_unverified_checkpoint:
+            warn(f"{where}: no record of its run (run.json), so nothing tells whether data and arguments are the same")
+            return
         if before is None:
             raise InputError(f"{where}: holds files that no run of a recipe wrote; give another folder")
-        if checkpoint and checkpoint.resolve().parent == self.folder.resolve():
-            if _data(before) != _data(self.record):
+        if inside:
+            if before["rows"] != self.record["rows"]:
                 raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
             self._check_changes(before)
+            newer = [p.name for p in checkpoints.in_order(self.folder) if _step(p) > _step(checkpoint)]
+            if newer:
+                warn(
+                    f"{', '.join(newer)}: newer, and what a later --resume_from_checkpoint true would take; remove them"
+                )
             return
         if not args.overwrite:
             remedy = "go on with it by --resume_from_checkpoint true, replace it by --overwrite, or give another folder"
@@ -153,6 +166,8 @@ class Run:
             for pattern in WRITTEN:
                 for path in self.folder.glob(pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in checkpoints.in_order(self.folder):
+                shutil.rmtree(path)
         self.save()
 
     def _check_changes(self, before: dict[str, Any]) -> None:
@@ -177,8 +192,9 @@ class Run:
         lock = self.folder / ".lock"
         self._lock_file = open(lock, "a+")  # noqa: SIM115  (held open, so that the lock lasts as long as the process)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # of POSIX, not flock: a data loader's worker that outlives a killed run would hold that one on
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             self._lock_file.seek(0)
             raise InputError(
                 f"--output_dir {self.folder}: in use by {self._lock_file.read().strip()}; wait for it, or give "
@@ -213,7 +229,10 @@ class Run:
     def save(self) -> None:
         if is_main_process():
             new = self.folder / "run.json.new"
-            new.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            with open(new, "w", encoding="utf-8") as file:
+                file.write(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             new.replace(self.folder / "run.json")
 
 
@@ -250,14 +269,20 @@ def _plain(args: TrainingArguments) -> dict[str, Any]:
 
 def _identity(record: dict[str, Any]) -> Any:
     """What decides the results of a run."""
-    arguments = {k: v for k, v in record["arguments"].items() if k not in INCIDENTAL}
-    return arguments, _data(record), *(record[key] for key in ("code", "base_model", "versions", "hardware"))
+    arguments = {k: v for k, v in record["arguments"].items() if k not in INCIDENTAL | set(record["data"])}
+    return arguments, *(record[key] for key in ("rows", "code", "base_model", "versions", "hardware"))
 
 
-def _data(record: dict[str, Any]) -> Any:
-    # what stands behind a data set's name may change from one run to the next
-    unknown = record["started"] if record["arguments"]["dataset_name"] else None
-    return {name: file["sha256"] for name, file in record["data"].items()}, unknown
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _sha256_of_rows(data: Dataset) -> str:
+    """A hash of what the rows of a data set hold, whichever file or name they came from."""
+    found = hashlib.sha256()
+    for row in data:
+        found.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
 def _sha256_of(files: Iterable[Path]) -> str | None:

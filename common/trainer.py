@@ -14,13 +14,15 @@
   sentence (`common.faults`), and leave the last whole checkpoint as it is.
 """
 
+import json
 import math
 import os
 import pickle
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -31,15 +33,17 @@ import torch.nn.functional as F
 import transformers
 from accelerate.utils import release_memory
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
 from common.cpu import leaves_out_padding
-from common.errors import InputError, RunStopped, tell
-from common.faults import HOW_TO_GO_ON, StopSignals, is_out_of_memory, named_lost_ranks
+from common.errors import InputError, RunStopped, tell, warn
+from common.faults import HOW_TO_GO_ON, StopSignals, deaf_to_signals, is_out_of_memory, named_lost_ranks
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -65,13 +69,16 @@ class EpochSeeded(Protocol):
 
 
 @contextmanager
-def clear_refusals(checkpoint: str | None) -> Iterator[None]:
-    """Turn the refusal of `torch.load(weights_only=True)` to run code in a file of `checkpoint` into a sentence."""
+def reading(checkpoint: str) -> Iterator[None]:
+    """Turn what the loaders raise over a file of `checkpoint` into a sentence; `weights_only` loads refuse code."""
     try:
         yield
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{checkpoint}: cannot be read, damaged or of another model: {reason}") from None
 
 
 class Progress(ProgressCallback):
@@ -105,7 +112,7 @@ class Trainer(transformers.Trainer):
         self._user_metrics = compute_metrics
         self._reduce = preprocess_logits_for_metrics
         self._step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self._saving = False
+        self._saving, self._saved_step, self._last_whole = False, -1, None
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
@@ -139,6 +146,9 @@ class Trainer(transformers.Trainer):
         if self._was_over():
             self.control.should_training_stop = True
             return
+        # the loop names the epoch through one wrapper of the sampler; a resumed epoch on several processes has two
+        if self.args.train_sampling_strategy in ("random", "group_by_length"):
+            self._train_batches.set_epoch(epoch)
         if isinstance(self.data_collator, EpochSeeded):
             self.data_collator.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
@@ -155,8 +165,29 @@ class Trainer(transformers.Trainer):
             resume_from_checkpoint = str(checkpoints.newest_whole(self.args.output_dir, accept))
         if self.is_world_process_zero():
             checkpoints.clear_staging(self.args.output_dir)
-        with StopSignals() as self._signals, named_lost_ranks(), clear_refusals(resume_from_checkpoint):
-            return self._train_in_memory(resume_from_checkpoint, **kwargs)
+        if resume_from_checkpoint is not None:
+            self._check_order(Path(resume_from_checkpoint))
+        self._last_whole = resume_from_checkpoint
+        with StopSignals() as self._signals, named_lost_ranks():
+            result = self._train_in_memory(resume_from_checkpoint, **kwargs)
+            if self._signals.number:
+                raise RunStopped(
+                    f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
+                    code=128 + self._signals.number,
+                )
+            return result
+
+    def _check_order(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint whose run took its rows in another order; warn where it cannot go on exactly."""
+        then = checkpoints.about(checkpoint)
+        order, processes = then.get("order"), then.get("processes")
+        if order not in (None, self.args.train_sampling_strategy):
+            raise InputError(f"{checkpoint}: rows came in another order; give --train_sampling_strategy {order}")
+        if processes not in (None, self.args.world_size):
+            warn(
+                f"{checkpoint}: saved by {processes} processes, and this run has {self.args.world_size}: it goes "
+                "on, but draws other random numbers (dropout) than the run would have"
+            )
 
     def _train_in_memory(self, resume_from_checkpoint: str | None, **kwargs) -> TrainOutput:
         """Train; where memory runs out, under `--auto_find_batch_size` again with half the batch at a time."""
@@ -180,16 +211,15 @@ class Trainer(transformers.Trainer):
                         code=RunStopped.OUT_OF_MEMORY,
                     ) from None
             # out here the failed step's tensors are gone with its traceback
-            args.gradient_accumulation_steps *= 2
             args.per_device_train_batch_size = math.ceil(batch / 2)
+            args.gradient_accumulation_steps = math.ceil(self._step_rows / args.per_device_train_batch_size)
             self._train_batch_size = args.train_batch_size
             self.optimizer = self.lr_scheduler = None
             self.model_wrapped = self.model
             self.model.zero_grad()
             release_memory()
-            if checkpoints.in_order(args.output_dir):
-                resume_from_checkpoint = str(checkpoints.newest_whole(args.output_dir))
-            elif resume_from_checkpoint is None:
+            resume_from_checkpoint = self._last_whole
+            if resume_from_checkpoint is None:
                 self.model.load_state_dict(weights)
                 for callback in self._early_stopping():
                     callback.early_stopping_patience_counter = 0
@@ -198,9 +228,26 @@ class Trainer(transformers.Trainer):
                 torch.random.set_rng_state(states[2])
             tell(
                 f"out of memory with {batch} rows at a time: takes {args.per_device_train_batch_size}, and "
-                f"{args.gradient_accumulation_steps} times as many batches a step; begins again from "
+                f"{args.gradient_accumulation_steps} such batches a step; begins again from "
                 f"{resume_from_checkpoint or 'the initial weights'}"
             )
+
+    def _init_training_state(self, *args) -> tuple[int, int]:
+        *_, checkpoint, _ = args
+        found = super()._init_training_state(*args)
+        if checkpoint is not None:
+            # the folder may have been moved or copied since; its own best checkpoint is the one beside this one
+            best = json.loads(Path(checkpoint, checkpoints.STATE).read_text(encoding="utf-8"))["best_model_checkpoint"]
+            if best and Path(self.args.output_dir, Path(best).name).is_dir():
+                self.state.best_model_checkpoint = str(Path(self.args.output_dir, Path(best).name))
+            elif best and self.state.best_model_checkpoint is None:
+                self.state.best_metric = None
+                warn(f"{best}: the best checkpoint so far is gone; the best of those to come will be taken")
+            for callback in self._early_stopping():
+                callback.early_stopping_patience = self.args.early_stopping_patience
+        for callback in (c for c in self.callback_handler.callbacks if isinstance(c, ExportableState)):
+            self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+        return found
 
     def _early_stopping(self) -> list[EarlyStoppingCallback]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
@@ -227,7 +274,9 @@ class Trainer(transformers.Trainer):
         """End the run before its weights take a step with a loss, of any accumulated batch, or gradient not finite."""
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips a step whose gradient overflows
         if not math.isfinite(losses.sum()) or not (scaled or norm is None or math.isfinite(norm)):
-            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+            if not bad and self.args.world_size == 1:
+                bad = list(range(len(losses)))
             what = "loss" if not math.isfinite(losses.sum()) else "gradient norm"
             raise RunStopped(
                 f"the {what} of step {self.state.global_step + 1} is not a finite number; {self._rows_of(bad)}the "
@@ -235,10 +284,10 @@ class Trainer(transformers.Trainer):
                 code=RunStopped.NOT_FINITE,
             )
 
-    def _rows_of(self, batches: Iterable[int]) -> str:
+    def _rows_of(self, batches: list[int]) -> str:
         """Which training rows this process takes in some batches of the step that is being run, for a message."""
-        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
-            return ""
+        if self.args.train_sampling_strategy not in ("random", "group_by_length") or not batches:
+            return "they are another process's; "
         accumulation = self.args.gradient_accumulation_steps
         first = self.state.global_step % math.ceil(len(self._train_batches) / accumulation) * accumulation
         step = list(islice(self._train_batches, first, first + accumulation))
@@ -264,6 +313,8 @@ class Trainer(transformers.Trainer):
             return
         self._save_at_end = False
         if asked:
+            if self._saved_step != self.state.global_step:  # --save_strategy best saves only better models
+                self._save_checkpoint(self.model_wrapped, None)
             raise RunStopped(
                 f"{signal.Signals(asked).name} after step {self.state.global_step}; checkpoint-{self.state.global_step}"
                 f" is whole; {HOW_TO_GO_ON}",
@@ -277,6 +328,7 @@ class Trainer(transformers.Trainer):
 
     def _get_dataloader(self, dataset: Dataset, *args, **kwargs):
         loader = super()._get_dataloader(dataset, *args, **kwargs)
+        loader.worker_init_fn = partial(deaf_to_signals, loader.worker_init_fn)
         loader.full_dataset = dataset  # the loader's own has lost the columns that the model does not take
         return loader
 
@@ -284,7 +336,8 @@ class Trainer(transformers.Trainer):
         self._evaluated = dataloader.full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
         try:
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
+            with named_lost_ranks():
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -346,7 +399,8 @@ class Trainer(transformers.Trainer):
                     self.state.best_model_checkpoint = str(folder / staged.name)
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / checkpoints.STATE))
-                    checkpoints.publish(staged, folder, step=self.state.global_step, processes=self.args.world_size)
+                    order = self.args.train_sampling_strategy
+                    checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
         finally:
             self._saving = False
         if self.args.should_save:
@@ -354,27 +408,42 @@ class Trainer(transformers.Trainer):
             keep = {folder / staged.name, *([Path(best)] if best else [])}
             checkpoints.rotate(folder, self.args.save_total_limit, keep)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder / staged.name))
+        self._last_whole, self._saved_step = str(folder / staged.name), self.state.global_step
 
     def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on the disk."""
         state = [t for values in self.optimizer.state.values() for t in values.values()] if self.optimizer else []
         return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._saving:  # under its final name only
-            super()._push_from_checkpoint(checkpoint_folder)
+    def _finalize_training(self, *args) -> TrainOutput:
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # or it removes all but the best
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_best_model(self) -> None:
-        with clear_refusals(self.state.best_model_checkpoint):
-            damage = checkpoints.problem(Path(self.state.best_model_checkpoint))
-            if damage:
-                raise InputError(
-                    f"{self.state.best_model_checkpoint}: the best checkpoint cannot be restored: {damage}; the last "
-                    "one is beside it; to do without the best give --load_best_model_at_end false"
-                )
+        best = Path(self.state.best_model_checkpoint)
+        damage = checkpoints.damage(best, self.args.accept_unverified_checkpoint)
+        if damage:
+            raise InputError(
+                f"{best}: the best checkpoint cannot be restored: {damage}; the last one is beside it; to do without "
+                "the best give --load_best_model_at_end false"
+            )
+        with reading(str(best)):
             super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         try:

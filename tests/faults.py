@@ -199,7 +199,9 @@ def tensors_of(state: object) -> Iterable[torch.Tensor]:
 def difference(a: Path, b: Path) -> float:
     """Largest absolute difference between two finished runs: final weights; optimizer, schedule and random states."""
     pairs = [(load_file(path / "model.safetensors") for path in (a, b))]
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    last = last_checkpoint(a)
+    pairs.append([load_file(next(last_checkpoint(path).glob("*.safetensors"))) for path in (a, b)])
+    for name in ("optimizer.pt", "scheduler.pt", *(path.name for path in last.glob("rng_state*.pth"))):
         with safe_globals():
             pairs.append(tuple(torch.load(last_checkpoint(path) / name, weights_only=True) for path in (a, b)))
     worst = 0.0

@@ -158,7 +158,8 @@ def test_damage_is_seen_and_an_older_checkpoint_taken(files, finished, damaged):
     assert "checkpoint-18: model.safetensors is damaged" in run.output
     assert "checkpoint-17: optimizer.pt is missing" in run.output
     assert f"goes on from {damaged / 'checkpoint-16'}" in run.output
-    assert difference(finished, damaged) == 0 if not (damaged / "checkpoint-99").exists() else True
+    assert (finished / "model.safetensors").read_bytes() == (damaged / "model.safetensors").read_bytes()
+    assert (damaged / "checkpoint-99").exists()  # nothing of the user's is removed
     assert checkpoints.problem(damaged / "checkpoint-18") is None  # written anew in its place
 
 
@@ -259,17 +260,23 @@ def test_stopped_in_the_last_step_of_an_epoch_it_loses_no_evaluation(files, tmp_
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
-def test_a_signal_to_one_of_two_ranks_stops_both_and_resumes_exactly(files, tmp_path):
-    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 20, "save_steps": 1000, "eval_strategy": "epoch"}
-    settings |= {"save_strategy": "epoch"}
-    whole = Job(words(files, tmp_path / "whole", **settings), tmp_path / "log", processes=2)
-    whole.succeeds()
-    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", processes=2).reaches(8)
-    assert run.kill(signal.SIGTERM, rank=1).ends() == [143, 143]
+def test_two_processes_resume_exactly_in_the_middle_of_an_epoch(files, tmp_path):
+    settings = {"per_device_train_batch_size": 4, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    Job(words(files, tmp_path / "whole", **settings), tmp_path / "log", processes=2).succeeds()
+    # both processes get it in the middle of epoch 1
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", kill_at=9, by=signal.SIGTERM, processes=2)
+    assert run.ends() == [143, 143]
+    assert last_checkpoint(tmp_path / "out").name in ("checkpoint-9", "checkpoint-10")
     run = Job(words(files, tmp_path / "out", resume_from_checkpoint="true", **settings), tmp_path / "log", processes=2)
     run.succeeds()
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
-    assert weights[0] == weights[1]
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+
+
+def test_a_signal_to_one_of_two_ranks_stops_both(files, tmp_path):
+    settings = {"num_train_epochs": 300, "save_steps": 1000, "eval_steps": 1000}
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", processes=2).reaches(8)
+    assert run.kill(signal.SIGTERM, rank=1).ends() == [143, 143]
+    assert checkpoints.newest_whole(tmp_path / "out").name == f"checkpoint-{run.steps[-1]}"
 
 
 def launched(files, out: Path, log: Path, *launcher: str, **settings) -> subprocess.Popen:
@@ -377,7 +384,7 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     settings |= {"auto_find_batch_size": True}
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=3 * 2**29)
     run.succeeds()
-    assert "out of memory with 8 rows at a time: takes 4, and 2 times as many batches a step" in run.output
+    assert "out of memory with 8 rows at a time: takes 4, and 2 such batches a step" in run.output
     parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
     settings |= {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
     Job(words(files, tmp_path / "parts", **settings), tmp_path / "log").succeeds()

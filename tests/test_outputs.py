@@ -108,7 +108,7 @@ def test_other_code_is_another_run(arguments, monkeypatch):
 def test_a_folder_in_use_is_refused(arguments, tmp_path):
     (tmp_path / "out").mkdir()
     hold = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, 2); f.write('process 1 on here'); "
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, 2); f.write('process 1 on here'); "
         "f.flush(); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")], stdout=subprocess.PIPE)

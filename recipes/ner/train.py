@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data = data.map(repair_tags)
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
     labels = label_names(data, "ner_tags")
-    run = Run(args, data_args, model_args, lora_args)
+    run = Run(args, data_args, model_args, lora_args, rows=data)
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
@@ -200,8 +200,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         record=run.record,
         usage=USAGE.format(folder=args.output_dir),
     )
+    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
     run.finish(scores=metrics)
-    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub()
     return metrics
 
 
