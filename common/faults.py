@@ -26,7 +26,8 @@ class StopSignals:
     """Within its `with` block SIGTERM and SIGINT only leave a note, which the training loop heeds after its step.
 
     A second signal, `REPEATED_AFTER_SECONDS` or more after the first, ends the process at once. A thread listens, since
-    Python runs no handler while an exchange with other processes waits in C.
+    Python runs no handler while an exchange with other processes waits in C. The main thread itself is closed to both
+    signals, and so are the data loader's workers, which inherit that (`heed_the_parent_only`).
     """
 
     def __init__(self) -> None:
@@ -44,10 +45,12 @@ class StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, lambda *_: None)
         self._wakeup_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
             signal.set_wakeup_fd(self._wakeup_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -88,10 +91,19 @@ def _say(message: str) -> None:
         os.write(2, message.encode())
 
 
-def deaf_to_signals(start: Callable[[int], None] | None, worker: int) -> None:
-    """Begin a data loader's worker: a signal to the whole process group is the main process's to heed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def heed_the_parent_only(start: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a data loader's worker: of the signals that ask it to end, it heeds only those of its own main process.
+
+    One to the whole process group (a scheduler's, Ctrl-C) would else take away the rows of the step that is to end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
     if start is not None:
         start(worker)
 

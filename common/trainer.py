@@ -43,7 +43,7 @@ from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
 from common.cpu import leaves_out_padding
 from common.errors import InputError, RunStopped, tell, warn
-from common.faults import HOW_TO_GO_ON, StopSignals, deaf_to_signals, is_out_of_memory, named_lost_ranks
+from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -168,14 +168,17 @@ class Trainer(transformers.Trainer):
         if resume_from_checkpoint is not None:
             self._check_order(Path(resume_from_checkpoint))
         self._last_whole = resume_from_checkpoint
-        with StopSignals() as self._signals, named_lost_ranks():
-            result = self._train_in_memory(resume_from_checkpoint, **kwargs)
-            if self._signals.number:
-                raise RunStopped(
-                    f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
-                    code=128 + self._signals.number,
-                )
-            return result
+        try:
+            with StopSignals() as self._signals, named_lost_ranks():
+                result = self._train_in_memory(resume_from_checkpoint, **kwargs)
+                if self._signals.number:
+                    raise RunStopped(
+                        f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
+                        code=128 + self._signals.number,
+                    )
+                return result
+        except RunStopped as error:
+            raise error.with_traceback(None) from None  # its frames would keep the data loader's workers alive
 
     def _check_order(self, checkpoint: Path) -> None:
         """Refuse a checkpoint whose run took its rows in another order; warn where it cannot go on exactly."""
@@ -328,7 +331,7 @@ class Trainer(transformers.Trainer):
 
     def _get_dataloader(self, dataset: Dataset, *args, **kwargs):
         loader = super()._get_dataloader(dataset, *args, **kwargs)
-        loader.worker_init_fn = partial(deaf_to_signals, loader.worker_init_fn)
+        loader.worker_init_fn = partial(heed_the_parent_only, loader.worker_init_fn)
         loader.full_dataset = dataset  # the loader's own has lost the columns that the model does not take
         return loader
 

@@ -92,6 +92,8 @@ class _AtStep(TrainerCallback):
 
 
 def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], memory: int | None, environment: dict):
+    if environment.pop("GROUP", None):
+        os.setpgid(0, 0)
     os.environ |= environment
     descriptor = os.open(f"{log}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -116,6 +118,7 @@ class Job:
         by: int = signal.SIGKILL,
         processes: int = 1,
         memory: int | None = None,
+        group: bool = False,
         main=train.main,
     ):
         self.log = log
@@ -127,6 +130,8 @@ class Job:
         self.processes = []
         for rank in range(processes):
             environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            if group:
+                environment["GROUP"] = "its own"
             if processes > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

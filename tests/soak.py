@@ -1,4 +1,4 @@
-"""Every promise of a run that cannot be lost, tried many times over: `make soak`. One table at the end.
+"""Kills, signals, lost ranks, damage and hostile files, many times over: `make soak`. One table at the end.
 
     python -m tests.soak                 all experiments at full counts: about half an hour on 2 cores
     python -m tests.soak --only kills    one of them

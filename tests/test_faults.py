@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertModel
 
 from common import checkpoints
 from common.batching import TrainingBatches
 from common.errors import InputError
 from recipes.ner import train
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job, difference, last_checkpoint, make_files, train_mlm, words
 
 
@@ -47,6 +48,16 @@ def damaged(finished, tmp_path) -> Path:
 
 def resumed(files, out: Path, **settings) -> Job:
     return Job(words(files, out, resume_from_checkpoint="true", **settings), out.parent / "resumed")
+
+
+class Canary:
+    """A pickle that leaves a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 # 1. Exact resume
@@ -104,6 +115,12 @@ def test_what_would_not_be_the_same_run_is_refused_or_named(files, damaged):
     run = resumed(files, damaged, seed=7)
     assert run.ends() == [2]
     assert "--seed: the run has 42, so it cannot go on with 7" in run.output
+    run = resumed(files, damaged, max_train_samples=40)
+    assert run.ends() == [2]
+    assert "its run was on other data" in run.output
+    run = resumed(files, damaged, train_sampling_strategy="group_by_length")
+    assert run.ends() == [2]
+    assert "rows came in another order; give --train_sampling_strategy random" in run.output
     run = resumed(files, damaged, num_train_epochs=4)
     run.succeeds()
     assert "goes on with other arguments" in run.output
@@ -209,6 +226,50 @@ def test_the_best_and_the_last_whole_checkpoint_are_kept(files, tmp_path):
     assert best.name != "checkpoint-16"
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {best.name, "checkpoint-16"}
     assert checkpoints.problem(best) is None
+
+
+def test_a_finished_run_keeps_its_last_checkpoint_beside_the_best_and_what_is_not_its_own(files, tmp_path):
+    mine = tmp_path / "out" / "checkpoint-2-mine"
+    settings = {"learning_rate": 0.5, "save_total_limit": 1, "num_train_epochs": 2}
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log").reaches(1)
+    mine.mkdir(parents=True)
+    run.succeeds()
+    assert mine.is_dir()
+    assert (tmp_path / "out" / "checkpoint-12").is_dir()
+    assert checkpoints.newest_whole(tmp_path / "out").name == "checkpoint-12"
+    Job(words(files, tmp_path / "out", overwrite=True, **settings), tmp_path / "log").succeeds()
+    assert mine.is_dir()
+
+
+def test_a_moved_folder_resumes_with_its_own_best_checkpoint(files, tmp_path):
+    settings = {"learning_rate": 0.5}  # the best score comes early
+    Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
+    assert Job(words(files, tmp_path / "old", **settings), tmp_path / "log", kill_at=15).ends() == [-signal.SIGKILL]
+    (tmp_path / "old").rename(tmp_path / "out")
+    resumed(files, tmp_path / "out", **settings).succeeds()
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+
+
+def test_a_run_on_a_named_data_set_resumes(files, tmp_path):
+    rows = {split: read_jsonl(Path(files[f"{split}_file"])) for split in ("train", "validation", "test")}
+    DatasetDict({split: Dataset.from_list(data) for split, data in rows.items()}).save_to_disk(tmp_path / "data")
+    named = {"model_name_or_path": files["model_name_or_path"], "dataset_name": str(tmp_path / "data")}
+    Job(words(named, tmp_path / "whole"), tmp_path / "log").succeeds()
+    assert Job(words(named, tmp_path / "out"), tmp_path / "log", kill_at=9).ends() == [-signal.SIGKILL]
+    resumed(named, tmp_path / "out").succeeds()
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+
+
+def test_a_checkpoint_of_the_stock_trainer_is_taken_when_accepted(files, damaged, tmp_path):
+    out = tmp_path / "stock"
+    shutil.copytree(damaged / "checkpoint-16", out / "checkpoint-16")
+    (out / "checkpoint-16" / "manifest.json").unlink()
+    (out / "checkpoint-16" / "training_args.bin").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
+    run = Job(words(files, out, resume_from_checkpoint="true", accept_unverified_checkpoint=True), tmp_path / "log")
+    run.succeeds()
+    assert "no record of its run" in run.output
+    assert run.steps == [17, 18]
+    assert not (tmp_path / "canary").exists()
 
 
 # 3. Disk full
@@ -323,6 +384,29 @@ def test_a_signal_to_the_launcher_publishes_a_checkpoint(files, tmp_path):
     assert checkpoints.problem(last_checkpoint(out)) is None
 
 
+def test_a_signal_to_the_whole_process_group_spares_the_workers(files, tmp_path):
+    settings = {"dataloader_num_workers": 2, "num_train_epochs": 300, "save_steps": 1000, "eval_steps": 1000}
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", group=True).reaches(9)
+    os.killpg(run.processes[0].pid, signal.SIGTERM)
+    assert run.ends(20) == [143], run.output
+    assert "Traceback" not in run.output
+    assert checkpoints.newest_whole(tmp_path / "out").name == f"checkpoint-{run.steps[-1]}"
+
+
+def test_a_second_signal_ends_a_run_that_waits_for_a_stopped_rank(files, tmp_path):
+    settings = {"num_train_epochs": 500, "save_steps": 1000, "eval_steps": 1000}
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", processes=2).reaches(3)
+    run.kill(signal.SIGSTOP, rank=1)
+    time.sleep(0.5)
+    run.kill(signal.SIGTERM)
+    time.sleep(3.5)
+    assert run.processes[0].exitcode is None
+    run.kill(signal.SIGTERM)
+    run.processes[0].join(10)
+    assert run.processes[0].exitcode == 143
+    run.kill(signal.SIGKILL, rank=1).ends()
+
+
 # 5. A dead or hung rank
 
 
@@ -407,16 +491,6 @@ def make_wide(files, folder: Path) -> Path:
 
 
 # 9. No code from checkpoints
-
-
-class Canary:
-    """A pickle that leaves a file when it is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 PLANTED = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin"]
