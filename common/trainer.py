@@ -93,9 +93,10 @@ class Progress(ProgressCallback):
 class Trainer(transformers.Trainer):
     """`transformers.Trainer` for models with classes over labels, with the promises of this module.
 
-    Takes what its parent takes, with two differences. `compute_metrics(prediction, dataset)` also gets the data set
+    Takes what its parent takes, with three differences. `compute_metrics(prediction, dataset)` also gets the data set
     that was evaluated, with all its columns; `prediction.predictions` and `.label_ids` are lists of one array a row, in
     the order of that data set. `preprocess_logits_for_metrics(logits, labels)` runs on the device, batch by batch.
+    `losses(logits, labels, label_smoothing)` gives the loss of each label, in the shape of `labels`.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Trainer(transformers.Trainer):
         *args,
         compute_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        losses: Callable[[Tensor, Tensor, float], Tensor] = label_losses,
         **kwargs,
     ):
         super().__init__(*args, compute_metrics=self._metrics, compute_loss_func=self._loss, **kwargs)
@@ -111,6 +113,7 @@ class Trainer(transformers.Trainer):
             self.args.train_sampling_strategy = "random" if leaves_out_padding(self.model) else "group_by_length"
         self._user_metrics = compute_metrics
         self._reduce = preprocess_logits_for_metrics
+        self._losses_of = losses
         self._step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self._saving, self._saved_step, self._last_whole = False, -1, None
         if self.pop_callback(ProgressCallback):
@@ -121,7 +124,7 @@ class Trainer(transformers.Trainer):
     # Loss
 
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        losses = label_losses(outputs.logits, labels, self.args.label_smoothing_factor)
+        losses = self._losses_of(outputs.logits, labels, self.args.label_smoothing_factor)
         return losses.sum() / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
     # Batches
@@ -359,7 +362,7 @@ class Trainer(transformers.Trainer):
         _, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         if labels is None:
             return None, (logits if self._reduce is None else self._reduce(logits, labels),), None
-        losses = label_losses(logits, labels, self.args.label_smoothing_factor).view(len(labels), -1).sum(1)
+        losses = self._losses_of(logits, labels, self.args.label_smoothing_factor).view(len(labels), -1).sum(1)
         counts = (labels != -100).view(len(labels), -1).sum(1)
         if self._user_metrics is None or prediction_loss_only:
             reduced = torch.zeros_like(losses)
@@ -394,6 +397,7 @@ class Trainer(transformers.Trainer):
         folder = Path(self.args.output_dir)
         staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
         self._saving = True
+        torch.serialization.set_crc32_options(False)  # a slower and weaker sum than that of the manifest
         try:
             with checkpoints.clear_disk_errors(folder, self._checkpoint_bytes):
                 super()._save_checkpoint(model, trial)
@@ -406,6 +410,7 @@ class Trainer(transformers.Trainer):
                     checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
         finally:
             self._saving = False
+            torch.serialization.set_crc32_options(True)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             keep = {folder / staged.name, *([Path(best)] if best else [])}

@@ -9,7 +9,7 @@ import pytest
 from common.args import _Parser
 from tests.conftest import ROOT
 
-RECIPES = {"ner"}
+RECIPES = {"ner", "sentiment"}
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md"), *(ROOT / "common" / "launch").glob("*.yaml")]
 PROGRAMS = [*(ROOT / "recipes").glob("*/train.py"), *(ROOT / "recipes").glob("*/predict.py")]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")

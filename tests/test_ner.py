@@ -171,7 +171,7 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "c.jsonl")])
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3", "4"]
     assert not (tmp_path / "c.jsonl").exists()
-    with pytest.raises(InputError, match="has no token-classification head"):
+    with pytest.raises(InputError, match="has no head ForTokenClassification"):
         predict.main(["--model", tiny, "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "c.jsonl")])
     blank = write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"tokens": []}, {"text": " "}])
     predict.main(["--model", out, "--input", blank, "--output", str(tmp_path / "d.jsonl"), "--buffer_rows", "1"])

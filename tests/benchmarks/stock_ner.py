@@ -1,4 +1,4 @@
-"""The yardstick of `tests.benchmarks.ner`: token classification on the stock Trainer with its own defaults.
+"""The yardstick of `tests.benchmarks.compare ner`: token classification on the stock Trainer with its own defaults.
 
 As in the library's tutorial: float32, random order, padding to the longest row of the batch, logits of the whole split
 gathered and joined, no warm-up, the last weights kept. Model, epochs, batch size and learning rate are given.
@@ -90,7 +90,7 @@ def main() -> None:
     trainer.save_model()
     seconds = {"train_seconds": trained.metrics["train_runtime"], "total_seconds": time.perf_counter() - start}
     with open(f"{options.output_dir}/stock.json", "w", encoding="utf-8") as file:
-        json.dump({"f1": scores["test_f1"]} | seconds, file)
+        json.dump({"score": scores["test_f1"]} | seconds, file)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The NER recipe against the stock Trainer on your data: F1 over seeds, speed and memory, in alternating runs.
+"""A recipe against the stock Trainer on your data: score over seeds, speed and memory, in alternating runs.
 
-    python -m tests.benchmarks.ner --data path/to/wnut17 --epochs 5 --batch 32
-    python -m tests.benchmarks.ner --table
+    python -m tests.benchmarks.compare ner --data path/to/wnut17 --epochs 5 --batch 32
+    python -m tests.benchmarks.compare sentiment --data path/to/sst2 --epochs 2 --learning_rate 5e-5
+    python -m tests.benchmarks.compare ner --table
 
-A data folder holds train.jsonl, validation.jsonl and test.jsonl with `tokens` and `ner_tags`. Each run is added to
-outputs/bench/ner.jsonl when it is done; runs that stand there are not made again, so a stopped benchmark goes on.
+A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format. Each run is added to
+outputs/bench/RECIPE.jsonl when it is done; runs that stand there are not made again, so a stopped benchmark goes on.
 `train` is the time of the training loop without evaluation, `job` that of the whole process, each as the median over
 seeds of stock's seconds over ours; memory is the peak resident set, ours over stock's.
 """
@@ -19,7 +20,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-RESULTS = Path("outputs/bench/ner.jsonl")
+FOLDER = Path("outputs/bench")
+#: for each recipe its score and the score of its baseline, both on the test rows
+SCORES = {"ner": ("f1", "gazetteer_f1"), "sentiment": ("accuracy", "bag_of_words_accuracy")}
 
 
 def run(command: list[str]) -> dict[str, float]:
@@ -32,11 +35,13 @@ def run(command: list[str]) -> dict[str, float]:
     return {"job_seconds": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / 1024}
 
 
-def ours(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path) -> dict[str, float]:
+def ours(
+    recipe: str, data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path
+) -> dict[str, float]:
     files = [word for s in ("train", "validation", "test") for word in (f"--{s}_file", str(data / f"{s}.jsonl"))]
     measured = run(
         [
-            *(sys.executable, "-m", "recipes.ner.train", *files, "--num_train_epochs", epochs, "--seed", seed),
+            *(sys.executable, "-m", f"recipes.{recipe}.train", *files, "--num_train_epochs", epochs, "--seed", seed),
             *("--per_device_train_batch_size", batch, "--learning_rate", learning_rate),
             *("--output_dir", str(folder), "--overwrite"),
         ]
@@ -44,19 +49,30 @@ def ours(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, fol
     results = json.loads((folder / "all_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     evaluation = sum(entry.get("eval_runtime", 0) for entry in history)
-    scores = {"f1": results["test_f1"], "gazetteer_f1": results["test_gazetteer_f1"]}
+    score, baseline = (results[f"test_{name}"] for name in SCORES[recipe])
+    scores = {"score": score, "baseline": baseline}
     return measured | scores | {"train_seconds": results["train_runtime"] - evaluation}
 
 
-def stock(data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path) -> dict[str, float]:
+def stock(
+    recipe: str, data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path
+) -> dict[str, float]:
     measured = run(
         [
-            *(sys.executable, "-m", "tests.benchmarks.stock_ner", "--data", str(data), "--output_dir", str(folder)),
+            *(
+                sys.executable,
+                "-m",
+                f"tests.benchmarks.stock_{recipe}",
+                "--data",
+                str(data),
+                "--output_dir",
+                str(folder),
+            ),
             *("--epochs", epochs, "--batch", batch, "--learning_rate", learning_rate, "--seed", seed),
         ]
     )
     results = json.loads((folder / "stock.json").read_text())
-    return measured | {"f1": results["f1"], "train_seconds": results["train_seconds"]}
+    return measured | {"score": results["score"], "train_seconds": results["train_seconds"]}
 
 
 def rows(path: Path) -> int:
@@ -65,9 +81,7 @@ def rows(path: Path) -> int:
 
 
 def table(records: list[dict]) -> None:
-    print(
-        "| data | train / test rows | epochs, batch | F1 ours | F1 stock | gazetteer | minutes | train | job | memory |"
-    )
+    print("| data | train / test rows | epochs, batch | ours | stock | baseline | minutes | train | job | memory |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for key in dict.fromkeys((r["data"], r["epochs"], r["batch"], r["learning_rate"]) for r in records):
         runs = [r for r in records if (r["data"], r["epochs"], r["batch"], r["learning_rate"]) == key]
@@ -76,8 +90,8 @@ def table(records: list[dict]) -> None:
         if not pairs:
             continue
 
-        def f1(arm: int, pairs=pairs) -> str:
-            scores = [pair[arm]["f1"] for pair in pairs]
+        def score(arm: int, pairs=pairs) -> str:
+            scores = [pair[arm]["score"] for pair in pairs]
             spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
             return f"{statistics.mean(scores):.3f} ± {spread:.3f}"
 
@@ -86,14 +100,15 @@ def table(records: list[dict]) -> None:
 
         minutes = statistics.median(a["job_seconds"] for a, _ in pairs) / 60
         print(
-            f"| {key[0]} | {runs[0]['train_rows']:,} / {runs[0]['test_rows']:,} | {key[1]}, {key[2]} | {f1(0)} "
-            f"| {f1(1)} | {pairs[0][0]['gazetteer_f1']:.3f} | {minutes:.1f} | {ratio('train_seconds'):.1f}x "
+            f"| {key[0]} | {runs[0]['train_rows']:,} / {runs[0]['test_rows']:,} | {key[1]}, {key[2]} | {score(0)} "
+            f"| {score(1)} | {pairs[0][0]['baseline']:.3f} | {minutes:.1f} | {ratio('train_seconds'):.1f}x "
             f"| {ratio('job_seconds'):.1f}x | {1 / ratio('peak_mib'):.2f}x |"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=list(SCORES))
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders")
     parser.add_argument("--epochs", default="5")
     parser.add_argument("--batch", default="32")
@@ -101,8 +116,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
     parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
     options = parser.parse_args()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results = FOLDER / f"{options.recipe}.jsonl"
+    records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     settings = {"epochs": options.epochs, "batch": options.batch, "learning_rate": options.learning_rate}
     for data in [] if options.table else options.data:
         for seed in options.seeds:
@@ -110,17 +126,15 @@ def main() -> None:
                 about = {"data": data.name, "arm": arm.__name__, "seed": seed} | settings
                 if any(about.items() <= record.items() for record in records):
                     continue
-                folder = RESULTS.parent / f"ner-{arm.__name__}"
-                record = about | arm(data, *settings.values(), seed, folder)
+                folder = FOLDER / f"{options.recipe}-{arm.__name__}"
+                record = about | arm(options.recipe, data, *settings.values(), seed, folder)
                 record |= {"train_rows": rows(data / "train.jsonl"), "test_rows": rows(data / "test.jsonl")}
                 record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
                 records.append(record)
-                with open(RESULTS, "a", encoding="utf-8") as file:
+                with open(results, "a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-                print(
-                    f"{data.name} seed {seed} {arm.__name__}: F1 {record['f1']:.4f}, {record['job_seconds']:.0f} s",
-                    flush=True,
-                )
+                found = f"{SCORES[options.recipe][0]} {record['score']:.4f}, {record['job_seconds']:.0f} s"
+                print(f"{data.name} seed {seed} {arm.__name__}: {found}", flush=True)
     table(records)
 
 

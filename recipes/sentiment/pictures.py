@@ -1,0 +1,137 @@
+"""Pictures of a classifier's results: confusion, ROC, precision against recall, reliability, learning curve."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from common.errors import is_main_process, printable
+
+from .scoring import BINS, decide
+
+ABOVE = {"fontsize": 8, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}  # of the axes: hides nothing
+NAMED = 12  # classes whose curves get a line and a name of their own; of more, the mean is drawn
+
+
+def draw(
+    folder: str | Path,
+    found: np.ndarray,
+    gold: np.ndarray,
+    names: list[str],
+    thresholds: list[float] | None,
+    history: list[dict],
+    metric: str,
+) -> None:
+    """Write the pictures into `folder/pictures`. `found` and `gold` as for `scoring.scores`; `history` the log."""
+    if not is_main_process():
+        return
+    folder = Path(folder, "pictures")
+    folder.mkdir(exist_ok=True)
+    names = [_short(name) for name in names]
+    hits = gold.astype(int) if thresholds is not None else np.eye(len(names), dtype=int)[gold]
+    if thresholds is None:
+        _confusion(folder / "confusion.png", gold, decide(found, None), names)
+    _curves(folder / "roc.png", found, hits, names, "false positive rate", "true positive rate", _roc)
+    _curves(folder / "precision_recall.png", found, hits, names, "recall", "precision", _precision_recall)
+    _reliability(folder / "reliability.png", found, gold, hits, thresholds)
+    _learning(folder / "learning.png", history, metric)
+
+
+def _short(name: str) -> str:
+    shown = printable(name, 60)
+    return (shown if len(shown) <= 28 else shown[:27] + "…").replace("$", r"\$")
+
+
+@contextmanager
+def _picture(path: Path, width: float = 6.0, height: float = 5.0) -> Iterator[Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    with matplotlib.rc_context({"font.size": 10}):
+        yield figure.add_subplot()
+    figure.savefig(path, dpi=120)
+
+
+def _confusion(path: Path, gold: np.ndarray, decided: np.ndarray, names: list[str]) -> None:
+    counts = confusion_matrix(gold, decided, labels=range(len(names)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.5, 2.5 + 0.22 * len(names))
+    with _picture(path, side + 1, side) as axes:
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        size = 10 if len(names) <= 20 else 7
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("gold")
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(
+                j, i, counts[i, j], ha="center", va="center", fontsize=size if len(names) <= 20 else 5, color=color
+            )
+        axes.figure.colorbar(image, label="share of the gold class", shrink=0.8)
+
+
+def _roc(hits: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return roc_curve(hits, chances)[:2]
+
+
+def _precision_recall(hits: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    precision, recall, _ = precision_recall_curve(hits, chances)
+    return recall[::-1], precision[::-1]
+
+
+def _curves(path: Path, found: np.ndarray, hits: np.ndarray, names: list[str], x: str, y: str, curve) -> None:
+    both = [i for i in range(len(names)) if 0 < hits[:, i].sum() < len(hits)]
+    with _picture(path) as axes:
+        grid = np.linspace(0, 1, 201)
+        lines = []
+        for i in both:
+            points = curve(hits[:, i], found[:, i])
+            lines.append(np.interp(grid, *points))
+            if len(both) <= NAMED:
+                axes.plot(*points, label=names[i], linewidth=1.2)
+            else:
+                axes.plot(*points, color="grey", alpha=0.25, linewidth=0.6)
+        if len(both) > 2:
+            axes.plot(grid, np.mean(lines, 0), color="black", linewidth=2, label=f"mean of {len(both)} classes")
+        if both:
+            axes.legend(fontsize=8)
+        axes.set(xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+
+
+def _reliability(path: Path, found: np.ndarray, gold: np.ndarray, hits: np.ndarray, thresholds) -> None:
+    decided = decide(found, thresholds)
+    right = decided == gold if thresholds is None else hits == decided
+    sure = found.max(-1) if thresholds is None else np.where(decided == 1, found, 1 - found)
+    bins = np.minimum((sure.ravel() * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    shares = np.bincount(bins, weights=right.ravel().astype(float), minlength=BINS) / np.maximum(counts, 1)
+    with _picture(path) as axes:
+        middles = (np.arange(BINS) + 0.5) / BINS
+        axes.bar(middles, np.where(counts, shares, np.nan), width=0.9 / BINS, label="right")
+        axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfectly calibrated")
+        for middle, count, share in zip(middles, counts, shares, strict=True):
+            if count:
+                axes.text(middle, min(share, 0.96) + 0.01, count, ha="center", fontsize=7)
+        axes.set(xlabel="probability of the prediction", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.05))
+        axes.legend(**ABOVE)
+
+
+def _learning(path: Path, history: list[dict], metric: str) -> None:
+    metric = f"eval_{metric.removeprefix('eval_')}"
+    with _picture(path) as axes:
+        for key, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set(xlabel="step", ylabel="loss")
+        points = [(entry["step"], entry[metric]) for entry in history if metric in entry]
+        right = axes.twinx()
+        if points:
+            right.plot(*zip(*points, strict=True), marker="s", markersize=3, color="tab:green", label=metric[5:])
+        right.set_ylabel(metric[5:].replace("_", " "))
+        lines = axes.get_lines() + right.get_lines()
+        axes.legend(lines, [line.get_label() for line in lines], **ABOVE)

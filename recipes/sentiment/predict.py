@@ -1,0 +1,103 @@
+"""Classify a file of texts with a model that `train` saved.
+
+    make predict RECIPE=sentiment MODEL=outputs/sentiment INPUT=texts.jsonl OUTPUT=labels.jsonl
+    python -m recipes.sentiment.predict --model outputs/sentiment --input texts.txt --output labels.jsonl
+
+The input is JSON Lines of {"text": ...}, with {"text_pair": ...} where the model was trained on pairs, or a .txt file
+with a text a line. The output has the same rows in the same order, each with `predicted` and `probability`; with
+several labels a row, `predicted` is the list of those over their thresholds and `probability` that of each class.
+Memory does not grow with the file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification
+
+from common.args import parse
+from common.data import Row, check_file
+from common.errors import command_line
+from common.inference import PredictArguments, Predictor, predict_file
+
+from .scoring import decide, probabilities
+from .texts import cut
+
+WRITTEN = ("predicted", "probability")
+
+
+@dataclass
+class SentimentPredictArguments(PredictArguments):
+    model: str | None = field(
+        default=f"outputs/{Path(__file__).resolve().parent.name}",
+        metadata={"help": "folder that train saved, or a hub id"},
+    )
+    all_probabilities: bool = field(default=False, metadata={"help": "write the probability of each class"})
+
+
+ARGUMENTS = (SentimentPredictArguments,)
+
+
+class Classifier(Predictor):
+    """A saved model that classifies texts or pairs of texts, reading the same part of a long text as in training."""
+
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
+        super().__init__(
+            AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision
+        )
+        self.keep = getattr(self.config, "keep", "head")
+        self.several = self.config.problem_type == "multi_label_classification"
+        self.thresholds = getattr(self.config, "thresholds", [0.5] * len(self.labels)) if self.several else None
+        self.names = [self.labels[i] for i in range(len(self.labels))]
+
+    def __call__(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
+        """Probability of each class for each text, of shape (texts, classes)."""
+        columns = cut(self.tokenizer, texts, pairs, self.max_length, self.keep)
+        found: list = [None] * len(texts)
+        for batch, logits in self.logits(columns):
+            for i, row in zip(batch, logits.cpu().numpy(), strict=True):
+                found[i] = row
+        return probabilities(found, self.several)
+
+
+def check_row(row: Row) -> Iterator[str]:
+    """A sentence for each thing that is wrong with an input row."""
+    for name in WRITTEN:
+        if name in row:
+            yield f'has "{name}" already, which would be lost; rename that column'
+    if not isinstance(row.get("text"), str):
+        yield f'needs "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
+    if "text_pair" in row and not isinstance(row["text_pair"], str):
+        yield '"text_pair" must be a text'
+
+
+def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool = False) -> Iterator[Row]:
+    """The rows, each with `predicted` and `probability`."""
+    pairs = [row.get("text_pair") for row in rows]
+    alone = [i for i, pair in enumerate(pairs) if pair is None]
+    paired = [i for i, pair in enumerate(pairs) if pair is not None]
+    found = np.zeros((len(rows), len(classifier.names)))
+    if alone:
+        found[alone] = classifier([rows[i]["text"] for i in alone])
+    if paired:
+        found[paired] = classifier([rows[i]["text"] for i in paired], [pairs[i] for i in paired])
+    for row, chances, choice in zip(rows, found, decide(found, classifier.thresholds), strict=True):
+        each = {name: round(float(p), 4) for name, p in zip(classifier.names, chances, strict=True)}
+        if classifier.several:
+            chosen = [name for name, yes in zip(classifier.names, choice, strict=True) if yes]
+            yield row | {"predicted": chosen, "probability": each}
+        else:
+            name = classifier.names[choice]
+            yield row | {"predicted": name, "probability": each if all_probabilities else each[name]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    (args,) = parse(ARGUMENTS, argv, __doc__)
+    check_file(args.input, check_row, args.max_chars)
+    classifier = Classifier(args.model, args.batch_tokens, args.precision)
+    return predict_file(args, lambda rows: with_labels(rows, classifier, args.all_probabilities))
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,172 @@
+"""Texts and labels: what is read of a long text, which classes there are, and how the loss weighs them."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import DatasetDict
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from common.data import MOST_LABELS, Row
+from common.errors import InputError, warn
+from common.trainer import label_losses
+
+
+def label_check() -> Callable[[Row], Iterator[str]]:
+    """A check of rows of `text`, `label` and perhaps `text_pair`, which also sees that all labels are of one kind."""
+    kinds: dict[str, str] = {}
+
+    def kind(label: object) -> str | None:
+        if isinstance(label, list):
+            inner = {kind(value) for value in label}
+            return "list" if inner <= {"text", "integer"} and len(inner) < 2 else None
+        if isinstance(label, bool):
+            return "true or false"
+        if isinstance(label, int):
+            return "integer"
+        return "text" if isinstance(label, str) and label.strip() else None
+
+    def check(row: Row) -> Iterator[str]:
+        for name in ("text", "text_pair"):
+            if name in row and (not isinstance(row[name], str) or not row[name].strip()):
+                yield f"{name} is {_short(row[name])}; needed: a text that is not blank"
+        found = kind(row["label"])
+        if found is None:
+            yield f"label is {_short(row['label'])}; needed: a text, an integer, or a list of either"
+        elif isinstance(row["label"], list) and len(set(row["label"])) < len(row["label"]):
+            yield f"label {_short(row['label'])} names a class twice"
+        elif kinds.setdefault("label", found) != found:
+            yield f"label {_short(row['label'])} is of kind {found}, but the first row's is of kind {kinds['label']}"
+
+    return check
+
+
+def _short(value: object) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+
+
+def class_names(data: DatasetDict) -> tuple[bool, list[str]]:
+    """Whether rows have several labels, and the names of the classes in a fixed order; `label` becomes text in `data`.
+
+    Integers, as numbers or as text, are in order of size, other names of the alphabet. The list comes from all splits;
+    a class that training never sees is named in a warning.
+    """
+    several = isinstance(data["train"][0]["label"], list)
+
+    def as_text(row: Row) -> Row:
+        return {"label": [str(label) for label in row["label"]] if several else str(row["label"])}
+
+    for split, rows in data.items():
+        texts = [as_text(row)["label"] for row in rows.select_columns("label")]
+        data[split] = rows.remove_columns("label").add_column("label", texts)
+    seen = {
+        split: {x for label in rows["label"] for x in (label if several else [label])} for split, rows in data.items()
+    }
+    names = set().union(*seen.values())
+    if len(names) > MOST_LABELS:
+        raise InputError(f"label: {len(names):,} different classes; is it the right column? {MOST_LABELS:,} at most")
+    if len(names) < 2:
+        raise InputError(f"label: {len(names)} class in the data ({', '.join(names)}); at least two are needed")
+    unseen = sorted(names - seen["train"])
+    if unseen:
+        warn(f"classes that training never sees, so they cannot be learned: {', '.join(unseen)}")
+    whole = all(name.lstrip("-").isdecimal() for name in names)
+    return several, sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names)
+
+
+def one_hot(labels: list[str], label2id: dict[str, int]) -> list[float]:
+    """A 0 or 1 for each class."""
+    row = [0.0] * len(label2id)
+    for label in labels:
+        row[label2id[label]] = 1.0
+    return row
+
+
+def cut(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None, max_seq_length: int, keep: str
+) -> dict[str, list]:
+    """Columns of the model's inputs for texts or pairs of texts, of at most `max_seq_length` sub-tokens.
+
+    `keep` is what is read of a longer one: its head, its tail, or half of each (head+tail; Sun et al. 2019,
+    https://arxiv.org/abs/1905.05583, found it best for reviews). Of a pair the longer text is cut first. The column
+    `cut` says which rows were cut.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    first = backend.encode_batch_fast(texts, add_special_tokens=False)
+    second = backend.encode_batch_fast(pairs, add_special_tokens=False) if pairs else [None] * len(texts)
+    columns: dict[str, list] = {name: [] for name in (*tokenizer.model_input_names, "cut")}
+    for one, other in zip(first, second, strict=True):
+        lengths = [len(one), len(other) if other else 0]
+        columns["cut"].append(sum(lengths) > room)
+        if sum(lengths) > room:
+            short = min(min(lengths), room // 2)  # 0 for a single text
+            kept = [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+            one = _part(one, kept[0], keep)
+            other = _part(other, kept[1], keep) if other else None
+        whole = backend.post_process(one, other)
+        for name, values in (
+            ("input_ids", whole.ids), ("token_type_ids", whole.type_ids), ("attention_mask", whole.attention_mask)
+        ):  # fmt: skip
+            if name in columns:
+                columns[name].append(values)
+    return columns
+
+
+def _part(encoding: Encoding, size: int, keep: str) -> Encoding:
+    """`size` sub-tokens of an encoding: its head, its tail, or half of each."""
+    if len(encoding) <= size:
+        return encoding
+    head = size if keep == "head" else (size + 1) // 2 if keep == "head+tail" else 0
+    parts = []
+    for length, side in ((head, "right"), (size - head, "left")):
+        if length:
+            part = Encoding.merge([encoding], growing_offsets=False)  # a copy: truncate works in place
+            part.truncate(length, direction=side)
+            parts.append(part)
+    return Encoding.merge(parts, growing_offsets=False)
+
+
+def class_weights(asked: list[str] | None, labels: list, names: list[str], several: bool) -> Tensor | None:
+    """Weight of each class in the loss, of mean 1 over the training rows; None for equal ones.
+
+    `balanced` weighs a class by the inverse of its frequency. Raises `InputError` for a list of another length.
+    """
+    if asked is None:
+        return None
+    counts = np.sum(labels, axis=0) if several else np.bincount(labels, minlength=len(names))
+    if asked == ["balanced"]:
+        weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1), 0.0)
+    else:
+        try:
+            weights = np.array([float(weight) for weight in asked])
+        except ValueError:
+            raise InputError(f"--class_weights {' '.join(asked)}: must be balanced, or numbers") from None
+        if len(weights) != len(names) or (weights < 0).any() or not weights.any():
+            raise InputError(
+                f"--class_weights: {len(weights)} weights; needed: one of at least 0 for each of the {len(names)} "
+                f"classes, in this order: {', '.join(names)}"
+            )
+    return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
+
+
+def loss_with(weights: Tensor | None, several: bool) -> Callable[..., Tensor]:
+    """The losses of labels for `common.trainer.Trainer`: cross-entropy, or binary cross-entropy of each class."""
+    return partial(_binary_losses if several else _class_losses, weights=weights)
+
+
+def _class_losses(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
+    losses = label_losses(logits, labels, label_smoothing)
+    return losses if weights is None else losses * weights.to(losses.device)[labels]
+
+
+def _binary_losses(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
+    target = labels * (1 - label_smoothing) + label_smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return losses if weights is None else losses * torch.where(labels > 0, weights.to(losses.device), 1.0)
