@@ -37,10 +37,21 @@ PICKLES = {".bin", ".pkl", ".pickle", ".joblib"}
 HARMLESS = {"training_args.bin", "pytorch_model_fsdp.bin", "optimizer.bin"}
 
 
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved, from its name."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def in_order(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders in `output_dir`, whole or not, the one of the last step first."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+    return sorted(found, key=step_of, reverse=True)
 
 
 # Saving
@@ -54,7 +65,7 @@ def publish(staged: Path, output_dir: Path, **about: Any) -> Path:
     files = sorted((path for path in staged.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(max_workers=4) as pool:  # reading what is being pushed to the disk costs no more time
         synced = [pool.submit(_sync, path) for path in files]
-        hashed = list(pool.map(_sum, files))
+        hashed = list(pool.map(sha256, files))
         for task in synced:
             task.result()
     sums = {
@@ -216,7 +227,7 @@ def _damage(folder: Path, accept_unverified: bool) -> str | None:
     if extra:
         return f"{', '.join(sorted(extra))}: not in its {MANIFEST}"
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, found in zip(files, pool.map(lambda name: _sum(folder / name), files), strict=True):
+        for name, found in zip(files, pool.map(lambda name: sha256(folder / name), files), strict=True):
             if found != files[name][1]:
                 return f"{name} is damaged (its sha256 is not that of the {MANIFEST})"
     return None
@@ -226,11 +237,6 @@ def _sum_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _missing(folder: Path) -> str | None:
     for what, patterns in NEEDED.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
@@ -238,8 +244,8 @@ def _missing(folder: Path) -> str | None:
     return None
 
 
-def warn_unverified(folder: Path) -> None:
-    """Say so where `folder` was taken without a manifest."""
+def tell_of(folder: Path) -> None:
+    """Say which checkpoint the run goes on from, and where it was taken without a manifest."""
     if not (folder / MANIFEST).is_file():
         warn(f"{folder}: no {MANIFEST}; taken unverified, as asked")
     tell(f"goes on from {folder}")

@@ -27,6 +27,7 @@ from datasets import Dataset, DatasetDict
 
 from common import checkpoints
 from common.args import DataArguments, TrainingArguments
+from common.checkpoints import sha256
 from common.errors import InputError, is_main_process, tell, warn
 
 T = TypeVar("T")
@@ -48,12 +49,6 @@ SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
 }  # fmt: skip
-
-
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -120,7 +115,7 @@ class Run:
         checkpoint = self._checkpoint(args)
         self._check(args, checkpoint)
         if checkpoint:
-            checkpoints.warn_unverified(checkpoint)
+            checkpoints.tell_of(checkpoint)
         return checkpoint and str(checkpoint)
 
     def _checkpoint(self, args: TrainingArguments) -> Path | None:
@@ -145,8 +140,9 @@ class Run:
             if before["rows"] != self.record["rows"]:
                 raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
             self._check_changes(before)
-            newer = [p.name for p in checkpoints.in_order(self.folder) if _step(p) > _step(checkpoint)]
-            if newer:
+            last = checkpoints.step_of(checkpoint)
+            newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]
+            if newer and args.resume_from_checkpoint is not True:  # or each was passed over, and why was said
                 warn(
                     f"{', '.join(newer)}: newer, and what a later --resume_from_checkpoint true would take; remove them"
                 )
@@ -271,10 +267,6 @@ def _identity(record: dict[str, Any]) -> Any:
     """What decides the results of a run."""
     arguments = {k: v for k, v in record["arguments"].items() if k not in INCIDENTAL | set(record["data"])}
     return arguments, *(record[key] for key in ("rows", "code", "base_model", "versions", "hardware"))
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
 
 
 def _sha256_of_rows(data: Dataset) -> str:

@@ -292,8 +292,10 @@ class Trainer(transformers.Trainer):
 
     def _rows_of(self, batches: list[int]) -> str:
         """Which training rows this process takes in some batches of the step that is being run, for a message."""
-        if self.args.train_sampling_strategy not in ("random", "group_by_length") or not batches:
-            return "they are another process's; "
+        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
+            return ""
+        if not batches:
+            return "its rows are another process's; "
         accumulation = self.args.gradient_accumulation_steps
         first = self.state.global_step % math.ceil(len(self._train_batches) / accumulation) * accumulation
         step = list(islice(self._train_batches, first, first + accumulation))

@@ -21,7 +21,7 @@ from common.data import Row, check_file
 from common.errors import command_line
 from common.inference import PredictArguments, Predictor, predict_file
 
-from .scoring import decide, probabilities
+from .scoring import predictions, probabilities
 from .texts import cut
 
 WRITTEN = ("predicted", "probability")
@@ -82,14 +82,7 @@ def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool
         found[alone] = classifier([rows[i]["text"] for i in alone])
     if paired:
         found[paired] = classifier([rows[i]["text"] for i in paired], [pairs[i] for i in paired])
-    for row, chances, choice in zip(rows, found, decide(found, classifier.thresholds), strict=True):
-        each = {name: round(float(p), 4) for name, p in zip(classifier.names, chances, strict=True)}
-        if classifier.several:
-            chosen = [name for name, yes in zip(classifier.names, choice, strict=True) if yes]
-            yield row | {"predicted": chosen, "probability": each}
-        else:
-            name = classifier.names[choice]
-            yield row | {"predicted": name, "probability": each if all_probabilities else each[name]}
+    return predictions(rows, found, classifier.names, classifier.thresholds, all_probabilities)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -128,18 +128,24 @@ def losses_of(found: np.ndarray, gold: np.ndarray, several: bool) -> np.ndarray:
     return -np.log(safe[np.arange(len(gold)), gold])
 
 
-def predictions(rows: list[Row], found: np.ndarray, names: list[str], thresholds: list[float] | None) -> Iterator[dict]:
-    """Rows with what the model says: `predicted`, and the probability of it (of each class where there are several)."""
-    decided = decide(found, thresholds)
-    for row, chances, choice in zip(rows, found, decided, strict=True):
-        kept = {name: row[name] for name in ("id", "text", "text_pair", "label") if name in row}
+def predictions(
+    rows: list[Row],
+    found: np.ndarray,
+    names: list[str],
+    thresholds: list[float] | None,
+    all_probabilities: bool = False,
+) -> Iterator[Row]:
+    """Rows with what the model says: `predicted` and its `probability`.
+
+    `probability` is that of each class with several labels a row, or with `all_probabilities`.
+    """
+    for row, chances, choice in zip(rows, found, decide(found, thresholds), strict=True):
+        each = {name: round(float(p), 4) for name, p in zip(names, chances, strict=True)}
         if thresholds is None:
-            yield kept | {"predicted": names[choice], "probability": round(float(chances[choice]), 4)}
+            name = names[choice]
+            yield row | {"predicted": name, "probability": each if all_probabilities else each[name]}
         else:
-            yield kept | {
-                "predicted": [name for name, chosen in zip(names, choice, strict=True) if chosen],
-                "probability": {name: round(float(p), 4) for name, p in zip(names, chances, strict=True)},
-            }
+            yield row | {"predicted": [n for n, yes in zip(names, choice, strict=True) if yes], "probability": each}
 
 
 def hardest(rows: list[dict], found: np.ndarray, gold: np.ndarray, several: bool) -> list[dict]:

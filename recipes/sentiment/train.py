@@ -187,9 +187,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
     metrics, scored = output.metrics, "eval"
     trainer.save_metrics("eval", metrics)
+    found, gold = probabilities(output.predictions, several), np.array(output.label_ids)
     thresholds = None
     if several:  # tuned on the validation rows, and used on the test rows and by predict
-        thresholds = tune_thresholds(probabilities(output.predictions, several), np.array(output.label_ids))
+        thresholds = tune_thresholds(found, gold)
         model.config.thresholds = thresholds
 
     # Test
@@ -203,10 +204,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         test_metrics = {f"test_{name}": value for name, value in own.items()} | speed
         trainer.save_metrics("test", test_metrics)
         metrics |= test_metrics
-        predicted = list(predictions(data["test"].to_list(), found, labels, thresholds))
+        shown = data["test"].select_columns(["id", *columns])
+        predicted = list(predictions(shown.to_list(), found, labels, thresholds))
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), predicted)
         write_json_lines(Path(args.output_dir, "hardest_test.jsonl"), hardest(predicted, found, gold, several))
-    found, gold = probabilities(output.predictions, several), np.array(output.label_ids)
     draw(
         args.output_dir,
         found,
