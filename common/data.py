@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,17 +295,20 @@ def load_splits(
     check: Callable[[Row], Iterable[str]],
     list_columns: Iterable[str] = (),
     txt: str = "text",
+    read: Callable[[str], Iterator[Located]] | None = None,
 ) -> DatasetDict:
     """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
 
     `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
     is the number of the row where it has none. `check(row)` yields a sentence for each thing that is wrong with a row.
     In a CSV cell a list column (`list_columns`) holds a JSON list or words separated by spaces. `txt` is as for
-    `read_file`. A missing validation split is carved from train, the same rows whatever the seed, and said. Raises
-    `InputError` with up to ten problems, each with file and line.
+    `read_file`; `read` reads what a file argument names in another way. A missing validation split is carved from
+    train, the same rows whatever the seed, and said. Raises `InputError` with up to ten problems, each with file and
+    line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    sources = _read_dataset(args) if args.dataset_name else {s: read_file(f, txt) for s, f in files.items() if f}
+    read = read or partial(read_file, txt=txt)
+    sources = _read_dataset(args) if args.dataset_name else {s: read(f) for s, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
         warn(f"splits that are not used: {', '.join(unused)}; used are those named {', '.join(SPLITS)}")
@@ -393,7 +397,7 @@ def _carve_validation(data: DatasetDict, percentage: int) -> None:
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:
-    given = [(split, Path(file)) for split, file in files.items() if file]
+    given = [(split, Path(file)) for split, file in files.items() if file and Path(file).is_file()]
     for i, (split, file) in enumerate(given):
         for other_split, other in given[i + 1 :]:
             if file.samefile(other) or file.read_bytes() == other.read_bytes():
