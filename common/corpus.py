@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.args import DataArguments, nearest_file
-from common.data import NOT_UTF8, Located, Row, load_splits, read_file
-from common.errors import InputError, tell
+from common.data import NOT_UTF8, Located, Row, checked, load_splits, read_file
+from common.errors import InputError, Problems, tell
 
 PLAIN = (".txt", ".text")
 ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -183,22 +183,29 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
     read = partial(read_texts, unit=args.text_unit, max_chars=args.max_chars)
     data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
     for split, rows in data.items():
-        texts = rows["text"][:]
-        kept = [i for i, text in enumerate(texts) if text.strip()]
-        if not kept:
-            raise InputError(f"{getattr(args, f'{split}_file') or args.dataset_name} [{split}]: every text is blank")
-        if len(kept) < len(texts):
-            tell(f"{split}: {len(texts) - len(kept)} of {len(texts)} texts are blank and left out")
-            data[split] = rows.select(kept)
+        data[split] = _without_blank(rows, split)
     return data
 
 
 def load_texts(path: str, args: CorpusArguments) -> Dataset:
     """Texts of one more file, folder or pattern, as `load_corpus` reads them."""
-    more = CorpusArguments(train_file=path, validation_file=path)
-    for name in ("text_column_name", "text_unit", "max_chars"):
-        setattr(more, name, getattr(args, name))
-    return load_corpus(more)["validation"]
+    problems = Problems()
+    source = read_texts(path, args.text_unit, args.max_chars)
+    columns = {"text": args.text_column_name}
+    rows = Dataset.from_list(list(checked(source, path, columns, check_text, (), args.max_chars, problems)))
+    problems.check()
+    return _without_blank(rows, path)
+
+
+def _without_blank(rows: Dataset, name: str) -> Dataset:
+    texts = rows["text"][:]
+    kept = [i for i, text in enumerate(texts) if text.strip()]
+    if not kept:
+        raise InputError(f"{name}: every text is blank")
+    if len(kept) == len(texts):
+        return rows
+    tell(f"{name}: {len(texts) - len(kept)} of {len(texts)} texts are blank and left out")
+    return rows.select(kept)
 
 
 # The text that is always there

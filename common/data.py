@@ -321,7 +321,7 @@ def load_splits(
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
-            rows = list(_checked(sources[split], place, columns, check, in_cells, args.max_chars, problems))
+            rows = list(checked(sources[split], place, columns, check, in_cells, args.max_chars, problems))
             splits[split] = rows
     problems.check()
     _warn_of_shared_files(files)
@@ -336,7 +336,7 @@ def load_splits(
     return data
 
 
-def _checked(
+def checked(
     source: Iterable[Located],
     place: str,
     columns: dict[str, str],
@@ -345,6 +345,7 @@ def _checked(
     max_chars: int,
     problems: Problems,
 ) -> Iterator[Row]:
+    """The rows of `source` that nothing is wrong with, as `load_splits` describes; what is wrong goes to `problems`."""
     count = 0
     for where, found in source:
         count += 1

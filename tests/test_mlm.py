@@ -382,10 +382,16 @@ def test_one_text_a_row_and_packed_rows_have_the_same_evaluation(start):
 
 
 def test_forgetting_is_evaluated_before_and_after(start, tmp_path, capsys):
-    (tmp_path / "general.txt").write_text("\n".join(TEXTS[200:230]))
-    metrics = start({"train": TEXTS[:40]}, "--forgetting_file", str(tmp_path / "general.txt"), "--max_steps", "2")
+    file = tmp_path / "general.txt"
+    file.write_text("\n".join(TEXTS[200:230]))
+    metrics = start({"train": TEXTS[:40]}, "--forgetting_file", str(file), "--max_steps", "2")
     assert {"before_forgetting_perplexity", "after_forgetting_perplexity"} <= metrics.keys()
-    assert "forgetting" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "forgetting" in printed.out
+    assert "warning" not in printed.err
+    file.write_bytes(b"good text here\n\xff\n")
+    with pytest.raises(InputError, match=r"general\.txt:2: not UTF-8 text"):
+        start({"train": TEXTS[:40]}, "--forgetting_file", str(file), "--max_steps", "2")
 
 
 def test_the_model_goes_on_to_ner_and_sentiment(start, arguments, tmp_path, capsys):

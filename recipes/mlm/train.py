@@ -65,7 +65,7 @@ class MlmTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of the schedule"})
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the checkpoint's, in this run only"})
-    num_train_epochs: float = field(default=2, metadata={"help": "passes over the training texts"})
+    num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
     remove_unused_columns: bool = field(default=False)  # the collator takes them
