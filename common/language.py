@@ -258,7 +258,8 @@ def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
     axes = figure.add_subplot()
     for key, label, start in (("loss", "training", []), ("eval_loss", "validation", [(0, before)])):
         points = start + [(entry["num_input_tokens_seen"] / 1e6, entry[key]) for entry in history if key in entry]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     axes.set(xlabel="sub-tokens seen (millions)", ylabel="loss (nats a label)")
     axes.legend()
     figure.savefig(path, dpi=120)

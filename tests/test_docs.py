@@ -9,8 +9,8 @@ import pytest
 from common.args import _Parser
 from tests.conftest import ROOT
 
-RECIPES = {"mlm", "ner", "sentiment"}
-PRETRAINING = {"mlm"}  # their sample is the documentation that comes with Python
+RECIPES = {"clm", "mlm", "ner", "sentiment"}
+PRETRAINING = {"clm", "mlm"}  # their sample is the documentation that comes with Python
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md"), *(ROOT / "common" / "launch").glob("*.yaml")]
 PROGRAMS = [*(ROOT / "recipes").glob("*/train.py"), *(ROOT / "recipes").glob("*/predict.py")]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel
 from common import checkpoints
 from common.batching import TrainingBatches
 from common.errors import InputError
+from recipes.clm import train as clm
 from recipes.mlm import train as mlm
 from recipes.ner import train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
@@ -102,17 +103,20 @@ def test_masks_drawn_by_row_resume_exactly(files, tmp_path, more):
     assert (tmp_path / "whole" / "fill_ins.jsonl").read_bytes() == (tmp_path / "out" / "fill_ins.jsonl").read_bytes()
 
 
-def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path):
-    settings = {"tokenizer_train": "wordpiece", "vocab_size": 400, "model_size": "tiny", "masking": "whole_word"}
+@pytest.mark.parametrize("recipe", [mlm, clm])
+def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, recipe):
+    settings = {"tokenizer_train": "bpe", "vocab_size": 400, "model_size": "tiny", "dropout": 0.1}
     settings |= {"max_seq_length": 32, "save_total_limit": 20, "metric_for_best_model": "loss"}
     texts = make_texts(files, tmp_path)
-    Job(words(texts, tmp_path / "whole", **settings), tmp_path / "log", main=mlm.main).succeeds()
+    if recipe is clm:
+        del texts["model_name_or_path"]
+    Job(words(texts, tmp_path / "whole", **settings), tmp_path / "log", main=recipe.main).succeeds()
     shutil.copytree(tmp_path / "whole", tmp_path / "out")  # as if it had been killed after step 8
     for checkpoint in checkpoints.in_order(tmp_path / "out"):
         if checkpoints.step_of(checkpoint) > 8:
             shutil.rmtree(checkpoint)
     out = words(texts, tmp_path / "out", **settings, resume_from_checkpoint="true")
-    run = Job(out, tmp_path / "log", main=mlm.main)
+    run = Job(out, tmp_path / "log", main=recipe.main)
     run.succeeds()
     assert run.steps[0] == 9
     assert difference(tmp_path / "whole", tmp_path / "out") == 0

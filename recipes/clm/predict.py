@@ -1,0 +1,80 @@
+"""Complete the prompts in a file with a model that `train` saved.
+
+    make predict RECIPE=clm MODEL=outputs/clm INPUT=prompts.jsonl OUTPUT=completed.jsonl
+    python -m recipes.clm.predict --model outputs/clm --input prompts.txt --output completed.jsonl --temperature 0.8
+
+The input is JSON Lines of {"prompt": ...} or {"text": ...}, or a .txt file with a prompt a line. The output has the
+same rows in the same order, each with `completion`. Memory does not grow with the file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, set_seed
+
+from common.args import parse
+from common.data import Row, check_file
+from common.errors import InputError, command_line
+from common.inference import PredictArguments, Predictor, predict_file
+
+from .completing import Completer
+
+
+@dataclass
+class ClmPredictArguments(PredictArguments):
+    model: str | None = field(
+        default=f"outputs/{Path(__file__).resolve().parent.name}",
+        metadata={"help": "folder that train saved, or a hub id"},
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "sub-tokens of a completion at most"})
+    temperature: float = field(default=0.0, metadata={"help": "0: the best sub-token each time; else draws"})
+    top_p: float = field(default=0.95, metadata={"help": "draws from the best of together this probability"})
+    seed: int = field(default=42, metadata={"help": "of the draws"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise InputError("--max_new_tokens must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError("--temperature must be at least 0, and --top_p above 0 and at most 1")
+
+
+ARGUMENTS = (ClmPredictArguments,)
+
+
+class Completion(Predictor):
+    """A saved model that completes prompts."""
+
+    def __init__(self, model: str, batch_tokens: int = 4096):
+        super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32")
+        self.complete = Completer(self.model, self.tokenizer, self.max_length)
+        self.rows = max(1, batch_tokens // self.max_length)
+
+
+def check_row(row: Row) -> Iterator[str]:
+    """A sentence for each thing that is wrong with an input row."""
+    if "completion" in row:
+        yield 'has "completion" already, which would be lost; rename that column'
+    if not isinstance(row.get("prompt", row.get("text")), str):
+        yield f'needs "prompt" or "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
+
+
+def with_completions(rows: list[Row], model: Completion, args: ClmPredictArguments) -> Iterator[Row]:
+    """The rows, each with its `completion`."""
+    prompts = [row.get("prompt", row.get("text")) for row in rows]
+    found = model.complete(prompts, args.max_new_tokens, args.temperature, args.top_p, model.rows)
+    for row, completion in zip(rows, found, strict=True):
+        yield row | {"completion": completion}
+
+
+def main(argv: list[str] | None = None) -> int:
+    (args,) = parse(ARGUMENTS, argv, __doc__)
+    check_file(args.input, check_row, args.max_chars)
+    set_seed(args.seed)
+    model = Completion(args.model, args.batch_tokens)
+    return predict_file(args, lambda rows: with_completions(rows, model, args))
+
+
+if __name__ == "__main__":
+    command_line(main)

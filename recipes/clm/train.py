@@ -1,0 +1,185 @@
+"""Causal language modelling: pretrain a decoder on text of your own, from nothing or from a checkpoint; or tune it.
+
+make clm
+make clm ARGS="--train_file 'texts/**/*.txt' --model_size small --num_train_epochs 4 --output_dir outputs/mine"
+make clm ARGS="--train_file dialogues.jsonl --loss_on completion --model_name_or_path openai-community/gpt2 --lora_r 16"
+python -m recipes.clm.train --config my.yaml
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from peft import TaskType
+from transformers import AutoModelForCausalLM, GPT2Config, set_seed
+
+from common.args import LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.corpus import CorpusArguments, load_corpus, load_texts
+from common.errors import InputError, command_line, tell
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.models import load_model, load_tokenizer, resolve_model
+from common.outputs import Run
+from common.report import write_json_lines, write_model_card
+from common.scratch import ScratchArguments, new_model, train_tokenizer
+from common.tuning import add_lora, merge_lora
+
+from .completing import Completer, compare_completions, prompts_from
+from .texts import NextBatches, bits_of, check_causal, joined, load_completions, to_rows
+
+HERE = Path(__file__).resolve().parent
+USAGE = """from transformers import pipeline
+
+write = pipeline("text-generation", model="{folder}")
+write("Return the", max_new_tokens=40)"""
+SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # of a new tokenizer
+
+
+@dataclass
+class ClmModelArguments(ModelArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "a decoder: local folder or hub id; begins from nothing when not given"}
+    )
+
+
+@dataclass
+class ClmDataArguments(CorpusArguments):
+    forgetting_file: str | None = field(
+        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+    )
+    loss_on: Literal["all", "completion"] = field(
+        default="all", metadata={"help": "all of a text, or of rows with prompt and completion the latter only"}
+    )
+    prompt_column_name: str = field(default="prompt", metadata={"help": "column with the prompt"})
+    completion_column_name: str = field(default="completion", metadata={"help": "column with the completion"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forgetting_file:
+            if self.loss_on != "all":
+                raise InputError("--forgetting_file: takes texts, so not together with --loss_on completion")
+            self.check_path("forgetting_file", self.forgetting_file)
+
+
+@dataclass
+class ClmTrainingArguments(TrainingArguments):
+    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "1e-3 from nothing and under LoRA, 1e-4 else when not given"}
+    )
+    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
+    dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
+    loss_chunk: int = field(default=1024, metadata={"help": "sub-tokens whose scores exist at a time"})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the training texts; 6 from nothing, 2 else when not given"}
+    )
+    metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
+    include_num_input_tokens_seen: str = field(default="non_padding")
+    remove_unused_columns: bool = field(default=False)  # the collator takes them
+
+
+ARGUMENTS = (ClmModelArguments, ScratchArguments, ClmDataArguments, LoraArguments, ClmTrainingArguments)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    # Arguments
+    model_args, scratch_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    if model_args.model_name_or_path is None:
+        scratch_args.tokenizer_train = scratch_args.tokenizer_train or "bpe"
+        scratch_args.model_size = scratch_args.model_size or "tiny"
+    if scratch_args.from_scratch and lora_args.lora_r is not None:
+        raise InputError("--lora_r: a new model has nothing to adapt; give --model_name_or_path, or leave it out")
+    if args.num_train_epochs is None:
+        args.num_train_epochs = 6 if scratch_args.from_scratch else 2
+    if args.learning_rate is None:
+        args.learning_rate = 1e-3 if scratch_args.from_scratch or lora_args.lora_r is not None else 1e-4
+    if args.loss_chunk < 1:
+        raise InputError("--loss_chunk must be at least 1")
+    set_seed(args.seed)
+
+    # Data
+    if data_args.loss_on == "completion":
+        columns = {"prompt": data_args.prompt_column_name, "completion": data_args.completion_column_name}
+        texts = load_completions(data_args, columns)
+    else:
+        texts = load_corpus(data_args)
+    if data_args.forgetting_file:
+        texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
+    run = Run(args, data_args, model_args, scratch_args, lora_args, rows=texts)
+
+    # Model
+    if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
+        learned = texts["train"] if data_args.loss_on == "all" else texts["train"].map(joined)
+        tokenizer = train_tokenizer(scratch_args, learned, SPECIAL)
+    else:  # a run that goes on has its own tokenizer
+        own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
+        tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    length = data_args.max_seq_length
+    if scratch_args.from_scratch:
+        model = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
+    else:
+        model = load_model(AutoModelForCausalLM, model_args, None, length)
+    check_causal(model)
+    set_dropout(model, args.dropout)
+    selection = Selection(model, chunk=args.loss_chunk)
+    if not selection.chunked:
+        tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")
+    model = add_lora(model, lora_args, TaskType.CAUSAL_LM)
+    blocks = to_rows(texts, tokenizer, data_args, data_args.loss_on)
+
+    # Trainer
+    check_best_metric(args, ("perplexity", "accuracy"))
+    trainer = LanguageTrainer(
+        model=model,
+        args=args,
+        train_dataset=blocks["train"],
+        eval_dataset=blocks["validation"],
+        processing_class=tokenizer,
+        data_collator=NextBatches(tokenizer.pad_token_id),
+        selection=selection,
+    )
+    completer = Completer(model, tokenizer, length)
+    prompts = prompts_from(texts["validation"][:])
+
+    # Train
+    run.start()
+    with run.phase("before"):
+        metrics = trainer.scores(blocks, "before")
+        completed = completer(prompts, new_tokens=24)
+    with run.phase("train"):
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+    # Test
+    with run.phase("after"):
+        metrics |= trainer.scores(blocks, "after")
+        completions = compare_completions(prompts, completed, completer(prompts, new_tokens=24))
+    scored = "test" if "test" in blocks else "validation"
+    if data_args.loss_on == "all":
+        metrics |= bits_of(blocks, texts, metrics, scored, tokenizer)
+    trainer.save_metrics("eval", metrics)
+    print_perplexities(metrics)
+    write_json_lines(Path(args.output_dir, "completions.jsonl"), completions)
+    draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
+
+    # Save
+    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model.config.use_cache = True  # off while it was trained
+    write_model_card(
+        args.output_dir,
+        task="text-generation",
+        base_model=model_args.model_name_or_path or "A new model",
+        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        split=scored,
+        record=run.record,
+        usage=USAGE.format(folder=args.output_dir),
+    )
+    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
+    run.finish(scores=metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+if __name__ == "__main__":
+    command_line(main)

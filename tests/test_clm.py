@@ -1,0 +1,352 @@
+"""Causal language modelling: labels, chunked loss, completions, baselines, and the whole way from text to text."""
+
+import json
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from common.corpus import CorpusArguments
+from common.errors import InputError
+from common.language import Selection, chunked_hits, chunked_losses
+from common.scratch import ScratchArguments, train_tokenizer
+from recipes.clm import predict, train
+from recipes.clm.completing import Completer
+from recipes.clm.texts import FiveGrams, NextBatches, to_rows
+from tests.bad_inputs import variants
+from tests.conftest import read_jsonl, run, write_jsonl
+from tests.test_mlm import TEXTS
+
+DIALOGUES = [{"prompt": f"Q: how many are {n} and one?\nA:", "completion": f" {n + 1} apples"} for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def spelling() -> PreTrainedTokenizerFast:
+    args = ScratchArguments(tokenizer_train="bpe", vocab_size=500)
+    rows = Dataset.from_dict({"text": TEXTS + [row["prompt"] + row["completion"] for row in DIALOGUES]})
+    return train_tokenizer(args, rows, train.SPECIAL)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory, spelling) -> str:
+    """Folder of a GPT of two layers without dropout."""
+    folder = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(spelling), n_embd=64, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0, attn_pdrop=0,
+        embd_pdrop=0, bos_token_id=spelling.bos_token_id, eos_token_id=spelling.eos_token_id,
+        pad_token_id=spelling.pad_token_id,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    spelling.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def start(decoder, tmp_path):
+    """A function that trains on texts or rows by split and returns the metrics; more words go to the command line."""
+
+    def go(data: dict[str, list], *more: str) -> dict[str, float]:
+        words = []
+        for split, rows in data.items():
+            if isinstance(rows[0], dict):
+                file = write_jsonl(tmp_path / f"{split}.jsonl", rows)
+            else:
+                file = str(tmp_path / f"{split}.txt")
+                (tmp_path / f"{split}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            words += [f"--{split}_file", file]
+        return train.main([*words, *settings(decoder, tmp_path), *more])
+
+    return go
+
+
+def settings(model: str, folder) -> list[str]:
+    return [
+        "--model_name_or_path", model, "--output_dir", str(folder / "out"), "--overwrite", "true",
+        "--max_seq_length", "64", "--precision", "fp32", "--num_train_epochs", "2", "--learning_rate", "1e-3",
+        "--per_device_train_batch_size", "8", "--disable_tqdm", "true",
+    ]  # fmt: skip
+
+
+# Rows and labels
+
+
+def test_each_sub_token_is_labelled_by_the_next_in_its_own_text(spelling):
+    data = DatasetDict(train=Dataset.from_dict({"text": TEXTS[:30]}))
+    rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "all")["train"]
+    batch = NextBatches(0)(list(rows))
+    found = []
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        real = int(mask.sum())
+        assert ids[0] == spelling.bos_token_id
+        assert labels[: real - 1].tolist() == ids[1:real].tolist()
+        assert (labels[real - 1 :] == -100).all()
+        found += ids[1:real].tolist()
+    encoded = [spelling(text, add_special_tokens=False)["input_ids"] for text in TEXTS[:30]]
+    assert found == [i for ids in encoded for i in [*ids, spelling.eos_token_id]]
+    assert batch["owner"].tolist() == sorted(batch["owner"].tolist())
+
+
+def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
+    long = {"prompt": "many words " * 60, "completion": " the end"}
+    endless = {"prompt": "short", "completion": " goes on" * 80}
+    data = DatasetDict(train=Dataset.from_list([*DIALOGUES, long, endless]))
+    rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "completion")["train"]
+    assert any(len(row["lengths"]) > 1 for row in rows)
+    batch = NextBatches(0)(list(rows))
+    assert len(batch["input_ids"]) == len(DIALOGUES) + 2
+    eos = spelling.eos_token_id
+    for row, labels in zip(DIALOGUES, batch["labels"], strict=False):
+        expected = spelling(row["completion"], add_special_tokens=False)["input_ids"]
+        assert labels[labels != -100].tolist() == [*expected, eos]
+    expected = [*spelling(" the end", add_special_tokens=False)["input_ids"], eos]
+    assert batch["labels"][-2][batch["labels"][-2] != -100].tolist() == expected
+    assert (batch["labels"][-1] != -100).sum() == 63
+    printed = capsys.readouterr().out
+    assert "2 rows are longer than --max_seq_length: only a part of their prompt is read" in printed
+    assert "1 rows are longer than --max_seq_length: only a part of their completion is read" in printed
+
+
+# Loss in chunks
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 90}
+CONFIGS = [GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=90), LlamaConfig(**SIZES), GPTNeoXConfig(**SIZES)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_loss_in_chunks_is_the_whole_loss(config, chunk):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(5, 90, (4, 20))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :3] = -100
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
+    output.loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    selection = Selection(model, chunk)
+    assert selection.chunked
+    shifted = torch.cat([labels[:, 1:], torch.full((4, 1), -100)], 1)
+    with selection.at(shifted):
+        found = model(input_ids=ids, attention_mask=mask).logits
+    count = int((shifted != -100).sum())
+    assert found.shape == (1, count, 2)
+    loss = chunked_losses(found, shifted).sum() / count
+    loss.backward()
+    assert loss.item() == pytest.approx(output.loss.item(), abs=1e-6)
+    for one, other in zip(gradients, (p.grad for p in model.parameters()), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    right = (output.logits.argmax(-1) == shifted).sum(1)
+    assert chunked_hits(found, shifted).tolist() == right.tolist()
+    assert model(input_ids=ids).logits.shape == (4, 20, 90)  # outside it is as it was
+
+
+def test_scores_of_a_whole_batch_never_exist():
+    model = AutoModelForCausalLM.from_config(CONFIGS[0])
+    selection = Selection(model, 16)
+    sizes: Counter = Counter()
+    ids = torch.randint(5, 90, (4, 40))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update([t.numel()]) or t, lambda t: t):
+        with selection.at(ids):
+            found = model(input_ids=ids).logits
+        chunked_losses(found, ids).sum().backward()
+    assert 4 * 40 * 90 not in sizes
+    assert 16 * 90 not in sizes  # not even of a chunk: they are computed again on the way back
+
+
+# Baseline
+
+
+def test_five_grams_by_hand_and_as_a_distribution():
+    chance = np.random.default_rng(0)
+    rows = [chance.choice(6, 40, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]) for _ in range(30)]
+    model = FiveGrams(rows, 6)
+
+    def probability(context: list[int], token: int) -> float:
+        found = 1 / 6
+        for size in range(5):
+            if size > len(context):
+                break
+            before = context[len(context) - size :]
+            counts = Counter(
+                int(row[i]) for row in rows for i in range(max(1, size), len(row)) if list(row[i - size : i]) == before
+            )
+            if not counts:
+                break
+            found = (counts[token] + len(counts) * found) / (sum(counts.values()) + len(counts))
+        return found
+
+    test = [np.array([0, 1, 2, 3, 4, 5, 0, 0]), np.array([5, 5, 5, 5])]
+    expected = [-math.log(probability(row[:i].tolist(), int(row[i]))) for row in test for i in range(1, len(row))]
+    assert model.loss(test) == pytest.approx(np.mean(expected))
+    assert sum(probability([0, 1, 0, 0], token) for token in range(6)) == pytest.approx(1)
+
+
+# Whole runs
+
+
+def test_a_run_leaves_model_results_curve_and_completions(start, tmp_path, capsys):
+    metrics = start({"train": TEXTS[:120], "validation": TEXTS[120:160], "test": TEXTS[160:200]})
+    assert "bits a byte of the test texts: before" in capsys.readouterr().out
+    out = tmp_path / "out"
+    for split in ("validation", "test"):
+        assert metrics[f"after_{split}_perplexity"] < metrics[f"before_{split}_perplexity"]
+    assert metrics["after_test_bits_per_byte"] < metrics["before_test_bits_per_byte"]
+    assert 1 < metrics["five_grams_test_bits_per_byte"] < 8
+    with Image.open(out / "curve.png") as image:
+        image.verify()
+    rows = read_jsonl(out / "completions.jsonl")
+    assert len(rows) == 5
+    write = pipeline("text-generation", model=str(out))
+    assert write("The", max_new_tokens=5)[0]["generated_text"].startswith("The")
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": row["prompt"], "n": i} for i, row in enumerate(rows)])
+    words = ["--model", str(out), "--input", file, "--output", str(tmp_path / "o.jsonl"), "--max_new_tokens", "24"]
+    predict.main(words)
+    found = read_jsonl(tmp_path / "o.jsonl")
+    assert [row["n"] for row in found] == list(range(5))
+    assert [row["completion"] for row in found] == [row["after"] for row in rows]
+
+
+def test_the_loss_of_a_run_is_that_of_the_stock_head(start, tmp_path):
+    short = [text for text in TEXTS if len(text) < 80][:30]  # each is one row
+    metrics = start({"train": TEXTS[:30], "validation": short}, "--max_steps", "1", "--pack", "false")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    total, count = 0.0, 0
+    for text in short:
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        assert len(ids) <= 64
+        with torch.no_grad():
+            total += model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (len(ids) - 1)
+        count += len(ids) - 1
+    assert metrics["after_validation_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_it_overfits_on_completions(start, tmp_path, lora):
+    more = ["--lora_r", "16", "--lora_dropout", "0", "--learning_rate", "1e-2"] if lora else ["--learning_rate", "3e-3"]
+    few = DIALOGUES[:8]
+    metrics = start(
+        {"train": few, "validation": few}, "--loss_on", "completion", "--num_train_epochs", "150", *more,
+        "--eval_strategy", "no", "--save_strategy", "no",
+    )  # fmt: skip
+    if lora:
+        assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+        assert metrics["after_validation_loss"] < metrics["before_validation_loss"] - 0.5
+        return
+    assert metrics["after_validation_accuracy"] > 0.95
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": row["prompt"]} for row in few])
+    predict.main(["--model", str(tmp_path / "out"), "--input", file, "--output", str(tmp_path / "o.jsonl")])
+    found = [row["completion"].strip() for row in read_jsonl(tmp_path / "o.jsonl")]
+    right = sum(one == row["completion"].strip() for one, row in zip(found, few, strict=True))
+    assert right >= 7, found
+
+
+def test_completions_do_not_depend_on_their_batch(decoder):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    model = AutoModelForCausalLM.from_pretrained(decoder)
+    completer = Completer(model, tokenizer, 128)
+    prompts = ["The", *[" ".join(text.split()[:n]) for n, text in enumerate(TEXTS[:12], 1)], "", "long " * 300]
+    together = completer(prompts, 12)
+    assert together == [completer([prompt], 12)[0] for prompt in prompts]
+    torch.manual_seed(1)
+    drawn = completer(prompts, 12, temperature=1.5)
+    assert drawn != together
+    assert not completer([], 5)
+
+
+def test_from_nothing_by_default(tmp_path, capsys):
+    (tmp_path / "train.txt").write_text("\n".join(TEXTS[:150]))
+    metrics = train.main([
+        "--train_file", str(tmp_path / "train.txt"), "--output_dir", str(tmp_path / "out"), "--vocab_size", "500",
+        "--max_seq_length", "64", "--config_overrides", "n_layer=1", "--disable_tqdm", "true", "--precision", "fp32",
+        "--per_device_train_batch_size", "8",
+    ])  # fmt: skip
+    assert "a new gpt2 model of 0.3 million parameters" in capsys.readouterr().out
+    assert metrics["before_validation_perplexity"] == pytest.approx(500, rel=0.3)
+    assert metrics["after_validation_perplexity"] < 400
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_layer == 1
+
+
+def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
+    texts = {"train": TEXTS[:60], "validation": TEXTS[60:97]}
+    more = ["--optim", "sgd", "--learning_rate", "0.1", "--per_device_eval_batch_size", "3"]
+    one = start(texts, *more)
+    parts = start(texts, *more, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
+    words += [*settings(decoder, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
+    words[words.index("--output_dir") + 1] = str(tmp_path / "two")
+    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.clm.train", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    for name in ("before_validation_loss", "after_validation_loss", "after_validation_accuracy"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)
+        assert parts[name] == pytest.approx(one[name], rel=1e-4)
+
+
+# What users give
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has nothing to adapt"),
+        (TEXTS[:30], ("--loss_chunk", "0"), "--loss_chunk must be at least 1"),
+        (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown kind of file '.txt'"),
+        ([{"prompt": "a"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: no column completion"),
+        ([{"prompt": "a", "completion": " "}] * 9, ("--loss_on", "completion"), "train.jsonl:1: completion is blank"),
+        ([{"prompt": 3, "completion": "b"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: prompt is 3"),
+    ],
+)
+def test_wrong_arguments_and_rows_are_told(start, tmp_path, rows, words, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        start({"train": rows}, *words)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_encoder_is_told(tiny, start):
+    with pytest.raises(InputError, match="BertLMHeadModel: sees what comes after a sub-token; take a decoder"):
+        start({"train": TEXTS[:30]}, "--model_name_or_path", tiny)
+
+
+def test_corrupted_files_are_refused_or_train_as_they_stand(decoder, tmp_path, capsys):
+    good = DIALOGUES[:12]
+    found = list(variants(good))
+    assert len(found) >= 150
+    whole = write_jsonl(tmp_path / "good.jsonl", good)
+    file, wrong, trained = tmp_path / "bad.jsonl", [], 0
+    more = ["--max_steps", "1", "--save_strategy", "no", "--eval_strategy", "no", "--loss_on", "completion"]
+    for variant in found:
+        file.write_bytes(variant.content)
+        try:
+            train.main([
+                "--train_file", str(file), "--validation_file", whole, *settings(decoder, tmp_path), *more,
+                "--max_eval_samples", "1",
+            ])  # fmt: skip
+            trained += 1
+        except InputError as error:
+            if str(file) not in str(error):
+                wrong.append(f"{variant.name}: {str(error)[:200]}")
+        except Exception as error:
+            wrong.append(f"{variant.name}: {type(error).__name__}: {str(error)[:200]}")
+    capsys.readouterr()
+    assert not wrong, "\n".join(wrong)
+    assert 30 < trained < len(found) - 60
