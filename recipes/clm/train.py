@@ -2,7 +2,7 @@
 
     make clm
     make clm ARGS="--train_file 'texts/**/*.txt' --model_size small --num_train_epochs 4 --output_dir outputs/mine"
-    make clm ARGS="--train_file dialogues.jsonl --loss_on completion --model_name_or_path openai-community/gpt2 --lora_r 16"
+    make clm ARGS="--train_file dialogues.jsonl --loss_on completion --model_name_or_path outputs/mine --lora_r 16"
     python -m recipes.clm.train --config my.yaml
 
 More in README.md.
