@@ -41,6 +41,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import ModelOutput
 
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
@@ -58,6 +59,11 @@ def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
         logits.float().flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
     )
     return flat.view(labels.shape)
+
+
+def logits_of(outputs: ModelOutput) -> Tensor | tuple[Tensor, ...]:
+    """A model's `logits`; where it has several, such as of starts and of ends, all of them."""
+    return outputs["logits"] if "logits" in outputs else tuple(v for k, v in outputs.items() if k != "loss")
 
 
 @runtime_checkable
@@ -128,8 +134,9 @@ class Trainer(transformers.Trainer):
     # Loss
 
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        losses = self._losses_of(outputs.logits, labels, self.args.label_smoothing_factor)
-        return losses.sum() / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        losses = self._losses_of(logits_of(outputs), labels, self.args.label_smoothing_factor)
+        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / max(count, 1)  # a step may hold no label at all
 
     # Batches
 

@@ -1,6 +1,6 @@
 """Kills, signals, lost ranks, damage and hostile files, many times over: `make soak`. One table at the end.
 
-    python -m tests.soak                 all experiments at full counts: about half an hour on 2 cores
+    python -m tests.soak                 all experiments at full counts: a quarter of an hour on 2 cores
     python -m tests.soak --only kills    one of them
 
 Each experiment ends some runs in its own way and looks at what they left. `figure` is the worst value met, with what it
