@@ -25,7 +25,7 @@ MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make
 Row = dict[str, Any]
 #: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
 Located = tuple[str, Row | str]
-Reader = Callable[[str], Iterator[Located]]
+FileReader = Callable[[str], Iterator[Located]]
 
 
 # Files to rows
@@ -52,7 +52,7 @@ def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
 
 
 def check_file(
-    path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: Reader = read_file
+    path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: FileReader = read_file
 ) -> None:
     """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
     problems = Problems()
@@ -300,7 +300,7 @@ def load_splits(
     check: Callable[[Row], Iterable[str]],
     list_columns: Iterable[str] = (),
     txt: str = "text",
-    read: Reader | None = None,
+    read: FileReader | None = None,
     unique_ids: bool = False,
     carve_by: str | None = None,
 ) -> DatasetDict:

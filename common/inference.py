@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import ModelOutput
 
 from common.args import native_bf16
-from common.data import Reader, Row, read_file
+from common.data import FileReader, Row, read_file
 from common.errors import InputError, quiet, tell
 from common.models import load_config, load_tokenizer, resolve_model
 from common.outputs import fresh_file
@@ -106,7 +106,7 @@ def token_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 def predict_file(
     args: PredictArguments,
     predict: Callable[[list[Row]], Iterable[Row]],
-    read: Reader = read_file,
+    read: FileReader = read_file,
 ) -> int:
     """Write what `predict` makes of each buffer of the input rows that `read` reads; returns their number.
 

@@ -9,7 +9,7 @@ import pytest
 from common.args import _Parser
 from tests.conftest import ROOT
 
-RECIPES = {"ner", "sentiment"}
+RECIPES = {"ner", "qa", "sentiment"}
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md"), *(ROOT / "common" / "launch").glob("*.yaml")]
 PROGRAMS = [*(ROOT / "recipes").glob("*/train.py"), *(ROOT / "recipes").glob("*/predict.py")]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
@@ -72,8 +72,9 @@ def test_the_recipes_are_those_expected_and_each_is_whole():
     assert {path.parent.name for path in (ROOT / "recipes").glob("*/train.py")} == RECIPES
     for recipe in RECIPES:
         folder = ROOT / "recipes" / recipe
-        for name in ("train.py", "predict.py", "README.md", "sample/train.jsonl"):
+        for name in ("train.py", "predict.py", "README.md"):
             assert (folder / name).is_file()
+        assert len(list(folder.glob("sample/train.*"))) == 1
         assert f"recipes/{recipe}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -196,6 +196,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "format",
         "contracts",
         "ner",
+        "qa",
         "sentiment",
     ]
     assert all(len(line.split()) > 3 for line in lines)
