@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data import Located, Row, parse_json, read_file
+from common.errors import brief
 
 KEYS = ("text", "answer_start")
 NESTED = re.compile(r'\s*\{\s*"(version|data)"')
@@ -109,12 +110,12 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
     """A sentence for each thing that is wrong with a row of `question`, `context` and `answers`."""
     for name in ("question", "context"):
         if not isinstance(row[name], str) or not row[name].strip():
-            yield f"{name} is {_short(row[name])}; needed: a text that is not blank"
+            yield f"{name} is {brief(row[name])}; needed: a text that is not blank"
             return
     answers = as_lists(row["answers"])
     if not isinstance(answers, dict) or any(not isinstance(answers.get(key), list) for key in KEYS):
         yield (
-            f'answers is {_short(row["answers"])}; needed: {{"text": [...], "answer_start": [...]}}, both empty where '
+            f'answers is {brief(row["answers"])}; needed: {{"text": [...], "answer_start": [...]}}, both empty where '
             "the text has no answer"
         )
         return
@@ -124,23 +125,23 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
         return
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            yield f"answer is {_short(text)}; needed: a text that is not blank (no answer: two empty lists)"
+            yield f"answer is {brief(text)}; needed: a text that is not blank (no answer: two empty lists)"
         elif isinstance(start, bool) or not isinstance(start, int):
-            yield f"answer_start of {_short(text)} is {_short(start)}; needed: its first character in context, from 0"
+            yield f"answer_start of {brief(text)} is {brief(start)}; needed: its first character in context, from 0"
         elif start < 0 or row["context"][start : start + len(text)] != text:
             places = _places(row["context"], text)
             if len(places) == 1 and not fix_offsets:
                 yield (
-                    f"answer {_short(text)} does not stand at answer_start {start} but at {places[0]} only; correct "
+                    f"answer {brief(text)} does not stand at answer_start {start} but at {places[0]} only; correct "
                     "it, or pass --fix_answer_offsets true to correct all of this kind"
                 )
             elif len(places) > 1:
                 yield (
-                    f"answer {_short(text)} does not stand at answer_start {start} but at "
+                    f"answer {brief(text)} does not stand at answer_start {start} but at "
                     f"{', '.join(map(str, places[:5]))}; say which by answer_start"
                 )
             elif not places:
-                yield f"answer {_short(text)} does not stand in the context; correct it, letter by letter"
+                yield f"answer {brief(text)} does not stand in the context; correct it, letter by letter"
 
 
 def mended(row: Row) -> Row:
@@ -161,7 +162,3 @@ def reader(column: str) -> partial:
 
 def _places(context: str, text: str) -> list[int]:
     return [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-
-
-def _short(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
