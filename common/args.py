@@ -85,9 +85,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
         for name, path in files.items():
-            if path is not None and not Path(path).is_file():
-                what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
-                raise InputError(f"--{name} {path}: {what}{_nearest_file(path)}")
+            if path is not None:
+                self.check_path(name, path)
         if self.dataset_name and any(files.values()):
             raise InputError("--dataset_name and files exclude each other: give one or the other")
         if not 0 < self.validation_split_percentage < 100:
@@ -95,6 +94,17 @@ class DataArguments:
         for name in ("max_chars", "max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")
+
+    def check_path(self, name: str, path: str) -> None:
+        """Raise `InputError` unless argument `name` may be `path`: here, unless that is a file."""
+        if not Path(path).is_file():
+            what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+            raise InputError(f"--{name} {path}: {what}{nearest_file(path)}")
+
+    def files(self) -> dict[str, str]:
+        """The files of the run, each under the argument that names it."""
+        named = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        return {name: path for name, path in named.items() if path}
 
 
 @dataclass
@@ -347,7 +357,8 @@ def _words(key: str, node: yaml.Node, value: Any) -> list[str]:
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else node.value}"]
 
 
-def _nearest_file(path: str) -> str:
+def nearest_file(path: str) -> str:
+    """The end of an error message about the missing file `path`."""
     folder = Path(path).parent
     names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
     found = difflib.get_close_matches(Path(path).name, names, n=1)

@@ -417,7 +417,7 @@ def _carve_validation(data: DatasetDict, percentage: int, by: str | None) -> Non
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:
-    given = [(split, Path(file)) for split, file in files.items() if file]
+    given = [(split, Path(file)) for split, file in files.items() if file and Path(file).is_file()]
     for i, (split, file) in enumerate(given):
         for other_split, other in given[i + 1 :]:
             if file.samefile(other) or file.read_bytes() == other.read_bytes():

@@ -138,8 +138,11 @@ def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
             tokenizer.add_prefix_space = True
 
 
-def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_length: int) -> PreTrainedModel:
+def load_model(auto_class: type, args: ModelArguments, labels: list[str] | None, max_length: int) -> PreTrainedModel:
     """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
+
+    Without `labels` (None) it is a language model, whose head scores the vocabulary; no labels are set then. `drawn` of
+    the model is the set of the names of its untrained weights.
 
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
@@ -149,11 +152,12 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     config = load_config(path)
-    of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)]
-    if sorted(of_checkpoint) == sorted(labels):
-        labels = of_checkpoint  # its head is kept, and so must be its order
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
+    of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
+    if labels is not None:
+        if sorted(of_checkpoint) == sorted(labels):
+            labels = of_checkpoint  # its head is kept, and so must be its order
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
     dropout = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
         if dropout is None:
@@ -186,12 +190,18 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str], max_le
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+    model.drawn = new
+    # an adapter names its base by it: the name that was given, not a path of this machine
+    model.name_or_path = args.model_name_or_path
+    return ready_for_training(model, args)
+
+
+def ready_for_training(model: PreTrainedModel, args: ModelArguments) -> PreTrainedModel:
+    """`model` with what makes it train faster on a CPU, where there is nothing else."""
     if not torch.accelerator.is_available():
         quicken_dropout(model)
         if args.attn_implementation == "auto":
             leave_out_padding(model)
-    # an adapter names its base by it: the name that was given, not a path of this machine
-    model.name_or_path = args.model_name_or_path
     return model
 
 

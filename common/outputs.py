@@ -36,7 +36,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft
 WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs",
+    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.json", "curve.png",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {
@@ -83,7 +83,6 @@ class Run:
 
     def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any, rows: DatasetDict):
         self.folder = Path(args.output_dir)
-        files = {n: getattr(data_args, n) for n in ("train_file", "validation_file", "test_file")}
         arguments = {k: v for a in (data_args, *more) for k, v in dataclasses.asdict(a).items()} | _plain(args)
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,7 +90,8 @@ class Run:
             "command": _command(),
             "arguments": arguments,
             "data": {
-                n: {"file": f, "sha256": sha256(f), "bytes": Path(f).stat().st_size} for n, f in files.items() if f
+                n: {"file": f, "sha256": sha256(f), "bytes": Path(f).stat().st_size}
+                for n, f in data_args.files().items()
             },
             "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
             "code": _sha256_of([*Path(__file__).parent.glob("*.py"), *_folder_of(data_args).glob("*.py")]),

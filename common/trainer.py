@@ -250,6 +250,15 @@ class Trainer(transformers.Trainer):
                 f"{resume_from_checkpoint or 'the initial weights'}"
             )
 
+    def _prepare_for_training(self, *args, **kwargs):
+        # an evaluation before the training marks the model as prepared, and accelerate would not wrap it any more: each
+        # of several processes would train for itself
+        if self.args.world_size > 1 and getattr(self.model, "_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models.clear()
+        return super()._prepare_for_training(*args, **kwargs)
+
     def _init_training_state(self, *args) -> tuple[int, int]:
         *_, checkpoint, _ = args
         found = super()._init_training_state(*args)

@@ -15,28 +15,15 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    DataCollatorWithPadding,
-    TrainerCallback,
-    set_seed,
-    trainer,
-)
+from transformers import BertConfig, BertModel, TrainerCallback, trainer
 from transformers.trainer_pt_utils import safe_globals
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, parse
 from common.errors import command_line
-from common.trainer import Trainer
 from recipes.ner import train
 from tests.conftest import SAMPLE, build_tokenizer, read_jsonl, write_jsonl
 
@@ -62,6 +49,16 @@ def make_files(folder: Path) -> dict[str, str]:
         for split, size in sizes.items()
     }
     return files | {"model_name_or_path": str(folder / "model")}
+
+
+def make_texts(files: dict[str, str], folder: Path) -> dict[str, str]:
+    """The sentences of `files` as plain text, for pretraining the same model."""
+    texts = {"model_name_or_path": files["model_name_or_path"]}
+    for name in ("train_file", "validation_file"):
+        lines = [" ".join(row["tokens"]) for row in read_jsonl(Path(files[name]))]
+        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+        texts[name] = str(folder / f"{name}.txt")
+    return texts
 
 
 def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[str]:
@@ -220,59 +217,3 @@ def difference(a: Path, b: Path) -> float:
         if states[0][key] != states[1][key]:
             return float("inf")
     return worst
-
-
-# A run with random masks
-
-
-class MaskByRow:
-    """MLM masks that follow from seed, epoch and row alone. Rows need a column `row`, their number."""
-
-    def __init__(self, tokenizer, seed: int):
-        self.pad, self.mask, self.seed, self.epoch = (
-            DataCollatorWithPadding(tokenizer),
-            tokenizer.mask_token_id,
-            seed,
-            0,
-        )
-        self.special = set(tokenizer.all_special_ids)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = self.pad([{"input_ids": row["input_ids"]} for row in rows])
-        batch["labels"] = torch.full_like(batch["input_ids"], -100)
-        for i, row in enumerate(rows):
-            draws = np.random.default_rng([self.seed, self.epoch, row["row"]]).random(len(row["input_ids"]))
-            for j, (draw, token) in enumerate(zip(draws, row["input_ids"], strict=True)):
-                if draw < 0.15 and token not in self.special:
-                    batch["labels"][i, j], batch["input_ids"][i, j] = token, self.mask
-        return batch
-
-
-@dataclass
-class TextArguments(DataArguments):
-    max_seq_length: int = 64
-
-
-def train_mlm(argv: list[str]) -> None:
-    """A small MLM run on the promises of `common.trainer`, on the words of an NER file; takes `words` of an NER run."""
-    model_args, data_args, args = parse((ModelArguments, TextArguments, TrainingArguments), argv, None)
-    set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
-    model = AutoModelForMaskedLM.from_pretrained(model_args.model_name_or_path)
-    texts = [" ".join(row["tokens"]) for row in read_jsonl(Path(data_args.train_file))]
-    rows = tokenizer(texts, truncation=True, max_length=data_args.max_seq_length)["input_ids"]
-    data = Dataset.from_dict({"input_ids": rows, "row": list(range(len(rows)))})
-    args.remove_unused_columns = False
-    runs = Trainer(
-        model=model,
-        args=args,
-        train_dataset=data,
-        eval_dataset=data,
-        processing_class=tokenizer,
-        data_collator=MaskByRow(tokenizer, args.seed),
-    )
-    runs.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    runs.save_model()

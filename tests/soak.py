@@ -30,9 +30,10 @@ from common import checkpoints
 from common.faults import StopSignals
 from common.report import print_table
 from common.trainer import Trainer
+from recipes.mlm import train as mlm
 from recipes.ner import train
 from tests.conftest import read_jsonl, write_jsonl
-from tests.faults import Job, difference, last_checkpoint, make_files, train_mlm, words
+from tests.faults import Job, difference, last_checkpoint, make_files, make_texts, words
 from tests.test_faults import kill_and_resume, launched, ranks_of
 
 Outcome = tuple[bool, float]  # survived, figure
@@ -46,9 +47,10 @@ def exact_resume(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
         settings |= {"dataloader_num_workers": workers, "train_sampling_strategy": order}
         settings |= {"lora_r": lora} if lora else {}
         yield from _exact(files, folder / str(i), settings, train.main)
+    texts = make_texts(files, folder)
     for workers in (0, 2):
-        settings = {"dataloader_num_workers": workers, "metric_for_best_model": "loss"}
-        yield from _exact(files, folder / f"mlm{workers}", settings, train_mlm)
+        settings = {"dataloader_num_workers": workers, "metric_for_best_model": "loss", "max_seq_length": 32}
+        yield from _exact(texts, folder / f"mlm{workers}", settings, mlm.main)
 
 
 def _exact(files, folder: Path, settings: dict, main: Callable) -> Iterator[Outcome]:

@@ -19,9 +19,10 @@ from transformers import BertConfig, BertModel
 from common import checkpoints
 from common.batching import TrainingBatches
 from common.errors import InputError
+from recipes.mlm import train as mlm
 from recipes.ner import train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
-from tests.faults import Job, difference, last_checkpoint, make_files, train_mlm, words
+from tests.faults import Job, difference, last_checkpoint, make_files, make_texts, words
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +83,38 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, settings):
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
-def test_masks_drawn_by_row_resume_exactly(files, tmp_path):
-    settings = {"dataloader_num_workers": 2, "metric_for_best_model": "loss"}
-    Job(words(files, tmp_path / "whole", **settings), tmp_path / "log", main=train_mlm).succeeds()
-    out = words(files, tmp_path / "out", **settings)
-    assert Job(out, tmp_path / "log", kill_at=9, main=train_mlm).ends() == [-signal.SIGKILL]
-    Job([*out, "--resume_from_checkpoint", "true"], tmp_path / "log", main=train_mlm).succeeds()
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dataloader_num_workers": 2},
+        {"masking": "span", "pack": False, "train_sampling_strategy": "group_by_length"},
+    ],
+    ids=["packed-workers", "one-a-row"],
+)
+def test_masks_drawn_by_row_resume_exactly(files, tmp_path, more):
+    texts = make_texts(files, tmp_path)
+    settings = {"metric_for_best_model": "loss", "max_seq_length": 32} | more
+    Job(words(texts, tmp_path / "whole", **settings), tmp_path / "log", main=mlm.main).succeeds()
+    out = words(texts, tmp_path / "out", **settings)
+    assert Job(out, tmp_path / "log", kill_at=9, main=mlm.main).ends() == [-signal.SIGKILL]
+    Job([*out, "--resume_from_checkpoint", "true"], tmp_path / "log", main=mlm.main).succeeds()
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+    assert (tmp_path / "whole" / "fill_ins.jsonl").read_bytes() == (tmp_path / "out" / "fill_ins.jsonl").read_bytes()
+
+
+def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path):
+    settings = {"tokenizer_train": "wordpiece", "vocab_size": 400, "model_size": "tiny", "masking": "whole_word"}
+    settings |= {"max_seq_length": 32, "save_total_limit": 20, "metric_for_best_model": "loss"}
+    texts = make_texts(files, tmp_path)
+    Job(words(texts, tmp_path / "whole", **settings), tmp_path / "log", main=mlm.main).succeeds()
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")  # as if it had been killed after step 8
+    for checkpoint in checkpoints.in_order(tmp_path / "out"):
+        if checkpoints.step_of(checkpoint) > 8:
+            shutil.rmtree(checkpoint)
+    out = words(texts, tmp_path / "out", **settings, resume_from_checkpoint="true")
+    run = Job(out, tmp_path / "log", main=mlm.main)
+    run.succeeds()
+    assert run.steps[0] == 9
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 

@@ -195,6 +195,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "lint",
         "format",
         "contracts",
+        "mlm",
         "ner",
         "qa",
         "sentiment",

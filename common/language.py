@@ -1,0 +1,209 @@
+"""Training of language models: the head only where there is a label, and perplexities."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from common.errors import is_main_process, tell
+from common.report import print_table
+from common.trainer import Trainer
+
+WHEN = ("before", "after")
+
+
+class Selection:
+    """Lets the head of a model see only the vectors at chosen positions: its cost falls with their number.
+
+    It takes them from what the encoder gives out, and knows no model by name. `works` tells whether, on a test batch,
+    the head then gives the scores that it gives at these positions of a whole batch. Where it does not, as with a head
+    that looks at neighbours, nothing is changed.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.positions: Tensor | None = None
+        self.works = False
+        if model.base_model is not model:
+            hook = model.base_model.register_forward_hook(self._select)
+            self.works = self._gives_the_same(model)
+            if not self.works:
+                hook.remove()
+
+    @contextmanager
+    def at(self, chosen: Tensor) -> Iterator[None]:
+        """Within it the head sees the n vectors where `chosen` (rows, length) is True: scores (1, n, classes)."""
+        self.positions = chosen.flatten().nonzero()[:, 0] if self.works else None
+        try:
+            yield
+        finally:
+            self.positions = None
+
+    def _select(self, module: nn.Module, args: tuple, output):
+        if self.positions is None:
+            return output
+        picked = output[0].flatten(0, 1).index_select(0, self.positions)[None]
+        if isinstance(output, tuple):
+            return (picked, *output[1:])
+        output[next(iter(output))] = picked
+        return output
+
+    def _gives_the_same(self, model: PreTrainedModel) -> bool:
+        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+        chosen = torch.zeros(3, 13, dtype=torch.bool)
+        chosen[[0, 0, 1, 2, 2], [1, 12, 5, 0, 7]] = True
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                whole = scores_of(model(**inputs))[chosen]
+                self.works = True
+                with self.at(chosen.to(model.device)):
+                    found = scores_of(model(**inputs))
+            return found.shape[:2] == (1, len(whole)) and torch.allclose(found[0], whole, rtol=1e-4, atol=1e-4)
+        except Exception:  # whatever it is, this architecture cannot
+            return False
+        finally:
+            self.works = False
+            model.train(training)
+
+
+def scores_of(output) -> Tensor:
+    """The scores of the vocabulary in the output of a model."""
+    return output.prediction_logits if "prediction_logits" in output else output.logits
+
+
+def losses_at_labels(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each label, in the shape of `labels` (rows, length); 0 where the label is -100.
+
+    `logits` are those of all positions, (rows, length, classes), or those of the labels one after the other,
+    (1, labels, classes).
+    """
+    at = labels != -100
+    if logits.shape[:-1] == labels.shape:
+        logits = logits[at]
+    losses = F.cross_entropy(
+        logits.float().flatten(0, -2), labels[at], reduction="none", label_smoothing=label_smoothing
+    )
+    return torch.zeros(labels.shape, dtype=losses.dtype, device=losses.device).masked_scatter(at, losses)
+
+
+def hits_at_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels of each row have the highest score; shape (rows,). Arguments as for `losses_at_labels`."""
+    at = labels != -100
+    if logits.shape[:-1] == labels.shape:
+        logits = logits[at]
+    right = (logits.flatten(0, -2).argmax(-1) == labels[at]).long()
+    return torch.zeros(labels.shape, dtype=torch.int64, device=right.device).masked_scatter(at, right).sum(1)
+
+
+class LanguageTrainer(Trainer):
+    """`Trainer` for language models: the head computes where there are labels; a row may be several rows of a batch.
+
+    Batches have `labels`, and `owner` where pieces of a row are rows of the batch: the row that each is from, of shape
+    (pieces,). Scores are of the rows of the data set: `loss`, `perplexity` (its exponential) and `accuracy`, the share
+    of labels that have the highest score.
+    """
+
+    def __init__(self, *args, selection: Selection, **kwargs):
+        super().__init__(
+            *args,
+            losses=losses_at_labels,
+            preprocess_logits_for_metrics=hits_at_labels,
+            compute_metrics=self._accuracy,
+            **kwargs,
+        )
+        self.selection = selection
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs.pop("owner", None)
+        with self.selection.at(inputs["labels"] != -100):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Sums what the trainer keeps of each piece over the pieces of a row; the labels become their number."""
+        owner = inputs.get("owner")
+        _, (hits, losses, counts), _ = super().prediction_step(model, inputs, False, ignore_keys)
+        if owner is not None:
+            owner = owner.to(losses.device)
+            rows = int(owner[-1]) + 1
+            hits, losses, counts = (x.new_zeros(rows).index_add_(0, owner, x) for x in (hits, losses, counts))
+        return None, (hits, losses, counts), counts[:, None]
+
+    def scores(self, splits: DatasetDict, when: str) -> dict[str, float]:
+        """Loss, perplexity and accuracy of each split but train, as `when_split_score`."""
+        found = {}
+        for split in splits:
+            if split != "train":
+                name = f"{when}_{split}"
+                found |= self.predict(splits[split], metric_key_prefix=name).metrics
+        return {k: v for k, v in found.items() if k.endswith(("_loss", "_perplexity", "_accuracy"))}
+
+    @staticmethod
+    def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
+        return {"accuracy": float(np.sum(prediction.predictions) / np.sum(np.concatenate(prediction.label_ids)))}
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        tied = self.model.all_tied_weights_keys  # in a checkpoint once, under another name
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        metrics = super()._metrics(prediction)
+        return metrics | {"perplexity": perplexity(metrics["loss"])}
+
+
+def print_perplexities(metrics: dict[str, float]) -> None:
+    """A table of what `LanguageTrainer.scores` found before and after training."""
+    splits = [
+        k.removeprefix("before_").removesuffix("_perplexity") for k in metrics if re.match("before_.*perplexity", k)
+    ]
+    rows = [
+        [split, *(metrics[f"{when}_{split}_{name}"] for name in ("perplexity", "accuracy") for when in WHEN)]
+        for split in splits
+    ]
+    tell("")
+    print_table(["texts", "perplexity before", "after", "accuracy before", "after"], rows)
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a loss, infinite where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def set_dropout(model: PreTrainedModel, share: float | None) -> None:
+    """Drop `share` in every dropout of `model` while it trains; None leaves them as they are.
+
+    Its configuration keeps its own, by which the model is fine-tuned later.
+    """
+    if share is None:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name in ("attention_dropout", "dropout", "activation_dropout"):  # some hold plain numbers
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, share)
+
+
+def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
+    """A picture of the losses against the sub-tokens seen; `history` is the trainer's log, `before` the first loss."""
+    if not is_main_process():
+        return
+    figure = Figure(figsize=(6.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, start in (("loss", "training", []), ("eval_loss", "validation", [(0, before)])):
+        points = start + [(entry["num_input_tokens_seen"] / 1e6, entry[key]) for entry in history if key in entry]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label) if points else None
+    axes.set(xlabel="sub-tokens seen (millions)", ylabel="loss (nats a label)")
+    axes.legend()
+    figure.savefig(path, dpi=120)

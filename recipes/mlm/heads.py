@@ -1,0 +1,27 @@
+"""A new head for an encoder that has none."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from common.errors import tell
+
+
+def begin_as_identity(model: PreTrainedModel) -> None:
+    """Let the untrained head of a checkpoint without one begin by passing the encoder's vectors on; says so.
+
+    Its decoder is tied to the input embeddings, so that it scores the vocabulary from the start; a random layer in
+    front of it would first have to be undone.
+    """
+    fresh = {name for name in model.drawn if name.split(".")[0] != model.base_model_prefix}
+    if not fresh:
+        return
+    for name, module in model.named_modules():
+        square = isinstance(module, nn.Linear) and module.in_features == module.out_features
+        if square and f"{name}.weight" in fresh:
+            with torch.no_grad():
+                nn.init.eye_(module.weight)
+                nn.init.zeros_(module.bias)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    how = "tied to the embeddings" if tied else "of its own, since this architecture does not tie it"
+    tell(f"the checkpoint has no MLM head: a new one is trained, its decoder {how}")

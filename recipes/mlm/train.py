@@ -1,0 +1,160 @@
+"""Masked language modelling: go on pretraining an encoder on text of your own, or pretrain one from nothing.
+
+make mlm
+make mlm ARGS="--train_file 'texts/**/*.txt' --text_unit paragraph --output_dir outputs/mine"
+make mlm ARGS="--train_file texts.jsonl --forgetting_file general.txt --masking whole_word --mlm_probability 0.3"
+python -m recipes.mlm.train --config my.yaml
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoModelForMaskedLM, BertConfig, set_seed
+
+from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
+from common.corpus import CorpusArguments, load_corpus, load_texts, to_blocks
+from common.errors import InputError, command_line
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.models import load_model, load_tokenizer, resolve_model
+from common.outputs import Run
+from common.report import write_json_lines, write_model_card
+from common.scratch import ScratchArguments, new_model, train_tokenizer
+
+from .filling import Filler, compare_fills, sentences_with_a_gap
+from .heads import begin_as_identity
+from .masking import MaskedBatches, Masker, Masking, masked_once, word_marks
+
+HERE = Path(__file__).resolve().parent
+USAGE = """from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{folder}")
+fill(f"The function returns a {{fill.tokenizer.mask_token}} of integers.")"""
+SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # of a new tokenizer
+
+
+@dataclass
+class MlmDataArguments(CorpusArguments):
+    forgetting_file: str | None = field(
+        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+    )
+    masking: Masking = field(default="token", metadata={"help": "what is masked as one: token, whole_word, span"})
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of the sub-tokens that are masked"})
+    eval_mlm_probability: float = field(default=0.15, metadata={"help": "the same in evaluations, always of tokens"})
+    mask_replaced: float = field(default=0.8, metadata={"help": "share of the masked that becomes the mask token"})
+    mask_random: float = field(default=0.1, metadata={"help": "share of the masked that becomes a random sub-token"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forgetting_file:
+            self.check_path("forgetting_file", self.forgetting_file)
+        for name in ("mlm_probability", "eval_mlm_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
+        if min(self.mask_replaced, self.mask_random) < 0 or self.mask_replaced + self.mask_random > 1:
+            raise InputError("--mask_replaced and --mask_random: shares of at least 0 that together are at most 1")
+
+
+@dataclass
+class MlmTrainingArguments(TrainingArguments):
+    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak of the schedule"})
+    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
+    dropout: float | None = field(default=None, metadata={"help": "in place of the checkpoint's, in this run only"})
+    num_train_epochs: float = field(default=2, metadata={"help": "passes over the training texts"})
+    metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
+    include_num_input_tokens_seen: str = field(default="non_padding")
+    remove_unused_columns: bool = field(default=False)  # the collator takes them
+
+
+ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, MlmTrainingArguments)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    # Arguments
+    model_args, scratch_args, data_args, args = parse(ARGUMENTS, argv, __doc__)
+    set_seed(args.seed)
+
+    # Data
+    texts = load_corpus(data_args)
+    if data_args.forgetting_file:
+        texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
+    run = Run(args, data_args, model_args, scratch_args, rows=texts)
+
+    # Model
+    if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
+        tokenizer = train_tokenizer(scratch_args, texts["train"], SPECIAL)
+    else:  # a run that goes on has its own tokenizer
+        own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
+        tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    if tokenizer.mask_token is None:
+        raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; take an encoder")
+    if scratch_args.from_scratch:
+        length = data_args.max_seq_length
+        model = new_model(AutoModelForMaskedLM, BertConfig, scratch_args, model_args, tokenizer, length)
+    else:
+        model = load_model(AutoModelForMaskedLM, model_args, None, data_args.max_seq_length)
+        begin_as_identity(model)
+    set_dropout(model, args.dropout)
+    model.config.max_seq_length = data_args.max_seq_length  # saved with the model, so that predict reads as much
+    selection = Selection(model)
+    blocks = to_blocks(texts, tokenizer, data_args, word_marks)
+    shares = data_args.mask_replaced, data_args.mask_random
+    evaluated = {"masker": Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)}
+    for split in blocks:
+        if split != "train":
+            blocks[split] = blocks[split].map(masked_once, batched=True, fn_kwargs=evaluated)
+
+    # Trainer
+    check_best_metric(args, ("perplexity", "accuracy"))
+    masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
+    trainer = LanguageTrainer(
+        model=model,
+        args=args,
+        train_dataset=blocks["train"],
+        eval_dataset=blocks["validation"],
+        processing_class=tokenizer,
+        data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed),
+        selection=selection,
+    )
+    filler = Filler(model, tokenizer, selection, data_args.max_seq_length)
+    gaps = sentences_with_a_gap(texts["validation"]["text"][:], tokenizer)
+
+    # Train
+    run.start()
+    with run.phase("before"):
+        metrics = trainer.scores(blocks, "before")
+        filled = filler([text for text, _ in gaps], top=5)
+    with run.phase("train"):
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+    # Test
+    with run.phase("after"):
+        metrics |= trainer.scores(blocks, "after")
+        fills = compare_fills(gaps, filled, filler([text for text, _ in gaps], top=5))
+    trainer.save_metrics("eval", metrics)
+    print_perplexities(metrics)
+    write_json_lines(Path(args.output_dir, "fill_ins.jsonl"), fills)
+    draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
+
+    # Save
+    scored = "test" if "test" in blocks else "validation"
+    write_model_card(
+        args.output_dir,
+        task="fill-mask",
+        base_model="A new model" if scratch_args.from_scratch else model_args.model_name_or_path,
+        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        split=scored,
+        record=run.record,
+        usage=USAGE.format(folder=args.output_dir),
+    )
+    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
+    run.finish(scores=metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+if __name__ == "__main__":
+    command_line(main)
