@@ -89,7 +89,7 @@ class QaDataArguments(DataArguments):
 class QaTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA when not given"})
-    num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
+    num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
