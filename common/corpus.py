@@ -7,6 +7,7 @@ import ast
 import glob
 import hashlib
 import inspect
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tokenizers import Encoding
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.args import DataArguments, nearest_file
-from common.data import NOT_UTF8, SPLITS, Located, Row, load_splits, read_file
-from common.errors import InputError, tell
+from common.data import NOT_UTF8, Located, Row, checked, load_splits, read_file
+from common.errors import InputError, Problems, tell
 
 PLAIN = (".txt", ".text")
 ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -32,8 +35,11 @@ SHORTEST_TEXT, SHORTEST_PIECE = 3, 8
 
 BLOCKS = Features({"input_ids": List(Value("int32")), "marks": List(Value("int8")), "lengths": List(Value("int32"))})
 
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+
 #: what a recipe says of the sub-tokens of a text: a small number each, 0 being kept for special ones
 Marks = Callable[[str, Encoding], list[int]]
+Marked = tuple[list[int], list[int]]  # the sub-tokens of a text, and their marks
 
 
 @dataclass
@@ -177,22 +183,30 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
     read = partial(read_texts, unit=args.text_unit, max_chars=args.max_chars)
     data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
     for split, rows in data.items():
-        texts = rows["text"][:]
-        kept = [i for i, text in enumerate(texts) if text.strip()]
-        if not kept:
-            raise InputError(f"{getattr(args, f'{split}_file') or args.dataset_name} [{split}]: every text is blank")
-        if len(kept) < len(texts):
-            tell(f"{split}: {len(texts) - len(kept)} of {len(texts)} texts are blank and left out")
-            data[split] = rows.select(kept)
+        data[split] = _without_blank(rows, split)
     return data
 
 
 def load_texts(path: str, args: CorpusArguments) -> Dataset:
     """Texts of one more file, folder or pattern, as `load_corpus` reads them."""
-    more = CorpusArguments(train_file=path, validation_file=path)
-    for name in ("text_column_name", "text_unit", "max_chars"):
-        setattr(more, name, getattr(args, name))
-    return load_corpus(more)["validation"]
+    problems = Problems()
+    source = read_texts(path, args.text_unit, args.max_chars)
+    columns = {"text": args.text_column_name}
+    found = checked(source, path, columns, check_text, (), args.max_chars, problems)
+    rows = Dataset.from_list([row for _, row in found])
+    problems.check()
+    return _without_blank(rows, path)
+
+
+def _without_blank(rows: Dataset, name: str) -> Dataset:
+    texts = rows["text"][:]
+    kept = [i for i, text in enumerate(texts) if text.strip()]
+    if not kept:
+        raise InputError(f"{name}: every text is blank")
+    if len(kept) == len(texts):
+        return rows
+    tell(f"{name}: {len(texts) - len(kept)} of {len(texts)} texts are blank and left out")
+    return rows.select(kept)
 
 
 # The text that is always there
@@ -238,6 +252,11 @@ def _docstrings(path: Path) -> Iterator[str]:
 # Texts to blocks
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of `text`, by marks that end one and by blank lines; blanks in them become single spaces."""
+    return [" ".join(part.split()) for part in _SENTENCE.split(text) if part.strip()]
+
+
 def ends_of(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts in front of a text, and those behind it."""
     inside = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -247,26 +266,21 @@ def ends_of(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
 
 
 def blocks_of(
-    texts: Iterable[tuple[list[int], list[int]]],
+    texts: Iterable[Marked],
     ends: tuple[list[int], list[int]],
     length: int,
     pack: bool,
+    whole: bool = False,
 ) -> Iterator[Row]:
     """Rows of at most `length` sub-tokens from texts, which are pairs of sub-tokens and their marks.
 
-    With `pack` a row is filled with one text after the other, and the last is cut where the row is full; else each text
-    has rows of its own. Each piece has its special tokens. A row holds `input_ids`, `marks` (0 at special tokens) and
-    `lengths`, those of its pieces.
+    With `pack` a row is filled with one text after the other, and the last is cut where the row is full, or if `whole`
+    goes to the next row; else each text has rows of its own. Each piece has its special tokens. A row holds
+    `input_ids`, `marks` (0 at special tokens) and `lengths`, those of its pieces.
     """
     before, after = ends
     extra = len(before) + len(after)
-
-    def piece(ids: list[int], marks: list[int]) -> None:
-        row["input_ids"] += [*before, *ids, *after]
-        row["marks"] += [0] * len(before) + marks + [0] * len(after)
-        row["lengths"].append(len(ids) + extra)
-
-    row: Row = {"input_ids": [], "marks": [], "lengths": []}
+    row = _empty()
     for ids, marks in texts:
         at = 0
         while at < len(ids):
@@ -274,61 +288,81 @@ def blocks_of(
             rest = len(ids) - at - room
             if 0 < rest < SHORTEST_PIECE:  # leave more than a stub
                 room -= SHORTEST_PIECE - rest
-            if room < SHORTEST_PIECE and row["lengths"] and rest > 0:
+            if rest > 0 and row["lengths"] and (whole or room < SHORTEST_PIECE):
                 yield row
-                row = {"input_ids": [], "marks": [], "lengths": []}
+                row = _empty()
                 continue
-            piece(ids[at : at + room], marks[at : at + room])
+            piece, piece_marks = ids[at : at + room], marks[at : at + room]
+            row["input_ids"] += [*before, *piece, *after]
+            row["marks"] += [0] * len(before) + piece_marks + [0] * len(after)
+            row["lengths"].append(len(piece) + extra)
             at += room
             if not pack:
                 yield row
-                row = {"input_ids": [], "marks": [], "lengths": []}
+                row = _empty()
     if row["lengths"]:
         yield row
 
 
-def encode(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, marks: Marks | None = None
-) -> list[tuple[list[int], list[int]]]:
-    """Sub-tokens of each text without special ones, and their marks: those of `marks(text, encoding)`, or 1 each."""
+def _empty() -> Row:
+    return {"input_ids": [], "marks": [], "lengths": []}
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, marks: Marks) -> list[Marked]:
+    """Sub-tokens of each text without special ones, and their marks: those of `marks(text, encoding)`."""
     found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [
-        (encoding.ids, marks(text, encoding) if marks else [1] * len(encoding.ids))
-        for text, encoding in zip(texts, found, strict=True)
-    ]
+    return [(encoding.ids, marks(text, encoding)) for text, encoding in zip(texts, found, strict=True)]
 
 
 def to_blocks(
     data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, marks: Marks
 ) -> DatasetDict:
-    """The texts of each split as rows of `blocks_of`, with `row`, their number. Says how many texts were too short.
+    """The texts of each split as rows of `blocks_of`, with the special tokens that the tokenizer puts around a text."""
+    return rows_of(data, lambda texts: encode(texts["text"], tokenizer, marks), ends_of(tokenizer), args)
 
-    Raises `InputError` where no text of a split has `SHORTEST_TEXT` sub-tokens.
+
+def rows_of(
+    data: DatasetDict,
+    encoded: Callable[[dict[str, list]], list[Marked]],
+    ends: tuple[list[int], list[int]],
+    args: CorpusArguments,
+    least: int = SHORTEST_TEXT,
+    whole: bool = False,
+) -> DatasetDict:
+    """Each split as rows of `blocks_of`, with `row`, their number, from what `encoded` makes of a batch of its rows.
+
+    Says how many had fewer than `least` sub-tokens and were left out; raises `InputError` where all of a split had.
     """
-    ends = ends_of(tokenizer)
-    tokenizer.backend_tokenizer.no_truncation()
+    features = Features(BLOCKS | {"texts": Value("int64")})
 
-    def rows(texts: dict[str, list]) -> dict[str, list]:
-        encoded = [pair for pair in encode(texts["text"], tokenizer, marks) if len(pair[0]) >= SHORTEST_TEXT]
-        found = list(blocks_of(encoded, ends, args.max_seq_length, args.pack))
+    def rows(batch: dict[str, list]) -> dict[str, list]:
+        texts = [pair for pair in encoded(batch) if len(pair[0]) >= least]
+        found = list(blocks_of(texts, ends, args.max_seq_length, args.pack, whole))
         columns = {name: [row[name] for row in found] for name in BLOCKS}
-        # of each text once, so that the sum over the rows is their number
-        return columns | {"texts": [len(encoded)] + [0] * (len(found) - 1) if found else []}
+        # in one row of the batch, so that the sum over the rows is their number
+        return columns | {"texts": [len(texts)] + [0] * (len(found) - 1) if found else []}
 
     blocks = {}
     for split, texts in data.items():
-        features = Features(BLOCKS | {"texts": Value("int64")})
         made = texts.map(rows, batched=True, remove_columns=texts.column_names, features=features)
         if len(made) == 0:
-            raise InputError(f"{split}: every text is shorter than {SHORTEST_TEXT} sub-tokens; nothing to learn from")
+            raise InputError(f"{split}: every text is shorter than {least} sub-tokens; nothing to learn from")
         short = len(texts) - sum(made["texts"])
         if short:
-            tell(f"{split}: {short} of {len(texts)} texts are shorter than {SHORTEST_TEXT} sub-tokens and left out")
+            tell(f"{split}: {short} of {len(texts)} texts are shorter than {least} sub-tokens and left out")
         made = made.remove_columns("texts").add_column("row", np.arange(len(made)))
         blocks[split] = made.with_format("numpy")
-    return DatasetDict({split: blocks[split] for split in (*SPLITS, *blocks) if split in blocks})
+    return DatasetDict(blocks)
 
 
-def pieces(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """The pieces of a row of `blocks_of`, or of anything else with a value a sub-token."""
-    return np.split(ids, np.cumsum(lengths)[:-1])
+def pieces(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The pieces of a row of `blocks_of`, from its sub-tokens or anything else with a value for each."""
+    return np.split(values, np.cumsum(lengths)[:-1])
+
+
+def padded(rows: list[np.ndarray], longest: int, value: int) -> Tensor:
+    """Rows filled up with `value`, of shape (rows, longest)."""
+    found = np.full((len(rows), longest), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
+    return torch.from_numpy(found)

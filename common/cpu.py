@@ -1,4 +1,4 @@
-"""What a CPU trains faster: encoder layers on real sub-tokens only, and dropout from cheap random bits.
+"""What a CPU trains faster: the layers of a model on real sub-tokens only, and dropout from cheap random bits.
 
 Neither changes what is computed: the first agrees with the padded model to rounding, which is checked on each model
 before it is used, and the second drops with the same probability (to 1e-5) from other random numbers.
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function
+from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
 from common.errors import quiet
 
@@ -40,14 +40,16 @@ class _Rearrange(torch.autograd.Function):
 class PackedBatch:
     """Where the sub-tokens of a padded batch lie when its padding is left out. Stands in for the attention mask.
 
-    `mask` has shape (rows, length), True at real sub-tokens. Three arrangements of vectors:
+    `mask` has shape (rows, length), True at real sub-tokens; with `causal` a sub-token attends to none after it. Three
+    arrangements of vectors:
     - padded: rows x length, as the model's embeddings give and its head takes them;
     - packed: the real sub-tokens one after the other, longest row first, then at least one filler. The filler's
       gradient is always 0, and so it may stand wherever a place has no sub-token;
     - slots: for attention, groups of `ROWS_TOGETHER` rows, each group padded to its own longest row.
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, causal: bool = False):
+        self.causal = causal
         rows, length = mask.shape
         lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
@@ -101,8 +103,13 @@ class PackedBatch:
             q, k, v = part.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
             bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, torch.finfo(q.dtype).min)
             if dropout:
+                if self.causal:
+                    later = torch.ones(length, length, dtype=torch.bool).triu_(1)
+                    bias = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, torch.finfo(q.dtype).min)
                 weights = ((q * scaling) @ k.transpose(-1, -2) + bias).softmax(-1)
                 result = quick_dropout(weights, dropout) @ v
+            elif self.causal:  # what is padding comes after all that is real
+                result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
             else:
                 result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
             results.append(result.transpose(1, 2).reshape(rows * length, heads * width))
@@ -118,9 +125,10 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
 
 def _mask(mask_function, attention_mask: Tensor | None = None, **kwargs) -> PackedBatch | None:
-    if mask_function is not bidirectional_mask_function:
+    if mask_function not in (bidirectional_mask_function, causal_mask_function):
         raise NotImplementedError("attention over part of the row")
-    return None if attention_mask is None else PackedBatch(attention_mask.bool())
+    causal = mask_function is causal_mask_function
+    return None if attention_mask is None else PackedBatch(attention_mask.bool(), causal)
 
 
 AttentionInterface.register("packed", _attention)
@@ -144,7 +152,7 @@ def _unpack(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple)
 
 
 def leave_out_padding(model: PreTrainedModel) -> bool:
-    """Let the layers of an encoder compute real sub-tokens only. Returns whether this model can.
+    """Let the layers of an encoder or decoder compute real sub-tokens only. Returns whether this model can.
 
     Attention goes through `PackedBatch.attend`, the first layer packs its input and the last unpacks its output, so
     that embeddings and head see what they always do. Used only where a test batch gives the same output as before, at

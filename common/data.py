@@ -329,7 +329,7 @@ def load_splits(
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
-            rows = _checked(sources[split], place, columns, check, in_cells, args.max_chars, problems)
+            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems)
             splits[split] = list(_without_twins(rows, problems) if unique_ids else (row for _, row in rows))
     problems.check()
     _warn_of_shared_files(files)
@@ -344,7 +344,7 @@ def load_splits(
     return data
 
 
-def _checked(
+def checked(
     source: Iterable[Located],
     place: str,
     columns: dict[str, str],
@@ -353,6 +353,10 @@ def _checked(
     max_chars: int,
     problems: Problems,
 ) -> Iterator[tuple[str, Row]]:
+    """Place and row of each row of `source` that nothing is wrong with, as `load_splits` describes.
+
+    What is wrong goes to `problems`.
+    """
     count = 0
     for where, found in source:
         count += 1

@@ -43,14 +43,22 @@ class PredictArguments:
 class Predictor:
     """A saved model with its tokenizer, ready to run. `batch_tokens` bounds a batch, padding included."""
 
-    def __init__(self, auto_class: type, head: str, model: str, batch_tokens: int = 4096, precision: str = "auto"):
-        """`head` ends the name of the architecture that is needed, such as `ForTokenClassification`."""
+    def __init__(
+        self,
+        auto_class: type,
+        head: str | tuple[str, ...],
+        model: str,
+        batch_tokens: int = 4096,
+        precision: str = "auto",
+    ):
+        """`head` ends the name of the architecture that is needed, such as `ForTokenClassification`; or several do."""
         path = resolve_model(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
         self.config: PretrainedConfig = load_config(path)
         if not any(name.endswith(head) for name in self.config.architectures or []):
-            raise InputError(f"--model {model}: has no head {head}; name a folder that train saved")
+            wanted = head if isinstance(head, str) else " or ".join(head)
+            raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
         with quiet():
             self.model: PreTrainedModel = auto_class.from_pretrained(
                 path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

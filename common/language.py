@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import EvalPrediction, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from common.errors import is_main_process, tell
 from common.report import print_table
@@ -27,25 +29,42 @@ class Selection:
     It takes them from what the encoder gives out, and knows no model by name. `works` tells whether, on a test batch,
     the head then gives the scores that it gives at these positions of a whole batch. Where it does not, as with a head
     that looks at neighbours, nothing is changed.
+
+    With `chunk` the last layer, which scores the vocabulary, also takes only so many vectors at a time, and gives their
+    losses instead of their scores: those of a whole batch never exist at once, neither on the way forth nor back.
+    `chunked` tells whether that works.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, chunk: int | None = None):
         self.positions: Tensor | None = None
-        self.works = False
+        self.labels: Tensor | None = None
+        self.chunk, self.label_smoothing = chunk, 0.0
+        self.works = self.chunked = False
         if model.base_model is not model:
             hook = model.base_model.register_forward_hook(self._select)
             self.works = self._gives_the_same(model)
             if not self.works:
                 hook.remove()
+        if chunk and self.works and model.get_output_embeddings() is not None:
+            self._scores = model.get_output_embeddings().forward
+            model.get_output_embeddings().forward = self._losses
+            self.chunked = self._gives_the_same(model)
+            if not self.chunked:
+                model.get_output_embeddings().forward = self._scores
 
     @contextmanager
-    def at(self, chosen: Tensor) -> Iterator[None]:
-        """Within it the head sees the n vectors where `chosen` (rows, length) is True: scores (1, n, classes)."""
+    def at(self, labels: Tensor) -> Iterator[None]:
+        """Within it the head sees the n vectors where `labels` (rows, length) is not -100.
+
+        Scores are (1, n, classes), or if `chunked` losses and hits (0 or 1), (1, n, 2).
+        """
+        chosen = labels != -100
         self.positions = chosen.flatten().nonzero()[:, 0] if self.works else None
+        self.labels = labels[chosen] if self.chunked else None
         try:
             yield
         finally:
-            self.positions = None
+            self.positions = self.labels = None
 
     def _select(self, module: nn.Module, args: tuple, output):
         if self.positions is None:
@@ -56,24 +75,41 @@ class Selection:
         output[next(iter(output))] = picked
         return output
 
+    def _losses(self, vectors: Tensor) -> Tensor:
+        if self.labels is None:
+            return self._scores(vectors)
+        parts = zip(vectors[0].split(self.chunk), self.labels.split(self.chunk), strict=True)
+        return torch.cat([checkpoint(self._part, *part, use_reentrant=False) for part in parts])[None]
+
+    def _part(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        scores = self._scores(vectors).float()
+        losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return torch.stack([losses, (scores.argmax(-1) == labels).float()], 1)
+
     def _gives_the_same(self, model: PreTrainedModel) -> bool:
-        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+        random = torch.Generator().manual_seed(0)
+        ids, labels = (torch.randint(0, model.config.vocab_size, (3, 13), generator=random) for _ in range(2))
         chosen = torch.zeros(3, 13, dtype=torch.bool)
         chosen[[0, 0, 1, 2, 2], [1, 12, 5, 0, 7]] = True
-        inputs = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
-        training = model.training
+        labels = labels.masked_fill(~chosen, -100)
+        ids, labels, chosen = (x.to(model.device) for x in (ids, labels, chosen))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        training, trying_chunks = model.training, self.works
         model.eval()
         try:
             with torch.no_grad():
-                whole = scores_of(model(**inputs))[chosen]
-                self.works = True
-                with self.at(chosen.to(model.device)):
-                    found = scores_of(model(**inputs))
-            return found.shape[:2] == (1, len(whole)) and torch.allclose(found[0], whole, rtol=1e-4, atol=1e-4)
+                expected = scores_of(model(**inputs))[chosen]
+                self.works, self.chunked = True, trying_chunks
+                with self.at(labels):
+                    found = scores_of(model(**inputs))[0]
+            if trying_chunks:
+                expected = F.cross_entropy(expected.float(), labels[chosen], reduction="none")
+                found = found[:, 0]
+            return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
         except Exception:  # whatever it is, this architecture cannot
             return False
         finally:
-            self.works = False
+            self.works, self.chunked = trying_chunks, False
             model.train(training)
 
 
@@ -106,6 +142,18 @@ def hits_at_labels(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.zeros(labels.shape, dtype=torch.int64, device=right.device).masked_scatter(at, right).sum(1)
 
 
+def chunked_losses(found: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """As `losses_at_labels`, from what a chunked `Selection` gives."""
+    losses = torch.zeros(labels.shape, dtype=found.dtype, device=found.device)
+    return losses.masked_scatter(labels != -100, found[0, :, 0])
+
+
+def chunked_hits(found: Tensor, labels: Tensor) -> Tensor:
+    """As `hits_at_labels`, from what a chunked `Selection` gives."""
+    hits = torch.zeros(labels.shape, dtype=torch.int64, device=found.device)
+    return hits.masked_scatter(labels != -100, found[0, :, 1].long()).sum(1)
+
+
 class LanguageTrainer(Trainer):
     """`Trainer` for language models: the head computes where there are labels; a row may be several rows of a batch.
 
@@ -115,18 +163,25 @@ class LanguageTrainer(Trainer):
     """
 
     def __init__(self, *args, selection: Selection, **kwargs):
+        chunked = selection.chunked
         super().__init__(
             *args,
-            losses=losses_at_labels,
-            preprocess_logits_for_metrics=hits_at_labels,
+            losses=chunked_losses if chunked else losses_at_labels,
+            preprocess_logits_for_metrics=chunked_hits if chunked else hits_at_labels,
             compute_metrics=self._accuracy,
             **kwargs,
         )
         self.selection = selection
+        selection.label_smoothing = self.args.label_smoothing_factor
+        self.label_names = ["labels"]  # whatever else the model's own loss would take
+        self._loss_shifts_labels = False  # each label stands where it is predicted
+
+    def _logits(self, outputs: ModelOutput) -> Tensor:
+        return scores_of(outputs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs.pop("owner", None)
-        with self.selection.at(inputs["labels"] != -100):
+        with self.selection.at(inputs["labels"]):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -36,7 +36,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft
 WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.json", "curve.png",
+    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.jsonl", "completions.jsonl",
+    "curve.png",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {
@@ -48,6 +49,7 @@ SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "
 #: arguments without which a checkpoint does not fit
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
+    "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
 }  # fmt: skip
 
 
@@ -288,8 +290,10 @@ def _folder_of(arguments: Any) -> Path:
     return Path(inspect.getfile(type(arguments))).parent
 
 
-def _local_weights(model: str) -> list[Path]:
-    return [*Path(model).glob("*.safetensors"), *Path(model).glob("*.json")] if Path(model).is_dir() else []
+def _local_weights(model: str | None) -> list[Path]:
+    if model is None or not Path(model).is_dir():
+        return []
+    return [*Path(model).glob("*.safetensors"), *Path(model).glob("*.json")]
 
 
 def _git_commit() -> str | None:

@@ -13,6 +13,7 @@ from common.errors import is_main_process, printable, tell
 
 #: what a table on the terminal shows at most
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
+FILES_NAMED = 10  # by a model card
 
 
 def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
@@ -59,7 +60,9 @@ def write_model_card(
     if not is_main_process():
         return
     files = [printable(Path(f["file"]).name, 200) for f in record["data"].values()]
-    data = record["arguments"].get("dataset_name") or ", ".join(files)
+    if len(files) > FILES_NAMED:
+        files[FILES_NAMED:] = [f"{len(files) - FILES_NAMED} more files"]
+    data = record["arguments"].get("dataset_name") or ", ".join(files) or "the documentation of Python"
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,

@@ -119,8 +119,9 @@ def new_model(
         raise InputError(f"--max_seq_length {max_length}: the model would read {positions} sub-tokens at most")
     if model_args.attention_dropout is not None:
         raise InputError("--attention_dropout: with a new model give it in --config_overrides")
-    dropout = next((n for n in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop") if n in config), "")
-    kernel = attention_kernel(model_args.attn_implementation, getattr(config, dropout, 0.0), max_length)
+    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+    dropout = next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)
+    kernel = attention_kernel(model_args.attn_implementation, dropout, max_length)
     try:
         model = auto_class.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:

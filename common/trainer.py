@@ -61,11 +61,6 @@ def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return flat.view(labels.shape)
 
 
-def logits_of(outputs: ModelOutput) -> Tensor | tuple[Tensor, ...]:
-    """A model's `logits`; where it has several, such as of starts and of ends, all of them."""
-    return outputs["logits"] if "logits" in outputs else tuple(v for k, v in outputs.items() if k != "loss")
-
-
 @runtime_checkable
 class EpochSeeded(Protocol):
     """A collator that draws at random: what it draws must follow from its seed, the epoch and the row alone.
@@ -133,8 +128,12 @@ class Trainer(transformers.Trainer):
 
     # Loss
 
+    def _logits(self, outputs: ModelOutput) -> Tensor | tuple[Tensor, ...]:
+        """A model's logits; where it has several, such as of starts and of ends, all of them."""
+        return outputs["logits"] if "logits" in outputs else tuple(v for k, v in outputs.items() if k != "loss")
+
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        losses = self._losses_of(logits_of(outputs), labels, self.args.label_smoothing_factor)
+        losses = self._losses_of(self._logits(outputs), labels, self.args.label_smoothing_factor)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / max(count, 1)  # a step may hold no label at all
 

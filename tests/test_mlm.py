@@ -33,10 +33,11 @@ from common.language import Selection, losses_at_labels
 from common.scratch import ScratchArguments, train_tokenizer
 from recipes.mlm import predict, train
 from recipes.mlm.masking import INSIDE, START, MaskedBatches, Masker, word_marks
+from recipes.mlm.pairs import segments
 from recipes.ner import train as ner
 from recipes.sentiment import train as sentiment
 from tests.bad_inputs import variants
-from tests.conftest import ROOT, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, build_tokenizer, read_jsonl, run, write_jsonl
 
 TEXTS = [" ".join(row["tokens"]) for row in read_jsonl(ROOT / "recipes" / "ner" / "sample" / "train.jsonl")]
 HARD = [
@@ -265,7 +266,7 @@ def test_the_loss_at_masks_alone_is_the_whole_loss(config):
     whole.backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    with selection.at(labels != -100):
+    with selection.at(labels):
         logits = model(input_ids=ids, attention_mask=mask).logits
     count = int((labels != -100).sum())
     assert logits.shape == (1, count, 90)
@@ -287,7 +288,7 @@ def test_a_head_that_looks_at_neighbours_computes_everywhere():
     assert not selection.works
     ids = torch.randint(5, 90, (2, 9))
     labels = torch.where(torch.rand(2, 9) < 0.5, ids, -100)
-    with selection.at(labels != -100):
+    with selection.at(labels):
         logits = model(input_ids=ids).logits
     assert logits.shape == (2, 9, 90)
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
@@ -381,10 +382,16 @@ def test_one_text_a_row_and_packed_rows_have_the_same_evaluation(start):
 
 
 def test_forgetting_is_evaluated_before_and_after(start, tmp_path, capsys):
-    (tmp_path / "general.txt").write_text("\n".join(TEXTS[200:230]))
-    metrics = start({"train": TEXTS[:40]}, "--forgetting_file", str(tmp_path / "general.txt"), "--max_steps", "2")
+    file = tmp_path / "general.txt"
+    file.write_text("\n".join(TEXTS[200:230]))
+    metrics = start({"train": TEXTS[:40]}, "--forgetting_file", str(file), "--max_steps", "2")
     assert {"before_forgetting_perplexity", "after_forgetting_perplexity"} <= metrics.keys()
-    assert "forgetting" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "forgetting" in printed.out
+    assert "warning" not in printed.err
+    file.write_bytes(b"good text here\n\xff\n")
+    with pytest.raises(InputError, match=r"general\.txt:2: not UTF-8 text"):
+        start({"train": TEXTS[:40]}, "--forgetting_file", str(file), "--max_steps", "2")
 
 
 def test_the_model_goes_on_to_ner_and_sentiment(start, arguments, tmp_path, capsys):
@@ -420,6 +427,85 @@ def test_two_processes_give_what_one_gives(start, tiny, tmp_path):
     for when in ("before", "after"):
         for score in ("loss", "perplexity", "accuracy"):
             assert two[f"{when}_validation_{score}"] == pytest.approx(one[f"{when}_validation_{score}"], rel=1e-4)
+
+
+# Pairs
+
+
+PARAGRAPHS = [" ".join(TEXTS[i : i + 4]) for i in range(0, 240, 4)]
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
+def test_segments_are_next_random_or_exchanged(objective):
+    # a token is a number that tells text and place
+    chance = np.random.default_rng(1)
+    texts = []
+    for text in range(200):
+        sizes = chance.integers(1, 20, chance.integers(2, 9))
+        numbers = iter(range(1000 * text, 1000 * text + 1000))
+        texts.append([[(next(numbers), START) for _ in range(size)] for size in sizes])
+    changed, seen = [], set()
+    for first, second, pair in segments(texts, 40, objective):
+        assert first
+        assert second
+        assert len(first) + len(second) <= 40
+        (a, b), (c, d) = ((part[0][0], part[-1][0]) for part in (first, second))
+        assert b - a == len(first) - 1
+        changed.append(pair)
+        if pair == 0:
+            assert c == b + 1
+            assert c // 1000 == b // 1000
+        elif objective == "mlm+sop":
+            assert a == d + 1
+        else:
+            assert c // 1000 != b // 1000
+        seen |= {token for token, _ in first}
+    assert np.mean(changed) == pytest.approx(0.5, abs=0.06)
+    assert len(seen) > 1000
+    assert list(segments(texts, 40, objective)) == list(segments(texts, 40, objective))
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
+def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer, objective):
+    few = PARAGRAPHS[:8]
+    metrics = start(
+        {"train": few, "validation": few}, "--objective", objective, "--num_train_epochs", "120", "--learning_rate",
+        "3e-3", "--eval_strategy", "no", "--save_strategy", "no",
+    )  # fmt: skip
+    assert metrics["after_validation_pair_accuracy"] > 0.95
+    assert metrics["after_validation_accuracy"] > metrics["before_validation_accuracy"] + 0.15
+    out = tmp_path / "out"
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["BertForPreTraining"]
+    assert len(pipeline("fill-mask", model=str(out))("the [MASK] is")) == 5
+    file = write_jsonl(tmp_path / "in.jsonl", [{"text": "the [MASK] is"}])
+    assert predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "o.jsonl")]) == 1
+
+
+def test_pairs_accumulated_and_on_two_processes_take_the_same_steps(start, tiny, tmp_path):
+    texts = {"train": PARAGRAPHS[:40], "validation": PARAGRAPHS[40:]}
+    more = ["--objective", "mlm+nsp", "--optim", "sgd", "--learning_rate", "0.1"]
+    one = start(texts, *more)
+    names = [name for name in one if name.startswith("after")]
+    assert len(names) == 4
+    parts = start(texts, *more, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    assert [parts[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
+    words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
+    words += [*settings(tiny, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
+    words[words.index("--output_dir") + 1] = str(tmp_path / "two")
+    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.mlm.train", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
+
+
+def test_texts_of_one_sentence_make_no_pairs_and_some_models_have_no_head_for_them(start, tmp_path):
+    with pytest.raises(InputError, match="texts of two sentences or more"):
+        start({"train": ["one sentence here"] * 30}, "--objective", "mlm+sop")
+    folder = tmp_path / "distilbert"
+    AutoModelForMaskedLM.from_config(CONFIGS[-1]).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    with pytest.raises(InputError, match="DistilBertForMaskedLM has no head for pairs"):
+        start({"train": PARAGRAPHS[:30]}, "--objective", "mlm+sop", "--model_name_or_path", str(folder))
 
 
 # From nothing

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.corpus import ends_of
+from common.corpus import ends_of, sentences_of
 from common.errors import printable, tell
 from common.inference import token_batches
 from common.language import Selection, scores_of
 
 #: for one mask the sub-tokens that fit best, each with its probability
 Fills = list[tuple[str, float]]
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _WORD = re.compile(r"[^\W\d_]{5,}")
 
 
@@ -54,7 +53,10 @@ class Filler:
                 attention[j, : len(rows[i][0])] = 1
                 chosen[j, rows[i][1]] = True
             ids, attention, chosen = ids.to(device), attention.to(device), chosen.to(device)
-            with self.selection.at(chosen), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            with (
+                self.selection.at(ids.masked_fill(~chosen, -100)),
+                torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+            ):
                 logits = scores_of(self.model(input_ids=ids, attention_mask=attention))
             logits = logits[0] if self.selection.works else logits[chosen]
             best = logits.float().softmax(-1).topk(top)
@@ -86,8 +88,7 @@ def sentences_with_a_gap(texts: list[str], tokenizer: PreTrainedTokenizerFast, c
     chance = np.random.default_rng(0)
     found: list[tuple[str, str]] = []
     for i in chance.permutation(len(texts)):
-        sentences = [" ".join(s.split()) for s in _SENTENCE.split(texts[i])]
-        sentences = [s for s in sentences if 6 <= len(s.split()) <= 25 and len(s) <= 160]
+        sentences = [s for s in sentences_of(texts[i]) if 6 <= len(s.split()) <= 25 and len(s) <= 160]
         if not sentences:
             continue
         sentence = sentences[chance.integers(len(sentences))]

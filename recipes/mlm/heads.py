@@ -22,6 +22,7 @@ def begin_as_identity(model: PreTrainedModel) -> None:
             with torch.no_grad():
                 nn.init.eye_(module.weight)
                 nn.init.zeros_(module.bias)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    decoder = model.get_output_embeddings()
+    tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
     how = "tied to the embeddings" if tied else "of its own, since this architecture does not tie it"
     tell(f"the checkpoint has no MLM head: a new one is trained, its decoder {how}")

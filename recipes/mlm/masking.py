@@ -10,7 +10,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.corpus import pieces
+from common.corpus import padded, pieces
 
 SPECIAL, START, INSIDE = 0, 1, 2  # marks of sub-tokens: special, beginning a word, going on with it
 #: SpanBERT's lengths of spans in words: geometric, cut at ten, of mean 3.8
@@ -147,6 +147,8 @@ class MaskedBatches:
 
         input_ids attention_mask labels    of shape (pieces, longest)
         owner                              which row of the batch a piece is from, of shape (pieces,)
+
+    and for rows of `pairs.to_pairs` also token_type_ids, and pairs, of shape (rows,).
     """
 
     def __init__(self, masker: Masker, pad_id: int, seed: int):
@@ -168,19 +170,16 @@ class MaskedBatches:
             owner += [i] * len(row["lengths"])
         lengths = torch.tensor([len(piece) for piece in ids])
         longest = -(-int(lengths.max()) // 8) * 8
-        return {
-            "input_ids": _padded(ids, longest, self.pad_id),
+        batch = {
+            "input_ids": padded(ids, longest, self.pad_id),
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": _padded(labels, longest, -100),
+            "labels": padded(labels, longest, -100),
             "owner": torch.tensor(owner),
         }
-
-
-def _padded(rows: list[np.ndarray], longest: int, value: int) -> Tensor:
-    found = np.full((len(rows), longest), value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    return torch.from_numpy(found)
+        if "pair" in rows[0]:
+            batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
+            batch["pairs"] = torch.tensor([int(row["pair"]) for row in rows])
+        return batch
 
 
 def masked_once(rows: dict[str, list], masker: Masker) -> dict[str, list]:

@@ -46,7 +46,7 @@ class FillMask(Predictor):
     """A saved model that fills masks. `batch_tokens` bounds a batch, padding included."""
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
-        super().__init__(AutoModelForMaskedLM, "ForMaskedLM", model, batch_tokens, precision)
+        super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision)
         self.fill = Filler(self.model, self.tokenizer, Selection(self.model), self.max_length)
 
     def __call__(self, texts: list[str], top: int) -> list[list[list[dict]]]:

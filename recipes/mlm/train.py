@@ -8,8 +8,9 @@ python -m recipes.mlm.train --config my.yaml
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from transformers import AutoModelForMaskedLM, BertConfig, set_seed
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, set_seed
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts, to_blocks
@@ -23,6 +24,7 @@ from common.scratch import ScratchArguments, new_model, train_tokenizer
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity
 from .masking import MaskedBatches, Masker, Masking, masked_once, word_marks
+from .pairs import PairTrainer, check_pair_head, to_pairs
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
@@ -36,6 +38,9 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 class MlmDataArguments(CorpusArguments):
     forgetting_file: str | None = field(
         default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+    )
+    objective: Literal["mlm", "mlm+nsp", "mlm+sop"] = field(
+        default="mlm", metadata={"help": "masks alone, or also: is a second segment the next, are two in order"}
     )
     masking: Masking = field(default="token", metadata={"help": "what is masked as one: token, whole_word, span"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the sub-tokens that are masked"})
@@ -59,8 +64,8 @@ class MlmTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of the schedule"})
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
-    dropout: float | None = field(default=None, metadata={"help": "in place of the checkpoint's, in this run only"})
-    num_train_epochs: float = field(default=2, metadata={"help": "passes over the training texts"})
+    dropout: float | None = field(default=0.0, metadata={"help": "in place of the checkpoint's, in this run only"})
+    num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
     remove_unused_columns: bool = field(default=False)  # the collator takes them
@@ -88,16 +93,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
     if tokenizer.mask_token is None:
         raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; take an encoder")
+    length, in_pairs = data_args.max_seq_length, data_args.objective != "mlm"
+    auto_class = AutoModelForPreTraining if in_pairs else AutoModelForMaskedLM
     if scratch_args.from_scratch:
-        length = data_args.max_seq_length
-        model = new_model(AutoModelForMaskedLM, BertConfig, scratch_args, model_args, tokenizer, length)
+        model = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
     else:
-        model = load_model(AutoModelForMaskedLM, model_args, None, data_args.max_seq_length)
+        model = load_model(auto_class, model_args, None, length)
         begin_as_identity(model)
+    if in_pairs:
+        check_pair_head(model)
     set_dropout(model, args.dropout)
-    model.config.max_seq_length = data_args.max_seq_length  # saved with the model, so that predict reads as much
+    model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     selection = Selection(model)
-    blocks = to_blocks(texts, tokenizer, data_args, word_marks)
+    if in_pairs:
+        blocks = to_pairs(texts, tokenizer, length, data_args.objective)
+    else:
+        blocks = to_blocks(texts, tokenizer, data_args, word_marks)
     shares = data_args.mask_replaced, data_args.mask_random
     evaluated = {"masker": Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)}
     for split in blocks:
@@ -105,9 +116,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             blocks[split] = blocks[split].map(masked_once, batched=True, fn_kwargs=evaluated)
 
     # Trainer
-    check_best_metric(args, ("perplexity", "accuracy"))
+    check_best_metric(args, ("perplexity", "accuracy", *(("pair_accuracy",) if in_pairs else ())))
     masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
-    trainer = LanguageTrainer(
+    trainer = (PairTrainer if in_pairs else LanguageTrainer)(
         model=model,
         args=args,
         train_dataset=blocks["train"],
@@ -116,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed),
         selection=selection,
     )
-    filler = Filler(model, tokenizer, selection, data_args.max_seq_length)
+    filler = Filler(model, tokenizer, selection, length)
     gaps = sentences_with_a_gap(texts["validation"]["text"][:], tokenizer)
 
     # Train
