@@ -42,7 +42,7 @@ predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; about half an hour
+soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
 
 lint: $(INSTALLED) ## check format and rules (ruff)

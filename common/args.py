@@ -138,6 +138,9 @@ class TrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
+    save_min_seconds: float = field(
+        default=60, metadata={"help": "with --save_strategy epoch: seconds between two checkpoints, or more"}
+    )
     accept_unverified_checkpoint: bool = field(
         default=False, metadata={"help": "resume from a checkpoint that has no manifest, such as the stock Trainer's"}
     )
@@ -180,6 +183,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError("--early_stopping_patience: needs evaluations to count; leave --eval_strategy no out")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise InputError("--early_stopping_patience must be at least 1")
+        if not self.save_min_seconds >= 0:
+            raise InputError(f"--save_min_seconds {self.save_min_seconds}: must be 0 or more")
         if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("--auto_find_batch_size: for one process only; with several give a smaller batch")
         if self.save_only_model:

@@ -23,6 +23,8 @@ from common.errors import InputError, RunStopped, tell, warn
 STAGING = ".saving"
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
+#: weights of the best step so far, where they are neither this checkpoint's own nor another's
+BEST = "best.safetensors"
 #: without one of each group a resumed run would not be the same run
 NEEDED = {
     "trainer state": [STATE],

@@ -192,7 +192,8 @@ def load_texts(path: str, args: CorpusArguments) -> Dataset:
     problems = Problems()
     source = read_texts(path, args.text_unit, args.max_chars)
     columns = {"text": args.text_column_name}
-    rows = Dataset.from_list(list(checked(source, path, columns, check_text, (), args.max_chars, problems)))
+    found = checked(source, path, columns, check_text, (), args.max_chars, problems)
+    rows = Dataset.from_list([row for _, row in found])
     problems.check()
     return _without_blank(rows, path)
 

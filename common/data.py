@@ -25,6 +25,7 @@ MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make
 Row = dict[str, Any]
 #: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
 Located = tuple[str, Row | str]
+FileReader = Callable[[str], Iterator[Located]]
 
 
 # Files to rows
@@ -50,10 +51,12 @@ def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def check_file(path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int) -> None:
+def check_file(
+    path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: FileReader = read_file
+) -> None:
     """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
     problems = Problems()
-    for where, row in read_file(path):
+    for where, row in read(path):
         for message in [row] if isinstance(row, str) else [*check(row), *_too_long(row, max_chars)]:
             problems.add(where, message)
     problems.check()
@@ -73,7 +76,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str | None]]:
 NOT_UTF8 = "not UTF-8 text; convert the file, for example: iconv -f LATIN1 -t UTF-8"
 
 
-def _json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """What `text` holds as JSON. Raises `ValueError` also for a key that stands twice, NaN, and half a character."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -99,7 +104,7 @@ def _read_json_lines(path: Path) -> Iterator[Located]:
             yield where, NOT_UTF8
         elif text.strip():
             try:
-                row = _json(text)
+                row = parse_json(text)
             except (ValueError, RecursionError) as error:
                 yield where, f"not a JSON object: {error}"
             else:
@@ -116,7 +121,7 @@ def _read_json(path: Path) -> Iterator[Located]:
         yield from _read_json_lines(path)
         return
     try:
-        rows = _json(text)
+        rows = parse_json(text)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         yield f"{path}{line}", f"not a JSON list: {error}"
@@ -295,20 +300,23 @@ def load_splits(
     check: Callable[[Row], Iterable[str]],
     list_columns: Iterable[str] = (),
     txt: str = "text",
-    read: Callable[[str], Iterator[Located]] | None = None,
+    read: FileReader | None = None,
+    unique_ids: bool = False,
+    carve_by: str | None = None,
 ) -> DatasetDict:
     """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
 
     `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
     is the number of the row where it has none. `check(row)` yields a sentence for each thing that is wrong with a row.
     In a CSV cell a list column (`list_columns`) holds a JSON list or words separated by spaces. `txt` is as for
-    `read_file`; `read` reads what a file argument names in another way. A missing validation split is carved from
-    train, the same rows whatever the seed, and said. Raises `InputError` with up to ten problems, each with file and
-    line.
+    `read_file`, in whose place `read` reads a file where a task has formats of its own. With `unique_ids` no two rows
+    of a split may have the same `id`. A missing validation split is carved from train, the same rows whatever the seed,
+    and said; rows with one value in the column `carve_by` stay together. Raises `InputError` with up to ten problems,
+    each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     read = read or partial(read_file, txt=txt)
-    sources = _read_dataset(args) if args.dataset_name else {s: read(f) for s, f in files.items() if f}
+    sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
         warn(f"splits that are not used: {', '.join(unused)}; used are those named {', '.join(SPLITS)}")
@@ -321,13 +329,13 @@ def load_splits(
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
-            rows = list(checked(sources[split], place, columns, check, in_cells, args.max_chars, problems))
-            splits[split] = rows
+            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems)
+            splits[split] = list(_without_twins(rows, problems) if unique_ids else (row for _, row in rows))
     problems.check()
     _warn_of_shared_files(files)
     data = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
     if "validation" not in data:
-        _carve_validation(data, args.validation_split_percentage)
+        _carve_validation(data, args.validation_split_percentage, carve_by)
     for split, limit in zip(
         SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True
     ):
@@ -344,8 +352,11 @@ def checked(
     list_columns: tuple[str, ...],
     max_chars: int,
     problems: Problems,
-) -> Iterator[Row]:
-    """The rows of `source` that nothing is wrong with, as `load_splits` describes; what is wrong goes to `problems`."""
+) -> Iterator[tuple[str, Row]]:
+    """Place and row of each row of `source` that nothing is wrong with, as `load_splits` describes.
+
+    What is wrong goes to `problems`.
+    """
     count = 0
     for where, found in source:
         count += 1
@@ -368,9 +379,18 @@ def checked(
         for message in wrong:
             problems.add(where, message)
         if not wrong:
-            yield row | {"id": str(found.get("id", count))}
+            yield where, row | {"id": str(found.get("id", count))}
     if count == 0:
         problems.add(place, "holds no rows")
+
+
+def _without_twins(rows: Iterable[tuple[str, Row]], problems: Problems) -> Iterator[Row]:
+    places: dict[str, str] = {}
+    for where, row in rows:
+        if row["id"] in places:
+            problems.add(where, f"id {row['id']!r} is that of {places[row['id']]}; each row needs its own")
+        places.setdefault(row["id"], where)
+        yield row
 
 
 def _too_long(row: Row, max_chars: int) -> Iterator[str]:
@@ -382,19 +402,22 @@ def _too_long(row: Row, max_chars: int) -> Iterator[str]:
 
 def _list_of_cell(cell: str) -> Any:
     try:
-        return _json(cell) if cell.startswith("[") else cell.split()
+        return parse_json(cell) if cell.startswith("[") else cell.split()
     except (ValueError, RecursionError):
         return cell.split()
 
 
-def _carve_validation(data: DatasetDict, percentage: int) -> None:
+def _carve_validation(data: DatasetDict, percentage: int, by: str | None) -> None:
     rows = len(data["train"])
-    if rows < 2:
-        raise InputError("one training row is too few to carve validation rows from; give --validation_file")
-    carved = max(1, rows * percentage // 100)
-    order = np.random.default_rng(CARVE_SEED).permutation(rows)
-    data["train"], data["validation"] = (data["train"].select(sorted(p)) for p in (order[carved:], order[:carved]))
-    tell(f"no validation data given: {carved} of the {rows} training rows are carved for it")
+    groups = np.arange(rows) if by is None else np.unique(data["train"][by][:], return_inverse=True)[1]
+    count = groups.max() + 1
+    if count < 2:
+        one = "one training row" if by is None else f"training rows with one {by}"
+        raise InputError(f"{one} is too few to carve validation rows from; give --validation_file")
+    drawn = np.random.default_rng(CARVE_SEED).permutation(count)[: max(1, count * percentage // 100)]
+    carved = np.isin(groups, drawn)
+    data["train"], data["validation"] = (data["train"].select(np.flatnonzero(p)) for p in (~carved, carved))
+    tell(f"no validation data given: {carved.sum()} of the {rows} training rows are carved for it")
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:

@@ -68,6 +68,11 @@ def printable(text: str, longest: int = 2000) -> str:
     return shown if len(text) <= longest else f"{shown[:longest]}… ({len(text):,} characters)"
 
 
+def brief(value: object) -> str:
+    """The value as Python writes it, for a message; cut after 60 characters."""
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+
+
 def tell(message: str) -> None:
     """Print lines for the user, once however many processes there are."""
     if is_main_process():

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
 
 from common.args import native_bf16
-from common.data import Row, read_file
+from common.data import FileReader, Row, read_file
 from common.errors import InputError, quiet, tell
 from common.models import load_config, load_tokenizer, resolve_model
 from common.outputs import fresh_file
@@ -69,11 +70,16 @@ class Predictor:
         self.batch_tokens = batch_tokens
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
 
-    @torch.inference_mode()
     def logits(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Logits in float32 for the rows of `columns` (`input_ids` and others of the same lengths), in batches.
+        """`outputs` for a model with one kind of logits: these, in float32."""
+        for batch, outputs in self.outputs(columns):
+            yield batch, outputs.logits.float()
 
-        Yields row numbers and their logits, longest rows first: each row once, in no other order.
+    @torch.inference_mode()
+    def outputs(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], ModelOutput]]:
+        """What the model says of the rows of `columns` (`input_ids` and `token_type_ids` of one length), in batches.
+
+        Yields row numbers and the model's outputs, longest rows first: each row once, in no other order.
         """
         rows = [torch.tensor(ids) for ids in columns["input_ids"]]
         others = {name: values for name, values in columns.items() if name in ("token_type_ids",)}
@@ -86,7 +92,8 @@ class Predictor:
                 torch.arange(inputs["input_ids"].shape[1], device=self.device) < lengths[:, None]
             ).long()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                yield batch, self.model(**inputs).logits.float()
+                outputs = self.model(**inputs)
+            yield batch, outputs
 
     def _padded(self, rows: list[torch.Tensor], value: int) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(self.device)
@@ -107,14 +114,15 @@ def token_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 def predict_file(
     args: PredictArguments,
     predict: Callable[[list[Row]], Iterable[Row]],
+    read: FileReader = read_file,
 ) -> int:
-    """Write what `predict` makes of each buffer of input rows; returns their number.
+    """Write what `predict` makes of each buffer of the input rows that `read` reads; returns their number.
 
     Memory does not grow with the file; the output appears under its name when it is whole.
     """
     count = 0
     with fresh_file(args.output, args.overwrite) as file, tqdm(unit=" rows") as bar:
-        rows = (row for _, row in read_file(args.input))
+        rows = (row for _, row in read(args.input))
         while buffer := list(islice(rows, args.buffer_rows)):
             for row in predict(buffer):
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

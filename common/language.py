@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import EvalPrediction, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from common.errors import is_main_process, tell
 from common.report import print_table
@@ -176,8 +176,8 @@ class LanguageTrainer(Trainer):
         self.label_names = ["labels"]  # whatever else the model's own loss would take
         self._loss_shifts_labels = False  # each label stands where it is predicted
 
-    def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        return super()._loss(SimpleNamespace(logits=scores_of(outputs)), labels, num_items_in_batch)
+    def _logits(self, outputs: ModelOutput) -> Tensor:
+        return scores_of(outputs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs.pop("owner", None)

@@ -42,7 +42,7 @@ WRITTEN = (
 #: arguments that do not change what is computed
 INCIDENTAL = {
     "output_dir", "overwrite", "resume_from_checkpoint", "report_to", "disable_tqdm", "run_name", "logging_dir",
-    "accept_unverified_checkpoint", "ddp_timeout", "dataloader_num_workers",
+    "accept_unverified_checkpoint", "ddp_timeout", "dataloader_num_workers", "save_min_seconds",
 }  # fmt: skip
 #: arguments that cut a step into parts, and do not change it
 SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"}

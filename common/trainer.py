@@ -9,7 +9,8 @@
   are never padded together.
 - Counting: on several processes each row is evaluated once.
 - Resume: a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
-- Checkpoints: whole or absent (`common.checkpoints`). SIGTERM and SIGINT save one and exit with 143 and 130.
+- Checkpoints: whole or absent (`common.checkpoints`), and no more often than is cheap (`--save_min_seconds`). SIGTERM
+  and SIGINT save one and exit with 143 and 130.
 - Failure: a loss or gradient that is not finite, a lost process, a full disk and exhausted memory stop the run with a
   sentence (`common.faults`), and leave the last whole checkpoint as it is.
 """
@@ -20,6 +21,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,10 +36,12 @@ import transformers
 from accelerate.utils import release_memory
 from datasets import Dataset
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import ModelOutput
 
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
@@ -116,6 +120,7 @@ class Trainer(transformers.Trainer):
         self._losses_of = losses
         self._step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self._saving, self._saved_step, self._last_whole = False, -1, None
+        self._asked = 0
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
@@ -123,9 +128,14 @@ class Trainer(transformers.Trainer):
 
     # Loss
 
+    def _logits(self, outputs: ModelOutput) -> Tensor | tuple[Tensor, ...]:
+        """A model's logits; where it has several, such as of starts and of ends, all of them."""
+        return outputs["logits"] if "logits" in outputs else tuple(v for k, v in outputs.items() if k != "loss")
+
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        losses = self._losses_of(outputs.logits, labels, self.args.label_smoothing_factor)
-        return losses.sum() / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        losses = self._losses_of(self._logits(outputs), labels, self.args.label_smoothing_factor)
+        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / max(count, 1)  # a step may hold no label at all
 
     # Batches
 
@@ -204,6 +214,7 @@ class Trainer(transformers.Trainer):
             states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
         while True:
             self._seen_step, self._save_at_end, self._losses = -1, False, []
+            self._saved_at, self._unsaved_best = time.monotonic(), None
             try:
                 return super().train(resume_from_checkpoint, **kwargs)
             except (RuntimeError, MemoryError) as error:
@@ -320,7 +331,7 @@ class Trainer(transformers.Trainer):
         ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
         first_call = self.state.global_step != self._seen_step
         self._seen_step = self.state.global_step
-        asked = self._signals.agreed(self.args.device)
+        self._asked = asked = self._signals.agreed(self.args.device)
         if ends and first_call:
             self._save_at_end, self.control.should_save = self.control.should_save, False
         elif asked or self._save_at_end:
@@ -405,6 +416,10 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save a checkpoint aside, and publish it when it is whole."""
+        if self._may_wait():
+            if self.state.best_global_step == self.state.global_step:
+                self._unsaved_best = self._trained_weights()
+            return
         folder = Path(self.args.output_dir)
         staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
         self._saving = True
@@ -414,8 +429,13 @@ class Trainer(transformers.Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.state.best_global_step == self.state.global_step:
+                    self._unsaved_best = None
+                    self.state.best_model_checkpoint = str(folder / staged.name)
+                elif self._unsaved_best is not None:
                     self.state.best_model_checkpoint = str(folder / staged.name)
                 if self.args.should_save:
+                    if self._unsaved_best is not None:
+                        save_file(self._unsaved_best, staged / checkpoints.BEST)
                     self.state.save_to_json(str(staged / checkpoints.STATE))
                     order = self.args.train_sampling_strategy
                     checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
@@ -428,6 +448,32 @@ class Trainer(transformers.Trainer):
             checkpoints.rotate(folder, self.args.save_total_limit, keep)
         self.accelerator.wait_for_everyone()
         self._last_whole, self._saved_step = str(folder / staged.name), self.state.global_step
+        self._saved_at, self._unsaved_best = time.monotonic(), None
+
+    def _may_wait(self) -> bool:
+        """Whether the checkpoint due at the end of an epoch is left out, as the last one was saved a moment ago.
+
+        The weights of the best epoch that was left out go into the next checkpoint. The last step's is never left out,
+        nor one that a signal asks for, nor where no process has all the weights.
+        """
+        if self.args.save_strategy != "epoch" or self._asked or self.control.should_training_stop:
+            return False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        soon = torch.tensor(
+            int(time.monotonic() - self._saved_at < self.args.save_min_seconds), device=self.args.device
+        )
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(soon, src=0)  # by one clock
+        return bool(soon)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What training may change: trainable parameters and buffers, by name."""
+        model = self.accelerator.unwrap_model(self.model)
+        return {k: v for k, v in model.named_parameters() if v.requires_grad} | dict(model.named_buffers())
+
+    def _trained_weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._weights().items()}
 
     def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on the disk."""
@@ -450,7 +496,11 @@ class Trainer(transformers.Trainer):
                 "the best give --load_best_model_at_end false"
             )
         with reading(str(best)):
-            super()._load_best_model()
+            if not (best / checkpoints.BEST).is_file():
+                return super()._load_best_model()
+            own = self._weights()
+            for name, value in load_file(best / checkpoints.BEST).items():
+                own[name].detach().copy_(value)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with reading(resume_from_checkpoint):

@@ -87,7 +87,7 @@ def arguments(tiny, small, tmp_path) -> list[str]:
         *files,
         *("--model_name_or_path", tiny, "--output_dir", str(tmp_path / "out"), "--max_seq_length", "64"),
         *("--doc_stride", "16", "--precision", "fp32", "--num_train_epochs", "2", "--learning_rate", "1e-3"),
-        *("--per_device_train_batch_size", "16", "--disable_tqdm", "true"),
+        *("--per_device_train_batch_size", "16", "--save_min_seconds", "0", "--disable_tqdm", "true"),
     ]
 
 

@@ -67,7 +67,7 @@ def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[s
         "output_dir": str(output_dir),
         **{"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
         **{"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": True},
-        **{"max_seq_length": 128, "save_total_limit": 3, "use_cpu": True},
+        **{"max_seq_length": 128, "save_total_limit": 3, "save_min_seconds": 0, "use_cpu": True},
     }
     return [word for name, value in (arguments | settings).items() for word in (f"--{name}", str(value))]
 

@@ -198,6 +198,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "contracts",
         "mlm",
         "ner",
+        "qa",
         "sentiment",
     ]
     assert all(len(line.split()) > 3 for line in lines)

@@ -171,17 +171,22 @@ def test_r_drop_without_dropout_changes_nothing_and_with_it_does(start, rows, tm
     assert max((plain[k] - doubled[k]).abs().max() for k in plain) < 1e-5
 
 
-def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
-    one = start(rows)
+def test_two_processes_give_the_scores_of_one(start, rows, tmp_path):
+    start(rows)
     words = [w for split in SPLITS for w in (f"--{split}_file", str(tmp_path / f"{split}.jsonl"))]
-    words += ["--model_name_or_path", tiny, "--output_dir", str(tmp_path / "two"), "--max_seq_length", "64"]
-    words += ["--precision", "fp32", "--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "true"]
-    words += ["--per_device_train_batch_size", "8", "--use_cpu", "true"]
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.sentiment.train", *words)
-    assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
-    for name in ("eval_macro_f1", "test_accuracy", "test_roc_auc", "test_class_positive_f1", "test_calibration_error"):
-        assert two[name] == pytest.approx(one[name], abs=1e-5), name
+    words += ["--model_name_or_path", str(tmp_path / "out"), "--max_seq_length", "64", "--precision", "fp32"]
+    words += ["--max_steps", "1", "--learning_rate", "0", "--disable_tqdm", "true", "--use_cpu", "true"]
+    results = []
+    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc_per_node", "2"))):
+        done = run(*launcher, "-m", "recipes.sentiment.train", *words, "--output_dir", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / name / "all_results.json").read_text()))
+    one, two = results
+    compared = [k for k in one if k.startswith(("eval_", "test_")) and "second" not in k and "runtime" not in k]
+    assert {"test_accuracy", "test_roc_auc", "test_class_positive_f1", "test_calibration_error"} < set(compared)
+    for name in compared:
+        by_rounding = name.endswith(("loss", "calibration_error"))  # of probabilities, from batches of other shapes
+        assert two[name] == pytest.approx(one[name], abs=1e-6 if by_rounding else 0, rel=0), name
 
 
 # Cutting

@@ -144,6 +144,41 @@ def test_early_stopping_counts_evaluations_and_restores_the_best(tiny, tokenizer
     assert all(torch.equal(weights[1][k], v) for k, v in trainer.model.state_dict().items())
 
 
+def test_the_best_of_an_epoch_without_a_checkpoint_is_in_the_next_one(tiny, tokenizer, tmp_path, rows, monkeypatch):
+    """Checkpoints after epochs 1, 4 and the last; the best epoch is the third."""
+    monkeypatch.setattr(Trainer, "_may_wait", lambda self: self.state.epoch in (2, 3, 5))
+    by_epoch = {"num_train_epochs": 6, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
+    scores = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.2}
+    weights = {}
+
+    def metrics(prediction, dataset):
+        weights[trainer.state.epoch] = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        return {"f1": scores[trainer.state.epoch]}
+
+    trainer = make(tiny, tokenizer, tmp_path, rows, metrics, metric_for_best_model="f1", **by_epoch)
+    trainer.train()
+    folders = {path.name: (path / "best.safetensors").exists() for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert folders == {"checkpoint-3": False, "checkpoint-12": True, "checkpoint-18": False}
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-12")
+    assert all(torch.equal(weights[3][k], v) for k, v in trainer.model.state_dict().items())
+    last = weights[6]
+    for step in (3, 12):  # where epoch 3 is yet to come, and where its weights come from the checkpoint
+        trainer = make(tiny, tokenizer, tmp_path, rows, metrics, metric_for_best_model="f1", **by_epoch)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+        assert all(torch.equal(weights[6][k], v) for k, v in last.items())
+        assert all(torch.equal(weights[3][k], v) for k, v in trainer.model.state_dict().items())
+
+
+def test_a_checkpoint_waits_only_where_nobody_asked_for_it(tiny, tokenizer, tmp_path, rows):
+    def saved(**arguments) -> set[str]:
+        make(tiny, tokenizer, tmp_path, rows, num_train_epochs=3, save_total_limit=None, **arguments).train()
+        return {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+
+    assert saved(save_strategy="epoch") == {"checkpoint-9"}
+    assert saved(save_strategy="epoch", save_min_seconds=0) == {"checkpoint-3", "checkpoint-6", "checkpoint-9"}
+    assert saved(save_strategy="steps", save_steps=4) >= {"checkpoint-4", "checkpoint-8"}
+
+
 def test_bf16_trains_in_autocast_and_saves_float32_without_pickles(tiny, tokenizer, tmp_path, rows):
     trainer = make(tiny, tokenizer, tmp_path, rows, precision="bf16")
     dtypes = set()

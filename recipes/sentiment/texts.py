@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.data import MOST_LABELS, Row
-from common.errors import InputError, warn
+from common.errors import InputError, brief, warn
 from common.trainer import label_losses
 
 
@@ -33,20 +33,16 @@ def label_check() -> Callable[[Row], Iterator[str]]:
     def check(row: Row) -> Iterator[str]:
         for name in ("text", "text_pair"):
             if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-                yield f"{name} is {_short(row[name])}; needed: a text that is not blank"
+                yield f"{name} is {brief(row[name])}; needed: a text that is not blank"
         found = kind(row["label"])
         if found is None:
-            yield f"label is {_short(row['label'])}; needed: a text, an integer, or a list of either"
+            yield f"label is {brief(row['label'])}; needed: a text, an integer, or a list of either"
         elif isinstance(row["label"], list) and len(set(row["label"])) < len(row["label"]):
-            yield f"label {_short(row['label'])} names a class twice"
+            yield f"label {brief(row['label'])} names a class twice"
         elif kinds.setdefault("label", found) != found:
-            yield f"label {_short(row['label'])} is of kind {found}, but the first row's is of kind {kinds['label']}"
+            yield f"label {brief(row['label'])} is of kind {found}, but the first row's is of kind {kinds['label']}"
 
     return check
-
-
-def _short(value: object) -> str:
-    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
 
 
 def class_names(data: DatasetDict) -> tuple[bool, list[str]]:

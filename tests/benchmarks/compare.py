@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.compare ner --data path/to/wnut17 --epochs 5 --batch 32
     python -m tests.benchmarks.compare sentiment --data path/to/sst2 --epochs 2 --learning_rate 5e-5
+    python -m tests.benchmarks.compare qa --data path/to/qamr --epochs 2 --train_rows 1000 --test_rows 1000
     python -m tests.benchmarks.compare ner --table
 
 A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format. Each run is added to
@@ -21,8 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 FOLDER = Path("outputs/bench")
+SCORED = ("train", "test")
 #: for each recipe its score and the score of its baseline, both on the test rows
-SCORES = {"ner": ("f1", "gazetteer_f1"), "sentiment": ("accuracy", "bag_of_words_accuracy")}
+SCORES = {
+    "ner": ("f1", "gazetteer_f1"),
+    "sentiment": ("accuracy", "bag_of_words_accuracy"),
+    "qa": ("f1", "baseline_f1"),
+}
 
 
 def run(command: list[str]) -> dict[str, float]:
@@ -35,17 +41,15 @@ def run(command: list[str]) -> dict[str, float]:
     return {"job_seconds": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / 1024}
 
 
-def ours(
-    recipe: str, data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path
-) -> dict[str, float]:
+def ours(recipe: str, data: Path, settings: dict[str, str], folder: Path) -> dict[str, float]:
     files = [word for s in ("train", "validation", "test") for word in (f"--{s}_file", str(data / f"{s}.jsonl"))]
-    measured = run(
-        [
-            *(sys.executable, "-m", f"recipes.{recipe}.train", *files, "--num_train_epochs", epochs, "--seed", seed),
-            *("--per_device_train_batch_size", batch, "--learning_rate", learning_rate),
-            *("--output_dir", str(folder), "--overwrite"),
-        ]
-    )
+    names = {
+        **{"epochs": "num_train_epochs", "batch": "per_device_train_batch_size", "learning_rate": "learning_rate"},
+        **{"seed": "seed", "train_rows": "max_train_samples", "test_rows": "max_predict_samples"},
+    }
+    words = [word for name, value in settings.items() for word in (f"--{names[name]}", value)]
+    command = [sys.executable, "-m", f"recipes.{recipe}.train", *files, *words]
+    measured = run([*command, "--output_dir", str(folder), "--overwrite"])
     results = json.loads((folder / "all_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     evaluation = sum(entry.get("eval_runtime", 0) for entry in history)
@@ -54,37 +58,30 @@ def ours(
     return measured | scores | {"train_seconds": results["train_runtime"] - evaluation}
 
 
-def stock(
-    recipe: str, data: Path, epochs: str, batch: str, learning_rate: str, seed: str, folder: Path
-) -> dict[str, float]:
-    measured = run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                f"tests.benchmarks.stock_{recipe}",
-                "--data",
-                str(data),
-                "--output_dir",
-                str(folder),
-            ),
-            *("--epochs", epochs, "--batch", batch, "--learning_rate", learning_rate, "--seed", seed),
-        ]
-    )
+def stock(recipe: str, data: Path, settings: dict[str, str], folder: Path) -> dict[str, float]:
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", f"tests.benchmarks.stock_{recipe}", "--data", str(data), *words]
+    measured = run([*command, "--output_dir", str(folder)])
     results = json.loads((folder / "stock.json").read_text())
     return measured | {"score": results["score"], "train_seconds": results["train_seconds"]}
 
 
-def rows(path: Path) -> int:
+def rows(path: Path, limit: str | None) -> int:
+    """Rows of a file that a run takes."""
     with open(path, encoding="utf-8") as file:
-        return sum(1 for line in file if line.strip())
+        there = sum(1 for line in file if line.strip())
+    return min(there, int(limit)) if limit else there
 
 
 def table(records: list[dict]) -> None:
     print("| data | train / test rows | epochs, batch | ours | stock | baseline | minutes | train | job | memory |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for key in dict.fromkeys((r["data"], r["epochs"], r["batch"], r["learning_rate"]) for r in records):
-        runs = [r for r in records if (r["data"], r["epochs"], r["batch"], r["learning_rate"]) == key]
+
+    def settings(record: dict) -> tuple:
+        return tuple(record.get(n) for n in ("data", "epochs", "batch", "learning_rate", "train_rows", "test_rows"))
+
+    for key in dict.fromkeys(map(settings, records)):
+        runs = [r for r in records if settings(r) == key]
         arms = {arm: {r["seed"]: r for r in runs if r["arm"] == arm} for arm in ("ours", "stock")}
         pairs = [(arms["ours"][s], arms["stock"][s]) for s in arms["ours"] if s in arms["stock"]]
         if not pairs:
@@ -100,7 +97,7 @@ def table(records: list[dict]) -> None:
 
         minutes = statistics.median(a["job_seconds"] for a, _ in pairs) / 60
         print(
-            f"| {key[0]} | {runs[0]['train_rows']:,} / {runs[0]['test_rows']:,} | {key[1]}, {key[2]} | {score(0)} "
+            f"| {key[0]} | {int(key[4]):,} / {int(key[5]):,} | {key[1]}, {key[2]} | {score(0)} "
             f"| {score(1)} | {pairs[0][0]['baseline']:.3f} | {minutes:.1f} | {ratio('train_seconds'):.1f}x "
             f"| {ratio('job_seconds'):.1f}x | {1 / ratio('peak_mib'):.2f}x |"
         )
@@ -113,6 +110,8 @@ def main() -> None:
     parser.add_argument("--epochs", default="5")
     parser.add_argument("--batch", default="32")
     parser.add_argument("--learning_rate", default="2e-4")
+    parser.add_argument("--train_rows", help="only the first so many rows, for both; all when not given")
+    parser.add_argument("--test_rows", help="the same for test")
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
     parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
     options = parser.parse_args()
@@ -123,12 +122,13 @@ def main() -> None:
     for data in [] if options.table else options.data:
         for seed in options.seeds:
             for arm in (ours, stock):
-                about = {"data": data.name, "arm": arm.__name__, "seed": seed} | settings
+                sizes = {f"{s}_rows": str(rows(data / f"{s}.jsonl", getattr(options, f"{s}_rows"))) for s in SCORED}
+                run_settings = settings | {"seed": seed} | sizes
+                about = {"data": data.name, "arm": arm.__name__} | run_settings
                 if any(about.items() <= record.items() for record in records):
                     continue
                 folder = FOLDER / f"{options.recipe}-{arm.__name__}"
-                record = about | arm(options.recipe, data, *settings.values(), seed, folder)
-                record |= {"train_rows": rows(data / "train.jsonl"), "test_rows": rows(data / "test.jsonl")}
+                record = about | arm(options.recipe, data, run_settings, folder)
                 record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
                 records.append(record)
                 with open(results, "a", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 from common.args import DEFAULT_ENCODER
@@ -32,9 +33,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--learning_rate", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--train_rows", type=int, default=None)
+    parser.add_argument("--test_rows", type=int, default=None)
     options = parser.parse_args()
+    set_seed(options.seed)
 
     data = load_dataset("json", data_files={s: f"{options.data}/{s}.jsonl" for s in ("train", "validation", "test")})
+    for split, rows in (("train", options.train_rows), ("test", options.test_rows)):
+        if rows:
+            data[split] = data[split].select(range(min(rows, len(data[split]))))
     labels = sorted({tag for split in data.values() for tags in split["ner_tags"] for tag in tags})
     label2id = {label: i for i, label in enumerate(labels)}
     path = resolve_model(DEFAULT_ENCODER)
