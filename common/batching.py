@@ -12,9 +12,9 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 STEPS_SORTED_TOGETHER = 50
 
 
-def row_lengths(dataset: Dataset) -> np.ndarray:
-    """Length in sub-tokens of each row of an encoded data set, read from the Arrow column. Shape (rows,)."""
-    column = dataset.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+def row_lengths(dataset: Dataset, name: str = "input_ids") -> np.ndarray:
+    """Length in sub-tokens of each row of an encoded data set, read from Arrow column `name`. Shape (rows,)."""
+    column = dataset.select_columns(name).with_format("arrow")[:][name]
     return pc.list_value_length(column).to_numpy()
 
 
@@ -98,6 +98,83 @@ class TrainingBatches(BatchRebalanceSampler):
 
     def _last_batches(self, rows: int) -> int:
         return -(-rows * self.accumulation // self.step_rows)
+
+
+class TokenBudgetBatches(BatchRebalanceSampler):
+    """Batch sampler of training with as many rows a batch as a budget of sub-tokens allows, padding included.
+
+    As max-tokens of fairseq (Ott et al. 2019, https://aclanthology.org/N19-4009): rows times the longest row. An
+    optimizer step takes `step_tokens` of them: the budget of a device, times processes, times accumulation. Which rows
+    make up a step depends on `step_tokens`, `seed` and epoch only, so it does not matter how a step is cut into
+    batches. `lengths` has shape (rows,): of a pair of texts the longer one's.
+
+    With rows of no more than the budget of a device in length, no batch exceeds it but by part of a row, where a step's
+    rows are no multiple of its batches.
+
+    Rows are sorted by length rounded up to `multiple`, to which batches are padded, those of one such length in random
+    order. So rows meet other neighbours in each epoch, and yet each epoch has the same number of steps, by which a
+    resumed run finds its place. The number of rows is a multiple of 8 where 8 fit. Every row is taken once an epoch.
+
+    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        step_tokens: int,
+        accumulation: int,
+        processes: int,
+        rank: int,
+        seed: int,
+        multiple: int = 8,
+    ):
+        self.lengths, self.seed = np.asarray(lengths), seed
+        self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.padded = -(-self.lengths // multiple) * multiple
+        self.epoch = 0
+        self.sizes = self._sizes(step_tokens, accumulation * processes)
+
+    def _sizes(self, step_tokens: int, parts: int) -> list[int]:
+        """Rows of each step, from the step with the longest rows on: the same in each epoch."""
+        longest_first = np.sort(self.padded)[::-1]
+        sizes, start = [], 0
+        while start < len(longest_first):
+            fit = max(1, step_tokens // int(longest_first[start]))
+            even = fit - fit % 8
+            sizes.append(min(even if even >= parts else fit, len(longest_first) - start))
+            start += sizes[-1]
+        # a small last step would be noise
+        if len(sizes) > 1 and sizes[-1] < sizes[-2] / 2 and sizes[-1] + sizes[-2] >= 2 * parts:
+            both = sizes.pop() + sizes.pop()
+            sizes += [both - both // 2, both // 2]
+        return sizes
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def steps(self) -> list[np.ndarray]:
+        """Row indices of each optimizer step of this epoch, each sorted from the longest row to the shortest."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))
+        order = order[np.argsort(-self.padded[order], kind="stable")]
+        steps = np.split(order, np.cumsum(self.sizes)[:-1])
+        steps = [rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in steps]
+        random.shuffle(steps)
+        # what has fewer rows than a step has batches comes last, as the Trainer takes it for a whole step only there
+        return sorted(steps, key=lambda rows: self._batches(len(rows)) < self.accumulation)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.steps():
+            batches = self._batches(len(rows))
+            for batch in range(batches):
+                yield share(rows, batches * self.processes)[batch * self.processes + self.rank]
+
+    def __len__(self) -> int:
+        """Batches of one process in an epoch."""
+        return sum(map(self._batches, self.sizes))
+
+    def _batches(self, rows: int) -> int:
+        return min(self.accumulation, -(-rows // self.processes))
 
 
 class LengthSortedSampler(Sampler):

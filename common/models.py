@@ -63,7 +63,7 @@ def _from_hub(name: str, revision: str | None) -> str:
         return snapshot_download(
             name,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"],
             ignore_patterns=["*/*"],
         )
     except HFValidationError:

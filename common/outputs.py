@@ -37,7 +37,7 @@ WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.jsonl", "completions.jsonl",
-    "curve.png",
+    "curve.png", "generation_config.json", "*.spm", "sentencepiece.*", "spiece.model",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {
@@ -45,11 +45,14 @@ INCIDENTAL = {
     "accept_unverified_checkpoint", "ddp_timeout", "dataloader_num_workers", "save_min_seconds",
 }  # fmt: skip
 #: arguments that cut a step into parts, and do not change it
-SPLITS_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"}
+SPLITS_A_STEP = {
+    "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size", "max_tokens_per_batch",
+}  # fmt: skip
 #: arguments without which a checkpoint does not fit
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
-    "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
+    "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
+    "source_lang", "target_lang", "max_source_length", "max_target_length",
 }  # fmt: skip
 
 
@@ -171,11 +174,11 @@ class Run:
     def _check_changes(self, before: dict[str, Any]) -> None:
         """Refuse to go on with arguments under which a checkpoint means something else; name other changes."""
         then, now = before["arguments"], json.loads(json.dumps(self.record["arguments"]))
-        rows = [_step_rows(record) for record in (before, self.record)]
-        if rows[0] != rows[1]:
+        sizes = [_step_size(record) for record in (before, self.record)]
+        if sizes[0] != sizes[1]:
             raise InputError(
-                f"--resume_from_checkpoint: the run took {rows[0]} rows a step and would now take {rows[1]}, and so "
-                "meet some rows twice and others not at all; give a batch, accumulation and processes of that product"
+                f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}, and so meet "
+                "some rows twice and others not at all; give a batch, accumulation and processes of that product"
             )
         changed = [k for k in now if k not in INCIDENTAL | SPLITS_A_STEP and k in then and now[k] != then[k]]
         for name in changed:
@@ -248,9 +251,12 @@ def in_main_process(function: Callable[[], T]) -> T:
     return found
 
 
-def _step_rows(record: dict[str, Any]) -> int:
+def _step_size(record: dict[str, Any]) -> str:
+    """What an optimizer step takes: rows, or sub-tokens where batches are filled up to a budget of these."""
     arguments, processes = record["arguments"], record["hardware"]["processes"]
-    return arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * processes
+    budget = arguments.get("max_tokens_per_batch")
+    size = (budget or arguments["per_device_train_batch_size"]) * arguments["gradient_accumulation_steps"] * processes
+    return f"{size} {'sub-tokens' if budget else 'rows'}"
 
 
 def _command() -> list[str]:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths, share
+from common.batching import (
+    LengthSortedSampler,
+    TokenBudgetBatches,
+    TrainingBatches,
+    in_dataset_order,
+    row_lengths,
+    share,
+)
 
 LENGTHS = np.random.default_rng(0).integers(3, 90, size=500)
 
@@ -102,3 +109,45 @@ def test_evaluation_order_is_sorted_and_undone():
 def test_lengths_of_a_selected_data_set_follow_the_selection():
     dataset = Dataset.from_dict({"input_ids": [[1] * n for n in (3, 9, 5)]}).select([2, 0])
     assert row_lengths(dataset).tolist() == [5, 3]
+
+
+def budget_steps(lengths, tokens, accumulation, processes, epoch) -> list[list[int]]:
+    """Sorted row numbers of each step under a budget of a step's `tokens`, put together from all processes."""
+    ranks = []
+    for rank in range(processes):
+        batches = TokenBudgetBatches(lengths, tokens, accumulation, processes, rank, seed=1)
+        batches.set_epoch(epoch)
+        ranks.append(list(batches))
+        assert len(ranks[-1]) == len(batches)
+        longest = [-(-lengths[batch].max() // 8) * 8 for batch in ranks[-1]]
+        limit = tokens / accumulation / processes
+        for batch, padded in zip(ranks[-1], longest, strict=True):
+            assert (len(batch) - 1) * padded <= limit or len(batch) * padded <= limit
+            assert len(batch) > 0
+    assert len({len(batches) for batches in ranks}) == 1
+    return [
+        sorted(row for batches in ranks for batch in batches[i : i + accumulation] for row in batch)
+        for i in range(0, len(ranks[0]), accumulation)
+    ]
+
+
+@pytest.mark.parametrize("rows", [500, 513, 70, 9, 1])
+@pytest.mark.parametrize("tokens", [512, 2048, 100_000])
+def test_budget_steps_do_not_depend_on_processes_or_accumulation(rows, tokens):
+    lengths = np.resize(LENGTHS, rows)
+    for epoch in (0, 3):
+        alone = budget_steps(lengths, tokens, 1, 1, epoch)
+        assert sorted(row for step in alone for row in step) == list(range(rows))
+        assert len(alone) == len(TokenBudgetBatches(lengths, tokens, 1, 1, 0, seed=1))  # the same in each epoch
+        for accumulation, processes in [(4, 1), (1, 2), (2, 2)]:
+            if rows > 9:  # where rows are fewer than batches, a step must be cut otherwise
+                assert budget_steps(lengths, tokens, accumulation, processes, epoch) == alone
+
+
+def test_budget_batches_hold_little_padding_and_other_neighbours_each_epoch():
+    batches = TokenBudgetBatches(LENGTHS, 2048, 1, 1, 0, seed=1)
+    first = {tuple(sorted(batch)) for batch in batches}
+    size = sum(len(batch) * LENGTHS[list(batch)].max() for batch in first)
+    assert LENGTHS.sum() / size > 0.85
+    batches.set_epoch(1)
+    assert len(first & {tuple(sorted(batch)) for batch in batches}) < len(first) / 4

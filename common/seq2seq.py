@@ -1,0 +1,235 @@
+"""Training and generating with encoder-decoders: the Trainer's promises for outputs that are texts.
+
+Beside those of `common.trainer`:
+
+- Evaluation generates, on batches sorted by the length of the source, and gives the outputs back in data set order.
+  The loss is not computed beside it; under `--predict_with_generate false` it is, and nothing is generated.
+- During training it searches greedily, afterwards as `GenerationArguments` say.
+- On a CPU it generates in float32 whatever the training precision, as the saved model will.
+- `--max_tokens_per_batch` fills each batch up to a budget of sub-tokens (`common.batching.TokenBudgetBatches`), and a
+  run that is resumed goes on bit for bit with it too.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+from common.args import TrainingArguments
+from common.batching import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
+from common.errors import InputError
+from common.trainer import Trainer, label_losses
+
+PAD_MULTIPLE = 8
+#: the search of evaluations during training: beams take several times as long, and rank checkpoints much the same
+GREEDY = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+
+
+@dataclass
+class GenerationArguments:
+    """How outputs are searched for. Saved with the model, so that `generate` and predict search in the same way."""
+
+    _argument_group_name = "generation"
+
+    num_beams: int = field(default=4, metadata={"help": "hypotheses kept at each step; during training 1 (greedy)"})
+    length_penalty: float = field(
+        default=1.0, metadata={"help": "power of the length that a beam's score is divided by; above 1 favours long"}
+    )
+    max_source_length: int = field(default=128, metadata={"help": "sub-tokens of a source that are read"})
+    max_target_length: int = field(default=128, metadata={"help": "sub-tokens that are generated at most"})
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "max_source_length", "max_target_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1")
+
+
+@dataclass
+class Seq2SeqTrainingArguments(TrainingArguments):
+    """Training arguments of encoder-decoders."""
+
+    max_tokens_per_batch: int = field(
+        default=0, metadata={"help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows"}
+    )
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "evaluate by generating; false: by the loss alone, until the training is over"}
+    )
+    eval_generate_samples: int | None = field(
+        default=None, metadata={"help": "generate for so many validation rows only, until the training is over"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens_per_batch < 0:
+            raise InputError("--max_tokens_per_batch must be at least 0")
+        if self.max_tokens_per_batch and self.auto_find_batch_size:
+            raise InputError("--auto_find_batch_size: counts rows; give --max_tokens_per_batch 0, or a smaller budget")
+        if self.eval_generate_samples is not None and self.eval_generate_samples < 1:
+            raise InputError("--eval_generate_samples must be at least 1")
+
+    def check_lengths(self, generation: GenerationArguments) -> None:
+        """Raise `InputError` unless a row of the greatest length fits into a batch."""
+        longest = max(generation.max_source_length, generation.max_target_length)
+        longest += -longest % PAD_MULTIPLE
+        if 0 < self.max_tokens_per_batch < longest:
+            raise InputError(
+                f"--max_tokens_per_batch {self.max_tokens_per_batch}: a row may have {longest} sub-tokens; allow as "
+                "many, or lower --max_source_length and --max_target_length"
+            )
+
+
+def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
+    """Put the search that `args` asks for into the generation configuration of `model`.
+
+    What else the checkpoint sets stays: its special ids, words never to generate, and the like. Raises `InputError`
+    where no id says what the decoder begins with.
+    """
+    config = model.generation_config
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(model.config, name, None))
+    if config.decoder_start_token_id is None and config.bos_token_id is None:
+        raise InputError(f"{model.name_or_path}: its config.json has no decoder_start_token_id, so nothing can begin")
+    beams = args.num_beams > 1
+    config.update(
+        num_beams=args.num_beams,
+        length_penalty=args.length_penalty if beams else None,
+        early_stopping=False if beams else None,
+        max_new_tokens=args.max_target_length,
+        max_length=None,
+        min_length=None,
+        forced_eos_token_id=None,  # or an output that is cut off would look as if it had come to its end
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,
+    )
+
+
+class Seq2SeqCollator:
+    """Rows of `input_ids` and `labels` to a batch, each side padded to its longest row, to a multiple of 8.
+
+    Gives `input_ids`, `attention_mask`, `labels` (-100 at padding) and `decoder_input_ids` (labels moved on by one),
+    each of shape (rows, length of the side).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel):
+        search = model.generation_config
+        start = search.bos_token_id if search.decoder_start_token_id is None else search.decoder_start_token_id
+        self.pad = tokenizer.pad_token_id
+        # not every model has a function for it; mBART alone begins with the last of the labels, the language
+        if model.config.model_type == "mbart":
+            self.shift = model.prepare_decoder_input_ids_from_labels
+        else:
+            self.shift = partial(moved_on, start=start, pad=self.pad)
+
+    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        sources, labels = [row["input_ids"] for row in rows], [row["labels"] for row in rows]
+        ids, mask = padded(sources, self.pad), padded([[1] * len(source) for source in sources], 0)
+        labels = padded(labels, -100)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "decoder_input_ids": self.shift(labels),
+        }
+
+
+def moved_on(labels: Tensor, start: int, pad: int) -> Tensor:
+    """What a decoder reads to predict `labels`, of shape (rows, length): `start`, then all labels but the last."""
+    ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    return ids.masked_fill(ids == -100, pad)
+
+
+def padded(rows: list[list[int]], value: int) -> Tensor:
+    """Rows of different length as one tensor of shape (rows, multiple of 8), filled up with `value`."""
+    width = -(-max(map(len, rows)) // PAD_MULTIPLE) * PAD_MULTIPLE
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+@contextmanager
+def generating(model: PreTrainedModel, bf16: bool) -> Iterator[None]:
+    """Generate without the autocast that accelerate wraps a model's forward in; on a GPU in bfloat16 if `bf16`."""
+    wrapped = model.__dict__.pop("forward", None)
+    device = next(model.parameters()).device.type
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16 and device != "cpu"):
+            yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def finished_ids(row: np.ndarray, eos: int, forced: int | None = None) -> tuple[list[int], bool]:
+    """The sub-tokens of a generated row, without the one that the decoder began with and without what follows the end.
+
+    Also whether the end came: a row without it hit the greatest length. `row` has shape (length,), and may be padded
+    with -100, which no tokenizer may meet. `forced` is what every output begins with, such as a language, and is left
+    out: not every tokenizer takes it for special.
+    """
+    row = row[1:]
+    row = row[row != -100]
+    if forced is not None and len(row) and row[0] == forced:
+        row = row[1:]
+    ends = np.flatnonzero(row == eos)
+    return (row[: ends[0]].tolist(), True) if len(ends) else (row.tolist(), False)
+
+
+class Seq2SeqTrainer(Trainer):
+    """`common.trainer.Trainer` for encoder-decoders, with the promises of this module.
+
+    `compute_metrics(prediction, dataset)` gets in `prediction.predictions` one array of generated sub-tokens a row, as
+    the model gave them (see `finished_ids`), and in `prediction.label_ids` the padded labels. Without generation it is
+    not called, and the loss is the only score.
+    """
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
+            return super()._get_train_sampler(train_dataset)
+        accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
+        lengths = np.maximum(row_lengths(dataset), row_lengths(dataset, "labels"))
+        cut = {"accumulation": accumulation, "processes": processes, "rank": self.args.process_index}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.max_tokens_per_batch:
+            step_tokens = self.args.max_tokens_per_batch * accumulation * processes
+            self._train_batches = TokenBudgetBatches(lengths, step_tokens, seed=seed, multiple=PAD_MULTIPLE, **cut)
+        else:
+            by_length = self.args.train_sampling_strategy == "group_by_length"
+            self._train_batches = TrainingBatches(lengths, self._step_rows, seed=seed, by_length=by_length, **cut)
+        return self._train_batches
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Generates for a batch, which gives ((outputs,), labels), or reduces its loss as the parent does."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels", None)
+        if self.args.predict_with_generate:
+            plain = self.accelerator.unwrap_model(model)
+            shared = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
+            with torch.no_grad(), generating(plain, self.args.bf16):
+                kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+                search = GREEDY if self.is_in_train else {}
+                return None, (plain.generate(**kept, **search, synced_gpus=shared),), labels
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = self._logits(model(**inputs, use_cache=False))
+        losses = label_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
+        return None, (torch.zeros_like(losses), losses, (labels != -100).sum(1)), labels
+
+    def _rows(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:
+        if len(predictions[0]) > 1:
+            return super()._rows(predictions, labels)
+        rows = in_dataset_order([batch[0] for batch in predictions], self._order)
+        return rows, None if labels is None else in_dataset_order(labels, self._order), None
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        if len(prediction.predictions[0]) > 1:
+            return {"loss": self._rows(prediction.predictions, prediction.label_ids)[2]}
+        return {name: value for name, value in super()._metrics(prediction).items() if value is not None}

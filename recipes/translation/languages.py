@@ -1,0 +1,127 @@
+"""Telling a model which language it reads and which it writes: each family of models has its own way."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from babel.core import Locale, UnknownLocaleError, get_global
+from transformers import (
+    M2M100Tokenizer,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB_CODES
+
+from common.errors import InputError
+
+
+@dataclass
+class Direction:
+    """From which language to which, in the names of a model. Saved in its configuration, and read by predict.
+
+    `source_code` and `target_code` are the codes that its tokenizer knows, empty where it knows none; `source_prefix`
+    is put in front of each source.
+    """
+
+    source_lang: str
+    target_lang: str
+    source_code: str = ""
+    target_code: str = ""
+    source_prefix: str = ""
+
+
+def direction(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    source_lang: str,
+    target_lang: str,
+    source_code: str | None = None,
+    target_code: str | None = None,
+    source_prefix: str | None = None,
+) -> Direction:
+    """How `model` is told to translate from `source_lang` to `target_lang`.
+
+    - mBART, mBART-50, NLLB, M2M100: codes that the tokenizer knows (Tang et al. 2020, https://arxiv.org/abs/2008.00401;
+      https://arxiv.org/abs/2207.04672; Fan et al. 2020, https://arxiv.org/abs/2010.11125)
+    - Marian for several targets: the target's tag in front of the source, as `>>deu<<`
+    - T5: "translate English to German: " in front of the source (Raffel et al. 2020, https://arxiv.org/abs/1910.10683)
+    - others, and mT5 and ByT5, which were not trained to translate: nothing
+
+    What is given (not None) is taken as it is. Raises `InputError` for a language that the model does not know, or
+    knows under several codes.
+    """
+    found = Direction(source_lang, target_lang, source_prefix=source_prefix or "")
+    codes = language_codes(tokenizer)
+    if isinstance(tokenizer, MarianTokenizer):
+        if codes and source_prefix is None:
+            found.source_prefix = _code("target", target_lang, target_code, codes) + " "
+    elif codes:
+        found.source_code = _code("source", source_lang, source_code, codes)
+        found.target_code = _code("target", target_lang, target_code, codes)
+    elif model.config.model_type == "t5" and source_prefix is None:
+        found.source_prefix = f"translate {_in_english(source_lang)} to {_in_english(target_lang)}: "
+    return found
+
+
+def set_direction(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, way: Direction) -> None:
+    """Have `tokenizer` mark texts by the languages of `way`, and `model` begin its outputs in the target language."""
+    if not way.target_code:
+        return
+    tokenizer.src_lang, tokenizer.tgt_lang = way.source_code, way.target_code
+    target = target_id(tokenizer, way.target_code)
+    if isinstance(tokenizer, MBartTokenizer):  # the only one whose decoder begins with the language itself
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = target
+    else:
+        model.generation_config.forced_bos_token_id = target
+
+
+def target_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int:
+    """The sub-token that stands for a language."""
+    if isinstance(tokenizer, M2M100Tokenizer):
+        return tokenizer.get_lang_id(code)
+    return tokenizer.convert_tokens_to_ids(code)
+
+
+def language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The codes of languages that a tokenizer knows; none for one that knows nothing of languages."""
+    if isinstance(tokenizer, MarianTokenizer):
+        return tokenizer.supported_language_codes
+    if isinstance(tokenizer, M2M100Tokenizer):
+        return list(tokenizer.lang_code_to_token)
+    if isinstance(tokenizer, (MBartTokenizer, MBart50Tokenizer)):
+        return list(tokenizer.lang_code_to_id)
+    return list(NLLB_CODES) if isinstance(tokenizer, NllbTokenizer) else []
+
+
+def _code(side: str, language: str, given: str | None, codes: list[str]) -> str:
+    """The one of `codes` that means `language`: `de` is `de`, `de_DE`, `deu_Latn` or `>>deu<<`."""
+    if given is not None:
+        found = [code for code in codes if code.strip("<>") == given.strip("<>")]
+        language = given
+    else:
+        found = [code for code in codes if code.strip("<>") == language]
+        found = found or [code for code in codes if _two_letters(code) == _two_letters(language)]
+    if len(found) == 1:
+        return found[0]
+    near = ", ".join(found or sorted(codes)[:8]) + ("" if found else ", ...")
+    raise InputError(
+        f"--{side}_code: the model has {'several codes' if found else 'no code'} for {language!r}; give one of: {near}"
+    )
+
+
+@cache
+def _two_letters(code: str) -> str:
+    """`de` for `de_DE`, `deu_Latn` or `>>deu<<`: the shortest code of the language in the CLDR."""
+    language = code.strip("<>").replace("-", "_").split("_")[0].lower()
+    found = get_global("language_aliases").get(language, language)
+    return (found if isinstance(found, str) else language).split("_")[0]
+
+
+def _in_english(language: str) -> str:
+    try:
+        return Locale.parse(_two_letters(language)).get_language_name("en") or language
+    except (UnknownLocaleError, ValueError):
+        return language

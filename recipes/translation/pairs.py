@@ -1,0 +1,208 @@
+"""Pairs of sentences from files: parallel lines, objects by language, or columns; checked, and what they look like."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from babel.core import get_global
+from datasets import Dataset, DatasetDict
+
+from common.args import DataArguments
+from common.data import NOT_UTF8, SPLITS, Located, Row, _lines, read_file
+from common.errors import InputError, tell, warn
+
+#: rows that are looked at to tell whether the languages are swapped
+LOOKED_AT = 2000
+#: the most frequent words of a language that others do not have among theirs
+FREQUENT = {
+    "cs": "je na se že si jsem ale jako jsou není byl když které nebo",
+    "da": "og det er på som til af jeg ikke med har den hvor også blev",
+    "de": "der die und das ist nicht ein eine mit auf dem den sich auch für",
+    "en": "the and of is that was with for are this it on you have at",
+    "es": "el los las y que del por una con es para como pero más su",
+    "fi": "ja on ei että hän oli se mutta joka kun niin myös ovat",
+    "fr": "le les et des est dans une que pour pas qui sur vous avec sont",
+    "hu": "az és hogy nem egy van volt csak meg már mint még ez",
+    "it": "il che di per non una sono del con della più gli anche è",
+    "nl": "het een van en is dat niet op te zijn voor met maar ook",
+    "pl": "nie się jest że na jak ale dla czy tak był są jego może",
+    "pt": "os não que uma para com do da em por mais foi são você ao",
+    "ro": "și nu să este care pe cu din pentru mai sunt fost dar această",
+    "sv": "och det är som att på inte jag för med har den ett också",
+    "tr": "bir ve bu için çok ama daha gibi değil olarak kadar sonra",
+}
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+@dataclass
+class PairArguments(DataArguments):
+    """Where the pairs come from, and in which languages they are."""
+
+    source_lang: str | None = field(default=None, metadata={"help": "language of the sources, such as en"})
+    target_lang: str | None = field(default=None, metadata={"help": "language to translate to, such as de"})
+    train_target_file: str | None = field(
+        default=None, metadata={"help": "lines of the target, where --train_file has the lines of the source"}
+    )
+    validation_target_file: str | None = field(default=None, metadata={"help": "the same for validation"})
+    test_target_file: str | None = field(default=None, metadata={"help": "the same for test"})
+    source_column_name: str | None = field(
+        default=None, metadata={"help": "column of the sources, where rows have no `translation` object"}
+    )
+    target_column_name: str | None = field(default=None, metadata={"help": "column of the targets, beside that"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.source_lang and self.target_lang):
+            raise InputError("--source_lang and --target_lang: name both languages, such as en and de")
+        if bool(self.source_column_name) != bool(self.target_column_name):
+            raise InputError("--source_column_name and --target_column_name: give both, or neither")
+        for split in SPLITS:
+            file, target = getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")
+            if target and not file:
+                raise InputError(f"--{split}_target_file needs --{split}_file beside it, with the lines of the source")
+            if target and not Path(target).is_file():
+                raise InputError(f"--{split}_target_file {target}: no such file")
+
+    def targets(self) -> dict[str, str]:
+        """The file of target lines of each file of source lines."""
+        files = [(getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")) for split in SPLITS]
+        return {file: target for file, target in files if target}
+
+    def columns(self) -> dict[str, str]:
+        """What `load_splits` is to read."""
+        if self.source_column_name:
+            return {"source": self.source_column_name, "target": self.target_column_name}
+        return {"translation": "translation"}
+
+
+def reader(source_lang: str, target_lang: str, targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
+    """A reader of rows `{"translation": {source_lang: ..., target_lang: ...}}`.
+
+    `targets` maps a file of source lines to the file of the target's lines. Other files are read by
+    `common.data.read_file`; where their rows have no `translation` but columns named by both languages, these are it.
+    """
+
+    def read(path: str) -> Iterator[Located]:
+        if path in targets:
+            yield from parallel_lines(path, targets[path], source_lang, target_lang)
+            return
+        for where, row in read_file(path):
+            if isinstance(row, dict):
+                both = [name for name in (source_lang, target_lang) if name in row]
+                found = row.get("translation")
+                if "translation" not in row and len(both) == 2:
+                    row = row | {"translation": {name: row[name] for name in both}}
+                elif isinstance(found, dict):  # other languages may hold anything
+                    kept = {name: found[name] for name in (source_lang, target_lang) if name in found}
+                    there = {} if len(kept) == 2 else dict.fromkeys(sorted(set(found) - set(kept)))
+                    row = row | {"translation": kept | there}
+            yield where, row
+
+    return read
+
+
+def parallel_lines(source: str, target: str, source_lang: str, target_lang: str) -> Iterator[Located]:
+    """Line n of one file beside line n of the other. Unlike in other text files an empty line is a row, and an error.
+
+    Where one file has more lines that is the only problem told: somewhere above it the lines lost each other.
+    """
+    counts = [sum(1 for _ in _lines(Path(path))) for path in (source, target)]
+    if counts[0] != counts[1]:
+        longer, shorter = (source, target) if counts[0] > counts[1] else (target, source)
+        lines = f"{longer} has {max(counts):,} lines and {shorter} {min(counts):,}"
+        yield f"{longer}:{min(counts) + 1}", f"{lines}, so they are not parallel; align them line by line"
+        return
+    for (where, one), (other_where, other) in zip_longest(_lines(Path(source)), _lines(Path(target))):
+        if one is None or other is None:
+            yield (where if one is None else other_where), NOT_UTF8
+        else:
+            yield (other_where if one.strip() else where), {"translation": {source_lang: one, target_lang: other}}
+
+
+def check_row(row: Row, source_lang: str, target_lang: str) -> Iterator[str]:
+    """A sentence for each thing that is wrong with a row: a missing language, an empty side, what is no text."""
+    sides = {"source": row.get("source"), "target": row.get("target")}
+    if "translation" in row:
+        found = row["translation"]
+        if not isinstance(found, dict):
+            yield f'translation must be an object of texts by language, such as {{"{source_lang}": "...", ...}}'
+            return
+        missing = [name for name in (source_lang, target_lang) if name not in found]
+        if missing:
+            yield f"translation lacks {' and '.join(missing)}; languages here: {', '.join(map(str, found)) or 'none'}"
+            return
+        sides = {name: found[name] for name in (source_lang, target_lang)}
+    for name, text in sides.items():
+        if not isinstance(text, str):
+            yield f"{name} must be a text, not {type(text).__name__}"
+        elif not text.strip():
+            yield f"{name} is empty: nothing to translate; remove the row"
+    if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
+        yield "the group must be a text that is not blank"
+
+
+def flat(row: Row, source_lang: str, target_lang: str) -> Row:
+    """A checked row with its texts in columns `source` and `target`."""
+    if "translation" not in row:
+        return {}
+    return {"source": row["translation"][source_lang], "target": row["translation"][target_lang]}
+
+
+def look_over(data: DatasetDict, source_lang: str, target_lang: str) -> None:
+    """Say how many rows have the same text on either side, and warn where the languages seem swapped."""
+    for name, rows in data.items():
+        same = sum(a.strip() == b.strip() for a, b in zip(rows["source"], rows["target"], strict=True))
+        if same:
+            tell(f"{name}: {same:,} of {len(rows):,} rows have the same text on either side")
+        reason = swapped(rows, source_lang, target_lang)
+        if reason:
+            warn(f"{name}: {source_lang} and {target_lang} seem to be swapped: {reason}")
+
+
+def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:
+    """Why the sides of `rows` seem to be in each other's language; None where nothing speaks for it.
+
+    Languages with scripts of their own are told apart by these, others by their most frequent words, where both are
+    among those of `FREQUENT`.
+    """
+    sides = [" ".join(rows[:LOOKED_AT][side]) for side in ("source", "target")]
+    scripts = [_script(language) for language in (source_lang, target_lang)]
+    if scripts[0] and scripts[1] and scripts[0] != scripts[1]:
+        written = [_written_in(text) for text in sides]
+        if written == scripts[::-1]:
+            return f"the sources are in {written[0].title()} letters and the targets in {written[1].title()}"
+        return None
+    if source_lang not in FREQUENT or target_lang not in FREQUENT or source_lang == target_lang:
+        return None
+    own, other = (set(FREQUENT[language].split()) for language in (source_lang, target_lang))
+    counts = [Counter(_WORD.findall(text.lower())) for text in sides]
+    right = sum(counts[0][w] for w in own - other) + sum(counts[1][w] for w in other - own)
+    wrong = sum(counts[0][w] for w in other - own) + sum(counts[1][w] for w in own - other)
+    if wrong > 10 and wrong > 3 * right:
+        return f"{wrong:,} frequent words of either are on the other's side, and {right:,} on their own"
+    return None
+
+
+#: scripts by the code of the CLDR, in the word that begins the Unicode names of their letters
+SCRIPTS = {
+    "Latn": "LATIN", "Cyrl": "CYRILLIC", "Grek": "GREEK", "Arab": "ARABIC", "Hebr": "HEBREW", "Deva": "DEVANAGARI",
+    "Hans": "CJK", "Hant": "CJK", "Jpan": "HIRAGANA", "Kore": "HANGUL", "Thai": "THAI", "Armn": "ARMENIAN",
+    "Geor": "GEORGIAN", "Beng": "BENGALI", "Taml": "TAMIL", "Telu": "TELUGU", "Ethi": "ETHIOPIC",
+}  # fmt: skip
+
+
+def _script(language: str) -> str | None:
+    parts = language.replace("-", "_").split("_")
+    likely = get_global("likely_subtags").get(parts[0].lower(), "").split("_")
+    return next((SCRIPTS[part] for part in [*parts[1:], *likely] if part in SCRIPTS), None)
+
+
+def _written_in(text: str) -> str | None:
+    """The script of most letters of a text; Japanese by its syllables, which no other language has."""
+    names = Counter(unicodedata.name(c, "").split(" ")[0] for c in text[:100_000] if c.isalpha())
+    names["HIRAGANA"] = 3 * (names["HIRAGANA"] + names.pop("KATAKANA", 0))
+    return names.most_common(1)[0][0] if names.total() else None

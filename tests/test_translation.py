@@ -1,0 +1,680 @@
+"""The translation recipe as a user runs it: sample, pairs, languages, batches, resume, predict, bad input."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from datasets import Dataset, DatasetDict
+from peft import PeftModel
+from sacrebleu.metrics import BLEU
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    M2M100Tokenizer,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+    T5Tokenizer,
+)
+
+from common.encoder_decoder import Seq2SeqModelArguments, train_joint_tokenizer
+from common.errors import InputError, RunStopped
+from common.seq2seq import finished_ids
+from recipes.translation import predict, train
+from recipes.translation.languages import direction, set_direction, target_id
+from recipes.translation.localisation import sample
+from recipes.translation.pairs import check_row, swapped
+from recipes.translation.scoring import bleu_of, compare, scores
+from recipes.translation.sentences import joined, pieces
+from tests.bad_inputs import variants
+from tests.conftest import read_jsonl, run, write_jsonl
+from tests.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
+from tests.test_launch import TORCHRUN
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, list[dict]]:
+    """The sample; made once."""
+    return sample()
+
+
+def rows_of(rows: list[dict]) -> list[dict]:
+    return [{"translation": row["translation"]} for row in rows]
+
+
+@pytest.fixture
+def small(pairs, tmp_path) -> dict[str, str]:
+    """The first rows of the sample as files."""
+    sizes = {"train": 96, "validation": 20, "test": 20}
+    return {s: write_jsonl(tmp_path / f"{s}.jsonl", rows_of(pairs[s][:size])) for s, size in sizes.items()}
+
+
+@pytest.fixture
+def arguments(small, tmp_path) -> list[str]:
+    """Arguments of a training run of seconds."""
+    files = [word for split, file in small.items() for word in (f"--{split}_file", file)]
+    return [
+        *files,
+        *("--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--dropout", "0", "--num_beams", "2"),
+        *("--output_dir", str(tmp_path / "out"), "--precision", "fp32", "--num_train_epochs", "2"),
+        *("--max_source_length", "64", "--max_target_length", "40", "--max_tokens_per_batch", "512"),
+        *("--save_min_seconds", "0", "--disable_tqdm", "true"),
+    ]
+
+
+# Data
+
+
+def test_the_sample_is_what_it_promises(pairs):
+    assert sum(map(len, pairs.values())) >= 20_000
+    assert min(len(pairs["validation"]), len(pairs["test"])) >= 300
+    sources = [row["translation"]["en"] for rows in pairs.values() for row in rows]
+    assert len(set(sources)) == len(sources)
+    for rows in pairs.values():
+        for row in rows:
+            assert list(check_row({"translation": row["translation"]}, "en", "de")) == []
+    kinds = {row["kind"] for row in pairs["train"]}
+    assert kinds >= {"date", "time", "number", "currency", "unit", "territories", "languages", "relative", "months"}
+    assert {row["held_out"] for row in pairs["test"]} == {"value", "pattern"}
+    assert {row["held_out"] for row in pairs["train"]} == {"none"}
+    found = {row["translation"]["en"]: row["translation"]["de"] for rows in pairs.values() for row in rows}
+    assert found["France"] == "Frankreich"
+    assert sample() == pairs
+
+
+def parallel(tmp_path, source: str | bytes, target: str | bytes) -> list[str]:
+    for name, text in (("t.en", source), ("t.de", target)):
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return ["--train_file", str(tmp_path / "t.en"), "--train_target_file", str(tmp_path / "t.de")]
+
+
+LANGUAGES = ("--source_lang", "en", "--target_lang", "de")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "where", "what"),
+    [
+        ("a\nb\nc\n", "A\nB\n", "t.en:3", "t.en has 3 lines and {}t.de 2"),
+        ("a\nb\n", "A\nB\nC\nD\n", "t.de:3", "t.de has 4 lines and {}t.en 2"),
+        ("a\n\nc\n", "A\nB\nC\n", "t.en:2", "en is empty"),
+        ("a\nb\nc\n", "A\nB\n \n", "t.de:3", "de is empty"),
+        ("a\nb\n", b"A\n\xff\xfe\n", "t.de:2", "not UTF-8"),
+    ],
+)
+def test_parallel_files_that_are_not_parallel_are_refused(tmp_path, source, target, where, what):
+    files = parallel(tmp_path, source, target)
+    with pytest.raises(InputError) as error:
+        train.main([*files, *LANGUAGES, "--output_dir", str(tmp_path / "out")])
+    assert str(error.value).startswith(f"{tmp_path}/{where}: ")
+    assert what.format(f"{tmp_path}/") in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"translation": {"en": "a"}}, "translation lacks de; languages here: en"),
+        ({"translation": {"en": "a", "fr": "b"}}, "translation lacks de; languages here: en, fr"),
+        ({"translation": {"en": "a", "de": " "}}, "de is empty"),
+        ({"translation": {"en": ["a"], "de": "b"}}, "en must be a text, not list"),
+        ({"translation": "a"}, "translation must be an object"),
+        ({"en": "a"}, "no column translation; columns here: en"),
+    ],
+)
+def test_rows_that_cannot_be_translated_are_told_with_their_line(tmp_path, row, message):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"translation": {"en": "a", "de": "b"}}, row])
+    with pytest.raises(InputError) as error:
+        train.main(["--train_file", file, *LANGUAGES, "--output_dir", str(tmp_path / "out")])
+    assert f"{file}:2: {message}" in str(error.value)
+
+
+def test_the_three_forms_of_rows_are_the_same_data(pairs, tmp_path, arguments):
+    rows = [row["translation"] for row in pairs["train"][:30]]
+    (tmp_path / "t.csv").write_text("en,de\n" + "".join(f'"{r["en"]}","{r["de"]}"\n' for r in rows), encoding="utf-8")
+    other = [{"quelle": r["en"], "ziel": r["de"], "translation": 7} for r in rows]
+    forms = [
+        parallel(tmp_path, *("".join(r[name] + "\n" for r in rows) for name in ("en", "de"))),
+        ["--train_file", str(tmp_path / "t.csv")],
+        ["--train_file", write_jsonl(tmp_path / "t.jsonl", [{"translation": r | {"fr": 1}} for r in rows])],
+    ]
+    hashes = []
+    more = ["--validation_file", arguments[3], *LANGUAGES, "--max_steps", "1", "--vocab_size", "300"]
+    more += ["--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--max_eval_samples", "1"]
+    for number, form in enumerate(forms):
+        out = tmp_path / str(number)
+        train.main([*form, *more, "--output_dir", str(out), "--num_beams", "1", "--max_target_length", "8"])
+        hashes.append(json.loads((out / "run.json").read_text())["rows"]["train"])
+    assert len(set(hashes)) == 1
+    data_args = train.TranslationDataArguments(
+        train_file=write_jsonl(tmp_path / "o.jsonl", other), source_column_name="quelle",
+        target_column_name="ziel", source_lang="en", target_lang="de",
+    )  # fmt: skip
+    assert data_args.columns() == {"source": "quelle", "target": "ziel"}
+
+
+@pytest.mark.parametrize(
+    ("languages", "source", "target", "reason"),
+    [
+        (("en", "de"), "the cat is on the mat and it was", "die Katze ist nicht auf der Matte und das", None),
+        (("en", "de"), "die Katze ist nicht auf der Matte", "the cat is on the mat and it was", "frequent words"),
+        (("en", "ru"), "кошка сидит", "the cat sits", "Cyrillic"),
+        (("en", "ru"), "the cat sits", "кошка сидит", None),
+        (("ja", "en"), "the cat", "猫がいます", "Latin"),
+        (("en", "xx"), "die Katze", "the cat", None),
+    ],
+)
+def test_swapped_languages_are_noticed(languages, source, target, reason):
+    rows = Dataset.from_dict({"source": [source] * 20, "target": [target] * 20})
+    found = swapped(rows, *languages)
+    assert (reason in found) if reason else (found is None)
+
+
+def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys):
+    rows = [{"source": "das ist nicht die Katze", "target": "this is not the cat"}] * 8
+    rows += [{"source": "OK", "target": "OK"}] * 2
+    train.look_over(DatasetDict(train=Dataset.from_list(rows)), "en", "de")
+    printed = capsys.readouterr()
+    assert "train: 2 of 10 rows have the same text on either side" in printed.out
+    assert "warning: train: en and de seem to be swapped" in printed.err
+
+
+BAD = [{"translation": {"en": f"The {n} cat", "de": f"Die {n}. Katze"}, "id": str(n)} for n in range(12)]
+
+
+def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_hang, capsys):  # noqa: F811
+    flat = [{"en": row["translation"]["en"], "de": row["translation"]["de"]} for row in BAD]
+    good = write_jsonl(tmp_path / "good.jsonl", BAD)
+    file = tmp_path / "bad.jsonl"
+    wrong, counts = [], {"read": 0, "refused": 0}
+    for variant in [*variants(BAD), *variants(flat, seed=1)]:
+        file.write_bytes(variant.content)
+        no_hang()
+        args = train.TranslationDataArguments(
+            train_file=str(file), validation_file=good, source_lang="en", target_lang="de"
+        )
+        try:
+            check = train.partial(check_row, source_lang="en", target_lang="de")
+            data = train.load_splits(args, args.columns(), check, read=train.reader("en", "de", {}))
+            data = data.map(train.flat, fn_kwargs={"source_lang": "en", "target_lang": "de"})
+            train.look_over(data, "en", "de")
+        except InputError as error:
+            counts["refused"] += 1
+            fault = check_refusal(error, file, variant.line)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {str(error)[:200]}"
+        else:
+            counts["read"] += 1
+            lines = [json.loads(x) for x in variant.content.decode("utf-8-sig").split("\n") if x.strip()]
+            texts = [row.get("translation", row) for row in lines]
+            same = [(r["en"], r["de"]) for r in texts] == list(
+                zip(data["train"]["source"], data["train"]["target"], strict=True)
+            )
+            fault = None if same else "other rows than the file holds"
+        if fault:
+            wrong.append(f"{variant.name}: {fault}")
+    capsys.readouterr()
+    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
+    assert counts["read"] >= 60
+    assert counts["refused"] >= 150
+
+
+# Sub-tokens
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_trained_tokenizer_gives_back_every_text(pairs, kind, tmp_path):
+    args = Seq2SeqModelArguments(tokenizer_train=kind, vocab_size=500)
+    texts = [text for row in pairs["train"][:500] for text in row["translation"].values()]
+    tokenizer = train_joint_tokenizer(args, texts)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) <= 500
+    for text in [*texts[:200], "Ünïcode 東京 \U0001f600 a  b", "1,234.50 m² – “x”"]:
+        ids = tokenizer(text)["input_ids"]
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() == text
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("4711 and 12")["input_ids"])
+    assert all(sum(c.isdigit() for c in piece) <= 1 for piece in pieces)
+
+
+def test_encode_by_hand(pairs):
+    texts = [text for row in pairs["train"][:200] for text in row["translation"].values()]
+    tokenizer = train_joint_tokenizer(Seq2SeqModelArguments(vocab_size=400), texts)
+    rows = {"source": ["May 5", "1 2 3 4 5 6 7 8"], "target": ["5. Mai", "x"]}
+    found = train.encode(rows, tokenizer, "to German: ", 30, 6)
+    plain = [tokenizer("to German: " + text)["input_ids"] for text in rows["source"]]
+    assert found["input_ids"][0] == plain[0]
+    assert found["labels"][1] == tokenizer("x")["input_ids"]
+    assert found["cut"] == [len(plain[0]) > 30 or len(tokenizer("5. Mai")["input_ids"]) > 6, len(plain[1]) > 30]
+    cut = train.encode(rows, tokenizer, "", 5, 3)
+    assert [len(ids) for ids in cut["input_ids"]] == [min(5, len(tokenizer(t)["input_ids"])) for t in rows["source"]]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in cut["input_ids"] + cut["labels"])
+    assert cut["cut"][1]
+
+
+def test_generated_rows_end_where_they_end_and_never_hold_minus_100():
+    ids, ended = finished_ids(np.array([1, 7, 8, 1, 0, -100, -100]), eos=1)
+    assert (ids, ended) == ([7, 8], True)
+    ids, ended = finished_ids(np.array([1, 7, 8, 9, -100]), eos=1)
+    assert (ids, ended) == ([7, 8, 9], False)
+    assert finished_ids(np.array([1, 5, 7, 1]), eos=1, forced=5) == ([7], True)
+
+
+def test_pieces_of_a_document_join_to_it():
+    text = (
+        'He said "Go." Dr. Smith left at 3.14! Yes?\n\n  A line, with a comma, and words that go on.\n日本語です。次。'
+    )
+    for longest in (1, 8, 20, 45, 1000):
+        cut = pieces(text, lambda piece, n=longest: len(piece) <= n)
+        assert joined([piece for piece, _ in cut], cut) == text
+        assert all(len(piece) <= longest for piece, _ in cut)
+    assert [piece for piece, _ in pieces("One here. Two here. Dr. No is three.", lambda piece: len(piece) < 20)] == [
+        "One here.", "Two here.", "Dr. No is three.",
+    ]  # fmt: skip
+    assert pieces("One. Two.\n", lambda piece: True) == [("One. Two.", "\n")]
+
+
+# Scores
+
+
+def test_scores_are_those_of_sacrebleu_and_the_bootstrap_tells_chance_from_difference():
+    gold = [f"the cat number {n} sat on the mat" for n in range(60)]
+    noisy = [text.replace("cat", "dog") if n % 3 else text for n, text in enumerate(gold)]
+    bleu = bleu_of("de", "auto")
+    assert scores(bleu, noisy, gold)["bleu"] == BLEU().corpus_score(noisy, [gold]).score
+    assert scores(bleu, gold, gold) == {
+        "bleu": pytest.approx(100),
+        "chrf": 100,
+        "exact": 1,
+        "length_ratio": 1,
+        "ter": 0,
+    }
+    assert compare(bleu, noisy, gold, gold)["compared_p"] < 0.01
+    assert compare(bleu, gold, gold, gold)["compared_p"] > 0.5
+    assert bleu_of("zh", "auto").get_signature is not None
+
+
+# Training
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_a_run_leaves_results_and_the_saved_model_gives_the_scores_of_the_report(arguments, small, tmp_path, capsys):
+    metrics = train.main([*arguments, "--num_train_epochs", "4"])
+    out = tmp_path / "out"
+    assert results(out)["test_bleu"] == metrics["test_bleu"]
+    assert results(out)["test_hit_max_length"] == metrics["test_hit_max_length"]
+    assert metrics["test_copy_bleu"] > 0
+    signature = json.loads((out / "run.json").read_text())["signatures"]["bleu"]
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in signature
+    printed = capsys.readouterr().out
+    assert "source, copied" in printed
+    assert f"| bleu | {metrics['test_bleu']:.4f} |" in (out / "README.md").read_text()
+    rows = read_jsonl(out / "predictions_test.jsonl")
+    gold = [row["translation"] for row in read_jsonl(Path(small["test"]))]
+    assert [(row["source"], row["target"]) for row in rows] == [(row["en"], row["de"]) for row in gold]
+
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    alone = []
+    for row in rows:  # one by one: neither order nor padding of the evaluation can have changed anything
+        ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
+        alone.append(tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip())
+    assert alone == [row["predicted"] for row in rows]
+    assert (
+        BLEU().corpus_score([" ".join(t.split()) for t in alone], [[row["target"] for row in rows]]).score
+        == (metrics["test_bleu"])
+    )
+
+
+ADAPTED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_it_overfits_on_bleu_and_predict_translates_the_same(arguments, pairs, tmp_path, lora):
+    few = rows_of(pairs["train"][96:120])
+    file = write_jsonl(tmp_path / "few.jsonl", few)
+    out = tmp_path / "over"
+    same = [*(w for s in ("train", "validation", "test") for w in (f"--{s}_file", file)), "--output_dir", str(out)]
+    more = ["--eval_strategy", "no", "--save_strategy", "no", "--label_smoothing_factor", "0", "--weight_decay", "0"]
+    if lora:
+        train.main([*arguments, "--num_train_epochs", "40", "--eval_strategy", "no"])  # to adapt what is trained
+        more += ["--model_name_or_path", str(tmp_path / "out"), "--lora_r", "64", "--lora_dropout", "0"]
+        more += ["--lora_target_modules", *ADAPTED, "--learning_rate", "5e-3"]
+        at = arguments.index("--vocab_size")
+        arguments[at : at + 2] = []
+    epochs = "150" if lora else "80"
+    metrics = train.main([*arguments, *same, *more, "--num_train_epochs", epochs, "--max_tokens_per_batch", "256"])
+    assert metrics["test_bleu"] > 90
+    assert metrics["test_hit_max_length"] == 0
+    report = read_jsonl(out / "predictions_test.jsonl")
+    predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
+    found = read_jsonl(tmp_path / "p.jsonl")
+    assert [row["predicted"] for row in found] == [row["predicted"] for row in report]
+    assert all(row["pieces"] == 1 and row["ended"] and row["score"] <= 0 for row in found)
+    assert (out / "adapter").exists() == lora
+    if lora:
+        base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+        ids = torch.randint(5, 300, (2, 9))
+        with torch.no_grad():
+            inputs = {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+            unmerged = PeftModel.from_pretrained(base, out / "adapter").eval()(**inputs).logits
+            merged = AutoModelForSeq2SeqLM.from_pretrained(out).eval()(**inputs).logits
+        assert (merged - unmerged).abs().max() < 1e-3
+
+
+def test_steps_do_not_depend_on_how_they_are_cut(arguments, tmp_path):
+    sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1", "--eval_strategy", "no"]
+    for name, budget, accumulation in (("whole", 512, 1), ("cut", 128, 4)):
+        train.main([
+            *arguments, *sgd, "--output_dir", str(tmp_path / name), "--max_tokens_per_batch", str(budget),
+            "--gradient_accumulation_steps", str(accumulation), "--num_beams", "1",
+        ])  # fmt: skip
+    logs = [json.loads((tmp_path / n / "trainer_state.json").read_text())["log_history"] for n in ("whole", "cut")]
+    steps = [[(e["loss"], e["grad_norm"]) for e in log if "grad_norm" in e] for log in logs]
+    assert len(steps[0]) == len(steps[1]) > 4
+    for (loss, norm), (other_loss, other_norm) in zip(*steps, strict=True):
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other_norm == pytest.approx(norm, rel=1e-4)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-5
+
+
+@pytest.mark.parametrize("budget", [True, False])
+def test_resumed_equals_uninterrupted_bit_for_bit(arguments, tmp_path, budget):
+    steps = ["--save_strategy", "steps", "--save_steps", "3", "--num_train_epochs", "3", "--eval_strategy", "no"]
+    steps += ["--dropout", "0.1", "--num_beams", "1", "--save_total_limit", "20"]
+    if not budget:
+        steps += ["--max_tokens_per_batch", "0", "--per_device_train_batch_size", "16"]
+    train.main([*arguments, *steps, "--output_dir", str(tmp_path / "whole")])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    checkpoints = sorted((tmp_path / "cut").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    middle = len(checkpoints) // 2  # in the second epoch
+    for path in checkpoints[middle + 1 :]:
+        shutil.rmtree(path)
+    (tmp_path / "cut" / ".lock").unlink()
+    record = json.loads((tmp_path / "cut" / "run.json").read_text())
+    (tmp_path / "cut" / "run.json").write_text(json.dumps(record | {"finished": None}))
+    train.main([*arguments, *steps, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    assert results(tmp_path / "whole")["test_bleu"] == results(tmp_path / "cut")["test_bleu"]
+
+
+def test_another_budget_cannot_be_resumed_unless_the_step_is_the_same(arguments, tmp_path):
+    train.main([*arguments, "--num_beams", "1"])
+    more = ["--resume_from_checkpoint", "true", "--num_beams", "1"]
+    with pytest.raises(InputError, match="took 512 sub-tokens a step and would now take 256 sub-tokens"):
+        train.main([*arguments, *more, "--max_tokens_per_batch", "256"])
+    train.main([*arguments, *more, "--max_tokens_per_batch", "256", "--gradient_accumulation_steps", "2"])
+
+
+def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
+    sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1", "--max_predict_samples", "19"]
+    done = run(
+        *TORCHRUN, "-m", "recipes.translation.train", *arguments, *sgd, "--max_tokens_per_batch", "256",
+        "--per_device_eval_batch_size", "3", "--output_dir", str(tmp_path / "two"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("source, copied") == 1
+    done = run("-m", "recipes.translation.train", *arguments, *sgd, "--output_dir", str(tmp_path / "one"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert read_jsonl(two / "predictions_test.jsonl") == read_jsonl(one / "predictions_test.jsonl")
+    for name in ("test_bleu", "test_chrf", "test_ter", "eval_bleu", "test_hit_max_length"):
+        assert results(two)[name] == results(one)[name]
+    weights = [load_file(folder / "model.safetensors") for folder in (two, one)]
+    assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[1]) < 1e-5
+
+
+def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
+    train.main([*arguments, "--predict_with_generate", "false", "--metric_for_best_model", "loss"])
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    evaluations = [entry for entry in log if "eval_loss" in entry]
+    assert len(evaluations) == 2
+    assert not any("eval_bleu" in entry for entry in evaluations)
+    assert results(tmp_path / "out")["eval_samples"] == 20
+    train.main([*arguments, "--eval_generate_samples", "5", "--output_dir", str(tmp_path / "b")])
+    log = json.loads((tmp_path / "b" / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in log if "eval_bleu" in entry and "eval_loss" not in entry]) == 2
+    assert results(tmp_path / "b")["eval_samples"] == 20
+
+
+def test_bf16_saves_float32_and_generates_as_the_saved_model_does(arguments, tmp_path):
+    train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "4", "--num_beams", "1"])
+    out = tmp_path / "out"
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.float32}
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    for row in read_jsonl(out / "predictions_test.jsonl"):
+        ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
+        assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
+
+
+def test_predictions_of_another_run_are_compared(arguments, tmp_path):
+    train.main([*arguments, "--num_beams", "1"])
+    other = str(tmp_path / "out" / "predictions_test.jsonl")
+    more = ["--num_beams", "1", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "b")]
+    metrics = train.main([*arguments, *more, "--compare_to", other])
+    assert 0 < metrics["test_compared_p"] <= 1
+    assert metrics["test_compared_bleu"] == pytest.approx(results(tmp_path / "out")["test_bleu"])
+    rows = read_jsonl(Path(other))
+    others = (rows[1:], "has 19 rows"), ([{"a": 1}], ":1: needs `target`"), (rows[::-1], ":1: is of another")
+    for bad, message in others:
+        file = write_jsonl(tmp_path / "other.jsonl", bad)
+        with pytest.raises(InputError, match=message):
+            train.main([*arguments, *more, "--compare_to", file])
+
+
+def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
+    for more, message in (
+        (["--max_tokens_per_batch", "32"], "a row may have 64 sub-tokens"),
+        (["--from_scratch", "tiny", "--model_name_or_path", "x/y"], "exclude each other"),
+        (["--source_column_name", "a"], "give both"),
+        (["--bleu_tokenize", "x"], "must be auto or one of"),
+        (["--auto_find_batch_size", "true"], "counts rows"),
+        (["--metric_for_best_model", "bleau"], "did you mean bleu"),
+        (["--test_target_file", str(tmp_path / "none")], "no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.main([*arguments, *more])
+    with pytest.raises(InputError, match="name both languages"):
+        train.main(["--train_file", arguments[1]])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(arguments):
+    with pytest.raises(RunStopped, match="not a finite number; its rows"):
+        train.main([*arguments, "--learning_rate", "1e30", "--max_grad_norm", "0", "--optim", "sgd"])
+
+
+# Prediction
+
+
+def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tmp_path):
+    train.main([*arguments, "--num_train_epochs", "6"])
+    out = str(tmp_path / "out")
+    document = "May 5, 1999.\n\n" + "On Monday we met 12 people. " * 30 + "The end, at last\n"
+    rows = [{"text": "May 5", "n": 0}, {"text": document, "n": 1}, {"text": " ", "n": 2}, {"text": "x" * 500, "n": 3}]
+    rows += [{"translation": {"en": f"{n} meters"}, "n": n} for n in range(4, 12)]
+    source = write_jsonl(tmp_path / "in.jsonl", rows)
+    command = ["--model", out, "--input", source, "--precision", "fp32"]
+    predict.main([*command, "--output", str(tmp_path / "a.jsonl"), "--n_best", "2"])
+    found = read_jsonl(tmp_path / "a.jsonl")
+    assert [{k: v for k, v in row.items() if k in ("text", "translation", "n")} for row in found] == rows
+    assert [row["pieces"] for row in found[:1] + found[2:3] + found[4:]] == [1] * 10
+    assert found[1]["pieces"] > 5
+    assert found[1]["predicted"].count("\n") == 3
+    assert found[3]["pieces"] > 2
+    assert found[2]["predicted"] == " "  # as it was
+    for row in found:
+        assert len(row["n_best"]) == 2
+        assert row["n_best"][0]["predicted"] == row["predicted"]
+    predict.main([*command, "--output", str(tmp_path / "b.jsonl"), "--buffer_rows", "2", "--batch_tokens", "1"])
+    for row, other in zip(found, read_jsonl(tmp_path / "b.jsonl"), strict=True):
+        assert row["predicted"] == other["predicted"]
+        assert row["score"] == pytest.approx(other["score"], abs=2e-4)
+
+    translator = predict.Translator(out, precision="fp32")
+    (best,) = translator(["May 5"])
+    model, tokenizer = translator.model, translator.tokenizer
+    inputs = tokenizer("May 5", return_tensors="pt")
+    with torch.no_grad():
+        labels = model.generate(**inputs, **translator.search)[:, 1:]
+        assert best[0]["score"] == pytest.approx(-model(**inputs, labels=labels).loss.item(), abs=2e-4)
+
+    (tmp_path / "t.txt").write_text("May 5\nMay 6\n", encoding="utf-8")
+    predict.main(["--model", out, "--input", str(tmp_path / "t.txt"), "--output", str(tmp_path / "c.jsonl")])
+    assert [row["text"] for row in read_jsonl(tmp_path / "c.jsonl")] == ["May 5", "May 6"]
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "a"}, {"txt": "a"}, {"text": "a", "predicted": "b"}])
+    with pytest.raises(InputError) as error:
+        predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "d.jsonl")])
+    assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3"]
+    with pytest.raises(InputError, match="needs as many --num_beams"):
+        predict.main([*command, "--output", str(tmp_path / "e.jsonl"), "--n_best", "3"])
+
+
+# Families
+
+TEXTS = ["The cat is here.", "Two cats sat on the mat.", "A dog was there with the cat."]
+SIZES = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+def spm(folder: Path, name: str) -> str:
+    """A sentencepiece model of 60 pieces, as the slow tokenizers want it."""
+    folder.mkdir(exist_ok=True)
+    corpus = folder.parent / "corpus.txt"
+    corpus.write_text("\n".join(TEXTS * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "new"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    (folder / "new.model").rename(folder / name)
+    (folder / "new.vocab").unlink()
+    return str(folder / name)
+
+
+def vocabulary(file: str, first: list[str]) -> list[str]:
+    processor = sentencepiece.SentencePieceProcessor(model_file=file)
+    there = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    return first + [piece for piece in there if piece not in first]
+
+
+def family(name: str, folder: Path) -> None:
+    """A tiny checkpoint of a family, with a tokenizer of the right class."""
+    unigram = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    unigram += [(c, -3.0) for c in sorted({c for text in TEXTS for c in text if c != " "})]
+    if name in ("mbart", "mbart50"):
+        kind = MBartTokenizer if name == "mbart" else MBart50Tokenizer
+        tokenizer = kind(vocab=unigram)
+    elif name == "nllb":
+        vocab = {piece: i for i, (piece, _) in enumerate(unigram)}
+        tokenizer = NllbTokenizer(vocab=vocab, merges=[])
+    elif name in ("t5", "mt5"):
+        vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *unigram[4:]]
+        tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0)
+    elif name == "bart":
+        model = Tokenizer(models.WordLevel({p: i for i, (p, _) in enumerate(unigram)}, unk_token="<unk>"))
+        model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        ends = [("<s>", 0), ("</s>", 2)]
+        model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        )
+    elif name == "m2m_100":
+        file = spm(folder, "sentencepiece.bpe.model")
+        pieces = vocabulary(file, ["<s>", "<pad>", "</s>", "<unk>"])
+        (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+        tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), file)
+    else:
+        file = spm(folder, "source.spm")
+        shutil.copy(file, folder / "target.spm")
+        tags = [">>deu<<", ">>fra<<"] if name == "marian-multi" else []
+        pieces = [*vocabulary(file, ["</s>", "<unk>", *tags]), "<pad>"]
+        (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+        tokenizer = MarianTokenizer(str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json"))
+    kind = {"mbart50": "mbart", "nllb": "m2m_100", "marian-multi": "marian"}.get(name, name)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if kind in ("t5", "mt5"):
+        sizes = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "d_ff": 32}
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    else:
+        sizes = SIZES
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id if kind == "marian" else tokenizer.eos_token_id
+    vocab = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1) + (128 if name == "m2m_100" else 0)
+    config = AutoConfig.for_model(kind, vocab_size=vocab, **sizes, **ids)
+    torch.manual_seed(0)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+FAMILIES = ("t5", "mt5", "bart", "mbart", "mbart50", "nllb", "m2m_100", "marian", "marian-multi")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_are_told_the_languages_in_their_own_way(name, arguments, tmp_path):
+    family(name, tmp_path / "base")
+    file = write_jsonl(tmp_path / "f.jsonl", [{"translation": {"en": t, "de": t[::-1]}} for t in TEXTS * 4])
+    at = arguments.index("--vocab_size")
+    arguments[at : at + 4] = []
+    for split in ("train", "validation", "test"):
+        arguments[arguments.index(f"--{split}_file") + 1] = file
+    train.main([*arguments, "--model_name_or_path", str(tmp_path / "base"), "--num_train_epochs", "1"])
+    out = tmp_path / "out"
+    tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForSeq2SeqLM.from_pretrained(out)
+    way = direction(tokenizer, model, "en", "de")
+    assert model.config.translation == way.__dict__
+    set_direction(tokenizer, model, way)
+    codes = {"mbart": "de_DE", "mbart50": "de_DE", "nllb": "deu_Latn", "m2m_100": "de"}
+    prefixes = {"t5": "translate English to German: ", "marian-multi": ">>deu<< "}
+    assert (way.target_code, way.source_prefix) == (codes.get(name, ""), prefixes.get(name, ""))
+    source = tokenizer(way.source_prefix + "The cat")["input_ids"]
+    target = tokenizer(text_target="The cat")["input_ids"]
+    ids = model.generate(input_ids=torch.tensor([source]))[0]
+    if name in codes:
+        code = target_id(tokenizer, way.target_code)
+        assert target_id(tokenizer, way.source_code) in source
+        assert code in target
+        assert ids[0 if name == "mbart" else 1] == code
+    if name == "marian-multi":
+        assert source[0] == tokenizer.get_vocab()[">>deu<<"]
+    report = [row["predicted"] for row in read_jsonl(out / "predictions_test.jsonl")]
+    predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
+    assert [row["predicted"] for row in read_jsonl(tmp_path / "p.jsonl")] == report
+
+
+def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
+    family("nllb", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match="--target_code: the model has several codes for 'zh'; give one of: zho_Han"):
+        direction(tokenizer, model, "en", "zh")
+    assert direction(tokenizer, model, "en", "zh", target_code="zho_Hans").target_code == "zho_Hans"
+    with pytest.raises(InputError, match="--source_code: the model has no code for 'qq'"):
+        direction(tokenizer, model, "qq", "de")
+
+
+def test_a_model_without_decoder_is_refused(tiny, arguments):
+    at = arguments.index("--vocab_size")
+    arguments[at : at + 4] = []
+    with pytest.raises(InputError, match="has no decoder beside an encoder"):
+        train.main([*arguments, "--model_name_or_path", tiny])
+
+
+def test_the_usage_in_the_model_card_runs(arguments, tmp_path, monkeypatch):
+    train.main([*arguments, "--num_train_epochs", "1"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    exec(code, {})  # the card's own lines
