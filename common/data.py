@@ -62,7 +62,7 @@ def check_file(
     problems.check()
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str | None]]:
+def numbered_lines(path: Path) -> Iterator[tuple[str, str | None]]:
     """Place and text of each line; the text is None where the line is not UTF-8."""
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
@@ -99,7 +99,7 @@ def parse_json(text: str) -> Any:
 
 
 def _read_json_lines(path: Path) -> Iterator[Located]:
-    for where, text in _lines(path):
+    for where, text in numbered_lines(path):
         if text is None:
             yield where, NOT_UTF8
         elif text.strip():
@@ -115,7 +115,7 @@ def _read_json(path: Path) -> Iterator[Located]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        yield from ((where, NOT_UTF8) for where, line in _lines(path) if line is None)
+        yield from ((where, NOT_UTF8) for where, line in numbered_lines(path) if line is None)
         return
     if not text.lstrip().startswith("["):
         yield from _read_json_lines(path)
@@ -135,7 +135,7 @@ def _read_csv(path: Path) -> Iterator[Located]:
     bad: list[Located] = []
 
     def text_lines() -> Iterator[str]:
-        for where, text in _lines(path):
+        for where, text in numbered_lines(path):
             if text is None:
                 bad.append((where, NOT_UTF8))
             yield (text or "") + "\n"
@@ -190,7 +190,7 @@ def _read_conll(path: Path) -> Iterator[Located]:
     tokens: list[str] = []
     tags: list[str] = []
     first, columns, broken = "", 0, False
-    for where, text in _lines(path):
+    for where, text in numbered_lines(path):
         cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
         cells = [cell.strip() for cell in cells]
         if text is None:
@@ -214,7 +214,7 @@ def _read_conll(path: Path) -> Iterator[Located]:
 
 
 def _read_text(path: Path) -> Iterator[Located]:
-    for where, text in _lines(path):
+    for where, text in numbered_lines(path):
         if text is None:
             yield where, NOT_UTF8
         elif text.strip():

@@ -12,7 +12,7 @@ from babel.core import get_global
 from datasets import Dataset, DatasetDict
 
 from common.args import DataArguments
-from common.data import NOT_UTF8, SPLITS, Located, Row, _lines, read_file
+from common.data import NOT_UTF8, SPLITS, Located, Row, numbered_lines, read_file
 from common.errors import InputError, tell, warn
 
 #: rows that are looked at to tell whether the languages are swapped
@@ -110,13 +110,13 @@ def parallel_lines(source: str, target: str, source_lang: str, target_lang: str)
 
     Where one file has more lines that is the only problem told: somewhere above it the lines lost each other.
     """
-    counts = [sum(1 for _ in _lines(Path(path))) for path in (source, target)]
+    counts = [sum(1 for _ in numbered_lines(Path(path))) for path in (source, target)]
     if counts[0] != counts[1]:
         longer, shorter = (source, target) if counts[0] > counts[1] else (target, source)
         lines = f"{longer} has {max(counts):,} lines and {shorter} {min(counts):,}"
         yield f"{longer}:{min(counts) + 1}", f"{lines}, so they are not parallel; align them line by line"
         return
-    for (where, one), (other_where, other) in zip_longest(_lines(Path(source)), _lines(Path(target))):
+    for (where, one), (other_where, other) in zip_longest(numbered_lines(Path(source)), numbered_lines(Path(target))):
         if one is None or other is None:
             yield (where if one is None else other_where), NOT_UTF8
         else:
