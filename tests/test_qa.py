@@ -527,7 +527,7 @@ def test_training_overfits_and_predict_gives_the_scores_of_the_report(start, row
     few = rows["train"][:16]
     adapted = ("--lora_r", "16", "--lora_dropout", "0", "--lora_target_modules", "query", "value", "dense")
     metrics = start(
-        {"train": few, "validation": few, "test": few}, "--num_train_epochs", "150", "--save_strategy", "no",
+        {"train": few, "validation": few, "test": few}, "--num_train_epochs", "300", "--save_strategy", "no",
         "--eval_strategy", "no", "--learning_rate", "3e-3", *(adapted if lora else ()),
     )  # fmt: skip
     assert metrics["test_exact_match"] == 1.0
