@@ -24,6 +24,8 @@ from transformers.integrations import get_available_reporting_integrations
 
 from common.errors import InputError, Problems, tell
 
+#: scores of the recipes, beside losses, of which less is better
+LOWER_IS_BETTER = {"perplexity", "calibration_error", "hit_max_length"}
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 #: arguments of transformers that `--help` shows; `--help_all` shows every one
 COMMON_TRAINING_ARGUMENTS = frozenset({
@@ -199,6 +201,9 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # transformers hands --ddp_timeout on for GPUs only
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and best in LOWER_IS_BETTER:
+            self.greater_is_better = False  # transformers knows that of losses only
         super().__post_init__()
         if self.n_gpu > 1:  # the stock Trainer would take all of them by torch.nn.DataParallel, which is slow
             tell(f"{self.n_gpu} GPUs are here and one is used; take them all by: make ner GPUS={self.n_gpu}")

@@ -394,10 +394,17 @@ def _without_twins(rows: Iterable[tuple[str, Row]], problems: Problems) -> Itera
 
 
 def _too_long(row: Row, max_chars: int) -> Iterator[str]:
-    texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value])]
-    length = sum(len(text) for text in texts if isinstance(text, str))
+    length = sum(_characters(value) for value in row.values())
     if length > max_chars:
         yield f"{length:,} characters in one row, more than --max_chars {max_chars:,}; split it, or allow more"
+
+
+def _characters(value: Any) -> int:
+    """Characters of a text, or of all texts in a list or an object."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, inner))
 
 
 def _list_of_cell(cell: str) -> Any:

@@ -37,7 +37,7 @@ WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.jsonl", "completions.jsonl",
-    "curve.png", "generation_config.json", "*.spm", "sentencepiece.*", "spiece.model",
+    "curve.png", "hardest_test.jsonl", "pictures", "generation_config.json", "*.spm", "sentencepiece.*", "spiece.model",
 )  # fmt: skip
 #: arguments that do not change what is computed
 INCIDENTAL = {

@@ -104,7 +104,11 @@ def new_model(
     or that makes no model.
     """
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-    config = family() if args.model_size else load_config(resolve_model(model_args.model_name_or_path))
+    config = (
+        family()
+        if args.model_size
+        else load_config(resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    )
     if args.model_size:
         layers, width, heads = SIZES[args.model_size]
         sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}

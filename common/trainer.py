@@ -222,9 +222,15 @@ class Trainer(transformers.Trainer):
                     raise
                 batch = args.per_device_train_batch_size
                 if not shrinks or batch == 1:
-                    remedy = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model"
+                    remedy, taken = (
+                        "give --auto_find_batch_size true" if batch > 1 else "take a smaller model",
+                        f"{batch} rows",
+                    )
+                    if budget := getattr(args, "max_tokens_per_batch", 0):
+                        taken = f"up to {budget} sub-tokens"
+                        remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
                     raise RunStopped(
-                        f"out of memory in step {self.state.global_step + 1} with {batch} rows at a time; {remedy}",
+                        f"out of memory in step {self.state.global_step + 1} with {taken} at a time; {remedy}",
                         code=RunStopped.OUT_OF_MEMORY,
                     ) from None
             # out here the failed step's tensors are gone with its traceback
@@ -468,9 +474,11 @@ class Trainer(transformers.Trainer):
         return bool(soon)
 
     def _weights(self) -> dict[str, Tensor]:
-        """What training may change: trainable parameters and buffers, by name."""
+        """What training may change and a checkpoint holds: trainable parameters and buffers, by name."""
         model = self.accelerator.unwrap_model(self.model)
-        return {k: v for k, v in model.named_parameters() if v.requires_grad} | dict(model.named_buffers())
+        kept = model.state_dict().keys()
+        buffers = {k: v for k, v in model.named_buffers() if k in kept}
+        return {k: v for k, v in model.named_parameters() if v.requires_grad} | buffers
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._weights().items()}

@@ -34,7 +34,7 @@ class Completer:
         ids = [(self.start + row)[-room:] for row in encoded]
         found = [""] * len(ids)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
+        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         config = GenerationConfig(
             max_new_tokens=min(new_tokens, self.max_length - 1),
             pad_token_id=self.tokenizer.pad_token_id,

@@ -38,6 +38,8 @@ class ClmPredictArguments(PredictArguments):
             raise InputError("--max_new_tokens must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError("--temperature must be at least 0, and --top_p above 0 and at most 1")
+        if self.precision == "bf16":
+            raise InputError("--precision bf16: completions are computed in float32; leave it out")
 
 
 ARGUMENTS = (ClmPredictArguments,)

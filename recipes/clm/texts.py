@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,6 +13,7 @@ from common.corpus import SHORTEST_TEXT, CorpusArguments, padded, pieces, rows_o
 from common.data import Row, load_splits
 from common.errors import InputError, tell
 
+COUNTED = 10_000_000  # sub-tokens of the training rows that the five-grams are counted on
 LEARNED, GIVEN = 1, 0  # marks of sub-tokens: in the loss, or only read
 
 
@@ -120,19 +121,28 @@ def joined(row: Row) -> Row:
     return {"text": row["prompt"] + row["completion"]}
 
 
+def _pieces(blocks: Dataset, limit: int | None) -> Iterator[np.ndarray]:
+    """The pieces of all rows, or of the first ones that have `limit` sub-tokens together."""
+    count = 0
+    for row in blocks:
+        yield from pieces(row["input_ids"], row["lengths"])
+        count += len(row["input_ids"])
+        if limit is not None and count >= limit:
+            return
+
+
 def bits_of(
     blocks: DatasetDict, texts: DatasetDict, metrics: dict[str, float], split: str, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, float]:
-    """Bits a byte of UTF-8 of the texts of `split`, before and after, and of five-grams of the training rows.
+    """Bits a byte of UTF-8 of the texts of `split`, before and after, and of five-grams of the training rows,
+    of which the first `COUNTED` sub-tokens.
 
     The end of a text is a byte, as a newline would be. Unlike perplexity they compare models of other tokenizers.
     """
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts[split]["text"][:], add_special_tokens=False)
     kept = [text for text, e in zip(texts[split]["text"][:], encoded, strict=True) if len(e.ids) >= SHORTEST_TEXT]
     size = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in kept)
-    rows = {
-        name: [p for row in blocks[name] for p in pieces(row["input_ids"], row["lengths"])] for name in ("train", split)
-    }
+    rows = {name: list(_pieces(blocks[name], limit)) for name, limit in (("train", COUNTED), (split, None))}
     labels = sum(len(ids) - 1 for ids in rows[split])
     losses = {when: metrics[f"{when}_{split}_loss"] for when in ("before", "after")}
     losses["five_grams"] = FiveGrams(rows["train"], len(tokenizer)).loss(rows[split])

@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     length = data_args.max_seq_length
     if scratch_args.from_scratch:
         model = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
+        model.config.max_seq_length = length  # saved with it, so that predict goes no further than it was trained
     else:
         model = load_model(AutoModelForCausalLM, model_args, None, length)
     check_causal(model)
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     write_model_card(
         args.output_dir,
         task="text-generation",
-        base_model=model_args.model_name_or_path or "A new model",
+        base_model="A new model" if scratch_args.from_scratch else model_args.model_name_or_path,
         scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
         split=scored,
         record=run.record,

@@ -61,7 +61,7 @@ def cut_windows(
             whole = _graphemes(contexts[row])
         in_context = [i for i, part in enumerate(encoded.sequence_ids(window)) if part == 1]
         begin, end = (in_context[0], in_context[-1] + 1) if in_context else (1, 1)
-        offsets = np.array(encoded["offset_mapping"][window][begin:end]).reshape(-1, 2)
+        offsets = np.array(encoded["offset_mapping"][window][begin:end], dtype=np.int64).reshape(-1, 2)
         starts, ends = offsets.T if whole is None else (whole[0][offsets[:, 0]], whole[1][offsets[:, 1]])
         columns["begin"].append(begin)
         columns["starts"].append(starts.tolist())

@@ -103,7 +103,7 @@ def _code(side: str, language: str, given: str | None, codes: list[str]) -> str:
         language = given
     else:
         found = [code for code in codes if code.strip("<>") == language]
-        found = found or [code for code in codes if _two_letters(code) == _two_letters(language)]
+        found = found or [code for code in codes if two_letters(code) == two_letters(language)]
     if len(found) == 1:
         return found[0]
     near = ", ".join(found or sorted(codes)[:8]) + ("" if found else ", ...")
@@ -113,7 +113,7 @@ def _code(side: str, language: str, given: str | None, codes: list[str]) -> str:
 
 
 @cache
-def _two_letters(code: str) -> str:
+def two_letters(code: str) -> str:
     """`de` for `de_DE`, `deu_Latn` or `>>deu<<`: the shortest code of the language in the CLDR."""
     language = code.strip("<>").replace("-", "_").split("_")[0].lower()
     found = get_global("language_aliases").get(language, language)
@@ -122,6 +122,6 @@ def _two_letters(code: str) -> str:
 
 def _in_english(language: str) -> str:
     try:
-        return Locale.parse(_two_letters(language)).get_language_name("en") or language
+        return Locale.parse(two_letters(language)).get_language_name("en") or language
     except (UnknownLocaleError, ValueError):
         return language

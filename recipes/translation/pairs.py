@@ -72,6 +72,11 @@ class PairArguments(DataArguments):
         files = [(getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")) for split in SPLITS]
         return {file: target for file, target in files if target}
 
+    def files(self) -> dict[str, str]:
+        """The files of the run, each under the argument that names it."""
+        named = {f"{split}_target_file": getattr(self, f"{split}_target_file") for split in SPLITS}
+        return super().files() | {name: path for name, path in named.items() if path}
+
     def columns(self) -> dict[str, str]:
         """What `load_splits` is to read."""
         if self.source_column_name:

@@ -12,6 +12,8 @@ from common.data import parse_json
 from common.errors import InputError, tell
 from common.report import print_table
 
+from .languages import two_letters
+
 RESAMPLES = 1000
 #: what BLEU counts where words are not separated by blanks
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char", "ko": "char"}
@@ -20,7 +22,7 @@ TOKENIZE = ("13a", "intl", "zh", "char", "none")
 
 def bleu_of(target_lang: str, tokenize: str) -> BLEU:
     """BLEU (Papineni et al. 2002, https://aclanthology.org/P02-1040) as sacreBLEU counts it, cased."""
-    return BLEU(tokenize=TOKENIZERS.get(target_lang[:2].lower(), "13a") if tokenize == "auto" else tokenize)
+    return BLEU(tokenize=TOKENIZERS.get(two_letters(target_lang), "13a") if tokenize == "auto" else tokenize)
 
 
 def scores(bleu: BLEU, predicted: list[str], gold: list[str], fast: bool = False) -> dict[str, float]:
@@ -63,7 +65,7 @@ def by_group(bleu: BLEU, predicted: list[str], gold: list[str], groups: list[str
 def read_predictions(path: str) -> list[tuple[str, str]]:
     """Reference and prediction of each row of a `predictions_test.jsonl` that a run left."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--compare_to {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
     found = []
