@@ -16,9 +16,8 @@ from transformers import (
 )
 
 from common.args import ModelArguments
-from common.cpu import quicken_dropout
 from common.errors import InputError, quiet, tell
-from common.models import attention_kernel, load_config, resolve_model
+from common.models import attention_kernel, load_config, ready_for_training, resolve_model
 from common.outputs import in_main_process
 
 #: layers on either side, width, heads, width of the feed-forward layers
@@ -128,7 +127,7 @@ def new_encoder_decoder(args: Seq2SeqModelArguments, tokenizer: PreTrainedTokeni
     except (ValueError, ImportError) as error:
         raise InputError(f"--attn_implementation {kernel}: {' '.join(str(error).split())}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
-    return _ready(model)
+    return ready_for_training(model, args)
 
 
 def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -188,10 +187,4 @@ def load_encoder_decoder(args: ModelArguments, max_length: int) -> PreTrainedMod
     if loading["missing_keys"]:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(loading['missing_keys']))}")
     model.name_or_path = args.model_name_or_path
-    return _ready(model)
-
-
-def _ready(model: PreTrainedModel) -> PreTrainedModel:
-    if not torch.accelerator.is_available():
-        quicken_dropout(model)
-    return model
+    return ready_for_training(model, args)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common import args as arguments
+from common.args import TrainingArguments
 from common.errors import InputError
 from recipes.ner.train import ARGUMENTS
 
@@ -133,3 +134,11 @@ def test_precision_follows_the_hardware_unless_told(monkeypatch):
     assert parse()[3].bf16 is False
     assert parse("--precision", "bf16")[3].bf16 is True
     assert parse()[3].use_cpu is not torch.accelerator.is_available()
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("perplexity", False), ("eval_calibration_error", False), ("loss", False), ("f1", True)]
+)
+def test_it_is_known_of_which_scores_less_is_better(tmp_path, metric, greater):
+    args = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better is greater

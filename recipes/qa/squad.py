@@ -4,7 +4,6 @@ import json
 import re
 from bisect import bisect
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +152,6 @@ def mended(row: Row) -> Row:
     ]
     moved = sum(a != b for a, b in zip(starts, answers["answer_start"], strict=True))
     return {"answers": {"text": answers["text"], "answer_start": starts}, "moved": moved}
-
-
-def reader(column: str) -> partial:
-    """`read_squad` for answers in `column`."""
-    return partial(read_squad, answers=column)
 
 
 def _places(context: str, text: str) -> list[int]:

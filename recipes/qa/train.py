@@ -41,7 +41,7 @@ from .spans import (
     span_losses,
     tell_of_limits,
 )
-from .squad import check_row, mended, reader
+from .squad import check_row, mended, read_squad
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.qa.predict import Reader
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "answers": data_args.answer_column_name,
     }
     check = partial(check_row, fix_offsets=data_args.fix_answer_offsets)
-    read = reader(data_args.answer_column_name)
+    read = partial(read_squad, answers=data_args.answer_column_name)
     data = load_splits(data_args, columns, check, read=read, unique_ids=True, carve_by="context")
     data = data.map(mended)
     if data_args.fix_answer_offsets:
