@@ -20,6 +20,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.args import LoraArguments, check_best_metric, parse
+from common.comparison import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
     Seq2SeqModelArguments,
@@ -29,6 +30,7 @@ from common.encoder_decoder import (
     train_joint_tokenizer,
 )
 from common.errors import InputError, command_line, tell
+from common.languages import direction, set_direction
 from common.outputs import Run
 from common.report import write_json_lines, write_model_card
 from common.seq2seq import (
@@ -36,19 +38,17 @@ from common.seq2seq import (
     Seq2SeqCollator,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    finished_ids,
+    decoded,
     set_generation,
 )
 from common.tuning import add_lora, merge_lora
 
-from .languages import direction, set_direction
 from .localisation import LANGUAGES, sample_files
 from .pairs import PairArguments, check_row, flat, look_over, reader
 from .scoring import (
     TOKENIZE,
     bleu_of,
     by_group,
-    check_comparison,
     compare,
     predictions,
     print_scores,
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.compare_to:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
-        compared = check_comparison(data_args.compare_to, data["test"]["target"][:])
+        compared = check_comparison(data_args.compare_to, data["test"]["target"][:], "target")
     run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
 
     # Model
@@ -207,15 +207,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Trainer
     bleu, gold = bleu_of(data_args.target_lang, data_args.bleu_tokenize), {s: data[s]["target"][:] for s in data}
 
-    def texts_of(prediction: EvalPrediction) -> tuple[list[str], list[bool]]:
-        found = [finished_ids(row, tokenizer.eos_token_id, forced) for row in prediction.predictions]
-        decoded = tokenizer.batch_decode(
-            [ids for ids, _ in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [text.strip() for text in decoded], [ended for _, ended in found]
-
     def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
-        predicted, ended = texts_of(prediction)
+        predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
         found = scores(bleu, predicted, gold["validation"][: len(encoded)], fast=True)
         return found | {"hit_max_length": ended.count(False) / len(ended)}
 
@@ -248,7 +241,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             continue
         with run.phase(scored):
             output = trainer.predict(rows[name], metric_key_prefix=scored)
-        predicted, ended = texts_of(output)
+        predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         copied = scores(bleu, data[name]["source"][:], gold[name])
         own = scores(bleu, predicted, gold[name]) | {f"copy_{k}": v for k, v in copied.items()}
         own |= {"hit_max_length": ended.count(False) / len(ended), "samples": len(ended)}
