@@ -153,8 +153,8 @@ def load_model(
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
     `id2label` and `label2id` are set, in the order of `labels`, or of the checkpoint where its head is kept.
-    `max_length` is that of the input, in sub-tokens, and `argument` what sets it. Raises `InputError` where the architecture has no such head, the
-    input is too long for it, or the checkpoint has no safetensors.
+    `max_length` is that of the input, in sub-tokens, and `argument` what sets it. Raises `InputError`
+    where the architecture has no such head, the input is too long for it, or the checkpoint has no safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     config = load_config(path)
