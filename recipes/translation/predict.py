@@ -4,7 +4,8 @@
     python -m recipes.translation.predict --model outputs/translation --input t.txt --output t.jsonl --n_best 3
 
 The input is JSON Lines of {"text": ...}, of {"translation": {"en": ...}} with the model's source language, or a .txt
-file with a text a line. The output has the same rows in the same order, each with `predicted`, `score` (mean
+file with a text a line. A model for several pairs is told which by --target_lang, and --source_lang where several have
+that target. The output has the same rows in the same order, each with `predicted`, `score` (mean
 log-probability of its sub-tokens), `pieces` (how many a text too long for the model was split into, by line and
 sentence) and `ended` (false where a translation was cut off at the greatest length). Memory does not grow with the
 file.
@@ -38,6 +39,10 @@ class TranslationPredictArguments(PredictArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved"},
     )
+    target_lang: str | None = field(
+        default=None, metadata={"help": "language to translate to; needed where the model knows several"}
+    )
+    source_lang: str | None = field(default=None, metadata={"help": "language of the input; the same"})
     num_beams: int | None = field(default=None, metadata={"help": "hypotheses kept; as in training when not given"})
     length_penalty: float | None = field(default=None, metadata={"help": "the same for the length penalty"})
     n_best: int = field(default=0, metadata={"help": "write so many of the best translations of each text"})
@@ -55,7 +60,8 @@ class Translator:
     """A saved model that translates texts of any length. `batch_tokens` bounds a batch, padding included.
 
     `beams` and `length_penalty` take the place of those that the model was saved with. Generates in float32 on a CPU,
-    as the training's evaluation does, and in bfloat16 on GPUs that compute it (`precision`).
+    as the training's evaluation does, and in bfloat16 on GPUs that compute it (`precision`). `source_lang` and
+    `target_lang` pick one of the pairs that the model was trained on.
     """
 
     def __init__(
@@ -65,12 +71,14 @@ class Translator:
         precision: str = "auto",
         beams: int | None = None,
         length_penalty: float | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
     ):
         path = resolve_model(model)
         config = load_config(path)
-        if not isinstance(getattr(config, "translation", None), dict):
+        if not isinstance(getattr(config, "translation", None), list):
             raise InputError(f"--model {model}: names no languages; name a folder that recipes.translation.train saved")
-        self.way = Direction(**config.translation)
+        self.way = pick([Direction(**way) for way in config.translation], source_lang, target_lang)
         self.tokenizer = load_seq2seq_tokenizer(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         with quiet():
@@ -79,6 +87,8 @@ class Translator:
             )
         self.model.to(self.device).eval()
         set_direction(self.tokenizer, self.model, self.way)
+        forced = self.model.generation_config.forced_bos_token_id
+        self.forced = () if forced is None else (forced,)
         self.max_length, self.batch_tokens = config.max_source_length, batch_tokens
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
@@ -134,8 +144,7 @@ class Translator:
                     input_ids=ids, attention_mask=mask, num_return_sequences=n_best, **self.search
                 )
                 totals = self._log_probabilities(ids, mask, outputs, n_best)
-            forced = self.model.generation_config.forced_bos_token_id
-            ended = [finished_ids(row, self.tokenizer.eos_token_id, forced) for row in outputs.cpu().numpy()]
+            ended = [finished_ids(row, self.tokenizer.eos_token_id, self.forced) for row in outputs.cpu().numpy()]
             decoded = self.tokenizer.batch_decode(
                 [row for row, _ in ended], skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
@@ -159,10 +168,22 @@ class Translator:
                 use_cache=False,
             ).logits[0]
             picked = logits.float().log_softmax(-1).gather(1, row[1 : size + 1, None])
-            # a token that the model was made to begin with is none of its choices
-            forced = self.model.generation_config.forced_bos_token_id is not None
-            totals.append(float(picked[int(forced) :].sum()))
+            totals.append(float(picked[len(self.forced) :].sum()))  # what it was made to begin with was no choice
         return totals
+
+
+def pick(ways: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
+    """The one of `ways` that has these languages; a language that is not given (None) may be any."""
+    found = [w for w in ways if source_lang in (None, w.source_lang) and target_lang in (None, w.target_lang)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{way.source_lang}-{way.target_lang}" for way in found or ways)
+    asked = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
+    if found:
+        raise InputError(
+            f"{' '.join(asked) or '--target_lang'}: the model has several such pairs; name one of: {known}"
+        )
+    raise InputError(f"{' '.join(asked)}: the model was trained on no such pair; it knows: {known}")
 
 
 def source_of(row: Row, source_lang: str) -> str | None:
@@ -194,7 +215,9 @@ def with_translations(rows: list[Row], translator: Translator, n_best: int = 0) 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    translator = Translator(args.model, args.batch_tokens, args.precision, args.num_beams, args.length_penalty)
+    search = args.num_beams, args.length_penalty
+    languages = args.source_lang, args.target_lang
+    translator = Translator(args.model, args.batch_tokens, args.precision, *search, *languages)
     if args.n_best > translator.beams:
         raise InputError(f"--n_best {args.n_best}: needs as many --num_beams")
     check_file(args.input, lambda row: check_row(row, translator.way.source_lang), args.max_chars)
