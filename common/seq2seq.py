@@ -74,7 +74,6 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     eval_generate_samples: int | None = field(
         default=None, metadata={"help": "generate for so many validation rows only, until the training is over"}
     )
-
     average_checkpoints: int = field(
         default=0,
         metadata={"help": "in the end take the mean of the weights of the last n checkpoints, instead of the best one"},

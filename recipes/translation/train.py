@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args.learning_rate = new if model_args.from_scratch else 5e-5 if lora_args.lora_r is None else 5e-4
     if lora_args.lora_r is not None and (model_args.from_scratch or model_args.warm_start):
         raise InputError("--lora_r: new weights are trained in full; name an encoder-decoder, or leave it out")
+    if lora_args.lora_r is not None and args.average_checkpoints:
+        raise InputError("--average_checkpoints: a mean of adapters is none of what they do; leave --lora_r out")
     if args.predict_with_generate and (args.metric_for_best_model or "").removeprefix("eval_") == "loss":
         raise InputError(
             "--metric_for_best_model loss: evaluations that generate give no loss; add --predict_with_generate false"
