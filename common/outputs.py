@@ -54,7 +54,7 @@ FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
     "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
     "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
-    "max_target_length",
+    "max_target_length", "method",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Beside those of `common.trainer`:
   run that is resumed goes on bit for bit with it too.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -226,6 +226,23 @@ def finished_ids(row: np.ndarray, eos: int, forced: Collection[int] = ()) -> tup
         row = row[1:]
     ends = np.flatnonzero(row == eos)
     return (row[: ends[0]].tolist(), True) if len(ends) else (row.tolist(), False)
+
+
+def decoded(
+    rows: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, forced: Collection[int] = ()
+) -> tuple[list[str], list[int], list[bool]]:
+    """Text, number of sub-tokens (its end included) and whether the end came, of each row that `generate` gave."""
+    found = [finished_ids(row, tokenizer.eos_token_id, forced) for row in rows]
+    texts = tokenizer.batch_decode(
+        [ids for ids, _ in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in texts], [len(ids) + ended for ids, ended in found], [ended for _, ended in found]
+
+
+def forced_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """What every output of `model` begins with by its generation configuration, as `finished_ids` takes it."""
+    forced = model.generation_config.forced_bos_token_id
+    return () if forced is None else (forced,)
 
 
 class BeginWith(LogitsProcessor):

@@ -37,13 +37,13 @@ from common.encoder_decoder import (
     train_joint_tokenizer,
 )
 from common.errors import InputError, RunStopped
+from common.languages import Direction, direction, set_direction, target_id
+from common.sentences import joined, pieces
 from common.seq2seq import finished_ids, label_ids
 from recipes.translation import predict, train
-from recipes.translation.languages import Direction, direction, set_direction, target_id
 from recipes.translation.localisation import sample
 from recipes.translation.pairs import check_row, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
-from recipes.translation.sentences import joined, pieces
 from tests.bad_inputs import variants
 from tests.conftest import read_jsonl, run, write_jsonl
 from tests.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)

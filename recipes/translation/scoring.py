@@ -1,18 +1,15 @@
 """How good translations are: BLEU, chrF and TER of sacreBLEU with their signatures; whether a difference is chance."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
-from common.data import parse_json
-from common.errors import InputError, tell
+from common.errors import tell
+from common.languages import two_letters
 from common.report import print_table
-
-from .languages import two_letters
 
 #: of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
@@ -118,36 +115,6 @@ def by_pair(
         part = scores(bleus[pair], [predicted[i] for i in own], [gold[i] for i in own], fast=True)
         found |= {f"{name}_{score}": part[score] for score in ("bleu", "chrf", "exact")} | {f"{name}_support": len(own)}
     return found
-
-
-def read_predictions(path: str) -> list[tuple[str, str]]:
-    """Reference and prediction of each row of a `predictions_test.jsonl` that a run left."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--compare_to {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line)
-            pair = row["target"], row["predicted"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pair = (None, None)
-        if not all(isinstance(text, str) for text in pair):
-            raise InputError(f"{path}:{number}: needs `target` and `predicted`, as in predictions_test.jsonl of a run")
-        found.append(pair)
-    return found
-
-
-def check_comparison(path: str, gold: list[str]) -> list[str]:
-    """The predictions in file `path`. Raises `InputError` unless they are of the references `gold`, in that order."""
-    other = read_predictions(path)
-    if len(other) != len(gold):
-        raise InputError(f"--compare_to {path}: has {len(other):,} rows, and there are {len(gold):,} test rows")
-    for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
-        if reference != own:
-            raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")
-    return [predicted for _, predicted in other]
 
 
 def compare(bleu: BLEU, other: list[str], predicted: list[str], gold: list[str]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.args import LoraArguments, check_best_metric, parse
+from common.comparison import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
     Seq2SeqModelArguments,
@@ -31,6 +32,7 @@ from common.encoder_decoder import (
     train_joint_tokenizer,
 )
 from common.errors import InputError, command_line, tell
+from common.languages import Direction, directions_of, mark_texts, set_directions, tag_of
 from common.outputs import Run
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
@@ -38,16 +40,15 @@ from common.seq2seq import (
     Seq2SeqCollator,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    finished_ids,
+    decoded,
     label_ids,
     set_generation,
 )
 from common.tuning import add_lora, merge_lora
 
-from .languages import Direction, directions_of, mark_texts, set_directions, tag_of
 from .localisation import LANGUAGES, sample_files
 from .pairs import PairArguments, check_row, flat, look_over, reader, upsampled
-from .scoring import SCORES, TOKENIZE, Scorer, check_comparison, predictions, print_scores, sentence_scores
+from .scoring import SCORES, TOKENIZE, Scorer, predictions, print_scores, sentence_scores
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.translation.predict import Translator
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.compare_to:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
-        compared = check_comparison(data_args.compare_to, data["test"]["target"][:])
+        compared = check_comparison(data_args.compare_to, data["test"]["target"][:], "target")
     run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
 
     # Model
@@ -228,15 +229,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     quick = min((args.predict_with_generate and args.eval_generate_samples) or number, number)
     watched = np.linspace(0, number - 1, quick).astype(int)  # rows of every pair
 
-    def texts_of(prediction: EvalPrediction) -> tuple[list[str], list[bool]]:
-        found = [finished_ids(row, tokenizer.eos_token_id, forced) for row in prediction.predictions]
-        decoded = tokenizer.batch_decode(
-            [ids for ids, _ in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [text.strip() for text in decoded], [ended for _, ended in found]
-
     def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
-        return scorer(data["validation"].select(watched), *texts_of(prediction), fast=True)
+        predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
+        return scorer(data["validation"].select(watched), predicted, ended, fast=True)
 
     check_best_metric(args, (*SCORES, "hit_max_length") if args.predict_with_generate else ())
     trainer = Seq2SeqTrainer(
@@ -266,7 +261,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             continue
         with run.phase(scored):
             output = trainer.predict(rows[name], metric_key_prefix=scored)
-        predicted, ended = texts_of(output)
+        predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         own = scorer(data[name], predicted, ended)
         if name == "test" and data_args.compare_to:
             own |= scorer.compare(data[name], compared, predicted)

@@ -1,0 +1,351 @@
+"""Summarization: train an encoder to pick sentences (extractive), or an encoder-decoder to write (abstractive).
+
+    make summarization
+    make summarization ARGS="--train_file train.jsonl --validation_file dev.jsonl --output_dir outputs/mine"
+    make summarization ARGS="--method abstractive --train_file train.jsonl --output_dir outputs/written"
+    make summarization ARGS="--method abstractive --model_name_or_path facebook/bart-base --train_file train.jsonl"
+    python -m recipes.summarization.train --config my.yaml
+
+More in README.md.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from datasets import Dataset
+from peft import TaskType
+from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
+
+from common.args import DEFAULT_ENCODER, LoraArguments, check_best_metric, parse
+from common.comparison import check_comparison
+from common.data import load_splits
+from common.encoder_decoder import (
+    Seq2SeqModelArguments,
+    load_encoder_decoder,
+    load_seq2seq_tokenizer,
+    new_encoder_decoder,
+    train_joint_tokenizer,
+)
+from common.errors import InputError, command_line
+from common.languages import set_direction
+from common.models import load_model, load_tokenizer, resolve_model
+from common.outputs import Run
+from common.report import write_json_lines, write_model_card
+from common.seq2seq import (
+    GenerationArguments,
+    Seq2SeqCollator,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    decoded,
+    forced_ids,
+    set_generation,
+)
+from common.trainer import Trainer
+from common.tuning import add_lora, merge_lora
+
+from .abstractive import encode, language_of, whole_rows
+from .articles import ArticleArguments, check_row, flat, look_over
+from .extractive import (
+    LABEL,
+    Picker,
+    WindowCollator,
+    encode_windows,
+    marked,
+    sentence_logits,
+    sentence_losses,
+)
+from .scoring import (
+    WORDS,
+    Rouge,
+    baselines,
+    best_count,
+    compare,
+    lead,
+    means,
+    predictions,
+    print_scores,
+    scores,
+)
+
+HERE = Path(__file__).resolve().parent
+USAGE = """from recipes.summarization.predict import load
+
+summarize = load("{folder}")
+summarize(["A document of any length."])"""
+HEADLINE = ("rouge1", "rouge2", "rougeL", "rougeLsum", "lead_rouge1", "oracle_rouge1")
+#: where the two methods differ, in what they are trained by when nothing is given
+DEFAULTS = {
+    "extractive": {"num_train_epochs": 4, "max_tokens_per_batch": 0},
+    "abstractive": {"num_train_epochs": 10, "max_tokens_per_batch": 4096},
+}
+
+
+@dataclass
+class SummarizationModelArguments(Seq2SeqModelArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "local folder or hub id of an encoder, or of an encoder-decoder that writes"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is None and self.from_scratch is None:
+            self.model_name_or_path = DEFAULT_ENCODER
+        super().__post_init__()
+
+
+@dataclass
+class SummarizationDataArguments(ArticleArguments):
+    summary_sentences: int | None = field(
+        default=None, metadata={"help": "sentences of an extractive summary; the validation rows choose when not given"}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "language of the texts, for models that must be told, such as mBART: en, de"}
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
+    )
+    rouge_words: Literal[WORDS] = field(
+        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or by the letters"}
+    )
+    compare_to: str | None = field(
+        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in ROUGE chance?"}
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.train_file or self.dataset_name):
+            if self.validation_file or self.test_file:
+                raise InputError("--train_file or --dataset_name is missing; without any the sample is summarized")
+            for split in ("train", "validation", "test"):
+                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
+            self.group_column_name = "domain"
+        super().__post_init__()
+        if self.summary_sentences is not None and self.summary_sentences < 1:
+            raise InputError("--summary_sentences must be at least 1")
+
+
+@dataclass
+class SummaryGenerationArguments(GenerationArguments):
+    max_source_length: int = field(default=512, metadata={"help": "sub-tokens of a document that are read at once"})
+    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
+            raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
+
+
+@dataclass
+class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
+    method: Literal["extractive", "abstractive"] = field(
+        default="extractive", metadata={"help": "pick sentences of the document, or write a summary"}
+    )
+    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "extractive 1e-4; abstractive 1e-4, from scratch 1e-3; 5e-4 under LoRA; when not given"},
+    )
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the training rows; 4 extractive, 10 abstractive when not given"}
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "sub-tokens in a batch, with padding; 0: rows; 4096 abstractive when not given"},
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "rows, or windows, a device takes at a time"}
+    )
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "the same for evaluation and test"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
+    metric_for_best_model: str | None = field(
+        default="rouge_mean", metadata={"help": "score that picks the best checkpoint"}
+    )
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+    def __post_init__(self) -> None:
+        for name, value in DEFAULTS[self.method].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.method == "extractive" and (self.max_tokens_per_batch or not self.predict_with_generate):
+            raise InputError("--max_tokens_per_batch and --predict_with_generate: for --method abstractive only")
+        super().__post_init__()
+        by_loss = (self.metric_for_best_model or "").removeprefix("eval_") == "loss"
+        if by_loss and self.method == "abstractive" and self.predict_with_generate:
+            raise InputError("--metric_for_best_model loss: add --predict_with_generate false, or give a ROUGE")
+
+
+ARGUMENTS = (
+    SummarizationModelArguments,
+    SummarizationDataArguments,
+    SummaryGenerationArguments,
+    LoraArguments,
+    SummarizationTrainingArguments,
+)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    # Arguments
+    model_args, data_args, generation_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    extractive, window = args.method == "extractive", generation_args.max_source_length
+    if args.learning_rate is None:
+        args.learning_rate = 1e-3 if model_args.from_scratch else 1e-4 if lora_args.lora_r is None else 5e-4
+    if model_args.from_scratch and (extractive or lora_args.lora_r is not None):
+        raise InputError("--from_scratch: only with --method abstractive, and without --lora_r")
+    if not extractive:
+        args.check_lengths(generation_args)
+    set_seed(args.seed)
+
+    # Data
+    optional = {"references": data_args.references_column_name}
+    data = load_splits(data_args, data_args.columns(), check_row, read=data_args.read, optional=optional)
+    data = data.map(flat)
+    look_over(data)
+    rouge = Rouge(data_args.rouge_words, data["train"]["summary"][:])
+    if data_args.compare_to:
+        if "test" not in data:
+            raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
+        compared = check_comparison(data_args.compare_to, data["test"]["summary"][:], "summary")
+    run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
+
+    # Model
+    if extractive:
+        tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
+        model = load_model(AutoModelForTokenClassification, model_args, [LABEL], window)
+        rows = marked(data, rouge).map(
+            encode_windows,
+            batched=True,
+            with_indices=True,
+            remove_columns=["parts", "oracle"],
+            fn_kwargs={"tokenizer": tokenizer, "max_length": window},
+        )
+        model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
+    else:
+        if model_args.from_scratch:
+            texts = (text for side in ("document", "summary") for text in data["train"][side])
+            own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
+            tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
+            model = new_encoder_decoder(model_args, tokenizer, max(window, generation_args.max_target_length))
+        else:
+            tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+            model = load_encoder_decoder(model_args, tokenizer, window, generation_args.max_target_length)
+        way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
+        set_generation(model, generation_args)
+        model.generation_config.no_repeat_ngram_size = generation_args.no_repeat_ngram_size or None
+        set_direction(tokenizer, model, way)
+        limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
+        rows = data.map(
+            encode,
+            batched=True,
+            remove_columns=data["train"].column_names,
+            fn_kwargs={"tokenizer": tokenizer, "source_prefix": way.source_prefix, **limits},
+        )
+        rows, cut = whole_rows(rows)
+        collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
+        model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
+
+    # Trainer
+    common = {
+        "model": model,
+        "args": args,
+        "train_dataset": rows["train"],
+        "processing_class": tokenizer,
+    }
+    validation = data["validation"]["references"][:]
+    check_best_metric(args, means(rouge(validation[0], [validation[0]] * len(validation[0]))))
+    if extractive:
+        picker = {name: Picker(data[name]["document"][:], rows[name]) for name in rows}
+
+        def count_for(prediction: EvalPrediction) -> int:
+            of_count = partial(picker["validation"].summaries, prediction.predictions)
+            return data_args.summary_sentences or best_count(rouge, of_count, validation)
+
+        def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
+            count = count_for(prediction)
+            return means(rouge(picker["validation"].summaries(prediction.predictions, count), validation)) | {
+                "sentences": count
+            }
+
+        trainer = Trainer(
+            **common,
+            eval_dataset=rows["validation"],
+            data_collator=WindowCollator(tokenizer),
+            preprocess_logits_for_metrics=sentence_logits,
+            compute_metrics=score,
+            losses=sentence_losses,
+        )
+    else:
+
+        def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
+            predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
+            found = means(rouge(predicted, validation[: len(encoded)]))
+            return found | {"hit_max_length": ended.count(False) / len(ended)}
+
+        quick = args.eval_generate_samples if args.predict_with_generate else None
+        trainer = Seq2SeqTrainer(
+            **common,
+            eval_dataset=rows["validation"].select(range(min(quick or len(validation), len(validation)))),
+            data_collator=collator,
+            compute_metrics=score,
+        )
+
+    # Train
+    run.start()
+    with run.phase("train"):
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    args.predict_with_generate = True
+    metrics: dict[str, float] = {}
+
+    # Test
+    trainer.compute_metrics = None
+    first = best_count(rouge, partial(lead, data["validation"]["document"][:]), validation)
+    for scored, name in (("eval", "validation"), ("test", "test")):
+        if name not in rows:
+            continue
+        with run.phase(scored):
+            output = trainer.predict(rows[name], metric_key_prefix=scored)
+        if extractive:
+            if name == "validation":  # whose number of sentences is used on test, and by predict
+                count = count_for(output)
+            predicted = picker[name].summaries(output.predictions, count)
+            more = [{"sentences": own} for own in picker[name].sentences(output.predictions, count)]
+            own = {"sentences": count}
+        else:
+            predicted, _, ended = decoded(output.predictions, tokenizer, forced)
+            more = [{"ended": e} for e in ended]
+            own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
+        own |= scores(rouge, data[name], predicted) | baselines(rouge, data[name], first) | {"samples": len(predicted)}
+        if name == "test" and data_args.compare_to:
+            own |= compare(rouge, compared, predicted, data[name])
+        own = output.metrics | {f"{scored}_{key}": value for key, value in own.items()}
+        trainer.save_metrics(scored, own)
+        metrics |= own
+        write_json_lines(Path(args.output_dir, f"predictions_{name}.jsonl"), predictions(data[name], predicted, more))
+    scored = "test" if "test" in rows else "eval"
+    print_scores(metrics, scored, rouge.signature)
+
+    # Save
+    found = {"method": args.method, "document_column_name": data_args.document_column_name}
+    found |= {"sentences": count} if extractive else {"source_code": way.source_code, "prefix": way.source_prefix}
+    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model.config.update({"summarization": found, "max_source_length": window})  # for predict
+    write_model_card(
+        args.output_dir,
+        task="summarization",
+        base_model=model_args.model_name_or_path,
+        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE},
+        split=scored,
+        record=run.record,
+        usage=USAGE.format(folder=args.output_dir),
+    )
+    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
+    run.finish(scores=metrics, signatures={"rouge": rouge.signature})
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+if __name__ == "__main__":
+    command_line(main)
