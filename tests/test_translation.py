@@ -457,9 +457,23 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
 
 def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
     steps = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "7", "--average_checkpoints", "3"]
-    more = [*steps, "--eval_strategy", "no", "--num_beams", "1", "--label_smoothing_factor", "0"]
+    more = ["--lr_scheduler_type", "inverse_sqrt", "--warmup_steps", "3", "--learning_rate", "4e-3"]
+    more += [
+        *steps,
+        "--logging_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+        "--num_beams",
+        "1",
+        "--label_smoothing_factor",
+        "0",
+    ]
     metrics = train.main([*arguments, *more])
     out = tmp_path / "out"
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    rates = [4e-3 * (n / 3 if n < 3 else (3 / n) ** 0.5) for n in range(7)]  # Vaswani et al. 2017, section 5.3
+    assert [entry["learning_rate"] for entry in log if "loss" in entry] == pytest.approx(rates)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6", "checkpoint-7"]
     weights = [load_file(out / f"checkpoint-{n}" / "model.safetensors") for n in (4, 6, 7)]
     saved = load_file(out / "model.safetensors")

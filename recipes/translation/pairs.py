@@ -1,11 +1,9 @@
 """Pairs of sentences from files: parallel lines, objects by language, or columns; checked, and what they look like."""
 
-import glob
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import numpy as np
 from babel.core import get_global
 from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments
 from common.corpus import files_of
-from common.data import NOT_UTF8, SPLITS, Located, Row, numbered_lines, read_file
+from common.data import NOT_UTF8, Located, Row, numbered_lines, read_file
 from common.errors import InputError, tell, warn
 
 #: rows that are looked at to tell whether the languages are swapped
@@ -39,88 +36,6 @@ FREQUENT = {
     "tr": "bir ve bu için çok ama daha gibi değil olarak kadar sonra",
 }
 _WORD = re.compile(r"[^\W\d_]+")
-
-
-@dataclass
-class PairArguments(DataArguments):
-    """Where the pairs come from, and in which languages they are."""
-
-    source_lang: str | None = field(default=None, metadata={"help": "language of the sources, such as en"})
-    target_lang: str | None = field(default=None, metadata={"help": "language to translate to, such as de"})
-    pairs: list[str] | None = field(
-        default=None, metadata={"help": "in place of these, several pairs for one model, such as: en-de en-cs de-en"}
-    )
-    sampling_temperature: float | None = field(
-        default=None,
-        metadata={"help": "of several pairs: repeat rows of rare ones, the more the higher; 1 (default): as they are"},
-    )
-    train_target_file: str | None = field(
-        default=None, metadata={"help": "lines of the target, where --train_file has the lines of the source"}
-    )
-    validation_target_file: str | None = field(default=None, metadata={"help": "the same for validation"})
-    test_target_file: str | None = field(default=None, metadata={"help": "the same for test"})
-    source_column_name: str | None = field(
-        default=None, metadata={"help": "column of the sources, where rows have no `translation` object"}
-    )
-    target_column_name: str | None = field(default=None, metadata={"help": "column of the targets, beside that"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pairs and (self.source_lang or self.target_lang):
-            raise InputError("--pairs names the languages; leave --source_lang and --target_lang out")
-        if not self.pairs and not (self.source_lang and self.target_lang):
-            raise InputError("--source_lang and --target_lang: name both languages, such as en and de; or --pairs")
-        for pair in self.pairs or ():
-            if len(pair.split("-")) != 2 or not all(pair.split("-")):
-                raise InputError(f"--pairs {pair}: must be two languages, such as en-de (en-zh_Hans)")
-            if self.pairs.count(pair) > 1:
-                raise InputError(f"--pairs {pair}: is named twice")
-        if len(self.ways()) > 1 and (self.targets() or self.source_column_name):
-            raise InputError("--pairs: rows must name their languages; give files of `translation` objects")
-        if self.sampling_temperature is not None and (self.sampling_temperature < 1 or len(self.ways()) == 1):
-            raise InputError("--sampling_temperature: must be at least 1, and is of several --pairs")
-        if bool(self.source_column_name) != bool(self.target_column_name):
-            raise InputError("--source_column_name and --target_column_name: give both, or neither")
-        for split in SPLITS:
-            file, target = getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")
-            if target and not file:
-                raise InputError(f"--{split}_target_file needs --{split}_file beside it, with the lines of the source")
-            if target and not Path(target).is_file():
-                raise InputError(f"--{split}_target_file {target}: no such file")
-
-    def ways(self) -> list[tuple[str, str]]:
-        """Source and target language of each pair."""
-        if not self.pairs:
-            return [(self.source_lang, self.target_lang)]
-        return [tuple(pair.split("-")) for pair in self.pairs]
-
-    def check_path(self, name: str, path: str) -> None:
-        """Raise `InputError` unless `path` names a file, or a pattern that some file matches."""
-        if Path(path).is_file() or not glob.has_magic(path):
-            super().check_path(name, path)
-        else:
-            files_of(path)
-
-    def targets(self) -> dict[str, str]:
-        """The file of target lines of each file of source lines."""
-        files = [(getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")) for split in SPLITS]
-        return {file: target for file, target in files if target}
-
-    def files(self) -> dict[str, str]:
-        """The files of the run, each under the argument that names it."""
-        named = super().files() | {f"{split}_target_file": getattr(self, f"{split}_target_file") for split in SPLITS}
-        found = {name: files_of(path) for name, path in named.items() if path}
-        return {
-            name if len(files) == 1 else f"{name} {number}": str(file)
-            for name, files in found.items()
-            for number, file in enumerate(files, 1)
-        }
-
-    def columns(self) -> dict[str, str]:
-        """What `load_splits` is to read."""
-        if self.source_column_name:
-            return {"source": self.source_column_name, "target": self.target_column_name}
-        return {"translation": "translation"}
 
 
 def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:

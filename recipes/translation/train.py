@@ -46,9 +46,9 @@ from common.seq2seq import (
 )
 from common.tuning import add_lora, merge_lora
 
-from .localisation import LANGUAGES, sample_files
-from .pairs import PairArguments, check_row, flat, look_over, reader, upsampled
-from .scoring import SCORES, TOKENIZE, Scorer, predictions, print_scores, sentence_scores
+from .arguments import TranslationDataArguments
+from .pairs import check_row, flat, look_over, reader, upsampled
+from .scoring import SCORES, Scorer, predictions, print_scores, sentence_scores
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.translation.predict import Translator
@@ -56,47 +56,6 @@ USAGE = """from recipes.translation.predict import Translator
 translate = Translator("{folder}"{more})
 translate(["A text, or a document of any length."])"""
 HEADLINE = ("bleu", "chrf", "ter", "exact", "copy_bleu")
-
-
-@dataclass
-class TranslationDataArguments(PairArguments):
-    group_column_name: str | None = field(
-        default=None, metadata={"help": "column with the domain of a row; each is scored for itself too"}
-    )
-    source_code: str | None = field(
-        default=None, metadata={"help": "the model's code for the source, such as eng_Latn; found when not given"}
-    )
-    target_code: str | None = field(default=None, metadata={"help": "the same for the target"})
-    source_prefix: str | None = field(
-        default=None, metadata={"help": "text in front of each source; that of T5 and Marian is known"}
-    )
-    bleu_tokenize: str = field(default="auto", metadata={"help": f"words of BLEU: auto, {', '.join(TOKENIZE)}"})
-    compare_to: str | None = field(
-        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in BLEU chance?"}
-    )
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file or self.targets() or self.source_lang or self.pairs:
-                raise InputError("--train_file or --dataset_name is missing; without any the sample is translated")
-            for split, file in sample_files().items():
-                setattr(self, f"{split}_file", file)
-            self.source_lang, self.target_lang = LANGUAGES
-            self.group_column_name = "held_out"
-        super().__post_init__()
-        several = len(self.ways()) > 1
-        for name in ("source_code", "target_code", "source_prefix", "compare_to"):
-            if several and getattr(self, name) is not None:
-                what = (
-                    "compares one pair" if name == "compare_to" else "is of one pair; name the model's codes in --pairs"
-                )
-                raise InputError(f"--{name}: {what}")
-        if self.bleu_tokenize not in ("auto", *TOKENIZE):
-            raise InputError(f"--bleu_tokenize {self.bleu_tokenize}: must be auto or one of {', '.join(TOKENIZE)}")
-
-    def columns(self) -> dict[str, str]:
-        """What `load_splits` is to read."""
-        return super().columns() | ({"group": self.group_column_name} if self.group_column_name else {})
 
 
 @dataclass
