@@ -101,11 +101,12 @@ def set_directions(
     if not ways[0].target_code:
         return set(), None
     codes = {target_id(tokenizer, way.target_code) for way in ways}
+    several = len(codes) > 1
     if begins_with_language(tokenizer):
-        return set(), "start"
-    if len(codes) > 1:
+        return set(), "start" if several else None
+    if several:
         model.generation_config.forced_bos_token_id = None
-    return codes, "first" if len(codes) > 1 else None
+    return codes, "first" if several else None
 
 
 def set_direction(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, way: Direction) -> None:

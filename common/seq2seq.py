@@ -351,7 +351,7 @@ class Seq2SeqTrainer(Trainer):
             with torch.no_grad(), generating(plain, self.args.bf16):
                 kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
                 if self._begins == "start":
-                    kept["decoder_input_ids"] = inputs["decoder_input_ids"][:, :1]
+                    kept["decoder_start_token_id"] = inputs["decoder_input_ids"][:, 0].tolist()
                 elif self._begins == "first":
                     kept["logits_processor"] = LogitsProcessorList([BeginWith(labels[:, 0])])
                 search = GREEDY if self.is_in_train else {}
