@@ -299,7 +299,7 @@ class Seq2SeqTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         with ExitStack() as quicker:
             # layers that are computed again on the way back are so outside of this, and must drop the same
-            if self._on_cpu and not self.accelerator.unwrap_model(model).is_gradient_checkpointing:
+            if self._on_cpu and not self.accelerator.unwrap_model(model).is_activation_checkpointing:
                 quicker.enter_context(QuickFunctionalDropout())
             if self._head is not None:
                 quicker.enter_context(self._head.at(inputs["labels"], self.args.label_smoothing_factor))
