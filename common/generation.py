@@ -11,7 +11,7 @@ from common.encoder_decoder import load_seq2seq_tokenizer
 from common.errors import InputError, quiet
 from common.inference import PredictArguments, token_batches
 from common.models import load_config, resolve_model
-from common.seq2seq import decoded, generating, padded
+from common.seq2seq import decoded, forced_ids, generating, padded
 
 #: a text that was generated, its log-probability, its number of sub-tokens, and whether it came to its end
 Output = tuple[str, float, int, bool]
@@ -80,7 +80,7 @@ class Generator:
         rows = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"] if texts else []
         found: list[list[Output]] = [[("", 0.0, 0, True)] * n_best for _ in texts]
         asked = [i for i, text in enumerate(texts) if text.strip()]
-        forced = self.model.generation_config.forced_bos_token_id
+        forced = forced_ids(self.model)
         for batch in token_batches([len(rows[i]) for i in asked], self.batch_tokens):
             batch = [asked[i] for i in batch]
             ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
@@ -112,6 +112,5 @@ class Generator:
             ).logits[0]
             picked = logits.float().log_softmax(-1).gather(1, row[1 : size + 1, None])
             # a token that the model was made to begin with is none of its choices
-            forced = self.model.generation_config.forced_bos_token_id is not None
-            totals.append(float(picked[int(forced) :].sum()))
+            totals.append(float(picked[len(forced_ids(self.model)) :].sum()))
         return totals

@@ -40,6 +40,7 @@ from common.seq2seq import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     decoded,
+    forced_ids,
     set_generation,
 )
 from common.trainer import Trainer
@@ -224,10 +225,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             texts = (text for side in ("document", "summary") for text in data["train"][side])
             own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
             tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
-            model = new_encoder_decoder(model_args, tokenizer)
+            model = new_encoder_decoder(model_args, tokenizer, max(window, generation_args.max_target_length))
         else:
-            model = load_encoder_decoder(model_args, max(window, generation_args.max_target_length))
             tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+            model = load_encoder_decoder(model_args, tokenizer, window, generation_args.max_target_length)
         way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
         set_generation(model, generation_args)
         model.generation_config.no_repeat_ngram_size = generation_args.no_repeat_ngram_size or None
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             fn_kwargs={"tokenizer": tokenizer, "source_prefix": way.source_prefix, **limits},
         )
         rows, cut = whole_rows(rows)
-        collator, forced = Seq2SeqCollator(tokenizer, model), model.generation_config.forced_bos_token_id
+        collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
         model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer

@@ -4,7 +4,8 @@
     python -m recipes.translation.predict --model outputs/translation --input t.txt --output t.jsonl --n_best 3
 
 The input is JSON Lines of {"text": ...}, of {"translation": {"en": ...}} with the model's source language, or a .txt
-file with a text a line. The output has the same rows in the same order, each with `predicted`, `score` (mean
+file with a text a line. A model for several pairs is told which by --target_lang, and --source_lang where several have
+that target. The output has the same rows in the same order, each with `predicted`, `score` (mean
 log-probability of its sub-tokens), `pieces` (how many a text too long for the model was split into, by line and
 sentence) and `ended` (false where a translation was cut off at the greatest length). Memory does not grow with the
 file.
@@ -32,19 +33,26 @@ class TranslationPredictArguments(SearchArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved"},
     )
+    target_lang: str | None = field(
+        default=None, metadata={"help": "language to translate to; needed where the model knows several"}
+    )
+    source_lang: str | None = field(default=None, metadata={"help": "language of the input; the same"})
 
 
 ARGUMENTS = (TranslationPredictArguments,)
 
 
 class Translator(Generator):
-    """A saved model that translates texts of any length; takes what `Generator` takes."""
+    """A saved model that translates texts of any length; takes what `Generator` takes.
 
-    def __init__(self, model: str, *args, **kwargs):
-        way = getattr(load_config(resolve_model(model)), "translation", None)
-        if not isinstance(way, dict):
+    `source_lang` and `target_lang` pick one of the pairs that the model was trained on.
+    """
+
+    def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
+        ways = getattr(load_config(resolve_model(model)), "translation", None)
+        if not isinstance(ways, list):
             raise InputError(f"--model {model}: names no languages; name a folder that recipes.translation.train saved")
-        self.way = Direction(**way)
+        self.way = pick([Direction(**way) for way in ways], source_lang, target_lang)
         super().__init__(model, *args, prefix=self.way.source_prefix, **kwargs)
         set_direction(self.tokenizer, self.model, self.way)
 
@@ -73,6 +81,20 @@ class Translator(Generator):
                 )
             results.append(options)
         return results
+
+
+def pick(ways: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
+    """The one of `ways` that has these languages; a language that is not given (None) may be any."""
+    found = [w for w in ways if source_lang in (None, w.source_lang) and target_lang in (None, w.target_lang)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{way.source_lang}-{way.target_lang}" for way in found or ways)
+    asked = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
+    if found:
+        raise InputError(
+            f"{' '.join(asked) or '--target_lang'}: the model has several such pairs; name one of: {known}"
+        )
+    raise InputError(f"{' '.join(asked)}: the model was trained on no such pair; it knows: {known}")
 
 
 def source_of(row: Row, source_lang: str) -> str | None:
@@ -104,7 +126,9 @@ def with_translations(rows: list[Row], translator: Translator, n_best: int = 0) 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    translator = Translator(args.model, args.batch_tokens, args.precision, args.num_beams, args.length_penalty)
+    languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
+    search = args.num_beams, args.length_penalty
+    translator = Translator(args.model, args.batch_tokens, args.precision, *search, **languages)
     translator.check_n_best(args.n_best)
     check_file(args.input, lambda row: check_row(row, translator.way.source_lang), args.max_chars)
     return predict_file(args, lambda rows: with_translations(rows, translator, args.n_best))
