@@ -333,7 +333,7 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert predict.load(str(out))([" "]) == [{"predicted": "", "score": 0.0, "sentences": [], "windows": 0}]
     predict.main([*command, "--output", str(tmp_path / "r.jsonl"), "--summary_sentences", "4"])
     assert {len(row["sentences"]) for row in read_jsonl(tmp_path / "r.jsonl")} == {4}
-    with pytest.raises(InputError, match="picks sentences, and searches nothing"):
+    with pytest.raises(InputError, match="picks sentences and searches nothing"):
         predict.main([*command, "--output", str(tmp_path / "s.jsonl"), "--n_best", "2"])
 
     card = (out / "README.md").read_text()
