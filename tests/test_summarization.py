@@ -330,6 +330,7 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert all(row["windows"] > 1 and 0 < row["score"] < 1 for row in found)  # 96 sub-tokens do not hold them
     predict.main([*command, "--output", str(tmp_path / "q.jsonl"), "--buffer_rows", "3", "--batch_tokens", "1"])
     assert [row["predicted"] for row in read_jsonl(tmp_path / "q.jsonl")] == [row["predicted"] for row in found]
+    assert predict.load(str(out))([" "]) == [{"predicted": "", "score": 0.0, "sentences": [], "windows": 0}]
     predict.main([*command, "--output", str(tmp_path / "r.jsonl"), "--summary_sentences", "4"])
     assert {len(row["sentences"]) for row in read_jsonl(tmp_path / "r.jsonl")} == {4}
     with pytest.raises(InputError, match="picks sentences, and searches nothing"):
@@ -535,7 +536,7 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (picking, ["--metric_for_best_model", "rouge"], "no such score; did you mean rouge"),
         (picking, ["--summary_sentences", "0"], "must be at least 1"),
         (picking, ["--method", "x"], "invalid choice"),
-        (picking, ["--max_source_length", "4000"], "reads 128 sub-tokens at most"),
+        (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads 128 sub-tokens at most"),
         (writing, ["--metric_for_best_model", "loss"], "add --predict_with_generate false"),
         (writing, ["--lora_r", "4"], "only with --method abstractive, and without --lora_r"),
         (writing, ["--no_repeat_ngram_size", "-1"], "must be at least 16"),

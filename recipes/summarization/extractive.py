@@ -49,7 +49,7 @@ def encode_windows(
     before, after = ends_of(tokenizer)
     mark = tokenizer(GOES_ON, add_special_tokens=False)["input_ids"]
     for row, texts, chosen in zip(indices, rows["parts"], rows["oracle"], strict=True):
-        parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         for ids, spans, numbers in cut(parts, max_length - len(before) - len(after), mark):
             labels = [
                 [start + len(before), end + len(before), int(number in chosen)]

@@ -17,12 +17,14 @@ order, each with `predicted`, `score` and `windows`: how many parts a document t
 Memory does not grow with the file.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from transformers import AutoModelForTokenClassification
 
 from common.args import parse
@@ -80,19 +82,19 @@ class Extractor(Predictor):
         found: list[np.ndarray] = [np.zeros(0)] * len(windows["row"])
         for batch, logits in self.logits({"input_ids": windows["input_ids"]}):
             for i, of_window in zip(batch, logits, strict=True):
-                labels = logits.new_tensor(windows["labels"][i], dtype=int).view(1, -1, 3)
+                labels = logits.new_tensor(windows["labels"][i], dtype=torch.long).view(1, -1, 3)
                 found[i] = sentence_logits(of_window[None], labels)[0].cpu().numpy()
         scores = document_scores(found, windows, list(map(len, parts)))
-        counts = np.bincount(windows["row"], minlength=len(parts)) if parts else ()
+        counts = Counter(windows["row"])
         results = []
-        for text, of_document, count in zip(documents, scores, counts, strict=True):
+        for row, (text, of_document) in enumerate(zip(documents, scores, strict=True)):
             picked = best_sentences(of_document, self.sentences)
             sure = 1 / (1 + np.exp(-of_document[picked])) if picked else np.zeros(1)
             results.append({
                 "predicted": extract(text, picked),
                 "score": round(float(sure.mean()), 4),
                 "sentences": picked,
-                "windows": int(count),
+                "windows": counts[row],
             })  # fmt: skip
         return results
 
@@ -112,19 +114,22 @@ class Writer(Generator):
         """For each text its best summaries, the best first: `predicted`, `score`, `windows` and `ended`.
 
         Of a text in several windows the second best is that of its last summary, or with `long="join"` of each window.
+        Summaries that are no shorter than what they summarize are joined as well.
         """
         self.check_n_best(n_best)
         texts = list(documents)
         cut = {i: self._windows(text) for i, text in enumerate(texts)}
         sizes, ended = [len(cut[i]) for i in range(len(texts))], [True] * len(texts)
-        while self.long == "again" and (long := [i for i, parts in cut.items() if len(parts) > 1]):
+        stuck: set[int] = set()
+        while self.long == "again" and (long := [i for i, parts in cut.items() if len(parts) > 1 and i not in stuck]):
             found = iter(self.best([part for i in long for part in cut[i]]))
             for i in long:
                 outputs = [next(found)[0] for _ in cut[i]]
                 shorter = " ".join(text for text, *_ in outputs)
+                if len(shorter) >= len(texts[i]):  # a model that makes nothing shorter would never end
+                    stuck.add(i)
+                    continue
                 ended[i] &= all(e for *_, e in outputs)
-                if len(shorter) >= len(texts[i]):  # a model that does not make it shorter would never end
-                    raise InputError(f"row {i + 1}: its summaries are longer than it is; give --long join")
                 texts[i], cut[i] = shorter, self._windows(shorter)
         found = iter(self.best([part for i in cut for part in cut[i]], n_best))
         results = []

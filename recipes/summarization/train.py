@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     if extractive:
         tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-        model = load_model(AutoModelForTokenClassification, model_args, [LABEL], window)
+        model = load_model(AutoModelForTokenClassification, model_args, [LABEL], window, "max_source_length")
         rows = marked(data, rouge).map(
             encode_windows,
             batched=True,
