@@ -538,7 +538,8 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (picking, ["--method", "x"], "invalid choice"),
         (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads 128 sub-tokens at most"),
         (writing, ["--metric_for_best_model", "loss"], "add --predict_with_generate false"),
-        (writing, ["--lora_r", "4"], "only with --method abstractive, and without --lora_r"),
+        (writing, ["--lora_r", "4"], "new weights are trained in full"),
+        (picking, ["--warm_start", "both"], "for --method abstractive only"),
         (writing, ["--no_repeat_ngram_size", "-1"], "must be at least 16"),
         (picking, ["--compare_to", str(tmp_path / "none")], "No such file"),
     ):

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import InputError, tell
 from common.languages import Direction, direction, language_codes
+from common.seq2seq import label_ids
 
 
 def language_of(
@@ -30,17 +31,18 @@ def encode(
     source_prefix: str,
     max_source_length: int,
     max_target_length: int,
+    start: int | None = None,
 ) -> dict[str, list]:
     """`input_ids` of the documents and `labels` of the summaries, both cut to the greatest lengths.
 
-    `cut` and `summary_cut` say of which something was taken off.
+    `cut` and `summary_cut` say of which something was taken off; `start` is what the model's decoder begins with.
     """
     sources = [source_prefix + text for text in rows["document"]]
     whole = tokenizer(sources, verbose=False)["input_ids"]
-    labels = tokenizer(text_target=rows["summary"], verbose=False)["input_ids"]
+    labels = label_ids(tokenizer, rows["summary"], start)
     return {
         "input_ids": tokenizer(sources, truncation=True, max_length=max_source_length)["input_ids"],
-        "labels": tokenizer(text_target=rows["summary"], truncation=True, max_length=max_target_length)["input_ids"],
+        "labels": label_ids(tokenizer, rows["summary"], start, max_target_length),
         "cut": [len(ids) > max_source_length for ids in whole],
         "summary_cut": [len(ids) > max_target_length for ids in labels],
     }

@@ -174,24 +174,25 @@ def lead(documents: Sequence[str], count: int) -> list[str]:
     return [extract(text, range(min(count, len(units(text))))) for text in documents]
 
 
-def baselines(rouge: Rouge, rows: Dataset, count: int) -> dict[str, float]:
-    """Scores of the first `count` sentences, of as many random ones, and of the `oracle`, under their names."""
+def baselines(rouge: Rouge, rows: Dataset, first: int, random: int) -> dict[str, float]:
+    """Scores of the `first` sentences, of so many `random` ones, and of the `oracle`, under their names."""
     documents, references = rows["document"][:], rows["references"][:]
     parts = [units(text) for text in documents]
     drawn = []
     for draw in range(DRAWS):
-        random = np.random.default_rng(draw)
-        picks = [sorted(random.permutation(len(p))[:count]) for p in parts]
+        generator = np.random.default_rng(draw)
+        picks = [sorted(generator.permutation(len(p))[:random]) for p in parts]
         drawn.append(rouge([extract(text, pick) for text, pick in zip(documents, picks, strict=True)], references))
     chosen = [oracle(p, r, rouge) for p, r in zip(parts, references, strict=True)]
     best = [extract(text, pick) for text, pick in zip(documents, chosen, strict=True)]
     found = {
-        "lead": means(rouge(lead(documents, count), references)),
+        "lead": means(rouge(lead(documents, first), references)),
         "random": means(np.mean(drawn, axis=0)),
         "oracle": means(rouge(best, references)),
     }
     return {f"{name}_{kind}": value for name, values in found.items() for kind, value in values.items()} | {
-        "lead_sentences": count
+        "lead_sentences": first,
+        "random_sentences": random,
     }
 
 
@@ -225,10 +226,13 @@ def predictions(rows: Dataset, predicted: list[str], more: list[dict]) -> Iterat
 def print_scores(metrics: dict[str, float], split: str, signature: str) -> None:
     """A line for each baseline, group, and the model."""
     own = {name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")}
-    count = own["lead_sentences"]
+    titles = {
+        "lead": f"first {own['lead_sentences']}",
+        "random": f"random {own['random_sentences']}",
+        "oracle": "oracle",
+    }
     rows = [
-        [title, *(own[f"{name}_{kind}"] for kind in KINDS), "", "", own["samples"]]
-        for title, name in ((f"first {count}", "lead"), (f"random {count}", "random"), ("oracle", "oracle"))
+        [title, *(own[f"{name}_{kind}"] for kind in KINDS), "", "", own["samples"]] for name, title in titles.items()
     ]
     rows.append(["references", *[""] * 4, own["reference_novel_2grams"], own["reference_words"], own["samples"]])
     groups = [name.removesuffix("_support") for name in own if name.endswith("_support")]

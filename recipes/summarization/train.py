@@ -33,7 +33,7 @@ from common.errors import InputError, command_line
 from common.languages import set_direction
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
-from common.report import write_json_lines, write_model_card
+from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
     GenerationArguments,
     Seq2SeqCollator,
@@ -190,10 +190,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     extractive, window = args.method == "extractive", generation_args.max_source_length
     if args.learning_rate is None:
         args.learning_rate = 1e-3 if model_args.from_scratch else 1e-4 if lora_args.lora_r is None else 5e-4
-    if model_args.from_scratch and (extractive or lora_args.lora_r is not None):
-        raise InputError("--from_scratch: only with --method abstractive, and without --lora_r")
+    if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints):
+        raise InputError("--from_scratch, --warm_start and --average_checkpoints: for --method abstractive only")
     if not extractive:
         args.check_lengths(generation_args)
+        if model_args.model_name_or_path == DEFAULT_ENCODER:  # which has no decoder
+            model_args.warm_start = model_args.warm_start or "both"
+        if lora_args.lora_r is not None and (model_args.from_scratch or model_args.warm_start):
+            raise InputError("--lora_r: new weights are trained in full; name an encoder-decoder, or leave it out")
     set_seed(args.seed)
 
     # Data
@@ -221,24 +225,29 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
     else:
+        limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
         if model_args.from_scratch:
             texts = (text for side in ("document", "summary") for text in data["train"][side])
             own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
             tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
-            model = new_encoder_decoder(model_args, tokenizer, max(window, generation_args.max_target_length))
+            model = new_encoder_decoder(model_args, tokenizer, max(limits.values()))
         else:
             tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-            model = load_encoder_decoder(model_args, tokenizer, window, generation_args.max_target_length)
+            model = load_encoder_decoder(model_args, tokenizer, *limits.values())
         way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
         set_generation(model, generation_args)
         model.generation_config.no_repeat_ngram_size = generation_args.no_repeat_ngram_size or None
         set_direction(tokenizer, model, way)
-        limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
         rows = data.map(
             encode,
             batched=True,
             remove_columns=data["train"].column_names,
-            fn_kwargs={"tokenizer": tokenizer, "source_prefix": way.source_prefix, **limits},
+            fn_kwargs={
+                "tokenizer": tokenizer,
+                "source_prefix": way.source_prefix,
+                "start": model.generation_config.decoder_start_token_id,
+                **limits,
+            },
         )
         rows, cut = whole_rows(rows)
         collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
@@ -316,13 +325,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             predicted, _, ended = decoded(output.predictions, tokenizer, forced)
             more = [{"ended": e} for e in ended]
             own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        own |= scores(rouge, data[name], predicted) | baselines(rouge, data[name], first) | {"samples": len(predicted)}
+        own |= scores(rouge, data[name], predicted) | {"samples": len(predicted)}
+        own |= baselines(rouge, data[name], first, count if extractive else first)
         if name == "test" and data_args.compare_to:
             own |= compare(rouge, compared, predicted, data[name])
         own = output.metrics | {f"{scored}_{key}": value for key, value in own.items()}
         trainer.save_metrics(scored, own)
         metrics |= own
         write_json_lines(Path(args.output_dir, f"predictions_{name}.jsonl"), predictions(data[name], predicted, more))
+        texts = {"document": data[name]["document"][:], "reference": data[name]["summary"][:], "hypothesis": predicted}
+        of_rows = rouge(predicted, data[name]["references"][:])[:, :3].mean(1).tolist()
+        page = Path(args.output_dir, f"samples_{name}.html")
+        write_samples(page, f"Summaries of {name}", texts, of_rows, "ROUGE")
+    draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in rows else "eval"
     print_scores(metrics, scored, rouge.signature)
 
