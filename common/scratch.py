@@ -185,5 +185,5 @@ def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
         fits = isinstance(value, (int, float)) if isinstance(before, float) else isinstance(value, type(before))
         if before is not None and (not fits or isinstance(value, bool) != isinstance(before, bool)):
             raise InputError(f"--config_overrides {name}={text}: must be of the kind of {before!r}")
-        found[name] = value
+        found[name] = float(value) if isinstance(before, float) else value
     return found

@@ -183,7 +183,7 @@ def test_quicken_dropout_keeps_evaluation_and_the_ends():
 def test_losses_of_the_head_and_their_gradients_are_those_of_the_scores(smoothing):
     torch.manual_seed(0)
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    sizes |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layerdrop": 0, "dropout": 0.0}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layerdrop": 0.0, "dropout": 0.0}
     model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=300, attention_dropout=0.0, **sizes))
     ids = torch.randint(5, 300, (3, 20, 11))  # more labels than are taken at a time
     labels = ids[2].masked_fill(torch.rand(20, 11) < 0.2, -100)

@@ -551,7 +551,7 @@ def test_several_pairs_in_one_model(arguments, pairs, tmp_path, capsys):
         (["--sampling_temperature", "0.5"], "must be at least 1"),
         (["--pairs", "en-de", "ende"], "--pairs ende: must be two languages"),
         (["--pairs", "en-de", "en-de"], "is named twice"),
-        (["--pairs", "en-de", "en-fr"], "en-fr: no training row has both languages"),
+        (["--pairs", "en-de", "en-xx", "en-fr"], "en-fr: no training row has both languages"),
         (["--pairs", "fr-de", "fr-xx"], "translation lacks a side of each of fr-de, fr-xx; languages here: de, en"),
     ):
         with pytest.raises(InputError, match=message):
