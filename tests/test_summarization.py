@@ -353,9 +353,9 @@ def test_extraction_overfits_to_the_oracle(picking, tmp_path, lora):
     ]
     file = write_jsonl(tmp_path / "few.jsonl", few)
     same = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
-    more = ["--eval_strategy", "no", "--save_strategy", "no", "--num_train_epochs", "150" if lora else "40"]
+    more = ["--eval_strategy", "no", "--save_strategy", "no", "--num_train_epochs", "150" if lora else "60"]
     if lora:
-        more += ["--lora_r", "32", "--lora_dropout", "0", "--learning_rate", "4e-3"]
+        more += ["--lora_r", "32", "--lora_dropout", "0", "--learning_rate", "1e-3"]
         more += ["--lora_target_modules", "query", "key", "value", "dense"]
     metrics = train.main([*picking, *same, *more])
     assert metrics["test_oracle_rouge1"] == 100
