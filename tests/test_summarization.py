@@ -142,7 +142,7 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
         ({"document": "a", "summary": ["b"]}, "the summary must be a text, not list"),
         ({"document": [{"text": "a"}], "summary": "b"}, "the document must be a text, or a list of turns"),
         ({"document": "a", "summary": "b", "references": ["b", 7]}, "the references must be a list of texts"),
-        ({"document": "a", "summary": "b", "references": "b"}, "the references must be a list of texts"),
+        ({"document": "a", "summary": "b", "references": ""}, "the references must be a list of texts"),
         ({"document": "a"}, "no column summary; columns here: document"),
     ],
 )
@@ -290,7 +290,7 @@ def test_sentences_are_the_means_of_their_sub_tokens_in_scores_and_losses():
     assert sentence_logits(logits, labels).tolist() == [[2.0, 5.0, 0.0]]
     losses = sentence_losses(logits, labels)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor([2.0, 5.0]), torch.tensor([1.0, 0.0]))
-    assert losses.sum() / (labels != -100).sum() == pytest.approx(expected.item())
+    assert (losses.sum() / (labels != -100).sum()).item() == pytest.approx(expected.item())
     losses.sum().backward()
     assert logits.grad[0, [0, 4]].abs().sum() == 0  # what is in no sentence
     windows = {"row": [0, 0], "sentences": [[0, 1], [1]], "labels": [[[1, 2, 0], [2, 5, 0]], [[1, 2, 0]]]}
@@ -333,7 +333,7 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert predict.load(str(out))([" "]) == [{"predicted": "", "score": 0.0, "sentences": [], "windows": 0}]
     predict.main([*command, "--output", str(tmp_path / "r.jsonl"), "--summary_sentences", "4"])
     assert {len(row["sentences"]) for row in read_jsonl(tmp_path / "r.jsonl")} == {4}
-    with pytest.raises(InputError, match="picks sentences, and searches nothing"):
+    with pytest.raises(InputError, match="picks sentences and searches nothing"):
         predict.main([*command, "--output", str(tmp_path / "s.jsonl"), "--n_best", "2"])
 
     card = (out / "README.md").read_text()
@@ -353,9 +353,9 @@ def test_extraction_overfits_to_the_oracle(picking, tmp_path, lora):
     ]
     file = write_jsonl(tmp_path / "few.jsonl", few)
     same = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
-    more = ["--eval_strategy", "no", "--save_strategy", "no", "--num_train_epochs", "80" if lora else "40"]
+    more = ["--eval_strategy", "no", "--save_strategy", "no", "--num_train_epochs", "150" if lora else "40"]
     if lora:
-        more += ["--lora_r", "16", "--lora_dropout", "0", "--learning_rate", "1e-2"]
+        more += ["--lora_r", "32", "--lora_dropout", "0", "--learning_rate", "4e-3"]
         more += ["--lora_target_modules", "query", "key", "value", "dense"]
     metrics = train.main([*picking, *same, *more])
     assert metrics["test_oracle_rouge1"] == 100
@@ -431,7 +431,7 @@ def test_writing_overfits_on_rouge_and_predict_writes_the_same(writing, tmp_path
     assert again[1]["windows"] == joined[1]["windows"] > 3
     assert len(again[1]["predicted"]) < len(joined[1]["predicted"]) < len(long)
     writer = predict.load(str(out), precision="fp32")
-    assert "".join(writer._windows(long)) == long
+    assert " ".join(writer._windows(long)) == long
     assert all(map(writer.fits, writer._windows(long)))
 
 

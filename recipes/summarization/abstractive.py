@@ -1,11 +1,38 @@
 """Documents and summaries as an encoder-decoder reads and writes them."""
 
+from dataclasses import dataclass, field
+
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.args import DEFAULT_ENCODER
+from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
 from common.languages import Direction, direction, language_codes
-from common.seq2seq import label_ids
+from common.seq2seq import GenerationArguments, label_ids
+
+
+@dataclass
+class SummarizationModelArguments(Seq2SeqModelArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "local folder or hub id of an encoder, or of an encoder-decoder that writes"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is None and self.from_scratch is None:
+            self.model_name_or_path = DEFAULT_ENCODER
+        super().__post_init__()
+
+
+@dataclass
+class SummaryGenerationArguments(GenerationArguments):
+    max_source_length: int = field(default=512, metadata={"help": "sub-tokens of a document that are read at once"})
+    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
+            raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
 
 
 def language_of(

@@ -3,15 +3,18 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from datasets import DatasetDict
 
 from common.args import DataArguments
 from common.data import Located, Row, parse_json, read_file
-from common.errors import tell, warn
+from common.errors import InputError, tell, warn
 from common.sentences import sentences
 
+SAMPLE = Path(__file__).resolve().parent / "sample"
+WORDS = ("auto", "english", "unicode")
 #: what a turn of a dialogue that is an object may call its speaker, and what was said
 SPEAKERS, SAID = ("speaker", "role"), ("text", "utterance", "content")
 #: a line that begins with who speaks: `Ann: ...`, `#Person1#: ...`
@@ -19,8 +22,8 @@ _SPOKEN = re.compile(r"[^\s:][^:\n]{0,39}:\s")
 
 
 @dataclass
-class ArticleArguments(DataArguments):
-    """Which columns hold what."""
+class SummarizationDataArguments(DataArguments):
+    """Where the rows come from, which columns hold what, and how they are scored."""
 
     document_column_name: str = field(
         default="document", metadata={"help": "column with the text to summarize, or with a list of turns"}
@@ -32,6 +35,32 @@ class ArticleArguments(DataArguments):
     group_column_name: str | None = field(
         default=None, metadata={"help": "column with the domain of a row; each is scored for itself too"}
     )
+    summary_sentences: int | None = field(
+        default=None, metadata={"help": "sentences of an extractive summary; the validation rows choose when not given"}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "language of the texts, for models that must be told, such as mBART: en, de"}
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
+    )
+    rouge_words: Literal[WORDS] = field(
+        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or by the letters"}
+    )
+    compare_to: str | None = field(
+        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in ROUGE chance?"}
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.train_file or self.dataset_name):
+            if self.validation_file or self.test_file:
+                raise InputError("--train_file or --dataset_name is missing; without any the sample is summarized")
+            for split in ("train", "validation", "test"):
+                setattr(self, f"{split}_file", str(SAMPLE / f"{split}.jsonl"))
+            self.group_column_name = "domain"
+        super().__post_init__()
+        if self.summary_sentences is not None and self.summary_sentences < 1:
+            raise InputError("--summary_sentences must be at least 1")
 
     def columns(self) -> dict[str, str]:
         """What `load_splits` is to read."""
@@ -40,12 +69,13 @@ class ArticleArguments(DataArguments):
 
     def read(self, path: str) -> Iterator[Located]:
         """Rows of a file, turns as lines of one text; in CSV cells references are a JSON list."""
+        in_cells = Path(path).suffix.lower() in (".csv", ".tsv")
         for where, row in read_file(path):
             if isinstance(row, dict):
                 text = as_text(row.get(self.document_column_name))
                 row = row | ({} if text is None else {self.document_column_name: text})
                 cell = row.get(self.references_column_name)
-                if isinstance(cell, str):  # "" is how CSV says that there are none
+                if in_cells and isinstance(cell, str):  # an empty one is how CSV says that there are none
                     row = row | {self.references_column_name: _json(cell) if cell.strip() else None}
             yield where, row
 

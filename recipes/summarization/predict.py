@@ -148,15 +148,17 @@ class Writer(Generator):
         return results
 
     def _windows(self, text: str) -> list[str]:
-        """`text`, or where that is too long as many whole sentences at a time as fit."""
+        """`text`, or where that is too long as many whole sentences at a time as fit, without the blanks between."""
         if self.fits(text):
             return [text]
         windows: list[str] = []
+        between = ""
         for piece, after in pieces(text, self.fits):
-            if windows and self.fits(windows[-1] + piece):
-                windows[-1] += piece + after
+            if windows and self.fits(windows[-1] + between + piece):
+                windows[-1] += between + piece
             else:
-                windows.append(piece + after)
+                windows.append(piece)
+            between = after
         return windows
 
 

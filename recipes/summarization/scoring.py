@@ -16,7 +16,6 @@ from common.report import print_table
 from .articles import is_dialogue, units
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-WORDS = ("auto", "english", "unicode")
 #: draws of random sentences that the baseline is the mean of
 DRAWS = 5
 #: sentences that a summary may have where validation rows choose

@@ -23,7 +23,6 @@ from common.args import DEFAULT_ENCODER, LoraArguments, check_best_metric, parse
 from common.comparison import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
-    Seq2SeqModelArguments,
     load_encoder_decoder,
     load_seq2seq_tokenizer,
     new_encoder_decoder,
@@ -35,7 +34,6 @@ from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
-    GenerationArguments,
     Seq2SeqCollator,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -46,8 +44,14 @@ from common.seq2seq import (
 from common.trainer import Trainer
 from common.tuning import add_lora, merge_lora
 
-from .abstractive import encode, language_of, whole_rows
-from .articles import ArticleArguments, check_row, flat, look_over
+from .abstractive import (
+    SummarizationModelArguments,
+    SummaryGenerationArguments,
+    encode,
+    language_of,
+    whole_rows,
+)
+from .articles import SummarizationDataArguments, check_row, flat, look_over
 from .extractive import (
     LABEL,
     Picker,
@@ -58,7 +62,6 @@ from .extractive import (
     sentence_losses,
 )
 from .scoring import (
-    WORDS,
     Rouge,
     baselines,
     best_count,
@@ -81,59 +84,6 @@ DEFAULTS = {
     "extractive": {"num_train_epochs": 4, "max_tokens_per_batch": 0},
     "abstractive": {"num_train_epochs": 10, "max_tokens_per_batch": 4096},
 }
-
-
-@dataclass
-class SummarizationModelArguments(Seq2SeqModelArguments):
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "local folder or hub id of an encoder, or of an encoder-decoder that writes"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.model_name_or_path is None and self.from_scratch is None:
-            self.model_name_or_path = DEFAULT_ENCODER
-        super().__post_init__()
-
-
-@dataclass
-class SummarizationDataArguments(ArticleArguments):
-    summary_sentences: int | None = field(
-        default=None, metadata={"help": "sentences of an extractive summary; the validation rows choose when not given"}
-    )
-    language: str | None = field(
-        default=None, metadata={"help": "language of the texts, for models that must be told, such as mBART: en, de"}
-    )
-    source_prefix: str | None = field(
-        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
-    )
-    rouge_words: Literal[WORDS] = field(
-        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or by the letters"}
-    )
-    compare_to: str | None = field(
-        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in ROUGE chance?"}
-    )
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--train_file or --dataset_name is missing; without any the sample is summarized")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
-            self.group_column_name = "domain"
-        super().__post_init__()
-        if self.summary_sentences is not None and self.summary_sentences < 1:
-            raise InputError("--summary_sentences must be at least 1")
-
-
-@dataclass
-class SummaryGenerationArguments(GenerationArguments):
-    max_source_length: int = field(default=512, metadata={"help": "sub-tokens of a document that are read at once"})
-    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
-            raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
 
 
 @dataclass
@@ -254,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    common = {
+    shared = {
         "model": model,
         "args": args,
         "train_dataset": rows["train"],
@@ -276,7 +226,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             }
 
         trainer = Trainer(
-            **common,
+            **shared,
             eval_dataset=rows["validation"],
             data_collator=WindowCollator(tokenizer),
             preprocess_logits_for_metrics=sentence_logits,
@@ -292,7 +242,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         quick = args.eval_generate_samples if args.predict_with_generate else None
         trainer = Seq2SeqTrainer(
-            **common,
+            **shared,
             eval_dataset=rows["validation"].select(range(min(quick or len(validation), len(validation)))),
             data_collator=collator,
             compute_metrics=score,
