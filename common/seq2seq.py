@@ -80,9 +80,9 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.average_checkpoints:
             self._keep_what_is_averaged()
+        super().__post_init__()
         if self.max_tokens_per_batch < 0:
             raise InputError("--max_tokens_per_batch must be at least 0")
         if self.max_tokens_per_batch and self.auto_find_batch_size:

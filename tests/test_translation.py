@@ -366,7 +366,7 @@ def test_it_overfits_on_bleu_and_predict_translates_the_same(arguments, pairs, t
         more += ["--model_name_or_path", str(tmp_path / "out"), "--lora_r", "64", "--lora_dropout", "0"]
         more += ["--lora_target_modules", *ADAPTED, "--learning_rate", "5e-3"]
         at = arguments.index("--vocab_size")
-        arguments[at : at + 2] = []
+        arguments[at : at + 4] = []
     epochs = "150" if lora else "80"
     metrics = train.main([*arguments, *same, *more, "--num_train_epochs", epochs, "--max_tokens_per_batch", "256"])
     assert metrics["test_bleu"] > (50 if lora else 90)  # unadapted, the LoRA run starts from other sentences
@@ -457,6 +457,8 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
 
 def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
     steps = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "7", "--average_checkpoints", "3"]
+    with pytest.raises(InputError, match="the run would save 2; train longer"):
+        train.main([*arguments, "--average_checkpoints", "3"])
     more = ["--lr_scheduler_type", "inverse_sqrt", "--warmup_steps", "3", "--learning_rate", "4e-3"]
     more += [
         *steps,
@@ -492,8 +494,10 @@ def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
         train.main([*arguments, *more[:-1], "0", "--average_checkpoints", "5", "--resume_from_checkpoint", "true"])
     again = train.main([*arguments, *more, "--resume_from_checkpoint", "true"])
     assert again["test_chrf"] == metrics["test_chrf"]
-    with pytest.raises(InputError, match="the run would save 2; train longer"):
-        train.main([*arguments, "--average_checkpoints", "3", "--output_dir", str(tmp_path / "b")])
+    # evaluated by steps, and a checkpoint each epoch
+    few = ["--eval_strategy", "steps", "--eval_steps", "5", "--average_checkpoints", "2", "--num_beams", "1"]
+    train.main([*arguments, *few, "--output_dir", str(tmp_path / "b")])
+    assert len(list((tmp_path / "b").glob("checkpoint-*"))) == 2
 
 
 def in_two_files(pairs: dict[str, list[dict]], folder: Path, languages=("de", "xx")) -> list[str]:
