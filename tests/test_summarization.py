@@ -316,6 +316,8 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert re.search(r"oracle +\d", printed)
     assert f"| rouge1 | {metrics['test_rouge1']:.4f} |" in (out / "README.md").read_text()
     assert AutoModelForTokenClassification.from_pretrained(out).num_labels == 1
+    assert (out / "curve.png").is_file()
+    assert "Summaries of test" in (out / "samples_test.html").read_text(encoding="utf-8")
 
     report = read_jsonl(out / "predictions_test.jsonl")
     gold = SAMPLE["test"][:10]
@@ -503,12 +505,16 @@ def other_family(name: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "mbart", "led", "pegasus"])
-def test_families_train_and_predict_writes_the_same(name, writing, tmp_path):
-    (family if name in ("t5", "bart", "mbart") else other_family)(name, tmp_path / "base")
+@pytest.mark.parametrize("name", ["t5", "bart", "mbart", "led", "pegasus", "encoder"])
+def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_path):
     at = writing.index("--from_scratch")
     writing[at : at + 6] = []
-    command = [*writing, "--model_name_or_path", str(tmp_path / "base"), "--num_train_epochs", "1"]
+    if name == "encoder":
+        base, writing = tiny, [*writing, "--warm_start", "both"]
+    else:
+        base = str(tmp_path / "base")
+        (family if name in ("t5", "bart", "mbart") else other_family)(name, tmp_path / "base")
+    command = [*writing, "--model_name_or_path", base, "--num_train_epochs", "1"]
     if name == "mbart":
         with pytest.raises(InputError, match=r"--language: .* must be told that of the texts"):
             train.main(command)
