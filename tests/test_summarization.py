@@ -528,8 +528,9 @@ def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_pat
     source = writing[writing.index("--test_file") + 1]
     predict.main(["--model", str(out), "--input", source, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
     found = {row["document"]: row for row in read_jsonl(tmp_path / "p.jsonl")}
-    for row in report:
-        assert found[row["document"]]["windows"] > 1 or found[row["document"]]["predicted"] == row["predicted"]
+    whole = [row for row in report if found[row["document"]]["windows"] == 1]
+    assert len(whole) >= 5
+    assert [found[row["document"]]["predicted"] for row in whole] == [row["predicted"] for row in whole]
 
 
 # Arguments
