@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 #: weights of the best step so far, where they are neither this checkpoint's own nor another's
 BEST = "best.safetensors"
+#: weights that are trained, where the checkpoint's own are their mean over steps
+UNAVERAGED = "unaveraged.safetensors"
 #: without one of each group a resumed run would not be the same run
 NEEDED = {
     "trainer state": [STATE],

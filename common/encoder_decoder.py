@@ -39,7 +39,6 @@ class Seq2SeqModelArguments(ModelArguments):
         default="bpe", metadata={"help": "kind of the tokenizer of a new model, trained on both sides of the rows"}
     )
     vocab_size: int = field(default=4000, metadata={"help": "sub-tokens of that tokenizer, special ones included"})
-    dropout: float = field(default=0.1, metadata={"help": "dropout of a new model; 0.3 for few rows and many epochs"})
 
     def __post_init__(self) -> None:
         if self.model_name_or_path is not None and self.from_scratch is not None:
@@ -49,8 +48,6 @@ class Seq2SeqModelArguments(ModelArguments):
             self.model_name_or_path = f"a {self.from_scratch} model from scratch"
         if self.vocab_size < 300:
             raise InputError(f"--vocab_size {self.vocab_size}: must be at least 300")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout}: must be at least 0 and below 1")
         if self.from_scratch and self.attention_dropout is not None:
             raise InputError("--attention_dropout: a new model has none")
 
@@ -93,7 +90,9 @@ def _train(args: Seq2SeqModelArguments, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def new_encoder_decoder(args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def new_encoder_decoder(
+    args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, dropout: float
+) -> PreTrainedModel:
     """A Transformer of size `--from_scratch` with random weights, drawn from the global random state.
 
     As Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), with the norm in front of each layer, which trains at
@@ -111,7 +110,7 @@ def new_encoder_decoder(args: Seq2SeqModelArguments, tokenizer: PreTrainedTokeni
         decoder_attention_heads=heads,
         encoder_ffn_dim=inner,
         decoder_ffn_dim=inner,
-        dropout=args.dropout,
+        dropout=dropout,
         attention_dropout=0.0,
         activation_dropout=0.0,
         encoder_layerdrop=0.0,
@@ -127,6 +126,7 @@ def new_encoder_decoder(args: Seq2SeqModelArguments, tokenizer: PreTrainedTokeni
     except (ValueError, ImportError) as error:
         raise InputError(f"--attn_implementation {kernel}: {' '.join(str(error).split())}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
+    model.pretrained = set()
     return ready_for_training(model, args)
 
 
@@ -186,5 +186,6 @@ def load_encoder_decoder(args: ModelArguments, max_length: int) -> PreTrainedMod
         raise InputError(f"{args.model_name_or_path}: cannot be loaded as an encoder-decoder: {reason}") from None
     if loading["missing_keys"]:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(loading['missing_keys']))}")
+    model.pretrained = {name for name, _ in model.named_parameters()} - set(loading["missing_keys"])
     model.name_or_path = args.model_name_or_path
     return ready_for_training(model, args)

@@ -142,7 +142,7 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str] | None,
     """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
 
     Without `labels` (None) it is a language model, whose head scores the vocabulary; no labels are set then. `drawn` of
-    the model is the set of the names of its untrained weights.
+    the model is the set of the names of its untrained weights, `pretrained` that of its other parameters.
 
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
@@ -190,7 +190,7 @@ def load_model(auto_class: type, args: ModelArguments, labels: list[str] | None,
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
-    model.drawn = new
+    model.drawn, model.pretrained = new, {name for name, _ in model.named_parameters()} - new
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
     return ready_for_training(model, args)

@@ -52,7 +52,8 @@ SPLITS_A_STEP = {
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
     "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
-    "source_lang", "target_lang", "max_source_length", "max_target_length",
+    "source_lang", "target_lang", "max_source_length", "max_target_length", "ema_decay",
+    "swa_start",
 }  # fmt: skip
 
 
@@ -144,6 +145,10 @@ class Run:
         if inside:
             if before["rows"] != self.record["rows"]:
                 raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
+            if before["base_model"] != self.record["base_model"]:
+                raise InputError(
+                    f"{where}: --model_name_or_path holds other files than when its run began, so it cannot go on"
+                )
             self._check_changes(before)
             last = checkpoints.step_of(checkpoint)
             newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, set_seed
 from common.args import LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts
 from common.errors import InputError, command_line, tell
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
 from common.tuning import add_lora, merge_lora
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = load_model(AutoModelForCausalLM, model_args, None, length)
     check_causal(model)
     set_dropout(model, args.dropout)
-    selection = Selection(model, chunk=args.loss_chunk)
+    selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores
     if not selection.chunked:
         tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")
     model = add_lora(model, lora_args, TaskType.CAUSAL_LM)

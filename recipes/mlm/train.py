@@ -19,9 +19,10 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConf
 from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts, to_blocks
 from common.errors import InputError, command_line
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
 
@@ -82,6 +83,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, scratch_args, data_args, args = parse(ARGUMENTS, argv, __doc__)
     set_seed(args.seed)
+    if args.r_drop and data_args.objective != "mlm":
+        raise InputError("--r_drop: for masked sub-tokens alone; give --objective mlm")
 
     # Data
     texts = load_corpus(data_args)

@@ -30,6 +30,7 @@ from common.errors import InputError, command_line, tell
 from common.metrics import StrictSeqeval
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
 from common.tuning import add_lora, merge_lora
@@ -137,6 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         remove_columns=data["train"].column_names,
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
     )
+    set_dropout(model, args.dropout)
     model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
 
     # Trainer

@@ -24,6 +24,7 @@ from common.data import load_splits
 from common.errors import InputError, command_line, tell, warn
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
 from common.tuning import add_lora, merge_lora
@@ -168,6 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, **cut},
     )
     tell_of_limits(windows["train"], len(data["train"]))
+    set_dropout(model, args.dropout)
     answer_in_context(model)
     model = add_lora(model, lora_args, TaskType.QUESTION_ANS)
 

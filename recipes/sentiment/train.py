@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import TaskType
 from transformers import (
@@ -31,6 +29,7 @@ from common.data import load_splits
 from common.errors import InputError, command_line, tell
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
 from common.tuning import add_lora, merge_lora
@@ -80,7 +79,6 @@ class SentimentTrainingArguments(TrainingArguments):
     class_weights: list[str] | None = field(
         default=None, metadata={"help": "balanced, or a weight for each class in the order of the labels"}
     )
-    r_drop: float = field(default=0.0, metadata={"help": "weight of R-Drop's consistency loss; two passes a step"})
 
 
 ARGUMENTS = (ModelArguments, SentimentDataArguments, LoraArguments, SentimentTrainingArguments)
@@ -101,27 +99,6 @@ def encode(
     else:
         columns["labels"] = [label2id[label] for label in rows["label"]]
     return columns
-
-
-class RDropTrainer(Trainer):
-    """With `--r_drop`: each batch passes twice, under other dropout, and the two outputs are drawn together.
-
-    Liang et al. 2021, https://arxiv.org/abs/2106.14448.
-    """
-
-    def compute_loss(self, model, inputs, num_items_in_batch=None, **kwargs):
-        if not (self.args.r_drop and model.training):
-            return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch, **kwargs)
-        twice = {name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}
-        loss, outputs = super().compute_loss(
-            model, twice, num_items_in_batch=2 * num_items_in_batch, return_outputs=True
-        )
-        one, other = (outputs.logits[i::2].float() for i in (0, 1))
-        if self.model.config.problem_type == "multi_label_classification":
-            one, other = (torch.stack([x, torch.zeros_like(x)], -1) for x in (one, other))
-        pair = [F.log_softmax(x, dim=-1) for x in (one, other)]
-        apart = sum(F.kl_div(a, b, reduction="sum", log_target=True) for a, b in (pair, pair[::-1])) / 2
-        return loss + self.args.r_drop * apart / num_items_in_batch
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -154,6 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, "several": several, **reading},
     )
     tell(f"longer than --max_seq_length, so only their {data_args.keep} is read: {np.mean(rows['train']['cut']):.1%}")
+    set_dropout(model, args.dropout)
     weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
     model = add_lora(model, lora_args, TaskType.SEQ_CLS)
 
@@ -165,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     gold = np.array(rows["validation"]["labels"][:])
     chance = np.full((len(gold), len(labels)), 1 / len(labels))
     check_best_metric(args, scores(chance, gold, labels, [0.5] * len(labels) if several else None))
-    trainer = RDropTrainer(
+    trainer = Trainer(
         model=model,
         args=args,
         train_dataset=rows["train"],

@@ -30,6 +30,7 @@ from common.encoder_decoder import (
 )
 from common.errors import InputError, command_line, tell
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.seq2seq import (
     GenerationArguments,
@@ -175,11 +176,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         texts = (text for side in ("source", "target") for text in data["train"][side])
         own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
         tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
-        model = new_encoder_decoder(model_args, tokenizer)
+        model = new_encoder_decoder(model_args, tokenizer, 0.1 if args.dropout is None else args.dropout)
     else:
         longest = max(generation_args.max_source_length, generation_args.max_target_length)
         model = load_encoder_decoder(model_args, longest)
         tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    set_dropout(model, args.dropout)
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     way = direction(tokenizer, model, **languages, **codes)
     set_generation(model, generation_args)
