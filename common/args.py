@@ -382,6 +382,22 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
         raise InputError(" ".join(str(error).split())) from None
 
 
+def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:
+    """What `argv` and its `--config` set, by name, as it is written; a list for several values."""
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    path, words = config.parse_known_args(argv)
+    parser = _Parser(dataclass_types, None, show_all=False)
+    found: dict[str, list[str]] = {}
+    for word in (_read_yaml(path.config, parser) if path.config else []) + words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            last = found[name] = [value] if equals else []
+        else:
+            last.append(word)
+    return {name: values[0] if len(values) == 1 else values or "true" for name, values in found.items()}
+
+
 def _read_yaml(path: str, parser: _Parser) -> list[str]:
     """The arguments in YAML file `path` as command-line words."""
     try:

@@ -223,6 +223,8 @@ class Trainer(transformers.Trainer):
         try:
             with StopSignals() as self._signals, named_lost_ranks():
                 result = self._train_in_memory(resume_from_checkpoint, **kwargs)
+                trained = [value for value in self.model.parameters() if value.requires_grad]
+                result.metrics["trainable_parameters"] = sum(value.numel() for value in trained)
                 if self._signals.number:
                     raise RunStopped(
                         f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",

@@ -1,6 +1,8 @@
 """Each regulariser by its equation on a tiny model, and under the trainer's promises."""
 
+import importlib
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from common.errors import InputError
 from common.models import load_model
 from common.regularisation import Adversary, Mixout, WeightAverage, divergence, set_dropout, twice
 from common.trainer import Trainer, label_losses
+from tests.conftest import ROOT, SAMPLE, read_jsonl, write_jsonl
 from tests.faults import Job, difference, make_files, words
 
 LABELS = 5
@@ -527,3 +530,53 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
 def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         TrainingArguments(str(tmp_path), **arguments)
+
+
+def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
+    """Four steps of SGD on eight rows of a recipe's own kind, each, without dropout."""
+    sentences = [row["tokens"] for row in read_jsonl(SAMPLE / "train.jsonl")[:40]]
+    if recipe == "translation":  # its sample is made at run time: here texts, and the same backwards
+        rows = [{"source": " ".join(words), "target": " ".join(words[::-1])} for words in sentences]
+        more = ["--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
+        more += ["--num_beams", "1"]
+    elif recipe in ("mlm", "clm"):
+        rows = [{"text": " ".join(words)} for words in sentences]
+        more = ["--max_seq_length", "32"]
+        more += ["--tokenizer_train", "bpe", "--vocab_size", "400", "--model_size", "tiny"] if recipe == "clm" else []
+    else:
+        (sample,) = (ROOT / "recipes" / recipe / "sample").glob("train.*")
+        more = ["--max_train_samples", "40", "--max_eval_samples", "4", "--max_seq_length", "128"]
+        more += ["--validation_file", str(sample.with_stem("validation")), "--train_file", str(sample)]
+        more += ["--doc_stride", "32"] * (recipe in ("ner", "qa")) + ["--max_question_length", "32"] * (recipe == "qa")
+    if recipe in ("mlm", "clm", "translation"):
+        for split, own in (("train", rows), ("validation", rows[:4])):
+            more += [f"--{split}_file", write_jsonl(folder / f"{split}.jsonl", own)]
+    if recipe not in ("clm", "translation"):
+        more += ["--model_name_or_path", tiny]
+    more += ["--max_steps", "4", "--optim", "sgd", "--learning_rate", "0.05", "--precision", "fp32", "--dropout", "0"]
+    return [*more, "--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", "1", "--disable_tqdm", "true"]
+
+
+@pytest.mark.parametrize("recipe", ["clm", "mlm", "ner", "qa", "sentiment", "translation"])
+def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
+    main = importlib.import_module(f"recipes.{recipe}.train").main
+    pretrained = recipe not in ("clm", "translation")
+    arms = {"plain": [], "freelb": ["--adversarial", "freelb", "--ema_decay", "0.5", "--label_smoothing_factor", "0.1"]}
+    arms["freelb"] += ["--mixout", "0.3", "--l2_sp", "0.1"] if pretrained else []
+    arms["r_drop"] = ["--r_drop", "1", "--dropout", "1e-9"]  # under no dropout it is plain training
+    found = {}
+    for arm, batch in (("plain", 8), ("r_drop", 4), ("freelb", 8), ("freelb", 4)):
+        cut = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(8 // batch)]
+        out = tmp_path / f"{arm}-{batch}"
+        main([*recipe_words(recipe, tiny, tmp_path), *cut, "--output_dir", str(out), *arms[arm]])
+        found[arm, batch] = load_file(out / "model.safetensors")
+    assert farthest(found["plain", 8], found["r_drop", 4]) < 1e-5
+    assert farthest(found["freelb", 8], found["freelb", 4]) < 1e-5
+    assert farthest(found["plain", 8], found["freelb", 8]) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["mixout", "l2_sp"])
+def test_a_model_from_scratch_has_nothing_to_be_held_to(name, tiny, tmp_path):
+    main = importlib.import_module("recipes.clm.train").main
+    with pytest.raises(InputError, match=f"--{name}: holds pretrained weights"):
+        main([*recipe_words("clm", tiny, tmp_path), "--output_dir", str(tmp_path / "out"), f"--{name}", "0.1"])
