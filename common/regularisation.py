@@ -24,14 +24,17 @@ Logits = Tensor | tuple[Tensor, ...]
 # Dropout
 
 
-def set_dropout(model: PreTrainedModel, share: float | None) -> None:
+def set_dropout(model: PreTrainedModel, share: float | None, attention: float | None = None) -> None:
     """Drop `share` in every dropout of `model` while it trains; None leaves them as they are.
 
     Its configuration keeps its own, by which the model is fine-tuned later. Call it before matrices with a dropout of
-    their own, such as LoRA's, are added. Raises `InputError` where the model has no dropout.
+    their own, such as LoRA's, are added. Raises `InputError` where the model has no dropout, and where `attention`, the
+    value of `--attention_dropout`, contradicts.
     """
     if share is None:
         return
+    if attention not in (None, share):
+        raise InputError(f"--attention_dropout {attention}: --dropout {share} is of attention too; give one of them")
     found = False
     for module in model.modules():
         if isinstance(module, nn.Dropout):

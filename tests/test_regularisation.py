@@ -141,6 +141,8 @@ def test_dropout_is_set_everywhere_and_not_saved():
     bart = AutoModel.from_config(AutoConfig.for_model("bart", **SMALL | FAMILIES["bart"]))
     set_dropout(bart, 0.3)
     assert bart.encoder.dropout == bart.decoder.layers[0].activation_dropout == 0.3
+    with pytest.raises(InputError, match="--attention_dropout 0.1: --dropout 0.3 is of attention too"):
+        set_dropout(model, 0.3, 0.1)
     none = nn.Linear(2, 2)
     none.config = BertConfig()
     set_dropout(none, 0.0)
@@ -536,7 +538,7 @@ def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
     """Four steps of SGD on eight rows of a recipe's own kind, each, without dropout."""
     sentences = [row["tokens"] for row in read_jsonl(SAMPLE / "train.jsonl")[:40]]
     if recipe == "translation":  # its sample is made at run time: here texts, and the same backwards
-        rows = [{"source": " ".join(words), "target": " ".join(words[::-1])} for words in sentences]
+        rows = [{"translation": {"en": " ".join(words), "de": " ".join(words[::-1])}} for words in sentences]
         more = ["--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
         more += ["--num_beams", "1"]
     elif recipe in ("mlm", "clm"):

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     else:
         model = load_model(AutoModelForCausalLM, model_args, None, length)
     check_causal(model)
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores
     if not selection.chunked:
         tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         begin_as_identity(model)
     if in_pairs:
         check_pair_head(model)
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     selection = Selection(model)
     if in_pairs:

@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         remove_columns=data["train"].column_names,
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
     )
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
 
     # Trainer

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, **cut},
     )
     tell_of_limits(windows["train"], len(data["train"]))
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     answer_in_context(model)
     model = add_lora(model, lora_args, TaskType.QUESTION_ANS)
 

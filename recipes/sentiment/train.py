@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, "several": several, **reading},
     )
     tell(f"longer than --max_seq_length, so only their {data_args.keep} is read: {np.mean(rows['train']['cut']):.1%}")
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
     model = add_lora(model, lora_args, TaskType.SEQ_CLS)
 

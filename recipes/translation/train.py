@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         longest = max(generation_args.max_source_length, generation_args.max_target_length)
         model = load_encoder_decoder(model_args, longest)
         tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     way = direction(tokenizer, model, **languages, **codes)
     set_generation(model, generation_args)
