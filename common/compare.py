@@ -213,18 +213,29 @@ def markdown(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
-    """Score against trained parameters, one point a configuration, beside bars of seconds, memory and saved size."""
+    """Score against trained parameters, one point a configuration, beside bars of seconds, memory and saved size.
+
+    Where all train as many parameters, the scores stand below one another.
+    """
     rows = [row for row in rows if row["seeds"]]
     figure = Figure(figsize=(11.0, 5.5), layout="constrained")
     figure.suptitle(title.split(";")[0])
     grid = figure.add_gridspec(3, 2, width_ratios=[3, 2])
     axes = figure.add_subplot(grid[:, 0])
     colours = [f"C{i % 10}" for i in range(len(rows))]
-    for row, colour in zip(rows, colours, strict=True):
-        x = row["trainable_parameters"]
-        axes.errorbar(x, row["mean"], yerr=row["standard_deviation"] or 0, fmt="o", capsize=3, color=colour)
-        axes.annotate(row["name"], (x, row["mean"]), xytext=(6, 4), textcoords="offset points", color=colour)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{rows[0]['score']}, mean and standard deviation")
+    label = f"{rows[0]['score']}, mean and standard deviation"
+    if len({row["trainable_parameters"] for row in rows}) > 1:
+        for row, colour in zip(rows, colours, strict=True):
+            x = row["trainable_parameters"]
+            axes.errorbar(x, row["mean"], yerr=row["standard_deviation"] or 0, fmt="o", capsize=3, color=colour)
+            axes.annotate(row["name"], (x, row["mean"]), xytext=(6, 4), textcoords="offset points", color=colour)
+        axes.set(xscale="log", xlabel="trained parameters", ylabel=label)
+    else:
+        for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            axes.errorbar(row["mean"], i, xerr=row["standard_deviation"] or 0, fmt="o", capsize=3, color=colour)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
     bars = {"train_seconds": ("seconds", 1), "peak_memory_mib": ("peak memory (MiB)", 1)}
     bars["saved_bytes"] = "saved (MiB)", 2**20
     for i, (key, (label, unit)) in enumerate(bars.items()):

@@ -1,8 +1,8 @@
 """Regularisation that fine-tuning uses, beside weight decay and label smoothing, which every model has.
 
-`common.args.RegularisationArguments` has the arguments, and `common.trainer` calls what they turn on. None of it draws
-from the global random state or depends on how a step is cut into batches: what is drawn follows from the seed, the step
-and the row or weight, so that accumulation, several processes and resuming give the same run.
+`common.args.RegularisationArguments` has the arguments, and `common.trainer` calls what they turn on. Dropout aside,
+none of it draws from the global random state or depends on how a step is cut into batches: what is drawn follows from
+the seed, the step and the row or weight, so that accumulation, several processes and resuming give the same run.
 """
 
 import zlib
@@ -107,18 +107,20 @@ class Adversary:
         delta = self._first(ids, mask, step)
         cpu = torch.get_rng_state()
         gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        for i in range(self.passes):
-            if i:
-                torch.set_rng_state(cpu)
-                for device, state in enumerate(gpu):
-                    torch.cuda.set_rng_state(state, device)
-            self.delta, self.waiting = delta.requires_grad_(), True
-            yield i == self.passes - 1
-            if delta.grad is None:
-                raise InputError("--adversarial: this model hands no gradient to its embeddings; leave it out")
-            if i < self.passes - 1:
-                delta = self._next(delta.detach(), delta.grad, mask)
-        self.delta = None
+        try:
+            for i in range(self.passes):
+                if i:
+                    torch.set_rng_state(cpu)
+                    for device, state in enumerate(gpu):
+                        torch.cuda.set_rng_state(state, device)
+                self.delta, self.waiting = delta.requires_grad_(), True
+                yield i == self.passes - 1
+                if delta.grad is None:
+                    raise InputError("--adversarial: this model hands no gradient to its embeddings; leave it out")
+                if i < self.passes - 1:
+                    delta = self._next(delta.detach(), delta.grad, mask)
+        finally:
+            self.delta = None  # also where the step ends early
 
     def _first(self, ids: Tensor, mask: Tensor, step: int) -> Tensor:
         width = self.embeddings.weight.shape[1]
