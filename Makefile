@@ -47,7 +47,7 @@ sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRI
 	$(BIN)/python -m common.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
