@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 #: weights of the best step so far, where they are neither this checkpoint's own nor another's
 BEST = "best.safetensors"
+#: weights of a model that is trained beside its own (LoRA, adapters, prompts), without those
+TRAINED = "trained.safetensors"
 #: without one of each group a resumed run would not be the same run
 NEEDED = {
     "trainer state": [STATE],
