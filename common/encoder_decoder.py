@@ -156,8 +156,8 @@ def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrained
 def load_encoder_decoder(args: ModelArguments, max_length: int, quantize: str | None = None) -> PreTrainedModel:
     """The pretrained encoder-decoder `--model_name_or_path`, in float32 whatever the checkpoint's type.
 
-    `max_length` is that of the longer side, in sub-tokens; `quantize` as of `common.models.quantization`. Raises `InputError` for a checkpoint of another kind, one
-    without safetensors, and one that reads fewer sub-tokens.
+    `max_length` is that of the longer side, in sub-tokens; `quantize` as of `common.models.quantization`. Raises
+    `InputError` for a checkpoint of another kind, one without safetensors, and one that reads fewer sub-tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)

@@ -39,6 +39,7 @@ from common.tuning import layer_rates, merge, tune
 from tests.conftest import ROOT, run
 from tests.tuning_cells import (
     BERT,
+    EXACT,
     GPT2,
     HEADS,
     INNER,
@@ -48,7 +49,6 @@ from tests.tuning_cells import (
     VOCAB,
     WIDTH,
     Cell,
-    compare,
     make_checkpoints,
 )
 
@@ -179,7 +179,6 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     (tmp_path / "logits").mkdir()
     save_file({str(i): value.contiguous() for i, value in enumerate(after)}, tmp_path / "logits/logits.safetensors")
     request = {"task": task, "folder": str(tmp_path), "checkpoints": str(checkpoints), "merged": saved == "merged"}
-    request["apart"] = saved == "apart"
     other_process.stdin.write(json.dumps(request) + "\n")
 
     # resumed from the first epoch, meanwhile
@@ -197,10 +196,6 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     if saved == "merged":
         assert answer["peft"] < 1e-4
     shutil.rmtree(tmp_path)
-
-
-def test_impossible_cells_are_no_more_than_said(checkpoints, tmp_path, tokenizer):
-    assert set(IMPOSSIBLE) <= set(CELLS)
 
 
 # Methods in more detail
@@ -273,7 +268,7 @@ def test_layerwise_rates(checkpoints, tmp_path, tokenizer):
         assert rate == pytest.approx(0.1 * shares[name])
         assert decay == (0.0 if "bias" in name or "LayerNorm" in name else 0.01)
     cell.trainer.train()
-    assert cell.trainer.state.log_history[0]["learning_rate"] == pytest.approx(0.1)
+    assert 0.09 < cell.trainer.state.log_history[0]["learning_rate"] <= 0.1
 
 
 def test_a_bottleneck_is_that_of_the_paper():
@@ -350,9 +345,7 @@ def test_all_linear_leaves_the_head_out(tmp_path, tokenizer):
     for rank, targets in ((2, ["all-linear"]), (2, None)):
         model = bert_with("bert", tmp_path, tokenizer)
         model = tune(model, TuningArguments(lora_r=rank, lora_target_modules=targets), TASKS["ner"].task_type)
-        adapted = {
-            name.split(".lora_A")[0].split("model.", 2)[-1] for name, _ in model.named_parameters() if "lora_A" in name
-        }
+        adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
         assert len(adapted) == LAYERS * (6 if targets else 2)
         assert not any("classifier" in name for name in adapted)
 
@@ -365,7 +358,6 @@ def test_any_method_of_peft_by_a_file(checkpoints, tmp_path, tokenizer):
     before = cell.logits()
     cell.trainer.model = merge(cell.trainer.model, str(tmp_path / "out"), save=True)
     assert max((a - b).abs().max().item() for a, b in zip(before, cell.logits(), strict=True)) < 1e-4
-    assert compare is not None
 
 
 @pytest.mark.parametrize(
@@ -468,8 +460,7 @@ def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ON_TWO:
         method, task = name.split("/")
-        settings = {"optim": "sgd", "learning_rate": 0.05, "save_strategy": "no"}
-        cell = Cell(checkpoints, task, method, tmp_path / "one", tokenizer, dropout=0.0, **settings)
+        cell = Cell(checkpoints, task, method, tmp_path / "one", tokenizer, **EXACT)
         cell.trainer.train()
         two = load_file(tmp_path / "two" / method / f"{task}.safetensors")
         worst = max((two[name] - value).abs().max().item() for name, value in cell.weights[-1].items())
