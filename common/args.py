@@ -110,24 +110,6 @@ class DataArguments:
 
 
 @dataclass
-class LoraArguments:
-    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685) instead of full fine-tuning."""
-
-    _argument_group_name = "LoRA"
-
-    lora_r: int | None = field(default=None, metadata={"help": "rank; giving it turns LoRA on"})
-    lora_alpha: float | None = field(default=None, metadata={"help": "scale; twice the rank when not given"})
-    lora_dropout: float = field(default=0.1, metadata={"help": "dropout in front of the low-rank matrices"})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt, such as: query value; peft's choice when not given"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.lora_r is not None and self.lora_r < 1:
-            raise InputError("--lora_r must be at least 1")
-
-
-@dataclass
 class RegularisationArguments:
     """What keeps a model from fitting its rows too closely, each off unless given. Code: `common.regularisation`."""
 

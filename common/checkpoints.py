@@ -27,6 +27,8 @@ STATE = "trainer_state.json"
 BEST = "best.safetensors"
 #: weights that are trained, where the checkpoint's own are their mean over steps
 UNAVERAGED = "unaveraged.safetensors"
+#: weights of a model that is trained beside its own (LoRA, adapters, prompts), without those
+TRAINED = "trained.safetensors"
 #: without one of each group a resumed run would not be the same run
 NEEDED = {
     "trainer state": [STATE],

@@ -17,7 +17,14 @@ from transformers import (
 
 from common.args import ModelArguments
 from common.errors import InputError, quiet, tell
-from common.models import attention_kernel, load_config, ready_for_training, resolve_model
+from common.models import (
+    attention_kernel,
+    check_whole,
+    load_config,
+    quantization,
+    ready_for_training,
+    resolve_model,
+)
 from common.outputs import in_main_process
 
 #: layers on either side, width, heads, width of the feed-forward layers
@@ -126,7 +133,7 @@ def new_encoder_decoder(
     except (ValueError, ImportError) as error:
         raise InputError(f"--attn_implementation {kernel}: {' '.join(str(error).split())}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
-    model.pretrained = set()
+    model.drawn, model.pretrained = set(), set()
     return ready_for_training(model, args)
 
 
@@ -145,13 +152,14 @@ def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrained
     return tokenizer
 
 
-def load_encoder_decoder(args: ModelArguments, max_length: int) -> PreTrainedModel:
+def load_encoder_decoder(args: ModelArguments, max_length: int, quantize: str | None = None) -> PreTrainedModel:
     """The pretrained encoder-decoder `--model_name_or_path`, in float32 whatever the checkpoint's type.
 
-    `max_length` is that of the longer side, in sub-tokens. Raises `InputError` for a checkpoint of another kind, one
-    without safetensors, and one that reads fewer sub-tokens.
+    `max_length` is that of the longer side, in sub-tokens; `quantize` as of `common.models.quantization`. Raises
+    `InputError` for a checkpoint of another kind, one without safetensors, and one that reads fewer sub-tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
+    check_whole(path)
     config = load_config(path)
     if not config.is_encoder_decoder:
         raise InputError(
@@ -170,6 +178,7 @@ def load_encoder_decoder(args: ModelArguments, max_length: int) -> PreTrainedMod
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
         config.attention_dropout = args.attention_dropout
     dropout = getattr(config, "attention_dropout", getattr(config, "dropout_rate", 0.0))
+    quantized = quantization(quantize, AutoModelForSeq2SeqLM, config)
     try:
         with quiet():
             model, loading = AutoModelForSeq2SeqLM.from_pretrained(
@@ -180,12 +189,14 @@ def load_encoder_decoder(args: ModelArguments, max_length: int) -> PreTrainedMod
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **quantized,
             )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{args.model_name_or_path}: cannot be loaded as an encoder-decoder: {reason}") from None
     if loading["missing_keys"]:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(loading['missing_keys']))}")
+    model.drawn = set(loading["missing_keys"])
     model.pretrained = {name for name, _ in model.named_parameters()} - set(loading["missing_keys"])
     model.name_or_path = args.model_name_or_path
     return ready_for_training(model, args)

@@ -50,6 +50,7 @@ from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_ord
 from common.cpu import leaves_out_padding
 from common.errors import InputError, RunStopped, tell, warn
 from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
+from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
 from common.regularisation import (
     Adversary,
     Mixout,
@@ -59,6 +60,7 @@ from common.regularisation import (
     pretrained_parameters,
     twice,
 )
+from common.tuning import callbacks, is_beside, is_gradual, layer_rates
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -136,6 +138,12 @@ class Trainer(transformers.Trainer):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        for callback in callbacks(self.model):
+            self.add_callback(callback)
+        if is_gradual(self.model):
+            self.args.ddp_find_unused_parameters = True
+        if self.args.label_names is None:
+            self.label_names = ["labels"]  # which the signature of a wrapped model does not show
         self._regularise()
 
     def _regularise(self) -> None:
@@ -171,10 +179,34 @@ class Trainer(transformers.Trainer):
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
         losses = self._losses_of(self._logits(outputs), labels, self.args.label_smoothing_factor)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / max(count, 1)  # a step may hold no label at all
-        if self.args.r_drop and self.model.training:
-            loss = loss + self.args.r_drop * divergence(self._logits(outputs), labels) / max(count / 2, 1)
-        return loss
+        total = losses.sum()
+        if is_adalora(self.model) and self.model.training:
+            total = total + orthogonality(self.model) * (labels != -100).sum()  # once a step, however it is cut
+        if self.args.r_drop and self.model.training:  # the labels are there twice
+            total = total + 2 * self.args.r_drop * divergence(self._logits(outputs), labels)
+        return total / max(count, 1)  # a step may hold no label at all
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As its parent does; under `--layerwise_lr_decay` with the rate of its layer for each parameter."""
+        shares = layer_rates(self.model)
+        if shares is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        decays = set(self.get_decay_parameter_names(self.model))
+        groups: dict[tuple[float, bool], list] = {}
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                groups.setdefault((shares[name], name in decays), []).append(weight)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        # the head comes first: its rate is the one that is logged
+        self.optimizer = optimizer_class(
+            [
+                {"params": weights, "lr": self.args.learning_rate * share}
+                | {"weight_decay": self.args.weight_decay if decay else 0.0}
+                for (share, decay), weights in sorted(groups.items(), key=lambda item: -item[0][0])
+            ],
+            **settings,
+        )
+        return self.optimizer
 
     # Batches
 
@@ -560,11 +592,16 @@ class Trainer(transformers.Trainer):
         return bool(soon)
 
     def _weights(self) -> dict[str, Tensor]:
-        """What training may change and a checkpoint holds: trainable parameters and buffers, by name."""
+        """What training changes and a checkpoint holds: trained parameters, also those yet frozen, and buffers."""
         model = self.accelerator.unwrap_model(self.model)
         kept = model.state_dict().keys()
         buffers = {k: v for k, v in model.named_buffers() if k in kept}
-        return {k: v for k, v in model.named_parameters() if v.requires_grad} | buffers
+        every = is_gradual(model)
+        # PiSSA takes the principal components out of its frozen weights, which another machine may round otherwise
+        changed = is_beside(model) and getattr(model.tuning, "method", None) == "pissa"
+        return {
+            k: v for k, v in model.named_parameters() if v.requires_grad or every or (changed and ".base_layer." in k)
+        } | buffers
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._weights().items()}
@@ -592,10 +629,15 @@ class Trainer(transformers.Trainer):
                 "the best give --load_best_model_at_end false"
             )
         with reading(str(best)):
-            if not (best / checkpoints.BEST).is_file():
-                return super()._load_best_model()
-            own = self._weights()
-            for name, value in load_file(best / checkpoints.BEST).items():
+            for name in (checkpoints.BEST, checkpoints.TRAINED):
+                if (best / name).is_file():
+                    return self._put_back(load_file(best / name))
+            return super()._load_best_model()
+
+    def _put_back(self, weights: dict[str, Tensor]) -> None:
+        own = self._weights()
+        for name, value in weights.items():
+            if name in own:
                 own[name].detach().copy_(value)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -605,8 +647,20 @@ class Trainer(transformers.Trainer):
                 f"{resume_from_checkpoint}: of a run that averages its weights; give its --ema_decay or --swa_start"
             )
         with reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._load_weights(Path(resume_from_checkpoint), model)
             self._resumed_weights = load_file(unaveraged) if unaveraged.is_file() else {}
+
+    def _load_weights(self, checkpoint: Path, model=None) -> None:
+        path = checkpoint / checkpoints.TRAINED
+        if not path.is_file():
+            return super()._load_from_checkpoint(str(checkpoint), model)
+        kept = load_file(path)
+        missing = self._weights().keys() - kept.keys()
+        if missing:
+            raise ValueError(f"{path.name} has no {sorted(missing)[0]}")
+        self._put_back(kept)
+        if is_adalora(self.model):
+            restore_allocation(self.model, {name: value for name, value in kept.items() if ":" in name})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
@@ -623,6 +677,12 @@ class Trainer(transformers.Trainer):
             raise InputError(f"--push_to_hub: {' '.join(str(error).split())}; log in first by: hf auth login") from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._saving and is_beside(self.model):
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            ranks = allocation(self.model) if is_adalora(self.model) else {}
+            save_file(self._trained_weights() | ranks, Path(output_dir, checkpoints.TRAINED))
+            self.processing_class.save_pretrained(output_dir)
+            return
         with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -630,7 +690,7 @@ class Trainer(transformers.Trainer):
             (folder / transformers.trainer.TRAINING_ARGS_NAME).unlink()  # a pickle; run.json has the arguments
             umask = os.umask(0)
             os.umask(umask)
-            for file in folder.glob("*.safetensors"):
+            for file in folder.rglob("*.safetensors"):
                 file.chmod(0o666 & ~umask)  # safetensors leaves 0600, which no colleague can read
 
     def create_model_card(self, *args, **kwargs) -> None:

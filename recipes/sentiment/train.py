@@ -24,15 +24,16 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.data import load_splits
 from common.errors import InputError, command_line, tell
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
 from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .pictures import draw
 from .scoring import bag_of_words, hardest, predictions, print_scores, probabilities, scores, tune_thresholds
@@ -71,7 +72,9 @@ class SentimentDataArguments(DataArguments):
 @dataclass
 class SentimentTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
-    learning_rate: float | None = field(default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA when not given"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
+    )
     num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that picks the best checkpoint"}
@@ -81,7 +84,7 @@ class SentimentTrainingArguments(TrainingArguments):
     )
 
 
-ARGUMENTS = (ModelArguments, SentimentDataArguments, LoraArguments, SentimentTrainingArguments)
+ARGUMENTS = (ModelArguments, SentimentDataArguments, TuningArguments, SentimentTrainingArguments)
 
 
 def encode(
@@ -103,9 +106,9 @@ def encode(
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
-        args.learning_rate = 1e-4 if lora_args.lora_r is None else 1e-3
+        args.learning_rate = tuning_args.rate(full=1e-4)
     set_seed(args.seed)
 
     # Data
@@ -115,11 +118,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check = label_check()
     data = load_splits(data_args, columns, check, txt="none")
     several, labels = class_names(data)
-    run = Run(args, data_args, model_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-    model = load_model(AutoModelForSequenceClassification, model_args, labels, data_args.max_seq_length)
+    length = data_args.max_seq_length
+    model = load_model(AutoModelForSequenceClassification, model_args, labels, length, tuning_args.quantize)
     labels = list(model.config.id2label.values())
     model.config.problem_type = "multi_label_classification" if several else "single_label_classification"
     reading = {"max_seq_length": data_args.max_seq_length, "keep": data_args.keep}
@@ -133,7 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tell(f"longer than --max_seq_length, so only their {data_args.keep} is read: {np.mean(rows['train']['cut']):.1%}")
     set_dropout(model, args.dropout, model_args.attention_dropout)
     weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
-    model = add_lora(model, lora_args, TaskType.SEQ_CLS)
+    model = tune(model, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
     def score(prediction: EvalPrediction, _: Dataset) -> dict[str, float]:
@@ -198,7 +202,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, labels)
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
     write_model_card(
         args.output_dir,

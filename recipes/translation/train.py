@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
-from common.args import LoraArguments, check_best_metric, parse
+from common.args import check_best_metric, parse
 from common.data import load_splits
 from common.encoder_decoder import (
     Seq2SeqModelArguments,
@@ -29,6 +29,7 @@ from common.encoder_decoder import (
     train_joint_tokenizer,
 )
 from common.errors import InputError, command_line, tell
+from common.methods import TuningArguments
 from common.outputs import Run
 from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
@@ -40,7 +41,7 @@ from common.seq2seq import (
     finished_ids,
     set_generation,
 )
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .languages import direction, set_direction
 from .localisation import LANGUAGES, sample_files
@@ -103,7 +104,7 @@ class TranslationDataArguments(PairArguments):
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "3e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA"}
+        default=None, metadata={"help": "3e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(
@@ -119,7 +120,7 @@ ARGUMENTS = (
     Seq2SeqModelArguments,
     TranslationDataArguments,
     GenerationArguments,
-    LoraArguments,
+    TuningArguments,
     TranslationTrainingArguments,
 )
 
@@ -144,12 +145,11 @@ def encode(
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, generation_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
         new = 7e-4 if model_args.from_scratch == "base" else 3e-3
-        args.learning_rate = new if model_args.from_scratch else 5e-5 if lora_args.lora_r is None else 5e-4
-    if model_args.from_scratch and lora_args.lora_r is not None:
-        raise InputError("--lora_r: a new model has nothing to adapt; give --model_name_or_path, or leave it out")
+        args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
+    tuning_args.check_pretrained(new=model_args.from_scratch is not None)
     if args.predict_with_generate and (args.metric_for_best_model or "").removeprefix("eval_") == "loss":
         raise InputError(
             "--metric_for_best_model loss: evaluations that generate give no loss; add --predict_with_generate false"
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
         compared = check_comparison(data_args.compare_to, data["test"]["target"][:])
-    run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
     if model_args.from_scratch:
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = new_encoder_decoder(model_args, tokenizer, 0.1 if args.dropout is None else args.dropout)
     else:
         longest = max(generation_args.max_source_length, generation_args.max_target_length)
-        model = load_encoder_decoder(model_args, longest)
+        model = load_encoder_decoder(model_args, longest, tuning_args.quantize)
         tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     set_dropout(model, args.dropout, model_args.attention_dropout)
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise InputError("every training row exceeds --max_source_length or --max_target_length")
     rows = rows.remove_columns("cut")
     collator, forced = Seq2SeqCollator(tokenizer, model), model.generation_config.forced_bos_token_id
-    model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
+    model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
     bleu, gold = bleu_of(data_args.target_lang, data_args.bleu_tokenize), {s: data[s]["target"][:] for s in data}
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, signature["bleu"])
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE}
     write_model_card(
         args.output_dir,
