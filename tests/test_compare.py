@@ -24,29 +24,41 @@ def words(arguments) -> list[str]:
 
 def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, capsys):
     settings = tmp_path / "settings.yaml"
-    settings.write_text("plain:\nmixout: --mixout 0.5 --dropout 0\ntogether: --lora_r 2 --l2_sp 0.1\n")
-    command = ["ner", "--settings", str(settings), "--seeds", "1", "--folder", str(tmp_path / "out"), *words]
+    settings.write_text("plain:\ntogether: --lora_r 2 --l2_sp 0.1\n")
+    command = [
+        "ner",
+        "--methods",
+        "bias",
+        "--settings",
+        str(settings),
+        "--seeds",
+        "1",
+        "--folder",
+        str(tmp_path / "out"),
+        *words,
+    ]
     rows = compare.main(command)
     told = capsys.readouterr().out
-    assert "1 of 3: plain, seed 1: test_f1 0." in told
+    assert "1 of 3: bias, seed 1: test_f1 0." in told
+    assert "2 of 3: plain, seed 1: test_f1 0." in told
     assert "3 of 3: together, seed 1: --l2_sp: holds pretrained weights where they are" in told
-    plain, mixout, together = rows
-    scores = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])["scores"]
+    bias, plain, together = rows
+    scores = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[1])["scores"]
     assert plain["values"] == [scores["test_f1"]]
-    assert plain["trainable_parameters"] == mixout["trainable_parameters"] > 100_000
+    assert 0 < bias["trainable_parameters"] < plain["trainable_parameters"] / 10
     assert plain["saved_bytes"] == pytest.approx(4 * plain["trainable_parameters"], rel=0.1)
     assert plain["train_seconds"] > 0
     assert plain["peak_memory_mib"] > 100
     assert together["seeds"] == []
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
-    settings.write_text("plain:\nmixout: --mixout 0.5 --dropout 0\n")
+    settings.write_text("plain:\n")
     made = (tmp_path / "out" / "results.jsonl").read_bytes()
-    assert compare.main(command) == [plain, mixout]
+    assert compare.main(command) == [bias, plain]
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == made
     table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in table[-2:]] == ["| plain", "| mixout"]
-    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"] == [plain, mixout]
+    assert [line.split(" | ")[0] for line in table[-2:]] == ["| bias", "| plain"]
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"] == [bias, plain]
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
