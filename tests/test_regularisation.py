@@ -540,7 +540,7 @@ def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
     if recipe == "translation":  # its sample is made at run time: here texts, and the same backwards
         rows = [{"translation": {"en": " ".join(words), "de": " ".join(words[::-1])}} for words in sentences]
         more = ["--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
-        more += ["--num_beams", "1"]
+        more += ["--num_beams", "1", "--max_target_length", "64"]
     elif recipe in ("mlm", "clm"):
         rows = [{"text": " ".join(words)} for words in sentences]
         more = ["--max_seq_length", "32"]
