@@ -291,10 +291,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         if record is None:
             words = asked[name]
             about = {"recipe": options.recipe, "name": name, "seed": seed, "gpus": options.gpus, "arguments": words}
-            own = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{_key(words)}-{seed}"
+            key = hashlib.sha256(json.dumps([words, options.gpus]).encode()).hexdigest()[:8]
+            own = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
             record = about | run(options.recipe, [*words, "--seed", seed], own, options.gpus)
-            with open(results, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            there.append(record)
+            new = results.with_suffix(".new")  # whole or not at all, whenever this is killed
+            new.write_text("".join(json.dumps(one) + "\n" for one in there), encoding="utf-8")
+            new.replace(results)
             for path in [*own.rglob("*.safetensors"), *own.glob("checkpoint-*")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         records.append(record)
@@ -322,11 +325,6 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     tell("\n" + markdown(title, rows))
     tell(f"{folder}/comparison.md, comparison.json, comparison.png")
     return rows
-
-
-def _key(words: list[str]) -> str:
-    """A short name for arguments, so that runs with others lie elsewhere."""
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:8]
 
 
 if __name__ == "__main__":
