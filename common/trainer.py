@@ -129,10 +129,13 @@ class Trainer(transformers.Trainer):
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         for callback in callbacks(self.model):
             self.add_callback(callback)
-        if is_gradual(self.model):
-            self.args.ddp_find_unused_parameters = True
         if self.args.label_names is None:
             self.label_names = ["labels"]  # which the signature of a wrapped model does not show
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        if is_gradual(self.model):  # the processes must not wait for the gradients of what is still held fast
+            self.args.ddp_find_unused_parameters = True
+        return super()._build_accelerator_args(**kwargs)
 
     # Loss
 

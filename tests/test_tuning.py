@@ -504,12 +504,12 @@ def questions() -> list[dict]:
 def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tmp_path, recipe, method, capsys):
     rows = questions() if recipe == "qa" else small_rows(recipe)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    if recipe == "translation":  # whose tokenizer ends each text
-        shutil.copytree(checkpoints / "seq2seq", tmp_path / "seq2seq")
-        ending = PreTrainedTokenizerFast.from_pretrained(checkpoints / "seq2seq", eos_token="[SEP]")
-        ending.save_pretrained(tmp_path / "seq2seq")
-        checkpoints = tmp_path
     task = {"sentiment": "classification", "translation": "seq2seq"}.get(recipe, recipe)
+    if recipe in ("clm", "translation"):  # their texts have an end, and a beginning
+        shutil.copytree(checkpoints / task, tmp_path / task)
+        ending = PreTrainedTokenizerFast.from_pretrained(tmp_path / task, bos_token="[CLS]", eos_token="[SEP]")
+        ending.save_pretrained(tmp_path / task)
+        checkpoints = tmp_path
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
     words += ["--tuning", method, "--num_virtual_tokens", "4", "--num_train_epochs", "2", "--precision", "fp32"]
