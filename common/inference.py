@@ -45,7 +45,7 @@ class PredictArguments:
 def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
     """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart."""
     path, adapter = Path(folder), Path(folder, "adapter")
-    apart = (path / "base").is_dir()
+    apart = (path / "base").is_dir() and adapter.is_dir()
     with quiet():
         model = auto_class.from_pretrained(
             str(path / "base" if apart else path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False

@@ -5,6 +5,14 @@ Each trains the fresh head of a task as well, and whatever else the checkpoint d
 Saved `plain`: as any model. `merged`: what was trained is added into the weights, so that the folder holds a plain
 model of the same architecture, and beside it `adapter/` what was trained alone, for peft. `apart`: it cannot be merged;
 the folder has the model in `base/` and what was trained in `adapter/`, and each recipe's predict puts them together.
+
+What cannot be had, and is told before training:
+- `head` where the head is the input embeddings once more (GPT-2, BART, T5): nothing would be trained.
+- `bias` in a model without biases (T5, Llama).
+- `ia3` and `houlsby` adapters where attention does not go through transformers' `AttentionInterface` (DeBERTa).
+- `prefix`, `prompt`, `ptuning` with a head that looks for the last sub-token by its id (GPT-2 as a classifier), and
+  where virtual tokens and text exceed the positions of the model.
+- all but `full` for a new model, and under FSDP or DeepSpeed.
 """
 
 import difflib

@@ -109,7 +109,7 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
 
 def check_whole(path: str) -> None:
     """Raise `InputError` for a folder whose model has an adapter apart from it, which training would leave out."""
-    if Path(path, "base").is_dir():
+    if all(Path(path, part).is_dir() for part in ("base", "adapter")):
         raise InputError(
             f"{path}: was trained by a method that cannot be merged, and is for predict; train on from {path}/base, "
             "which is the model without it"

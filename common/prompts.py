@@ -54,7 +54,7 @@ def _hide(model: PeftModel, body: nn.Module, count: int) -> None:
 
     def cut(module: nn.Module, args: tuple, output):
         if inside:
-            output[next(iter(output))] = output[0][:, count:]
+            output[next(iter(output))] = output[0][:, count:].contiguous()
         return output
 
     model.register_forward_pre_hook(enter)

@@ -140,8 +140,6 @@ class Trainer(transformers.Trainer):
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         for callback in callbacks(self.model):
             self.add_callback(callback)
-        if is_gradual(self.model):
-            self.args.ddp_find_unused_parameters = True
         if self.args.label_names is None:
             self.label_names = ["labels"]  # which the signature of a wrapped model does not show
         self._regularise()
@@ -169,6 +167,11 @@ class Trainer(transformers.Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)
         return [name for name in names if self._pull is None or name not in self._pull.pairs]
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        if is_gradual(self.model):  # the processes must not wait for the gradients of what is still held fast
+            self.args.ddp_find_unused_parameters = True
+        return super()._build_accelerator_args(**kwargs)
 
     # Loss
 

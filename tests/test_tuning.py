@@ -5,6 +5,7 @@ them, loads what they save. Resumed and uninterrupted runs are compared for ever
 those of `ON_TWO`.
 """
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     GPT2Config,
+    PreTrainedTokenizerFast,
     T5Config,
 )
 
@@ -36,7 +38,7 @@ from common.methods import METHODS, TuningArguments
 from common.models import load_model
 from common.peft_methods import orthogonality
 from common.tuning import layer_rates, merge, tune
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, read_jsonl, run, write_jsonl
 from tests.tuning_cells import (
     BERT,
     EXACT,
@@ -364,7 +366,7 @@ def test_any_method_of_peft_by_a_file(checkpoints, tmp_path, tokenizer):
     ("text", "message"),
     [
         ("r: 4\n", "needs `peft_type`, one of: .*LOHA"),
-        ("peft_type: loha\nrnak: 4\n", "LOHA has no rnak; did you mean rank"),
+        ("peft_type: loha\nalhpa: 4\n", "LOHA has no alhpa; did you mean alpha"),
         ("peft_type: poly\n", "POLY needs a task number"),
         ("peft_type: [\n", "expected"),
         ("peft_type: loha\ntarget_modules: [nothing]\n", "Target modules"),
@@ -466,3 +468,76 @@ def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
         worst = max((two[name] - value).abs().max().item() for name, value in cell.weights[-1].items())
         moved = max((two[name] - cell.start[name]).abs().max().item() for name in two)
         assert worst < 1e-5 < moved, (method, task)
+
+
+# Recipes
+
+
+def small_rows(recipe: str) -> list[dict]:
+    """A few rows of the kind that a recipe takes."""
+    if recipe == "translation":
+        return [{"translation": {"en": f"{n} apples", "de": f"{n} Äpfel"}} for n in range(12)]
+    if recipe in ("mlm", "clm"):
+        text = "the {} small houses of the town stand beside the river and the road to {}"
+        return [{"text": text.format(n, n + 1)} for n in range(12)]
+    return read_jsonl(ROOT / "recipes" / recipe / "sample" / "train.jsonl")[:16]
+
+
+def questions() -> list[dict]:
+    text = "Ann Lee met Bob in Rome on Monday."
+    answers = [("Who met Bob?", "Ann Lee"), ("Where was it?", "Rome"), ("When was it?", "Monday")]
+    found = []
+    for i in range(4):
+        for question, answer in answers:
+            given = {"text": [answer], "answer_start": [text.index(answer)]}
+            found.append({"id": f"{i} {question}", "question": question, "context": f"{text} {i}", "answers": given})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [
+        ("sentiment", "prefix"), ("ner", "adapter"), ("qa", "prompt"), ("mlm", "ptuning"), ("clm", "prompt"),
+        ("translation", "prefix"), ("translation", "prompt"), ("mlm", "lora"), ("clm", "gradual"),
+    ],
+)  # fmt: skip
+def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tmp_path, recipe, method, capsys):
+    rows = questions() if recipe == "qa" else small_rows(recipe)
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    task = {"sentiment": "classification", "translation": "seq2seq"}.get(recipe, recipe)
+    if recipe in ("clm", "translation"):  # their texts have an end, and a beginning
+        shutil.copytree(checkpoints / task, tmp_path / task)
+        ending = PreTrainedTokenizerFast.from_pretrained(tmp_path / task, bos_token="[CLS]", eos_token="[SEP]")
+        ending.save_pretrained(tmp_path / task)
+        checkpoints = tmp_path
+    words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
+    words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
+    words += ["--tuning", method, "--num_virtual_tokens", "4", "--num_train_epochs", "2", "--precision", "fp32"]
+    words += ["--disable_tqdm", "true"]
+    length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
+    length["translation"] = ("--max_source_length", "32", "--max_target_length", "16", "--source_lang", "en")
+    words += length.get(recipe, ("--max_seq_length", "48"))
+    words += ("--target_lang", "de") if recipe == "translation" else ()
+    train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in ("train", "predict"))
+    train.main(words)
+    out = tmp_path / "out"
+    assert (out / "base").is_dir() == (METHODS[method].saved == "apart")
+    assert json.loads((out / "run.json").read_text())["arguments"]["tuning"] == method
+    text = {"mlm": [{"text": "the [MASK] houses"}], "clm": [{"prompt": "the small houses"}]}.get(recipe)
+    asked = text or [{k: v for k, v in row.items() if k not in ("label", "ner_tags", "answers")} for row in rows]
+    predict.main([
+        "--model", str(out), "--input", write_jsonl(tmp_path / "in.jsonl", asked), "--output",
+        str(tmp_path / "found.jsonl"), *(() if recipe == "clm" else ("--precision", "fp32")),
+    ])  # fmt: skip
+    found = read_jsonl(tmp_path / "found.jsonl")
+    assert len(found) == len(asked)
+    if recipe in ("sentiment", "translation"):
+        trained = [row["predicted"] for row in read_jsonl(out / "predictions_test.jsonl")]
+        assert [row["predicted"] for row in found] == trained
+    if recipe == "qa":
+        trained = [row["predicted"] for row in read_jsonl(out / "predictions_test.jsonl")]
+        assert [row["answer"] for row in found] == trained
+    if (out / "base").is_dir():
+        with pytest.raises(InputError, match="was trained by a method that cannot be merged"):
+            train.main([*words, "--model_name_or_path", str(out), "--output_dir", str(tmp_path / "more")])
+    capsys.readouterr()

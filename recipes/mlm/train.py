@@ -70,7 +70,7 @@ class MlmDataArguments(CorpusArguments):
 class MlmTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 1e-2 under LoRA, ... when not given"}
+        default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
     )
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the checkpoint's, in this run only"})
@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
-    if args.learning_rate is None:
-        args.learning_rate = tuning_args.rate(full=1e-3)
+    if args.learning_rate is None:  # that of full is high already
+        args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
     set_seed(args.seed)
     if args.r_drop and data_args.objective != "mlm":
         raise InputError("--r_drop: for masked sub-tokens alone; give --objective mlm")
