@@ -61,7 +61,7 @@ IMPOSSIBLE = {
     ("head", "seq2seq"): "is its input embeddings once more",
 }
 ON_TWO = [
-    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/qa", "prompt/mlm", "ia3/seq2seq",
+    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm", "ia3/seq2seq",
     "bias/clm",
 ]  # fmt: skip
 
@@ -409,8 +409,8 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
     with pytest.raises(InputError, match="--tuning top:3: the model has 2 layers"):
         tune(model, TuningArguments(tuning="top:3"), TASKS["ner"].task_type)
     model = bert_with("bert", tmp_path, tokenizer)
-    model.config.max_seq_length = 60
-    with pytest.raises(InputError, match="20 virtual tokens and --max_seq_length 60 are more than the 64 positions"):
+    model.read_length = 60
+    with pytest.raises(InputError, match="20 virtual tokens and 60 of text are more than the 64 positions"):
         tune(model, TuningArguments(tuning="prefix"), TASKS["ner"].task_type)
 
 
