@@ -61,8 +61,8 @@ IMPOSSIBLE = {
     ("head", "seq2seq"): "is its input embeddings once more",
 }
 ON_TWO = [
-    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm", "ia3/seq2seq",
-    "bias/clm",
+    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm",
+    "ia3/seq2seq", "bias/clm",
 ]  # fmt: skip
 
 
