@@ -522,6 +522,7 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     train.main(words)
     out = tmp_path / "out"
     assert (out / "base").is_dir() == (METHODS[method].saved == "apart")
+    assert ("cannot be merged" in (out / "README.md").read_text()) == (out / "base").is_dir()
     assert json.loads((out / "run.json").read_text())["arguments"]["tuning"] == method
     text = {"mlm": [{"text": "the [MASK] houses"}], "clm": [{"prompt": "the small houses"}]}.get(recipe)
     asked = text or [{k: v for k, v in row.items() if k not in ("label", "ner_tags", "answers")} for row in rows]
