@@ -196,7 +196,7 @@ def load_encoder_decoder(args: ModelArguments, max_length: int, quantize: str | 
         raise InputError(f"{args.model_name_or_path}: cannot be loaded as an encoder-decoder: {reason}") from None
     if loading["missing_keys"]:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(loading['missing_keys']))}")
-    model.drawn = set(loading["missing_keys"])
-    model.pretrained = {name for name, _ in model.named_parameters()} - set(loading["missing_keys"])
+    model.drawn, model.read_length = set(loading["missing_keys"]), max_length
+    model.pretrained = {name for name, _ in model.named_parameters()} - model.drawn
     model.name_or_path = args.model_name_or_path
     return ready_for_training(model, args)

@@ -66,6 +66,14 @@ def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
     return model
 
 
+def virtual_tokens(folder: str) -> int:
+    """How many positions of a saved model are taken by what prompt methods put in front of a text."""
+    about = Path(folder, "adapter", "adapter_config.json")
+    if not Path(folder, "base").is_dir() or not about.is_file():
+        return 0
+    return json.loads(about.read_text(encoding="utf-8"))["num_virtual_tokens"]
+
+
 class Predictor:
     """A saved model with its tokenizer, ready to run. `batch_tokens` bounds a batch, padding included."""
 
@@ -87,6 +95,7 @@ class Predictor:
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
         self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
         positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
+        positions -= virtual_tokens(path)
         self.max_length = getattr(self.config, "max_seq_length", positions)
         self.labels = self.model.config.id2label
         self.batch_tokens = batch_tokens

@@ -250,6 +250,7 @@ def load_model(
     model.drawn, model.pretrained = new, {name for name, _ in model.named_parameters()} - new
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
+    model.read_length = max_length
     return ready_for_training(model, args)
 
 

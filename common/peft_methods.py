@@ -164,11 +164,10 @@ def _from_file(path: str) -> PeftConfig:
 def _check_room(model: PreTrainedModel, args: TuningArguments, tokens: int) -> None:
     """Raise `InputError` where virtual tokens leave the positions of the model no room for its text."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    length = getattr(model.config, "max_seq_length", 0)
-    if positions and length + tokens > positions and not model.config.is_encoder_decoder:
+    if positions and model.read_length + tokens > positions:
         raise InputError(
-            f"{args.asked}: {tokens} virtual tokens and --max_seq_length {length} are more than the {positions} "
-            "positions of the model; lower one of them"
+            f"{args.asked}: {tokens} virtual tokens and {model.read_length} of text are more than the {positions} "
+            "positions of the model; lower --num_virtual_tokens or the length of the text"
         )
 
 

@@ -10,10 +10,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.errors import is_main_process, printable, tell
+from common.methods import METHODS
 
 #: what a table on the terminal shows at most
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
 FILES_NAMED = 10  # by a model card
+NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
+`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
+`common.inference.load_saved`."""
 
 
 def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
@@ -81,6 +85,8 @@ def write_model_card(
             for name, v in scores.items()
         ],
     )
+    tuning = record["arguments"].get("tuning")
+    apart = tuning in METHODS and METHODS[tuning].saved == "apart"
     lines = [
         "---",
         metadata.to_yaml(),
@@ -96,9 +102,11 @@ def write_model_card(
         "",
         "## Use",
         "",
-        "```python",
-        usage.replace("```", "` ` `"),
-        "```",
+        *(
+            NOT_MERGED.format(tuning=tuning).split("\n")
+            if apart
+            else ["```python", usage.replace("```", "` ` `"), "```"]
+        ),
         "",
         "## Training",
         "",

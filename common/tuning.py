@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
 from common.adapters import MARK, Shape, insert_adapters, save_adapters
 from common.errors import InputError, tell
@@ -175,11 +177,18 @@ def _merge_quantized(model: PeftModel) -> PreTrainedModel:
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
-    plain = model.unload().dequantize().float()
+    quantized = model.unload().dequantize()
+    weights = {name: weight.float().cpu() for name, weight in quantized.state_dict().items()}
     for name, delta in learnt.items():
-        weight = plain.get_submodule(name).weight
-        weight.data += delta.to(weight.device)
-    return plain
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+    plain = type(quantized)._from_config(quantized.config, dtype=torch.float32)
+    for name, module in plain.named_modules():
+        if isinstance(module, Conv1D):  # which bitsandbytes holds the other way round, as a linear layer
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].T
+    plain.load_state_dict(weights)
+    if plain.can_generate():
+        plain.generation_config = quantized.generation_config
+    return plain.to(quantized.device)
 
 
 def _saved_apart(model: PreTrainedModel) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from transformers import (
 from common.adapters import Bottleneck, Shape, insert_adapters
 from common.args import ModelArguments
 from common.errors import InputError
+from common.inference import load_saved
 from common.layers import depths, layer_names
 from common.methods import METHODS, TuningArguments
 from common.models import load_model
@@ -53,6 +54,7 @@ from tests.tuning_cells import (
     Cell,
     make_checkpoints,
 )
+from tests.tuning_cells import logits as cell_logits
 
 CELLS = [("top:1" if method == "top" else method, task) for method in METHODS for task in TASKS]
 #: cells that cannot be had, and what their error says
@@ -61,8 +63,8 @@ IMPOSSIBLE = {
     ("head", "seq2seq"): "is its input embeddings once more",
 }
 ON_TWO = [
-    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/qa", "prompt/mlm", "ia3/seq2seq",
-    "bias/clm",
+    "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm",
+    "ia3/seq2seq", "bias/clm",
 ]  # fmt: skip
 
 
@@ -198,6 +200,23 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     if saved == "merged":
         assert answer["peft"] < 1e-4
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [(m, t) for m, t in CELLS if t == "ner" or (m in ("prefix", "prompt", "adalora") and t in ("clm", "seq2seq"))],
+)
+def test_each_method_trains_and_predicts_in_bfloat16(checkpoints, tmp_path, tokenizer, method, task):
+    cell = Cell(checkpoints, task, method, tmp_path, tokenizer, precision="bf16", num_train_epochs=1, attention="auto")
+    loss = cell.trainer.evaluate()["eval_loss"]
+    cell.trainer.train()
+    assert cell.trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=0.5)
+    assert {weight.dtype for weight in cell.model.parameters()} == {torch.float32}
+    cell.trainer.model = merge(cell.trainer.model, str(tmp_path), save=True)
+    cell.trainer.save_model(_internal_call=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for logits in cell_logits(task, load_saved(TASKS[task].auto_class, str(tmp_path))):
+            assert logits.isfinite().all()
 
 
 # Methods in more detail
@@ -409,8 +428,8 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
     with pytest.raises(InputError, match="--tuning top:3: the model has 2 layers"):
         tune(model, TuningArguments(tuning="top:3"), TASKS["ner"].task_type)
     model = bert_with("bert", tmp_path, tokenizer)
-    model.config.max_seq_length = 60
-    with pytest.raises(InputError, match="20 virtual tokens and --max_seq_length 60 are more than the 64 positions"):
+    model.read_length = 60
+    with pytest.raises(InputError, match="20 virtual tokens and 60 of text are more than the 64 positions"):
         tune(model, TuningArguments(tuning="prefix"), TASKS["ner"].task_type)
 
 
@@ -522,6 +541,7 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     train.main(words)
     out = tmp_path / "out"
     assert (out / "base").is_dir() == (METHODS[method].saved == "apart")
+    assert ("cannot be merged" in (out / "README.md").read_text()) == (out / "base").is_dir()
     assert json.loads((out / "run.json").read_text())["arguments"]["tuning"] == method
     text = {"mlm": [{"text": "the [MASK] houses"}], "clm": [{"prompt": "the small houses"}]}.get(recipe)
     asked = text or [{k: v for k, v in row.items() if k not in ("label", "ner_tags", "answers")} for row in rows]
