@@ -17,7 +17,7 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak lint format predict $(RECIPES)
+.PHONY: help setup test soak lint format predict compare sweep $(RECIPES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ $(RECIPES): $(INSTALLED)
 
 predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
 	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
+
+compare: $(INSTALLED) ## tuning methods side by side: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
+	$(BIN)/python -m common.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
+	$(BIN)/python -m common.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)

@@ -110,25 +110,70 @@ class DataArguments:
 
 
 @dataclass
-class LoraArguments:
-    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685) instead of full fine-tuning."""
+class RegularisationArguments:
+    """What keeps a model from fitting its rows too closely, each off unless given. Code: `common.regularisation`."""
 
-    _argument_group_name = "LoRA"
-
-    lora_r: int | None = field(default=None, metadata={"help": "rank; giving it turns LoRA on"})
-    lora_alpha: float | None = field(default=None, metadata={"help": "scale; twice the rank when not given"})
-    lora_dropout: float = field(default=0.1, metadata={"help": "dropout in front of the low-rank matrices"})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt, such as: query value; peft's choice when not given"}
+    dropout: float | None = field(
+        default=None, metadata={"help": "share that every dropout drops, attention's too; the model's own if not given"}
+    )
+    r_drop: float = field(
+        default=0.0,
+        metadata={"help": "weight of R-Drop: rows pass twice, and the two outputs are drawn together"},
+    )
+    adversarial: Literal["fgm", "freelb"] | None = field(
+        default=None,
+        metadata={"help": "train on embeddings moved against the loss, in 2 passes or --adversarial_steps"},
+    )
+    adversarial_epsilon: float | None = field(
+        default=None, metadata={"help": "how far a row's embeddings are moved at most, as one vector; 1 if not given"}
+    )
+    adversarial_steps: int | None = field(default=None, metadata={"help": "passes of freelb; 3 if not given"})
+    adversarial_step_size: float | None = field(
+        default=None, metadata={"help": "how far freelb moves between two passes; 0.1 if not given"}
+    )
+    mixout: float = field(
+        default=0.0, metadata={"help": "share of pretrained weights that stand in for the trained ones in a step"}
+    )
+    l2_sp: float = field(
+        default=0.0, metadata={"help": "pull toward the pretrained weights, in place of weight decay toward 0"}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "evaluate and save an exponential moving average of the weights; such as 0.99"}
+    )
+    swa_start: float | None = field(
+        default=None,
+        metadata={"help": "evaluate and save the mean weights from a step, or below 1 a share, on"},
     )
 
-    def __post_init__(self) -> None:
-        if self.lora_r is not None and self.lora_r < 1:
-            raise InputError("--lora_r must be at least 1")
+    def check_regularisation(self) -> None:
+        """Fill in what follows from `--adversarial`; raise `InputError` for what is out of range or contradicts."""
+        for name, value in (("dropout", self.dropout), ("mixout", self.mixout), ("ema_decay", self.ema_decay)):
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"--{name} {value}: must be at least 0 and below 1")
+        for name in ("r_drop", "l2_sp"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name} {getattr(self, name)}: must be 0 or more")
+        if self.swa_start is not None and not self.swa_start >= 0:
+            raise InputError(f"--swa_start {self.swa_start}: a step, or below 1 a share of all steps")
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise InputError("--ema_decay and --swa_start: two ways to average the weights; give one")
+        if self.r_drop and self.adversarial:
+            raise InputError("--r_drop and --adversarial exclude each other: both decide what a step's passes are")
+        if self.r_drop and self.dropout == 0:
+            raise InputError("--r_drop: without dropout the two passes are the same; give a --dropout above 0")
+        freelb = {"adversarial_steps": 3, "adversarial_step_size": 0.1}
+        for name, value in ({"adversarial_epsilon": 1.0} | freelb).items():
+            if getattr(self, name) is None:
+                if self.adversarial == "freelb" or (self.adversarial and name not in freelb):
+                    setattr(self, name, value)
+            elif self.adversarial is None or (self.adversarial == "fgm" and name in freelb):
+                raise InputError(f"--{name}: needs --adversarial {'freelb' if name in freelb else 'fgm or freelb'}")
+            elif not getattr(self, name) > 0:
+                raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(RegularisationArguments, transformers.TrainingArguments):
     """The arguments of transformers with fast, safe defaults, and a few of our own."""
 
     _argument_group_name = "training"
@@ -201,6 +246,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # transformers hands --ddp_timeout on for GPUs only
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        self.check_regularisation()
         best = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and best in LOWER_IS_BETTER:
             self.greater_is_better = False  # transformers knows that of losses only
@@ -316,6 +362,22 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
         return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
     except (ValueError, ImportError, OSError) as error:  # from transformers, or a folder that may not be read
         raise InputError(" ".join(str(error).split())) from None
+
+
+def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:
+    """What `argv` and its `--config` set, by name, as it is written; a list for several values."""
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    path, words = config.parse_known_args(argv)
+    parser = _Parser(dataclass_types, None, show_all=False)
+    found: dict[str, list[str]] = {}
+    for word in (_read_yaml(path.config, parser) if path.config else []) + words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            last = found[name] = [value] if equals else []
+        else:
+            last.append(word)
+    return {name: values[0] if len(values) == 1 else values or "true" for name, values in found.items()}
 
 
 def _read_yaml(path: str, parser: _Parser) -> list[str]:

@@ -29,6 +29,10 @@ MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 #: weights of the best step so far, where they are neither this checkpoint's own nor another's
 BEST = "best.safetensors"
+#: weights that are trained, where the checkpoint's own are their mean over steps
+UNAVERAGED = "unaveraged.safetensors"
+#: weights of a model that is trained beside its own (LoRA, adapters, prompts), without those
+TRAINED = "trained.safetensors"
 #: without one of each group a resumed run would not be the same run
 NEEDED = {
     "trainer state": [STATE],
@@ -260,7 +264,7 @@ def average(folders: list[Path]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     types: dict[str, torch.dtype] = {}
     for folder in folders:
-        files = sorted(path for path in folder.glob("*.safetensors") if path.name != BEST)
+        files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (BEST, UNAVERAGED))
         if not files:
             raise InputError(f"{folder}: holds no weights as safetensors, so they cannot be averaged")
         found = {name: value for file in files for name, value in load_file(file).items()}

@@ -22,7 +22,14 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, quiet, tell
-from common.models import attention_kernel, load_config, ready_for_training, resolve_model
+from common.models import (
+    attention_kernel,
+    check_whole,
+    load_config,
+    quantization,
+    ready_for_training,
+    resolve_model,
+)
 from common.scratch import MODELS, learn, overrides
 
 #: layers on either side, width, heads, width of the feed-forward layers
@@ -31,7 +38,7 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 #: arguments of a new model, and what they are when not given
-OF_A_NEW_MODEL = {"tokenizer_train": "bpe", "vocab_size": 4000, "dropout": 0.1, "config_overrides": None}
+OF_A_NEW_MODEL = {"tokenizer_train": "bpe", "vocab_size": 4000, "config_overrides": None}
 
 
 @dataclass
@@ -54,9 +61,6 @@ class Seq2SeqModelArguments(ModelArguments):
     vocab_size: int | None = field(
         default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000"}
     )
-    dropout: float | None = field(
-        default=None, metadata={"help": "dropout of a new model; 0.1; 0.3 for few rows and many epochs"}
-    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4"}
     )
@@ -76,8 +80,6 @@ class Seq2SeqModelArguments(ModelArguments):
                     setattr(self, name, value)
             if self.vocab_size < 300:
                 raise InputError(f"--vocab_size {self.vocab_size}: must be at least 300")
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"--dropout {self.dropout}: must be at least 0 and below 1")
             if self.attention_dropout is not None:
                 raise InputError("--attention_dropout: with a new model give it in --config_overrides")
             return
@@ -120,14 +122,15 @@ def train_joint_tokenizer(
 
 
 def new_encoder_decoder(
-    args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int
+    args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, dropout: float, max_length: int
 ) -> PreTrainedModel:
     """A Transformer of size `--from_scratch` with random weights, drawn from the global random state.
 
     As Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), with the norm in front of each layer, which trains at
     high rates without long warm-up (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), and one matrix for both
     embeddings and the output. Its architecture is that of M2M100, which is this one; positions are sinusoids, so no
-    length is beyond it. `max_length`, in sub-tokens, decides on the attention kernel.
+    length is beyond it. `dropout` is that of embeddings and layers, not of
+    attention, and `max_length`, in sub-tokens, decides on the attention kernel.
     """
     layers, width, heads, inner = SIZES[args.from_scratch]
     config = M2M100Config(
@@ -139,7 +142,7 @@ def new_encoder_decoder(
         decoder_attention_heads=heads,
         encoder_ffn_dim=inner,
         decoder_ffn_dim=inner,
-        dropout=args.dropout,
+        dropout=dropout,
         attention_dropout=0.0,
         activation_dropout=0.0,
         encoder_layerdrop=0.0,
@@ -157,6 +160,7 @@ def new_encoder_decoder(
     except (ValueError, ImportError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"no model can be made so: {' '.join(str(error).split())}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
+    model.drawn, model.pretrained = set(), set()
     return ready_for_training(model, args)
 
 
@@ -181,14 +185,20 @@ def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrained
 
 
 def load_encoder_decoder(
-    args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, source_length: int, target_length: int
+    args: Seq2SeqModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    source_length: int,
+    target_length: int,
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """The model of `--model_name_or_path`, pretrained or by `--warm_start`, in float32 whatever the checkpoint's type.
 
-    `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own.
-    Raises `InputError` for a checkpoint of another kind, one without safetensors, and one that reads fewer sub-tokens.
+    `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own;
+    `quantize` as of `common.models.quantization`. Raises `InputError` for a checkpoint of another kind, one without
+    safetensors, and one that reads fewer sub-tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
+    check_whole(path)
     config = load_config(path)
     name = args.model_name_or_path
     if args.warm_start and config.is_encoder_decoder:
@@ -218,17 +228,21 @@ def load_encoder_decoder(
     try:
         with quiet():
             if args.warm_start:
-                model, untrained = _warm_started(path, config, tokenizer, args.warm_start, settings)
+                model, untrained, drawn = _warm_started(path, config, tokenizer, args.warm_start, settings)
             else:
+                quantized = quantization(quantize, AutoModelForSeq2SeqLM, config)
                 model, loading = AutoModelForSeq2SeqLM.from_pretrained(
-                    path, config=config, output_loading_info=True, **settings
+                    path, config=config, output_loading_info=True, **settings, **quantized
                 )
-                untrained = ", ".join(sorted(loading["missing_keys"]))
+                drawn = set(loading["missing_keys"])
+                untrained = ", ".join(sorted(drawn))
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be loaded as an encoder-decoder: {reason}") from None
     if untrained:
         tell(f"untrained weights, drawn by the seed: {untrained}")
+    model.drawn, model.read_length = drawn, max(source_length, target_length)
+    model.pretrained = {name for name, _ in model.named_parameters()} - drawn
     model.name_or_path = name
     return ready_for_training(model, args)
 
@@ -247,8 +261,8 @@ def _positions(config: PretrainedConfig, side: str) -> int | None:
 
 def _warm_started(
     path: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, how: str, settings: dict
-) -> tuple[PreTrainedModel, str]:
-    """The encoder in folder `path` with a decoder of its kind, and which weights are untrained, in words.
+) -> tuple[PreTrainedModel, str, set[str]]:
+    """The encoder in folder `path` with a decoder of its kind; which weights are untrained, in words and by name.
 
     Rothe et al. 2020, https://aclanthology.org/2020.tacl-1.18: with `both` the decoder begins with the weights of the
     encoder (their BERT2BERT), with `encoder` with its embeddings of sub-tokens alone (BERT2RND). Cross-attention is new
@@ -268,13 +282,14 @@ def _warm_started(
         decoder, loading = AutoModelForCausalLM.from_pretrained(path, config=own, output_loading_info=True, **settings)
         untrained = sorted(loading["missing_keys"])
         parts = {"crossattention" if "crossattention" in key else key for key in untrained}
-        words = f"the decoder's {', '.join(sorted(parts))}"
+        words, drawn = f"the decoder's {', '.join(sorted(parts))}", set(untrained)
     else:
         kernel = settings["attn_implementation"]
         decoder = AutoModelForCausalLM.from_config(own, attn_implementation=kernel, dtype=torch.float32)
         with torch.no_grad():
             decoder.get_input_embeddings().weight.copy_(encoder.get_input_embeddings().weight)
         words = "the decoder, all but its embeddings of sub-tokens"
+        drawn = {n for n, value in decoder.named_parameters() if value is not decoder.get_input_embeddings().weight}
     if not any("crossattention" in name for name, _ in decoder.named_parameters()):
         raise ValueError(f"a {config.model_type} model has no form with cross-attention")
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
@@ -287,4 +302,4 @@ def _warm_started(
             "vocab_size": decoder.config.vocab_size,
         }
     )
-    return model, words
+    return model, words, {f"decoder.{name}" for name in drawn}

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.args import native_bf16
 from common.encoder_decoder import load_seq2seq_tokenizer
-from common.errors import InputError, quiet
-from common.inference import PredictArguments, token_batches
+from common.errors import InputError
+from common.inference import PredictArguments, load_saved, token_batches
 from common.models import load_config, resolve_model
 from common.seq2seq import decoded, forced_ids, generating, padded
 
@@ -52,11 +52,7 @@ class Generator:
         self.prefix = prefix
         self.tokenizer = load_seq2seq_tokenizer(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        with quiet():
-            self.model = AutoModelForSeq2SeqLM.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-        self.model.to(self.device).eval()
+        self.model = load_saved(AutoModelForSeq2SeqLM, path).to(self.device).eval()
         self.max_length, self.batch_tokens = load_config(path).max_source_length, batch_tokens
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
@@ -98,14 +94,17 @@ class Generator:
 
     def _log_probabilities(self, ids: torch.Tensor, mask: torch.Tensor, outputs: torch.Tensor, n_best: int) -> list:
         """Log-probability of each output given its source, by the model alone: no penalty, and no share of beams."""
-        encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        plain = isinstance(self.model, PreTrainedModel)  # else peft puts virtual tokens in front of the source
+        if plain:
+            encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         eos, totals = self.tokenizer.eos_token_id, []
         for k, row in enumerate(outputs):  # one at a time: all logits of a batch could be gigabytes
             ends = torch.nonzero(row[1:] == eos)
             size = int(ends[0]) + 1 if len(ends) else len(row) - 1
             source = slice(k // n_best, k // n_best + 1)
+            begun = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded[source])} if plain else {}
             logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[source]),
+                **(begun or {"input_ids": ids[source]}),
                 attention_mask=mask[source],
                 decoder_input_ids=row[None, :size],
                 use_cache=False,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
+from common.adapters import load_adapters
 from common.args import native_bf16
 from common.data import FileReader, Row, read_file
 from common.errors import InputError, quiet, tell
@@ -40,6 +42,38 @@ class PredictArguments:
             raise InputError("--buffer_rows, --batch_tokens and --max_chars must be at least 1")
 
 
+def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
+    """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart."""
+    path, adapter = Path(folder), Path(folder, "adapter")
+    apart = (path / "base").is_dir() and adapter.is_dir()
+    with quiet():
+        model = auto_class.from_pretrained(
+            str(path / "base" if apart else path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    if not apart:
+        return model
+    if not (adapter / "adapter_config.json").is_file():
+        load_adapters(model, adapter)
+        return model
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(f"{adapter}: has no adapter_model.safetensors; name a folder that train saved")
+    from peft import PeftModel  # takes seconds, and few models need it
+
+    from common.prompts import let_heads_see_the_text_only
+
+    model = PeftModel.from_pretrained(model, str(adapter))
+    let_heads_see_the_text_only(model)
+    return model
+
+
+def virtual_tokens(folder: str) -> int:
+    """How many positions of a saved model are taken by what prompt methods put in front of a text."""
+    about = Path(folder, "adapter", "adapter_config.json")
+    if not Path(folder, "base").is_dir() or not about.is_file():
+        return 0
+    return json.loads(about.read_text(encoding="utf-8"))["num_virtual_tokens"]
+
+
 class Predictor:
     """A saved model with its tokenizer, ready to run. `batch_tokens` bounds a batch, padding included."""
 
@@ -59,12 +93,9 @@ class Predictor:
         if not any(name.endswith(head) for name in self.config.architectures or []):
             wanted = head if isinstance(head, str) else " or ".join(head)
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
-        with quiet():
-            self.model: PreTrainedModel = auto_class.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-        self.model.to(self.device).eval()
+        self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
         positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
+        positions -= virtual_tokens(path)
         self.max_length = getattr(self.config, "max_seq_length", positions)
         self.labels = self.model.config.id2label
         self.batch_tokens = batch_tokens

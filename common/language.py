@@ -235,21 +235,6 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def set_dropout(model: PreTrainedModel, share: float | None) -> None:
-    """Drop `share` in every dropout of `model` while it trains; None leaves them as they are.
-
-    Its configuration keeps its own, by which the model is fine-tuned later.
-    """
-    if share is None:
-        return
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share
-        for name in ("attention_dropout", "dropout", "activation_dropout"):  # some hold plain numbers
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, share)
-
-
 def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
     """A picture of the losses against the sub-tokens seen; `history` is the trainer's log, `before` the first loss."""
     if not is_main_process():

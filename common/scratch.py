@@ -164,7 +164,7 @@ def new_model(
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"no model can be made so: {' '.join(str(error).split())}") from None
     tell(f"a new {config.model_type} model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
-    model.drawn = set()
+    model.drawn, model.pretrained = set(), set()
     return ready_for_training(model, model_args)
 
 

@@ -94,6 +94,10 @@ class Seq2SeqTrainingArguments(TrainingArguments):
         n = self.average_checkpoints
         if n < 2:
             raise InputError(f"--average_checkpoints {n}: must be at least 2; 0 for none")
+        if self.ema_decay is not None or self.swa_start is not None:
+            raise InputError(
+                "--average_checkpoints, --ema_decay and --swa_start: ways to average the weights; give one"
+            )
         saved = self.num_train_epochs if self.save_strategy == "epoch" and self.max_steps <= 0 else n
         if self.save_strategy == "no" or saved < n:
             many = "none" if self.save_strategy == "no" else f"{saved:g}"
@@ -273,10 +277,10 @@ class Seq2SeqTrainer(Trainer):
     """
 
     def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, losses=self._label_losses, **kwargs)
         self._begins = begins
         self._on_cpu, self._head = not torch.accelerator.is_available(), None
-        if self._on_cpu:
+        if self._on_cpu and not self.args.r_drop:  # which compares the scores
             head = HeadLosses(self.accelerator.unwrap_model(self.model))
             self._head = head if head.works else None
 
@@ -305,11 +309,10 @@ class Seq2SeqTrainer(Trainer):
                 quicker.enter_context(self._head.at(inputs["labels"], self.args.label_smoothing_factor))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        if self._head is None:
-            return super()._loss(outputs, labels, num_items_in_batch)
-        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        return outputs["logits"].sum() / max(count, 1)
+    def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        if self._head is not None and self._head.labels is not None:
+            return logits[..., 0]
+        return label_losses(logits, labels, label_smoothing)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         output = super().train(*args, **kwargs)

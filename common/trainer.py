@@ -11,6 +11,8 @@
 - Resume: a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
 - Checkpoints: whole or absent (`common.checkpoints`), and no more often than is cheap (`--save_min_seconds`). SIGTERM
   and SIGINT save one and exit with 143 and 130.
+- Regularisation that the arguments ask for (`common.regularisation`), under all of these promises: where the weights
+  are averaged, it is their mean that is evaluated and saved.
 - Failure: a loss or gradient that is not finite, a lost process, a full disk and exhausted memory stop the run with a
   sentence (`common.faults`), and leave the last whole checkpoint as it is.
 """
@@ -23,7 +25,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,6 +50,17 @@ from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_ord
 from common.cpu import leaves_out_padding
 from common.errors import InputError, RunStopped, tell, warn
 from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
+from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
+from common.regularisation import (
+    Adversary,
+    Mixout,
+    PullToPretrained,
+    WeightAverage,
+    divergence,
+    pretrained_parameters,
+    twice,
+)
+from common.tuning import callbacks, is_beside, is_gradual, layer_rates
 
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -125,6 +138,40 @@ class Trainer(transformers.Trainer):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        for callback in callbacks(self.model):
+            self.add_callback(callback)
+        if self.args.label_names is None:
+            self.label_names = ["labels"]  # which the signature of a wrapped model does not show
+        self._regularise()
+
+    def _regularise(self) -> None:
+        """Make ready what the arguments turn on, while the weights are those that the run begins with."""
+        args, seed = self.args, self.args.seed
+        self._pull = self._mixout = self._adversary = self._average = None
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        for name in ("l2_sp", "mixout", "adversarial", "ema_decay", "swa_start"):
+            if sharded and getattr(args, name) not in (None, 0.0):
+                raise InputError(
+                    f"--{name}: not where FSDP or DeepSpeed shards the weights; launch with multi_gpu.yaml"
+                )
+        if args.l2_sp:
+            self._pull = PullToPretrained(pretrained_parameters(self.model, "l2_sp"), args.l2_sp)
+        if args.mixout:
+            self._mixout = Mixout(self.model, pretrained_parameters(self.model, "mixout"), args.mixout, seed)
+        if args.adversarial:
+            freelb = args.adversarial_steps, args.adversarial_step_size
+            self._adversary = Adversary(self.model, args.adversarial_epsilon, *freelb, seed)
+        if args.ema_decay is not None or args.swa_start is not None:
+            self._average = WeightAverage(args.ema_decay, args.swa_start)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if self._pull is None or name not in self._pull.pairs]
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        if is_gradual(self.model):  # the processes must not wait for the gradients of what is still held fast
+            self.args.ddp_find_unused_parameters = True
+        return super()._build_accelerator_args(**kwargs)
 
     # Loss
 
@@ -135,7 +182,34 @@ class Trainer(transformers.Trainer):
     def _loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
         losses = self._losses_of(self._logits(outputs), labels, self.args.label_smoothing_factor)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        return losses.sum() / max(count, 1)  # a step may hold no label at all
+        total = losses.sum()
+        if is_adalora(self.model) and self.model.training:
+            total = total + orthogonality(self.model) * (labels != -100).sum()  # once a step, however it is cut
+        if self.args.r_drop and self.model.training:  # the labels are there twice
+            total = total + 2 * self.args.r_drop * divergence(self._logits(outputs), labels)
+        return total / max(count, 1)  # a step may hold no label at all
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As its parent does; under `--layerwise_lr_decay` with the rate of its layer for each parameter."""
+        shares = layer_rates(self.model)
+        if shares is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        decays = set(self.get_decay_parameter_names(self.model))
+        groups: dict[tuple[float, bool], list] = {}
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                groups.setdefault((shares[name], name in decays), []).append(weight)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        # the head comes first: its rate is the one that is logged
+        self.optimizer = optimizer_class(
+            [
+                {"params": weights, "lr": self.args.learning_rate * share}
+                | {"weight_decay": self.args.weight_decay if decay else 0.0}
+                for (share, decay), weights in sorted(groups.items(), key=lambda item: -item[0][0])
+            ],
+            **settings,
+        )
+        return self.optimizer
 
     # Batches
 
@@ -184,6 +258,8 @@ class Trainer(transformers.Trainer):
         try:
             with StopSignals() as self._signals, named_lost_ranks():
                 result = self._train_in_memory(resume_from_checkpoint, **kwargs)
+                trained = [value for value in self.model.parameters() if value.requires_grad]
+                result.metrics["trainable_parameters"] = sum(value.numel() for value in trained)
                 if self._signals.number:
                     raise RunStopped(
                         f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
@@ -214,6 +290,9 @@ class Trainer(transformers.Trainer):
             states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
         while True:
             self._seen_step, self._save_at_end, self._losses = -1, False, []
+            self._resumed_weights: dict[str, Tensor] = {}
+            if self._mixout:
+                self._mixout.forget()
             self._saved_at, self._unsaved_best = time.monotonic(), None
             try:
                 return super().train(resume_from_checkpoint, **kwargs)
@@ -265,8 +344,11 @@ class Trainer(transformers.Trainer):
         return super()._prepare_for_training(*args, **kwargs)
 
     def _init_training_state(self, *args) -> tuple[int, int]:
-        *_, checkpoint, _ = args
+        max_steps, *_, checkpoint, _ = args
         found = super()._init_training_state(*args)
+        if self._average:
+            self._average.begin(max_steps)
+            self._average.load(self.model, self._resumed_weights)
         if checkpoint is not None:
             # the folder may have been moved or copied since; its own best checkpoint is the one beside this one
             best = json.loads(Path(checkpoint, checkpoints.STATE).read_text(encoding="utf-8"))["best_model_checkpoint"]
@@ -291,10 +373,37 @@ class Trainer(transformers.Trainer):
             for callback in self._early_stopping()
         )
 
-    def training_step(self, *args, **kwargs) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        whole = self.accelerator.sync_gradients  # the last batch of its step
+        if self._average:
+            self._average.before_step(self.model)
+        if self._mixout:
+            self._mixout.mix(self.state.global_step)
+        if self.args.r_drop:
+            inputs, num_items_in_batch = twice(inputs), 2 * num_items_in_batch
+        if self._adversary:
+            losses = []
+            for last in self._adversary.perturbed(inputs, self.state.global_step):
+                with nullcontext() if whole and last else self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+            loss = torch.stack(losses).mean()
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
+        if whole:
+            self._complete_gradient()
         return loss
+
+    def _complete_gradient(self) -> None:
+        """What regularisation does to a step's gradient once it is summed over batches and processes."""
+        if self._adversary:
+            for value in self.model.parameters():
+                if value.grad is not None:
+                    value.grad.div_(self._adversary.passes)
+        if self._mixout:
+            self._mixout.restore()
+        if self._pull:
+            self._pull.add_gradient(1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale())
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -337,6 +446,8 @@ class Trainer(transformers.Trainer):
         ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
         first_call = self.state.global_step != self._seen_step
         self._seen_step = self.state.global_step
+        if self._average and first_call:
+            self._average.after_step(self.model, self.state.global_step)
         self._asked = asked = self._signals.agreed(self.args.device)
         if ends and first_call:
             self._save_at_end, self.control.should_save = self.control.should_save, False
@@ -370,7 +481,7 @@ class Trainer(transformers.Trainer):
         self._evaluated = dataloader.full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
         try:
-            with named_lost_ranks():
+            with named_lost_ranks(), self._averaged():
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -420,8 +531,16 @@ class Trainer(transformers.Trainer):
         folder = super()._get_output_dir(trial)
         return str(Path(folder, checkpoints.STAGING)) if self._saving else folder
 
+    def _averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Within it the model has the mean of its weights; gives the weights themselves, nothing without a mean."""
+        return self._average.in_place(self.model) if self._average else nullcontext({})
+
     def _save_checkpoint(self, model, trial) -> None:
         """Save a checkpoint aside, and publish it when it is whole."""
+        with self._averaged() as unaveraged:
+            self._save_whole(model, trial, unaveraged)
+
+    def _save_whole(self, model, trial, unaveraged: dict[str, Tensor]) -> None:
         if self._may_wait():
             if self.state.best_global_step == self.state.global_step:
                 self._unsaved_best = self._trained_weights()
@@ -442,6 +561,8 @@ class Trainer(transformers.Trainer):
                 if self.args.should_save:
                     if self._unsaved_best is not None:
                         save_file(self._unsaved_best, staged / checkpoints.BEST)
+                    if unaveraged:
+                        save_file(unaveraged, staged / checkpoints.UNAVERAGED)
                     self.state.save_to_json(str(staged / checkpoints.STATE))
                     order = self.args.train_sampling_strategy
                     checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
@@ -474,11 +595,16 @@ class Trainer(transformers.Trainer):
         return bool(soon)
 
     def _weights(self) -> dict[str, Tensor]:
-        """What training may change and a checkpoint holds: trainable parameters and buffers, by name."""
+        """What training changes and a checkpoint holds: trained parameters, also those yet frozen, and buffers."""
         model = self.accelerator.unwrap_model(self.model)
         kept = model.state_dict().keys()
         buffers = {k: v for k, v in model.named_buffers() if k in kept}
-        return {k: v for k, v in model.named_parameters() if v.requires_grad} | buffers
+        every = is_gradual(model)
+        # PiSSA takes the principal components out of its frozen weights, which another machine may round otherwise
+        changed = is_beside(model) and getattr(model.tuning, "method", None) == "pissa"
+        return {
+            k: v for k, v in model.named_parameters() if v.requires_grad or every or (changed and ".base_layer." in k)
+        } | buffers
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._weights().items()}
@@ -489,6 +615,8 @@ class Trainer(transformers.Trainer):
         return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
 
     def _finalize_training(self, *args) -> TrainOutput:
+        if self._average:
+            self._average.settle(self.model)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # or it removes all but the best
         try:
             return super()._finalize_training(*args)
@@ -504,15 +632,38 @@ class Trainer(transformers.Trainer):
                 "the best give --load_best_model_at_end false"
             )
         with reading(str(best)):
-            if not (best / checkpoints.BEST).is_file():
-                return super()._load_best_model()
-            own = self._weights()
-            for name, value in load_file(best / checkpoints.BEST).items():
+            for name in (checkpoints.BEST, checkpoints.TRAINED):
+                if (best / name).is_file():
+                    return self._put_back(load_file(best / name))
+            return super()._load_best_model()
+
+    def _put_back(self, weights: dict[str, Tensor]) -> None:
+        own = self._weights()
+        for name, value in weights.items():
+            if name in own:
                 own[name].detach().copy_(value)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        unaveraged = Path(resume_from_checkpoint, checkpoints.UNAVERAGED)
+        if unaveraged.is_file() and self._average is None:
+            raise InputError(
+                f"{resume_from_checkpoint}: of a run that averages its weights; give its --ema_decay or --swa_start"
+            )
         with reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._load_weights(Path(resume_from_checkpoint), model)
+            self._resumed_weights = load_file(unaveraged) if unaveraged.is_file() else {}
+
+    def _load_weights(self, checkpoint: Path, model=None) -> None:
+        path = checkpoint / checkpoints.TRAINED
+        if not path.is_file():
+            return super()._load_from_checkpoint(str(checkpoint), model)
+        kept = load_file(path)
+        missing = self._weights().keys() - kept.keys()
+        if missing:
+            raise ValueError(f"{path.name} has no {sorted(missing)[0]}")
+        self._put_back(kept)
+        if is_adalora(self.model):
+            restore_allocation(self.model, {name: value for name, value in kept.items() if ":" in name})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
@@ -529,6 +680,12 @@ class Trainer(transformers.Trainer):
             raise InputError(f"--push_to_hub: {' '.join(str(error).split())}; log in first by: hf auth login") from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._saving and is_beside(self.model):
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            ranks = allocation(self.model) if is_adalora(self.model) else {}
+            save_file(self._trained_weights() | ranks, Path(output_dir, checkpoints.TRAINED))
+            self.processing_class.save_pretrained(output_dir)
+            return
         with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -536,7 +693,7 @@ class Trainer(transformers.Trainer):
             (folder / transformers.trainer.TRAINING_ARGS_NAME).unlink()  # a pickle; run.json has the arguments
             umask = os.umask(0)
             os.umask(umask)
-            for file in folder.glob("*.safetensors"):
+            for file in folder.rglob("*.safetensors"):
                 file.chmod(0o666 & ~umask)  # safetensors leaves 0600, which no colleague can read
 
     def create_model_card(self, *args, **kwargs) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, TrainerCallback, trainer
 from transformers.trainer_pt_utils import safe_globals
 
+from common import checkpoints
 from common.errors import command_line
 from recipes.ner import train
 from tests.conftest import SAMPLE, build_tokenizer, read_jsonl, write_jsonl
@@ -202,7 +203,8 @@ def difference(a: Path, b: Path) -> float:
     """Largest absolute difference between two finished runs: final weights; optimizer, schedule and random states."""
     pairs = [(load_file(path / "model.safetensors") for path in (a, b))]
     last = last_checkpoint(a)
-    pairs.append([load_file(next(last_checkpoint(path).glob("*.safetensors"))) for path in (a, b)])
+    for name in sorted(path.name for path in last.glob("*.safetensors") if path.name != checkpoints.BEST):
+        pairs.append([load_file(last_checkpoint(path) / name) for path in (a, b)])
     for name in ("optimizer.pt", "scheduler.pt", *(path.name for path in last.glob("rng_state*.pth"))):
         with safe_globals():
             pairs.append(tuple(torch.load(last_checkpoint(path) / name, weights_only=True) for path in (a, b)))

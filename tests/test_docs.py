@@ -11,8 +11,18 @@ from tests.conftest import ROOT
 
 RECIPES = {"clm", "mlm", "ner", "qa", "sentiment", "summarization", "translation"}
 WITHOUT_FILES = {"clm", "mlm", "translation"}  # their sample is made at run time
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md"), *(ROOT / "common" / "launch").glob("*.yaml")]
-PROGRAMS = [*(ROOT / "recipes").glob("*/train.py"), *(ROOT / "recipes").glob("*/predict.py")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "common" / "README.md",
+    *(ROOT / "recipes").glob("*/README.md"),
+    *(ROOT / "common" / "launch").glob("*.yaml"),
+]
+PROGRAMS = [
+    *(ROOT / "recipes").glob("*/train.py"),
+    *(ROOT / "recipes").glob("*/predict.py"),
+    ROOT / "common" / "compare.py",
+    ROOT / "common" / "sweep.py",
+]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
 
 
@@ -37,6 +47,16 @@ def understood(recipe: str, program: str, words: list[str]) -> None:
     _Parser(module.ARGUMENTS, None, show_all=False).parse(words)
 
 
+def beside_the_recipe(program: str, words: list[str]) -> None:
+    """`words` are understood by `common.compare` or `common.sweep`, and what they leave by the recipe."""
+    options, rest = importlib.import_module(f"common.{program}").read_options(words)
+    understood(options.recipe, "train", rest)
+    if program == "compare":
+        assert options.methods or options.settings
+        for method in options.methods:
+            understood(options.recipe, "train", ["--tuning", method])
+
+
 @pytest.mark.parametrize(("file", "command"), commands())
 def test_documented_commands_are_understood(file, command):
     if command.startswith("cp "):
@@ -47,6 +67,9 @@ def test_documented_commands_are_understood(file, command):
         understood(recipe, program, shlex.split(rest))
         for config in re.findall(r"--config_file (\S+)", command):
             assert (ROOT / config).is_file()
+        return
+    if match := re.search(r"-m common\.(compare|sweep) (.*)", command):
+        beside_the_recipe(match[1], shlex.split(match[2]))
         return
     if match := re.search(r"-m (tests\.\w+\.\w+)", command):
         assert (ROOT / (match[1].replace(".", "/") + ".py")).is_file()
@@ -61,6 +84,11 @@ def test_documented_commands_are_understood(file, command):
     assert set(variables) <= set(re.findall(r"\$\((\w+)\)", makefile)), command
     if targets[0] in RECIPES:
         understood(targets[0], "train", shlex.split(variables.get("ARGS", "")))
+    if targets[0] in ("compare", "sweep"):
+        given = {"methods": "METHODS", "settings": "SETTINGS"} if targets[0] == "compare" else {"trials": "TRIALS"}
+        options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]
+        options = shlex.split(" ".join([*options, variables.get("ARGS", "")]))
+        beside_the_recipe(targets[0], [variables.get("RECIPE", "ner"), *options])
 
 
 def test_there_are_commands_to_check():
@@ -89,7 +117,7 @@ def test_train_scripts_are_short_and_ordered():
 def test_readme_is_under_150_lines_and_links_hold():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
-    for path in [ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md")]:
+    for path in [p for p in DOCUMENTS if p.suffix == ".md"]:
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path}: {link}"
 

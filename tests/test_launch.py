@@ -190,6 +190,8 @@ def test_help_lists_every_target_in_one_line(copy):
         "help",
         "setup",
         "predict",
+        "compare",
+        "sweep",
         "test",
         "soak",
         "lint",

@@ -12,10 +12,11 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from common import models
-from common.args import DEFAULT_ENCODER, LoraArguments, ModelArguments
+from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError
+from common.methods import TuningArguments
 from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 from recipes.ner import train
 from recipes.ner.predict import Tagger
 
@@ -184,7 +185,7 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
     torch.manual_seed(0)
     plain = load(tiny)
     head = sum(p.numel() for p in plain.classifier.parameters())
-    model = add_lora(plain, LoraArguments(lora_r=4, lora_target_modules=["query", "value"]), TaskType.TOKEN_CLS)
+    model = tune(plain, TuningArguments(lora_r=4, lora_target_modules=["query", "value"]), TaskType.TOKEN_CLS)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == head + 2 * 2 * 4 * (64 + 64)  # layers, matrices, rank, in + out
     for name, weight in model.named_parameters():
@@ -193,7 +194,7 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
     ids = torch.randint(5, 500, (3, 20))
     with torch.no_grad():
         unmerged = model.eval()(input_ids=ids).logits
-        merged = merge_lora(model, str(tmp_path), save=True).eval()
+        merged = merge(model, str(tmp_path), save=True).eval()
         assert (merged(input_ids=ids).logits - unmerged).abs().max() < 1e-5
         assert (load(tiny).eval()(input_ids=ids).logits - unmerged).abs().max() > 1e-2
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -204,11 +205,11 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
 
 def test_lora_modules_that_do_not_exist_are_an_input_error(tiny):
     with pytest.raises(InputError, match="--lora_target_modules"):
-        add_lora(load(tiny), LoraArguments(lora_r=4, lora_target_modules=["q_proj"]), TaskType.TOKEN_CLS)
+        tune(load(tiny), TuningArguments(lora_r=4, lora_target_modules=["q_proj"]), TaskType.TOKEN_CLS)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_lora_is_refused_where_it_could_not_be_merged(tiny, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"cannot be merged and saved under {name}"):
-        add_lora(load(tiny), LoraArguments(lora_r=4), TaskType.TOKEN_CLS)
+        tune(load(tiny), TuningArguments(lora_r=4), TaskType.TOKEN_CLS)

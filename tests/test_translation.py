@@ -835,11 +835,10 @@ def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
 
 
 def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refused(tiny, arguments):
-    for name in ("vocab_size", "dropout"):
-        with pytest.raises(InputError, match=f"--{name}: of a new model, and .* has its own"):
-            train.main([*arguments, "--model_name_or_path", tiny])
-        at = arguments.index(f"--{name}")
-        arguments[at : at + 2] = []
+    with pytest.raises(InputError, match="--vocab_size: of a new model, and"):
+        train.main([*arguments, "--model_name_or_path", tiny])
+    at = arguments.index("--vocab_size")
+    arguments[at : at + 2] = []
     with pytest.raises(InputError, match="give it one by --warm_start both"):
         train.main([*arguments, "--model_name_or_path", tiny])
     with pytest.raises(InputError, match="new weights are trained in full"):

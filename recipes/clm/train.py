@@ -15,15 +15,17 @@ from typing import Literal
 from peft import TaskType
 from transformers import AutoModelForCausalLM, GPT2Config, set_seed
 
-from common.args import LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts
 from common.errors import InputError, command_line, tell
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .completing import Completer, compare_completions, prompts_from
 from .texts import NextBatches, bits_of, check_causal, joined, load_completions, to_rows
@@ -66,7 +68,7 @@ class ClmDataArguments(CorpusArguments):
 class ClmTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "1e-3 from nothing and under LoRA, 1e-4 else when not given"}
+        default=None, metadata={"help": "1e-3 from nothing, else 1e-4 in full, 1e-3 under LoRA, ... when not given"}
     )
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
@@ -79,21 +81,20 @@ class ClmTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False)  # the collator takes them
 
 
-ARGUMENTS = (ClmModelArguments, ScratchArguments, ClmDataArguments, LoraArguments, ClmTrainingArguments)
+ARGUMENTS = (ClmModelArguments, ScratchArguments, ClmDataArguments, TuningArguments, ClmTrainingArguments)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, scratch_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if model_args.model_name_or_path is None:
         scratch_args.tokenizer_train = scratch_args.tokenizer_train or "bpe"
         scratch_args.model_size = scratch_args.model_size or "tiny"
-    if scratch_args.from_scratch and lora_args.lora_r is not None:
-        raise InputError("--lora_r: a new model has nothing to adapt; give --model_name_or_path, or leave it out")
+    tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.num_train_epochs is None:
         args.num_train_epochs = 6 if scratch_args.from_scratch else 2
     if args.learning_rate is None:
-        args.learning_rate = 1e-3 if scratch_args.from_scratch or lora_args.lora_r is not None else 1e-4
+        args.learning_rate = 1e-3 if scratch_args.from_scratch else tuning_args.rate(full=1e-4)
     if args.loss_chunk < 1:
         raise InputError("--loss_chunk must be at least 1")
     set_seed(args.seed)
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         texts = load_corpus(data_args)
     if data_args.forgetting_file:
         texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
-    run = Run(args, data_args, model_args, scratch_args, lora_args, rows=texts)
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=texts)
 
     # Model
     if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
@@ -120,13 +121,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
         model.config.max_seq_length = length  # saved with it, so that predict goes no further than it was trained
     else:
-        model = load_model(AutoModelForCausalLM, model_args, None, length)
+        model = load_model(AutoModelForCausalLM, model_args, None, length, tuning_args.quantize)
     check_causal(model)
-    set_dropout(model, args.dropout)
-    selection = Selection(model, chunk=args.loss_chunk)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
+    selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores
     if not selection.chunked:
         tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")
-    model = add_lora(model, lora_args, TaskType.CAUSAL_LM)
+    model = tune(model, tuning_args, TaskType.CAUSAL_LM)
     blocks = to_rows(texts, tokenizer, data_args, data_args.loss_on)
 
     # Trainer
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     trainer.model.config.use_cache = True  # off while it was trained
     write_model_card(
         args.output_dir,

@@ -19,11 +19,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConf
 from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts, to_blocks
 from common.errors import InputError, command_line
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities, set_dropout
+from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
+from common.tuning import merge, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity
@@ -66,7 +69,9 @@ class MlmDataArguments(CorpusArguments):
 @dataclass
 class MlmTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak of the schedule"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
+    )
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the checkpoint's, in this run only"})
     num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
@@ -75,19 +80,24 @@ class MlmTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False)  # the collator takes them
 
 
-ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, MlmTrainingArguments)
+ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, scratch_args, data_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    tuning_args.check_pretrained(new=scratch_args.from_scratch)
+    if args.learning_rate is None:  # that of full is high already
+        args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
     set_seed(args.seed)
+    if args.r_drop and data_args.objective != "mlm":
+        raise InputError("--r_drop: for masked sub-tokens alone; give --objective mlm")
 
     # Data
     texts = load_corpus(data_args)
     if data_args.forgetting_file:
         texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
-    run = Run(args, data_args, model_args, scratch_args, rows=texts)
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=texts)
 
     # Model
     if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
@@ -102,13 +112,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scratch_args.from_scratch:
         model = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
     else:
-        model = load_model(auto_class, model_args, None, length)
+        model = load_model(auto_class, model_args, None, length, tuning_args.quantize)
         begin_as_identity(model)
     if in_pairs:
         check_pair_head(model)
-    set_dropout(model, args.dropout)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     selection = Selection(model)
+    model = tune(model, tuning_args, None)  # peft has no name for this task
     if in_pairs:
         blocks = to_pairs(texts, tokenizer, length, data_args.objective)
     else:
@@ -154,6 +165,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     scored = "test" if "test" in blocks else "validation"
     write_model_card(
         args.output_dir,

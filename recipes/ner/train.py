@@ -24,15 +24,17 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.data import label_names, load_splits
 from common.errors import InputError, command_line, tell
+from common.methods import TuningArguments
 from common.metrics import StrictSeqeval
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
 
@@ -71,12 +73,14 @@ class NerDataArguments(DataArguments):
 @dataclass
 class NerTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
-    learning_rate: float | None = field(default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA when not given"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
+    )
     num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
 
 
-ARGUMENTS = (ModelArguments, NerDataArguments, LoraArguments, NerTrainingArguments)
+ARGUMENTS = (ModelArguments, NerDataArguments, TuningArguments, NerTrainingArguments)
 
 
 def encode(
@@ -109,9 +113,9 @@ def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPr
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
-        args.learning_rate = 2e-4 if lora_args.lora_r is None else 2e-3
+        args.learning_rate = tuning_args.rate(full=2e-4)
     set_seed(args.seed)
 
     # Data
@@ -122,11 +126,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data = data.map(repair_tags)
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
     labels = label_names(data, "ner_tags")
-    run = Run(args, data_args, model_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-    model = load_model(AutoModelForTokenClassification, model_args, labels, data_args.max_seq_length)
+    length = data_args.max_seq_length
+    model = load_model(AutoModelForTokenClassification, model_args, labels, length, tuning_args.quantize)
     labels = list(model.config.id2label.values())
     cut = {"max_seq_length": data_args.max_seq_length, "doc_stride": data_args.doc_stride}
     model.config.update(cut)  # saved with the model, so that predict cuts the same windows
@@ -137,7 +142,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         remove_columns=data["train"].column_names,
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
     )
-    model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
+    set_dropout(model, args.dropout, model_args.attention_dropout)
+    model = tune(model, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
     metric = StrictSeqeval(keep_in_memory=True)
@@ -189,7 +195,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")}
     write_model_card(
         args.output_dir,

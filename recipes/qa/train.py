@@ -19,14 +19,16 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerFast, set_seed
 
-from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.data import load_splits
 from common.errors import InputError, command_line, tell, warn
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores
 from .spans import (
@@ -89,7 +91,9 @@ class QaDataArguments(DataArguments):
 @dataclass
 class QaTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
-    learning_rate: float | None = field(default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA when not given"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
+    )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
@@ -97,7 +101,7 @@ class QaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False)  # the collator needs to know where the context begins
 
 
-ARGUMENTS = (ModelArguments, QaDataArguments, LoraArguments, QaTrainingArguments)
+ARGUMENTS = (ModelArguments, QaDataArguments, TuningArguments, QaTrainingArguments)
 
 
 def encode(
@@ -133,9 +137,9 @@ def encode(
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
-        args.learning_rate = 2e-4 if lora_args.lora_r is None else 2e-3
+        args.learning_rate = tuning_args.rate(full=2e-4)
     set_seed(args.seed)
 
     # Data
@@ -153,11 +157,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     gold = {name: [answers["text"] for answers in split["answers"]] for name, split in data.items()}
     if all(gold["validation"]) and not all(gold["train"] + gold.get("test", [])):
         warn("each validation question has an answer, so the model will answer each question; give some that have none")
-    run = Run(args, data_args, model_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-    model = load_model(AutoModelForQuestionAnswering, model_args, ["LABEL_0", "LABEL_1"], data_args.max_seq_length)
+    length, labels = data_args.max_seq_length, ["LABEL_0", "LABEL_1"]
+    model = load_model(AutoModelForQuestionAnswering, model_args, labels, length, tuning_args.quantize)
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     model.config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
     windows = data.map(
@@ -168,8 +173,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, **cut},
     )
     tell_of_limits(windows["train"], len(data["train"]))
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     answer_in_context(model)
-    model = add_lora(model, lora_args, TaskType.QUESTION_ANS)
+    model = tune(model, tuning_args, TaskType.QUESTION_ANS)
 
     # Trainer
     questions, contexts = ({name: split[c][:] for name, split in data.items()} for c in ("question", "context"))
@@ -233,7 +239,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
     write_model_card(
         args.output_dir,

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import TaskType
 from transformers import (
@@ -26,14 +24,16 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, LoraArguments, ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
 from common.data import load_splits
 from common.errors import InputError, command_line, tell
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.trainer import Trainer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .pictures import draw
 from .scoring import bag_of_words, hardest, predictions, print_scores, probabilities, scores, tune_thresholds
@@ -72,7 +72,9 @@ class SentimentDataArguments(DataArguments):
 @dataclass
 class SentimentTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
-    learning_rate: float | None = field(default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA when not given"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
+    )
     num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that picks the best checkpoint"}
@@ -80,10 +82,9 @@ class SentimentTrainingArguments(TrainingArguments):
     class_weights: list[str] | None = field(
         default=None, metadata={"help": "balanced, or a weight for each class in the order of the labels"}
     )
-    r_drop: float = field(default=0.0, metadata={"help": "weight of R-Drop's consistency loss; two passes a step"})
 
 
-ARGUMENTS = (ModelArguments, SentimentDataArguments, LoraArguments, SentimentTrainingArguments)
+ARGUMENTS = (ModelArguments, SentimentDataArguments, TuningArguments, SentimentTrainingArguments)
 
 
 def encode(
@@ -103,32 +104,11 @@ def encode(
     return columns
 
 
-class RDropTrainer(Trainer):
-    """With `--r_drop`: each batch passes twice, under other dropout, and the two outputs are drawn together.
-
-    Liang et al. 2021, https://arxiv.org/abs/2106.14448.
-    """
-
-    def compute_loss(self, model, inputs, num_items_in_batch=None, **kwargs):
-        if not (self.args.r_drop and model.training):
-            return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch, **kwargs)
-        twice = {name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}
-        loss, outputs = super().compute_loss(
-            model, twice, num_items_in_batch=2 * num_items_in_batch, return_outputs=True
-        )
-        one, other = (outputs.logits[i::2].float() for i in (0, 1))
-        if self.model.config.problem_type == "multi_label_classification":
-            one, other = (torch.stack([x, torch.zeros_like(x)], -1) for x in (one, other))
-        pair = [F.log_softmax(x, dim=-1) for x in (one, other)]
-        apart = sum(F.kl_div(a, b, reduction="sum", log_target=True) for a, b in (pair, pair[::-1])) / 2
-        return loss + self.args.r_drop * apart / num_items_in_batch
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
-        args.learning_rate = 1e-4 if lora_args.lora_r is None else 1e-3
+        args.learning_rate = tuning_args.rate(full=1e-4)
     set_seed(args.seed)
 
     # Data
@@ -138,11 +118,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check = label_check()
     data = load_splits(data_args, columns, check, txt="none")
     several, labels = class_names(data)
-    run = Run(args, data_args, model_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-    model = load_model(AutoModelForSequenceClassification, model_args, labels, data_args.max_seq_length)
+    length = data_args.max_seq_length
+    model = load_model(AutoModelForSequenceClassification, model_args, labels, length, tuning_args.quantize)
     labels = list(model.config.id2label.values())
     model.config.problem_type = "multi_label_classification" if several else "single_label_classification"
     reading = {"max_seq_length": data_args.max_seq_length, "keep": data_args.keep}
@@ -154,8 +135,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, "several": several, **reading},
     )
     tell(f"longer than --max_seq_length, so only their {data_args.keep} is read: {np.mean(rows['train']['cut']):.1%}")
+    set_dropout(model, args.dropout, model_args.attention_dropout)
     weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
-    model = add_lora(model, lora_args, TaskType.SEQ_CLS)
+    model = tune(model, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
     def score(prediction: EvalPrediction, _: Dataset) -> dict[str, float]:
@@ -165,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     gold = np.array(rows["validation"]["labels"][:])
     chance = np.full((len(gold), len(labels)), 1 / len(labels))
     check_best_metric(args, scores(chance, gold, labels, [0.5] * len(labels) if several else None))
-    trainer = RDropTrainer(
+    trainer = Trainer(
         model=model,
         args=args,
         train_dataset=rows["train"],
@@ -220,7 +202,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, labels)
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
     write_model_card(
         args.output_dir,

@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
 
-from common.args import DEFAULT_ENCODER, LoraArguments, check_best_metric, parse
+from common.args import DEFAULT_ENCODER, check_best_metric, parse
 from common.comparison import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
@@ -30,8 +30,10 @@ from common.encoder_decoder import (
 )
 from common.errors import InputError, command_line
 from common.languages import set_direction
+from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
     Seq2SeqCollator,
@@ -42,7 +44,7 @@ from common.seq2seq import (
     set_generation,
 )
 from common.trainer import Trainer
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .abstractive import (
     SummarizationModelArguments,
@@ -129,26 +131,32 @@ ARGUMENTS = (
     SummarizationModelArguments,
     SummarizationDataArguments,
     SummaryGenerationArguments,
-    LoraArguments,
+    TuningArguments,
     SummarizationTrainingArguments,
 )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, generation_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     extractive, window = args.method == "extractive", generation_args.max_source_length
     if args.learning_rate is None:
-        full, lora = (2e-4, 1e-3) if extractive else (1e-3 if model_args.from_scratch else 1e-4, 5e-4)
-        args.learning_rate = full if lora_args.lora_r is None else lora
+        full, beside = (2e-4, 1e-4) if extractive else (1e-3 if model_args.from_scratch else 1e-4, 5e-5)
+        args.learning_rate = full if tuning_args.method == "full" else tuning_args.rate(full=beside)
     if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints):
         raise InputError("--from_scratch, --warm_start and --average_checkpoints: for --method abstractive only")
     if not extractive:
         args.check_lengths(generation_args)
         if model_args.model_name_or_path == DEFAULT_ENCODER:  # which has no decoder
             model_args.warm_start = model_args.warm_start or "both"
-        if lora_args.lora_r is not None and (model_args.from_scratch or model_args.warm_start):
-            raise InputError("--lora_r: new weights are trained in full; name an encoder-decoder, or leave it out")
+        if tuning_args.method != "full" and (model_args.from_scratch or model_args.warm_start):
+            raise InputError(
+                f"{tuning_args.asked}: new weights are trained in full; name an encoder-decoder, or leave it out"
+            )
+        if args.average_checkpoints and tuning_args.is_beside():
+            raise InputError(
+                f"--average_checkpoints: a mean of what {tuning_args.asked} trains is none of what it does"
+            )
     set_seed(args.seed)
 
     # Data
@@ -161,12 +169,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
         compared = check_comparison(data_args.compare_to, data["test"]["summary"][:], "summary")
-    run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
     if extractive:
         tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-        model = load_model(AutoModelForTokenClassification, model_args, [LABEL], window, "max_source_length")
+        model = load_model(
+            AutoModelForTokenClassification, model_args, [LABEL], window, "max_source_length", tuning_args.quantize
+        )
+        set_dropout(model, args.dropout, model_args.attention_dropout)
         rows = marked(data, rouge).map(
             encode_windows,
             batched=True,
@@ -174,17 +185,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             remove_columns=["parts", "oracle"],
             fn_kwargs={"tokenizer": tokenizer, "max_length": window},
         )
-        model = add_lora(model, lora_args, TaskType.TOKEN_CLS)
+        model = tune(model, tuning_args, TaskType.TOKEN_CLS)
     else:
         limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
         if model_args.from_scratch:
             texts = (text for side in ("document", "summary") for text in data["train"][side])
             own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
             tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
-            model = new_encoder_decoder(model_args, tokenizer, max(limits.values()))
+            dropout = 0.1 if args.dropout is None else args.dropout
+            model = new_encoder_decoder(model_args, tokenizer, dropout, max(limits.values()))
         else:
             tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-            model = load_encoder_decoder(model_args, tokenizer, *limits.values())
+            model = load_encoder_decoder(model_args, tokenizer, *limits.values(), quantize=tuning_args.quantize)
+            set_dropout(model, args.dropout, model_args.attention_dropout)
         way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
         set_generation(model, generation_args)
         model.generation_config.no_repeat_ngram_size = generation_args.no_repeat_ngram_size or None
@@ -202,7 +215,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         rows, cut = whole_rows(rows)
         collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
-        model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
+        model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
     shared = {
@@ -295,7 +308,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Save
     found = {"method": args.method, "document_column_name": data_args.document_column_name}
     found |= {"sentences": count} if extractive else {"source_code": way.source_code, "prefix": way.source_prefix}
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     trainer.model.config.update({"summarization": found, "max_source_length": window})  # for predict
     write_model_card(
         args.output_dir,

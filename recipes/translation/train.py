@@ -21,7 +21,7 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
-from common.args import LoraArguments, check_best_metric, parse
+from common.args import check_best_metric, parse
 from common.comparison import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
@@ -33,7 +33,9 @@ from common.encoder_decoder import (
 )
 from common.errors import InputError, command_line, tell
 from common.languages import Direction, directions_of, mark_texts, set_directions, tag_of
+from common.methods import TuningArguments
 from common.outputs import Run
+from common.regularisation import set_dropout
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
     GenerationArguments,
@@ -44,7 +46,7 @@ from common.seq2seq import (
     label_ids,
     set_generation,
 )
-from common.tuning import add_lora, merge_lora
+from common.tuning import merge, tune
 
 from .arguments import TranslationDataArguments
 from .pairs import check_row, flat, look_over, reader, upsampled
@@ -62,7 +64,7 @@ HEADLINE = ("bleu", "chrf", "ter", "exact", "copy_bleu")
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "3e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA"}
+        default=None, metadata={"help": "3e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(
@@ -78,7 +80,7 @@ ARGUMENTS = (
     Seq2SeqModelArguments,
     TranslationDataArguments,
     GenerationArguments,
-    LoraArguments,
+    TuningArguments,
     TranslationTrainingArguments,
 )
 
@@ -112,14 +114,16 @@ def encode(
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, generation_args, lora_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
         new = 7e-4 if model_args.from_scratch == "base" else 3e-3
-        args.learning_rate = new if model_args.from_scratch else 5e-5 if lora_args.lora_r is None else 5e-4
-    if lora_args.lora_r is not None and (model_args.from_scratch or model_args.warm_start):
-        raise InputError("--lora_r: new weights are trained in full; name an encoder-decoder, or leave it out")
-    if lora_args.lora_r is not None and args.average_checkpoints:
-        raise InputError("--average_checkpoints: a mean of adapters is none of what they do; leave --lora_r out")
+        args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
+    if tuning_args.method != "full" and (model_args.from_scratch or model_args.warm_start):
+        raise InputError(
+            f"{tuning_args.asked}: new weights are trained in full; name an encoder-decoder, or leave it out"
+        )
+    if args.average_checkpoints and tuning_args.is_beside():
+        raise InputError(f"--average_checkpoints: what {tuning_args.asked} trains has no such mean; leave one out")
     if args.predict_with_generate and (args.metric_for_best_model or "").removeprefix("eval_") == "loss":
         raise InputError(
             "--metric_for_best_model loss: evaluations that generate give no loss; add --predict_with_generate false"
@@ -136,7 +140,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
         compared = check_comparison(data_args.compare_to, data["test"]["target"][:], "target")
-    run = Run(args, data_args, model_args, generation_args, lora_args, rows=data)
+    run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
     lengths = generation_args.max_source_length, generation_args.max_target_length
@@ -146,10 +150,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
         tags = map(tag_of, targets) if len(targets) > 1 else ()
         tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts, tags)
-        model = new_encoder_decoder(model_args, tokenizer, max(lengths))
+        dropout = 0.1 if args.dropout is None else args.dropout
+        model = new_encoder_decoder(model_args, tokenizer, dropout, max(lengths))
     else:
         tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-        model = load_encoder_decoder(model_args, tokenizer, *lengths)
+        model = load_encoder_decoder(model_args, tokenizer, *lengths, quantize=tuning_args.quantize)
+        set_dropout(model, args.dropout, model_args.attention_dropout)
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     directions = directions_of(tokenizer, model, ways, **codes)
     set_generation(model, generation_args)
@@ -180,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows["train"] = rows["train"].select([whole[i] for i in drawn])
     rows = rows.remove_columns("cut")
     collator = Seq2SeqCollator(tokenizer, model)
-    model = add_lora(model, lora_args, TaskType.SEQ_2_SEQ_LM)
+    model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
     scorer = Scorer(ways, data_args.bleu_tokenize)
@@ -237,7 +243,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, signature["bleu"])
 
     # Save
-    trainer.model = merge_lora(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE}
     write_model_card(
         args.output_dir,

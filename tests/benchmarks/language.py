@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config
 
 from common.args import ModelArguments, native_bf16
-from common.language import Selection, chunked_losses, losses_at_labels, set_dropout
+from common.language import Selection, chunked_losses, losses_at_labels
 from common.models import load_model, ready_for_training
+from common.regularisation import set_dropout
 
 ROWS, LENGTH = 32, 256
 

@@ -1,4 +1,4 @@
-"""The yardstick of `tests.benchmarks.compare ner`: token classification on the stock Trainer with its own defaults.
+"""The yardstick of `tests.benchmarks.against_stock ner`: tagging on the stock Trainer with its own defaults.
 
 As in the library's tutorial: float32, random order, padding to the longest row of the batch, logits of the whole split
 gathered and joined, no warm-up, the last weights kept. Model, epochs, batch size and learning rate are given.

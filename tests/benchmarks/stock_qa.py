@@ -1,4 +1,4 @@
-"""The yardstick of `tests.benchmarks.compare qa`: question answering on the stock Trainer as it comes.
+"""The yardstick of `tests.benchmarks.against_stock qa`: question answering on the stock Trainer as it comes.
 
 As in the library's run_qa.py: float32, random order, windows padded to 384 sub-tokens with a stride of 128, logits of
 all windows gathered and joined, answers picked by Python loops over the 20 best starts and ends, no answer where that

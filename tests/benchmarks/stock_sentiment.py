@@ -1,4 +1,4 @@
-"""The yardstick of `tests.benchmarks.compare sentiment`: text classification on the stock Trainer as it comes.
+"""The yardstick of `tests.benchmarks.against_stock sentiment`: text classification on the stock Trainer as it comes.
 
 As in the library's run_glue.py: float32, random order, padding to 128 sub-tokens, logits of the whole split gathered
 and joined, no warm-up, the last weights kept. Model, epochs, batch size and learning rate are given.

@@ -1,9 +1,9 @@
 """A recipe against the stock Trainer on your data: score over seeds, speed and memory, in alternating runs.
 
-    python -m tests.benchmarks.compare ner --data path/to/wnut17 --epochs 5 --batch 32
-    python -m tests.benchmarks.compare sentiment --data path/to/sst2 --epochs 2 --learning_rate 5e-5
-    python -m tests.benchmarks.compare qa --data path/to/qamr --epochs 2 --train_rows 1000 --test_rows 1000
-    python -m tests.benchmarks.compare ner --table
+    python -m tests.benchmarks.against_stock ner --data path/to/wnut17 --epochs 5 --batch 32
+    python -m tests.benchmarks.against_stock sentiment --data path/to/sst2 --epochs 2 --learning_rate 5e-5
+    python -m tests.benchmarks.against_stock qa --data path/to/qamr --epochs 2 --train_rows 1000 --test_rows 1000
+    python -m tests.benchmarks.against_stock ner --table
 
 A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format. Each run is added to
 outputs/bench/RECIPE.jsonl when it is done; runs that stand there are not made again, so a stopped benchmark goes on.

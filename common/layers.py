@@ -1,0 +1,163 @@
+"""The parts of a model, found from how it is built and what it runs, not from names: layers, projections, head.
+
+Depth runs from 0, the embeddings, over 1 to n, the layers (of an encoder-decoder those of the encoder first), to n + 1,
+the head.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.pytorch_utils import Conv1D
+
+from common.errors import quiet
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass
+class Layer:
+    """A layer and the names of its linear maps by what they do, as far as that could be seen.
+
+    Of a layer with several attentions, to itself and to an encoder, those of all. Where one map makes queries, keys and
+    values together it stands under all three.
+    """
+
+    name: str
+    query: list[str] = field(default_factory=list)
+    key: list[str] = field(default_factory=list)
+    value: list[str] = field(default_factory=list)
+    #: what follows each attention
+    attention_output: list[str] = field(default_factory=list)
+    #: the last map of the layer, which ends its feed-forward part
+    output: str | None = None
+    linear: list[str] = field(default_factory=list)
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of the layers, from input to output: the elements of the outermost lists of modules with weights."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(module, nn.ModuleList) and not nested and any(True for _ in module.parameters()):
+            found += [f"{name}.{i}" for i in range(len(module))]
+    return found
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Parameters that are the head's alone: none where it is the input embeddings again (tied)."""
+    if model.base_model is not model:
+        inside = {id(weight) for weight in model.base_model.parameters()}
+        return [name for name, weight in model.named_parameters() if id(weight) not in inside]
+    output, tied = model.get_output_embeddings(), model.get_input_embeddings().weight
+    own = {id(weight) for weight in output.parameters() if weight is not tied} if output is not None else set()
+    return [name for name, weight in model.named_parameters() if id(weight) in own]
+
+
+def fresh_names(model: PreTrainedModel) -> list[str]:
+    """Parameters without which no method can do: the head of a task, and whatever the checkpoint did not have.
+
+    The head of a language model is pretrained, and fresh only where the checkpoint came without it.
+    """
+    fresh = set(model.drawn)
+    if model.get_output_embeddings() is None:
+        fresh |= set(head_names(model))
+    embeddings = model.get_input_embeddings().weight
+    return [name for name, weight in model.named_parameters() if name in fresh and weight is not embeddings]
+
+
+def depths(model: PreTrainedModel) -> dict[str, int]:
+    """The depth of each parameter. What is neither in a layer nor an embedding belongs to the layer before it."""
+    layers, top, seen, found = layer_names(model), set(head_names(model)) | set(fresh_names(model)), 0, {}
+    for name, _ in model.named_parameters():
+        at = next((i for i, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
+        seen = seen if at is None else at
+        found[name] = len(layers) + 1 if name in top else at or (0 if "embed" in name else seen)
+    return found
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """Parameters of layer normalisations, of whatever kind (LayerNorm, T5's, RMSNorm)."""
+    norms = [n for n, m in model.named_modules() if type(m).__name__.endswith(("Norm", "LayerNorm")) and n]
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in norms]
+
+
+def bias_names(model: nn.Module) -> list[str]:
+    """Bias terms of the model."""
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"]
+
+
+#: what ran while `watch` looked, in order: ("linear", name), ("attention", its module), ("layer", name)
+_seen: list[tuple[str, Any]] = []
+
+
+def _watched(module, query, key, value, attention_mask, **kwargs):
+    _seen.append(("attention", module))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register("watched", _watched)
+AttentionMaskInterface.register("watched", sdpa_mask)
+
+
+def watch(model: PreTrainedModel) -> list[Layer]:
+    """Run `model` on a few sub-tokens and see which linear maps it calls in which layer, before and after attention.
+
+    Attention that does not go through transformers' `AttentionInterface` cannot be seen; `query` and its like are empty
+    then.
+    """
+    layers, names = layer_names(model), {id(module): name for name, module in model.named_modules()}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, LINEAR):
+            hooks.append(module.register_forward_hook(lambda *_, n=name: _seen.append(("linear", n))))
+        if name in layers:
+            hooks.append(module.register_forward_hook(lambda *_, n=name: _seen.append(("layer", n))))
+    before, training = model.config._attn_implementation, model.training
+    ids = torch.ones(2, 4, dtype=torch.int64, device=model.device)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    _seen.clear()
+    try:
+        with quiet(), torch.no_grad():
+            model.set_attn_implementation("watched")
+            model.eval()
+            model.base_model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.set_attn_implementation(before)
+        model.train(training)
+    events = list(_seen)
+    found: dict[str, Layer] = {}
+    started = 0
+    for i, (kind, name) in enumerate(events):
+        if kind == "layer" and name not in found:
+            found[name] = _read(Layer(name), [e for e in events[started:i] if e[0] != "layer"], names)
+        started = i + 1 if kind == "layer" else started
+    return [found[name] for name in layers if name in found]
+
+
+def _read(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) -> Layer:
+    layer.linear = [n for kind, n in events if kind == "linear" and n.startswith(f"{layer.name}.")]
+    layer.output = layer.linear[-1] if layer.linear else None
+    pending: list[str] = []
+    after = False
+    for kind, what in events:
+        if kind == "attention":
+            inside = [n for n in pending if n.startswith(f"{names[id(what)]}.")]
+            if len(inside) in (1, 3):  # queries, keys and values, in this order in all of transformers; or one for all
+                layer.query.append(inside[0])
+                layer.key.append(inside[len(inside) // 2])
+                layer.value.append(inside[-1])
+            pending, after = [], True
+            continue
+        if after:
+            layer.attention_output.append(what)
+            after = False
+        else:
+            pending.append(what)
+    return layer

@@ -1,0 +1,176 @@
+"""The methods of `--tuning`: what each trains, how it is saved, and how its learning rate compares with that of full.
+
+Each trains the fresh head of a task as well, and whatever else the checkpoint did not have.
+
+Saved `plain`: as any model. `merged`: what was trained is added into the weights, so that the folder holds a plain
+model of the same architecture, and beside it `adapter/` what was trained alone, for peft. `apart`: it cannot be merged;
+the folder has the model in `base/` and what was trained in `adapter/`, and each recipe's predict puts them together.
+
+What cannot be had, and is told before training:
+- `head` where the head is the input embeddings once more (GPT-2, BART, T5): nothing would be trained.
+- `bias` in a model without biases (T5, Llama).
+- `ia3` and `houlsby` adapters where attention does not go through transformers' `AttentionInterface` (DeBERTa).
+- `prefix`, `prompt`, `ptuning` with a head that looks for the last sub-token by its id (GPT-2 as a classifier), and
+  where virtual tokens and text exceed the positions of the model.
+- all but `full` for a new model, and under FSDP or DeepSpeed.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from common.errors import InputError
+
+
+class Method(NamedTuple):
+    """`rate` is the default learning rate, as a multiple of the recipe's for `full`; `why` says whence it is."""
+
+    trains: str
+    saved: Literal["plain", "merged", "apart"]
+    rate: float
+    why: str
+
+
+#: The rates are read from the papers, by what they use for full fine-tuning beside it; not yet measured here.
+METHODS = {
+    "full": Method("all weights", "plain", 1, "the recipe's own"),
+    "head": Method("the head; all else is frozen", "plain", 10, "nothing pretrained moves that could be forgotten"),
+    "top": Method("top:k, the last k layers and the head", "plain", 1, "pretrained weights move as in full"),
+    "gradual": Method(
+        "a layer more from the top with each epoch (Howard and Ruder 2018, arXiv:1801.06146)",
+        "plain", 1, "pretrained weights move as in full",
+    ),
+    "bias": Method(
+        "biases (BitFit, Ben Zaken et al. 2022, arXiv:2106.10199)",
+        "plain", 10, "the paper searches 1e-4 to 1e-3 for it, 1e-5 to 5e-5 for full",
+    ),
+    "layernorm": Method("the gains and biases of the norms", "plain", 10, "as few numbers as bias, so its rate"),
+    "lora": Method(
+        "low-rank matrices beside queries and values (Hu et al. 2021, arXiv:2106.09685)",
+        "merged", 10, "the paper takes 4e-4 to 5e-4 for RoBERTa base, full 1e-5 to 3e-5",
+    ),
+    "rslora": Method(
+        "the same, scaled by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732)", "merged", 10, "as lora",
+    ),
+    "dora": Method(
+        "the same, and the length of each column (Liu et al. 2024, arXiv:2402.09353)", "merged", 10, "as lora",
+    ),
+    "pissa": Method(
+        "the same, begun from the principal components (Meng et al. 2024, arXiv:2404.02948)",
+        "merged", 1, "the paper takes 2e-5, a rate of full: large weights move from the first step",
+    ),
+    "adalora": Method(
+        "the same in all layers' maps, ranks chosen on the way (Zhang et al. 2023, arXiv:2303.10512)",
+        "merged", 10, "as lora",
+    ),
+    "ia3": Method(
+        "a factor for each key, value and inner feed-forward number (Liu et al. 2022, arXiv:2205.05638)",
+        "merged", 20, "the paper takes 3e-3",
+    ),
+    "vera": Method(
+        "two vectors a matrix between shared random ones (Kopiczko et al. 2024, arXiv:2310.11454)",
+        "merged", 50, "the paper takes about ten times its rate for LoRA; less, as the head here has the same",
+    ),
+    "prefix": Method(
+        "keys and values in front of each layer's (Li and Liang 2021, arXiv:2101.00190)",
+        "apart", 50, "Liu et al. 2022 (arXiv:2110.07602) take 5e-3 to 1e-2 on encoders",
+    ),
+    "prompt": Method(
+        "embeddings in front of the text (Lester et al. 2021, arXiv:2104.08691)",
+        "apart", 100, "the paper takes 0.3 with Adafactor; less under Adam",
+    ),
+    "ptuning": Method(
+        "the same, made by a small network (Liu et al. 2021, arXiv:2103.10385)", "apart", 10, "a network's rate",
+    ),
+    "adapter": Method(
+        "bottleneck layers between the frozen ones (Houlsby et al. 2019, arXiv:1902.00751)",
+        "apart", 5, "Pfeiffer et al. 2021 take 1e-4, full 2e-5",
+    ),
+}  # fmt: skip
+LOW_RANK = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
+PROMPTS = ("prefix", "prompt", "ptuning")
+#: methods that transform weights which are 4 or 8 bits short
+ON_QUANTIZED = ("lora", "rslora")
+
+
+@dataclass
+class TuningArguments:
+    """How much of the model is trained. `python -m common.methods` lists the methods."""
+
+    _argument_group_name = "tuning"
+
+    tuning: str | None = field(
+        default=None, metadata={"help": f"full (default), {', '.join(m for m in METHODS if m != 'full')}"}
+    )
+    lora_r: int | None = field(
+        default=None, metadata={"help": "rank of lora and its like (8; vera 256); alone it means --tuning lora"}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "scale; twice the rank when not given (rslora 8, pissa the rank)"}
+    )
+    lora_dropout: float = field(default=0.1, metadata={"help": "dropout in front of the low-rank matrices"})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "maps to adapt, such as: query value, or all-linear; queries and values when not given"},
+    )
+    adapter_reduction: int = field(default=16, metadata={"help": "of adapter: width of the model by that inside"})
+    adapter_placement: Literal["pfeiffer", "houlsby"] = field(
+        default="pfeiffer",
+        metadata={"help": "of adapter: one a layer, or one behind attention and one behind the rest"},
+    )
+    num_virtual_tokens: int = field(default=20, metadata={"help": "of prefix, prompt and ptuning"})
+    layerwise_lr_decay: float | None = field(
+        default=None, metadata={"help": "with full: each layer learns at this share of the rate of the one above"}
+    )
+    peft_config: str | None = field(
+        default=None, metadata={"help": "YAML file with `peft_type`, for any other method of peft"}
+    )
+    quantize: Literal["4bit", "8bit"] | None = field(
+        default=None, metadata={"help": "with lora or rslora: hold the frozen weights in so few bits (QLoRA; a GPU)"}
+    )
+
+    def __post_init__(self) -> None:
+        self.asked = f"--tuning {self.tuning}" if self.tuning else "--lora_r" if self.lora_r else "--peft_config"
+        if self.peft_config and self.tuning:
+            raise InputError("--peft_config names its own method, so leave --tuning out")
+        self.tuning = self.tuning or ("peft" if self.peft_config else "lora" if self.lora_r is not None else "full")
+        self.method, _, layers = self.tuning.partition(":")
+        if self.method not in METHODS and not self.peft_config:
+            nearest = difflib.get_close_matches(self.method, METHODS, n=1)
+            more = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(METHODS)}"
+            raise InputError(f"--tuning {self.tuning}: no such method{more}")
+        if (self.method == "top") != bool(layers) or (layers and not (layers.isdigit() and int(layers) > 0)):
+            raise InputError(f"--tuning {self.tuning}: top takes a number of layers, such as top:2, and no other does")
+        self.top = int(layers or 0)
+        for name in ("lora_r", "adapter_reduction", "num_virtual_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1")
+        if self.lora_r is not None and self.method not in LOW_RANK:
+            raise InputError(f"--lora_r: {self.tuning} has no rank; of use with {', '.join(LOW_RANK)}")
+        if self.layerwise_lr_decay is not None:
+            if not 0 < self.layerwise_lr_decay <= 1:
+                raise InputError(f"--layerwise_lr_decay {self.layerwise_lr_decay}: must be above 0 and at most 1")
+            if self.method != "full":
+                raise InputError(f"--layerwise_lr_decay: is of the layers' own weights, so not with {self.tuning}")
+        if self.quantize and self.method not in ON_QUANTIZED:
+            raise InputError(f"--quantize {self.quantize}: is for {' or '.join(ON_QUANTIZED)}; add --tuning lora")
+
+    def rate(self, full: float) -> float:
+        """The learning rate where the user gave none; `full` is the recipe's for training all weights."""
+        return full * (METHODS[self.method].rate if self.method in METHODS else METHODS["lora"].rate)
+
+    def is_beside(self) -> bool:
+        """Whether what is trained is kept beside the model's own weights."""
+        return self.method not in METHODS or METHODS[self.method].saved != "plain"
+
+    def check_pretrained(self, new: bool) -> None:
+        """Raise `InputError` where a new model, all of which is yet to be trained, would be held fast."""
+        if new and self.method != "full":
+            raise InputError(
+                f"{self.asked}: a new model has nothing to adapt; give --model_name_or_path, or leave it out"
+            )
+
+
+if __name__ == "__main__":
+    for name, method in METHODS.items():
+        print(f"{name:10} {method.saved:7} rate x{method.rate:<4g} {method.trains}")
