@@ -96,7 +96,9 @@ class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "2e-4 extractive, under LoRA 1e-3; abstractive 1e-4, from scratch 1e-3, under LoRA 5e-4"},
+        metadata={
+            "help": "2e-4 extractive; 1e-3 from scratch, 3e-4 warm-started, else 5e-5; under LoRA ten times that"
+        },
     )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training rows; 6 extractive, 10 abstractive when not given"}
@@ -140,9 +142,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     extractive, window = args.method == "extractive", generation_args.max_source_length
-    if args.learning_rate is None:
-        full, beside = (2e-4, 1e-4) if extractive else (1e-3 if model_args.from_scratch else 1e-4, 5e-5)
-        args.learning_rate = full if tuning_args.method == "full" else tuning_args.rate(full=beside)
     if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints):
         raise InputError("--from_scratch, --warm_start and --average_checkpoints: for --method abstractive only")
     if not extractive:
@@ -157,6 +156,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             raise InputError(
                 f"--average_checkpoints: a mean of what {tuning_args.asked} trains is none of what it does"
             )
+    if args.learning_rate is None:
+        if model_args.from_scratch or model_args.warm_start:
+            args.learning_rate = 1e-3 if model_args.from_scratch else 3e-4
+        else:
+            args.learning_rate = tuning_args.rate(full=2e-4 if extractive else 5e-5)
     set_seed(args.seed)
 
     # Data
