@@ -88,8 +88,8 @@ def test_the_sample_is_what_it_promises():
     assert len({row["document"] for row in rows}) == len({row["summary"] for row in rows}) == len(rows)
     domains = [Counter(row["domain"] for row in split) for split in SAMPLE.values()]
     assert domains[0].keys() == domains[1].keys() == domains[2].keys()
-    assert len(domains[0]) >= 6
-    assert min(domains[2].values()) >= 5
+    assert len(domains[0]) == 11
+    assert min(domains[2].values()) >= 4
     for row in rows:
         assert list(check_row(row | {"references": None})) == []
         assert 5 <= len(units(row["document"])) <= 20
