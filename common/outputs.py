@@ -51,7 +51,8 @@ SPLITS_A_STEP = {
 #: arguments without which a checkpoint does not fit
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "optim", "max_seq_length", "doc_stride",
-    "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
+    "pack", "pack_as", "streaming", "shuffle_buffer", "stream_shares", "batch_ramp_start", "batch_ramp_steps",
+    "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides", "from_scratch",
     "source_lang", "target_lang", "max_source_length", "max_target_length",
 }  # fmt: skip
 
@@ -143,7 +144,11 @@ class Run:
             raise InputError(f"{where}: holds files that no run of a recipe wrote; give another folder")
         if inside:
             if before["rows"] != self.record["rows"]:
-                raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
+                splits = [name for name, found in self.record["rows"].items() if before["rows"].get(name) != found]
+                raise InputError(
+                    f"{where}: its run was on other data ({', '.join(splits) or 'with other splits'}), so it cannot "
+                    "go on; give another folder"
+                )
             self._check_changes(before)
             last = checkpoints.step_of(checkpoint)
             newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]

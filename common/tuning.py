@@ -12,10 +12,13 @@ from common.cpu import quicken_dropout
 from common.errors import InputError, tell
 
 
-def add_lora(model: PreTrainedModel, args: LoraArguments, task_type: str) -> PreTrainedModel | PeftModel:
+def add_lora(
+    model: PreTrainedModel, args: LoraArguments, task_type: str | None, trained: list[str] | None = None
+) -> PreTrainedModel | PeftModel:
     """`model` itself, or under `--lora_r` the same with LoRA matrices (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-    `task_type` is one of `peft.TaskType`: by it peft knows the head, which is trained in full and saved.
+    `task_type` is one of `peft.TaskType`: by it peft knows the head, which is trained in full and saved. Where peft has
+    none for the task it is None, and `trained` names the modules that are.
     """
     if args.lora_r is None:
         return model
@@ -28,6 +31,7 @@ def add_lora(model: PreTrainedModel, args: LoraArguments, task_type: str) -> Pre
         lora_alpha=2 * args.lora_r if args.lora_alpha is None else args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules,
+        modules_to_save=trained,
     )
     try:
         wrapped = get_peft_model(model, config)

@@ -1,4 +1,4 @@
-"""A new head for an encoder that has none."""
+"""The head: a new one for an encoder that has none, and what of it is trained beside LoRA matrices."""
 
 import torch
 from torch import nn
@@ -26,3 +26,21 @@ def begin_as_identity(model: PreTrainedModel) -> None:
     tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
     how = "tied to the embeddings" if tied else "of its own, since this architecture does not tie it"
     tell(f"the checkpoint has no MLM head: a new one is trained, its decoder {how}")
+
+
+def own_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the layers of the head whose weights are its own: all but the decoder that is tied to the embeddings.
+
+    Beside LoRA matrices they are trained in full. A copy of a tied decoder would be trained apart from the embeddings,
+    and lost where the model is saved with both as one.
+    """
+    tied = {id(model.get_input_embeddings().weight)}
+    if (decoder := model.get_output_embeddings()) is not None:
+        tied |= {id(weight) for weight in decoder.parameters()}
+    found = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        outside = name and name.split(".")[0] != model.base_model_prefix
+        if outside and own and not any(id(weight) in tied for weight in own):
+            found.append(name)
+    return found
