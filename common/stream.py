@@ -198,7 +198,8 @@ def _first_line(error: Exception) -> str:
 class _Share:
     """A share of the texts as rows, without end: pass after pass, the shards in another order in each.
 
-    Where there are as many shards as shares or more, shards are dealt out, else the texts of each.
+    A window ends where a pass does. Where there are as many shards as shares or more, shards are dealt out, else the
+    texts of each.
     """
 
     def __init__(self, stream: "TextStream", number: int):
@@ -207,8 +208,9 @@ class _Share:
     def rows(self, start: dict[str, Any]) -> Iterator[tuple[Row, dict[str, Any] | None]]:
         """Rows from the beginning of a window on; with the first row of each window its `start`."""
         stream, args = self.stream, self.stream.args
-        texts = self._texts(*start["next"])
-        last_pass = start["next"][0]  # that gave a row
+        turn, *place = start["next"]
+        texts = self._texts(turn, *place)
+        whole, empty = not any(place), True  # whether the pass is seen from its beginning, and has given no row
         while True:
             window = list(islice(texts, args.shuffle_buffer))
             order = np.random.default_rng([stream.seed, self.number, start["window"]]).permutation(len(window))
@@ -216,8 +218,8 @@ class _Share:
             encoded = chain.from_iterable(
                 stream.encode(shuffled[i : i + ENCODED_TOGETHER]) for i in range(0, len(shuffled), ENCODED_TOGETHER)
             )
-            long_enough = (pair for pair in encoded if len(pair[0]) >= stream.least)
-            rows = fill_rows(long_enough, stream.ends, args.max_seq_length, args.pack, row=_copied(start["left"]))
+            left = _copied(start["left"])
+            rows = fill_rows(self._long_enough(encoded), stream.ends, args.max_seq_length, args.pack, row=left)
             number, given = start["rows"], start
             while True:
                 try:
@@ -227,36 +229,39 @@ class _Share:
                     break
                 yield row, given
                 number, given = number + 1, None
-            if number > start["rows"]:
-                last_pass = window[-1][0][0]
-            elif window[-1][0][0] > last_pass + 1 and not left["lengths"]:
-                raise InputError(f"every text is shorter than {stream.least} sub-tokens; nothing to learn from")
-            start = {"next": window[-1][0], "window": start["window"] + 1, "rows": number, "left": left}
+            empty = empty and number == start["rows"] and left == start["left"]
+            if len(window) == args.shuffle_buffer:
+                following = window[-1][0]
+            else:  # the pass is over, and the next has windows of its own
+                if whole and empty:
+                    raise InputError(
+                        f"share {self.number + 1} of {stream.shares} holds no text of {stream.least} sub-tokens or "
+                        "more; give more texts, or fewer --stream_shares (without it, as many as processes times "
+                        "--dataloader_num_workers)"
+                    )
+                following = [turn + 1, 0, 0]
+                turn, whole, empty = turn + 1, True, True
+                texts = self._texts(*following)
+                if self.number == 0 and turn == 1:
+                    tell("the training texts have been read once and are begun again, in another order")
+            start = {"next": following, "window": start["window"] + 1, "rows": number, "left": left}
+
+    def _long_enough(self, encoded: Iterator[Marked]) -> Iterator[Marked]:
+        return (pair for pair in encoded if len(pair[0]) >= self.stream.least)
 
     def _texts(self, turn: int, place: int, first: int) -> Iterator[tuple[list[int], str]]:
-        """Texts with the place of what comes after: pass, shard in the order of the pass, number in the shard."""
+        """Texts of a pass with the place of what comes after: pass, shard in its order, number in the shard."""
         stream, shares = self.stream, self.stream.shares
-        while True:
-            order = np.random.default_rng([stream.seed, turn]).permutation(len(stream.shards))
-            by_shard = len(order) >= shares
-            mine = order[self.number :: shares] if by_shard else order
-            whole, found = place == first == 0, 0
-            for at in range(place, len(mine)):
-                shard = stream.shards[mine[at]]
-                first = max(first, shard.held_out)
-                for number, text in enumerate(islice(shard.texts(stream.args), first, None), first):
-                    if by_shard or (number + at) % shares == self.number:
-                        found += bool(text.strip())
-                        yield [turn, at, number + 1], text
-                first = 0
-            if whole and not found:
-                raise InputError(
-                    f"share {self.number + 1} of {shares} holds no text to train on; give more texts, or fewer "
-                    "--stream_shares (as many as processes times --dataloader_num_workers, when not given)"
-                )
-            turn, place = turn + 1, 0
-            if self.number == 0 and turn == 1:
-                tell("the training texts have been read once and are begun again, in another order")
+        order = np.random.default_rng([stream.seed, turn]).permutation(len(stream.shards))
+        by_shard = len(order) >= shares
+        mine = order[self.number :: shares] if by_shard else order
+        for at in range(place, len(mine)):
+            shard = stream.shards[mine[at]]
+            first = max(first, shard.held_out)
+            for number, text in enumerate(islice(shard.texts(stream.args), first, None), first):
+                if by_shard or (number + at) % shares == self.number:
+                    yield [turn, at, number + 1], text
+            first = 0
 
 
 def _copied(row: Row) -> Row:

@@ -146,7 +146,7 @@ def bits_of(
     rows = list(_pieces(blocks[split], None))
     labels = sum(len(ids) - 1 for ids in rows)
     losses = {when: metrics[f"{when}_{split}_loss"] for when in ("before", "after")}
-    if "train" in blocks:
+    if isinstance(blocks["train"], Dataset):
         losses["five_grams"] = FiveGrams(list(_pieces(blocks["train"], COUNTED)), len(tokenizer)).loss(rows)
     found = {f"{name}_{split}_bits_per_byte": float(loss * labels / np.log(2) / size) for name, loss in losses.items()}
     shown = ", ".join(f"{name.replace('_', ' ')} {found[f'{name}_{split}_bits_per_byte']:.3f}" for name in losses)

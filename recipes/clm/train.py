@@ -57,6 +57,11 @@ class ClmModelArguments(ModelArguments):
 
 
 @dataclass
+class ClmScratchArguments(ScratchArguments):
+    vocab_size: int = field(default=4000, metadata={"help": "sub-tokens of that tokenizer, special ones included"})
+
+
+@dataclass
 class ClmDataArguments(CorpusArguments):
     forgetting_file: str | None = field(
         default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
@@ -83,13 +88,14 @@ class ClmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from nothing and under LoRA, 1e-4 else when not given"}
     )
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows a device takes at a time"})
     loss_chunk: int = field(default=1024, metadata={"help": "sub-tokens whose scores exist at a time"})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training texts; 6 from nothing, 2 else when not given"}
     )
 
 
-ARGUMENTS = (ClmModelArguments, ScratchArguments, ClmDataArguments, LoraArguments, ClmTrainingArguments)
+ARGUMENTS = (ClmModelArguments, ClmScratchArguments, ClmDataArguments, LoraArguments, ClmTrainingArguments)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
