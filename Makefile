@@ -40,7 +40,7 @@ predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT
 	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; the tests share the cores among themselves
 
 import pytest
 import torch
