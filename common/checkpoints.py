@@ -18,6 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from common.errors import InputError, RunStopped, tell, warn
 
 STAGING = ".saving"
@@ -248,6 +252,35 @@ def _missing(folder: Path) -> str | None:
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             return f"the {what} ({patterns[0]}) is missing, without which the run would not go on as it was"
     return None
+
+
+def average(folders: list[Path]) -> dict[str, Tensor]:
+    """The mean of the weights in checkpoint folders, by name, summed in float32 and of the type that they have.
+
+    As in Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762, section 6.1). What holds whole numbers is that of the
+    first folder. Tied weights are in a checkpoint once, and so here. Raises `InputError` where the folders hold weights
+    of different names or shapes, or none as safetensors.
+    """
+    sums: dict[str, Tensor] = {}
+    types: dict[str, torch.dtype] = {}
+    for folder in folders:
+        files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (BEST, UNAVERAGED))
+        if not files:
+            raise InputError(f"{folder}: holds no weights as safetensors, so they cannot be averaged")
+        found = {name: value for file in files for name, value in load_file(file).items()}
+        shapes = {name: value.shape for name, value in found.items()}
+        if sums and shapes != {name: value.shape for name, value in sums.items()}:
+            raise InputError(f"{folder}: holds other weights than {folders[0]}, so they cannot be averaged")
+        for name, value in found.items():
+            if name not in sums:
+                types[name] = value.dtype
+                sums[name] = value.float() if value.is_floating_point() else value
+            elif value.is_floating_point():
+                sums[name] += value
+    return {
+        name: (value / len(folders)).to(types[name]) if types[name].is_floating_point else value
+        for name, value in sums.items()
+    }
 
 
 def tell_of(folder: Path) -> None:

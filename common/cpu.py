@@ -1,13 +1,17 @@
-"""What a CPU trains faster: the layers of a model on real sub-tokens only, and dropout from cheap random bits.
+"""What a CPU trains faster: layers and head on real sub-tokens only, and dropout from cheap random bits.
 
-Neither changes what is computed: the first agrees with the padded model to rounding, which is checked on each model
-before it is used, and the second drops with the same probability (to 1e-5) from other random numbers.
+None changes what is computed: layers and head agree with the padded model to rounding, which is checked on each model
+before they are used, and the dropout drops with the same probability (to 1e-5) from other random numbers.
 `tests/benchmarks/NOTES.md` has the gains.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
@@ -16,6 +20,8 @@ from common.errors import quiet
 
 #: rows of like length that attention takes at a time
 ROWS_TOGETHER = 8
+#: labels whose scores of the vocabulary exist at a time: so many stay in the cache
+LABELS_TOGETHER = 128
 #: the number of sub-tokens is filled up to a multiple of this: each new matrix shape costs time and memory
 TOKEN_MULTIPLE = 64
 
@@ -228,3 +234,121 @@ def quicken_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = QuickDropout
+
+
+class QuickFunctionalDropout(TorchFunctionMode):
+    """Within it `torch.nn.functional.dropout`, which BART and its kin call by themselves, is `quick_dropout`."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.dropout:
+            return _functional_dropout(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _functional_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return quick_dropout(input, p) if training and 0 < p < 1 else F.dropout(input, p, training, inplace)
+
+
+class HeadLosses:
+    """Lets the last layer of an encoder-decoder, which scores the vocabulary, give the losses of labels instead.
+
+    Of `LABELS_TOGETHER` labels at a time, none at padding: of all labels of a batch the scores, their logarithms and
+    the gradients of both, in float32, take several times as long to write and read as to compute. `works` tells whether
+    that gives the losses of a test batch that the model's scores give, and so whether `at` may be used.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.labels: Tensor | None = None
+        self.label_smoothing = 0.0
+        layer = model.get_output_embeddings()
+        self.works = type(layer) is nn.Linear and layer.in_features < layer.out_features
+        if self.works:
+            self._layer, self._scores = layer, layer.forward
+            layer.forward = self._forward
+            self.works = self._gives_the_same(model)
+            if not self.works:
+                layer.forward = self._scores
+
+    @contextmanager
+    def at(self, labels: Tensor, label_smoothing: float = 0.0) -> Iterator[None]:
+        """Within it the model's logits are the losses of `labels` (rows, length), of shape (rows, length, 1)."""
+        self.labels, self.label_smoothing = labels, label_smoothing
+        try:
+            yield
+        finally:
+            self.labels = None
+
+    def _forward(self, vectors: Tensor) -> Tensor:
+        if self.labels is None:
+            return self._scores(vectors)
+        chosen = (self.labels != -100).flatten().nonzero()[:, 0]
+        labels = self.labels.flatten()[chosen]
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else vectors.dtype
+        picked = vectors.flatten(0, 1).index_select(0, chosen)
+        found = _HeadLosses.apply(picked, self._layer.weight, self._layer.bias, labels, self.label_smoothing, kind)
+        losses = found.new_zeros(self.labels.numel()).index_copy(0, chosen, found)
+        return losses.view(*self.labels.shape, 1)
+
+    def _gives_the_same(self, model: PreTrainedModel) -> bool:
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, model.get_output_embeddings().out_features, (3, 2, 9), generator=random)
+        labels = ids[2].masked_fill(torch.arange(9) > torch.tensor([[8], [4]]), -100)
+        inputs = {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "decoder_input_ids": ids[1]}
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                scores = model(**inputs, use_cache=False).logits.flatten(0, 1)
+                with self.at(labels, 0.1):
+                    found = model(**inputs, use_cache=False).logits
+            expected = F.cross_entropy(scores.float(), labels.flatten(), reduction="none", label_smoothing=0.1)
+            return found.shape == (*labels.shape, 1) and torch.allclose(found.flatten(), expected, 1e-4, 1e-4)
+        except Exception:  # whatever it is, this architecture cannot
+            return False
+        finally:
+            model.train(training)
+
+
+class _HeadLosses(torch.autograd.Function):
+    """Cross-entropy of labels (n,) from vectors (n, width), the weight (classes, width) and bias of the last layer.
+
+    Products are of type `kind`, the rest is float32. The gradients of the scores are found on the way forth, while
+    these are at hand, and kept in `kind`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, vectors: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, kind: torch.dtype
+    ) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            cast, turned = vectors.to(kind), weight.to(kind).t()
+            gradients = torch.empty(len(labels), len(weight), dtype=kind)
+            losses = []
+            for start in range(0, len(labels), LABELS_TOGETHER):
+                part = slice(start, start + LABELS_TOGETHER)
+                scores = cast[part] @ turned
+                if bias is not None:
+                    scores = scores + bias.to(kind)
+                logs = scores.float().log_softmax(-1)
+                wanted = labels[part, None]
+                own = logs.gather(1, wanted)[:, 0]
+                losses.append(-(1 - smoothing) * own - smoothing * logs.mean(-1))
+                logs.exp_()
+                if smoothing:
+                    logs.sub_(smoothing / len(weight))
+                logs.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=logs.dtype))
+                gradients[part] = logs
+        ctx.save_for_backward(cast, weight, gradients)
+        ctx.has_bias, ctx.kind = bias is not None, kind
+        return torch.cat(losses) if losses else vectors.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        cast, weight, gradients = ctx.saved_tensors
+        scale = gradient[:, None]
+        of_vectors = (gradients @ weight.to(ctx.kind)).float() * scale
+        scaled = cast * scale.to(ctx.kind)
+        of_weight = (gradients.t() @ scaled).to(weight.dtype)
+        of_bias = (gradients.float() * scale).sum(0) if ctx.has_bias else None
+        return of_vectors, of_weight, of_bias, None, None, None

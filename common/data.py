@@ -303,16 +303,17 @@ def load_splits(
     read: FileReader | None = None,
     unique_ids: bool = False,
     carve_by: str | None = None,
+    optional: dict[str, str] | None = None,
 ) -> DatasetDict:
     """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
 
     `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
-    is the number of the row where it has none. `check(row)` yields a sentence for each thing that is wrong with a row.
-    In a CSV cell a list column (`list_columns`) holds a JSON list or words separated by spaces. `txt` is as for
-    `read_file`, in whose place `read` reads a file where a task has formats of its own. With `unique_ids` no two rows
-    of a split may have the same `id`. A missing validation split is carved from train, the same rows whatever the seed,
-    and said; rows with one value in the column `carve_by` stay together. Raises `InputError` with up to ten problems,
-    each with file and line.
+    is the number of the row where it has none. Those of `optional` may be missing, and are None there. `check(row)`
+    yields a sentence for each thing that is wrong with a row. In a CSV cell a list column (`list_columns`) holds a JSON
+    list or words separated by spaces. `txt` is as for `read_file`, in whose place `read` reads a file where a task has
+    formats of its own. With `unique_ids` no two rows of a split may have the same `id`. A missing validation
+    split is carved from train, the same rows whatever the seed, and said; rows with one value in the column `carve_by`
+    stay together. Raises `InputError` with up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     read = read or partial(read_file, txt=txt)
@@ -329,7 +330,7 @@ def load_splits(
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
-            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems)
+            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems, optional)
             splits[split] = list(_without_twins(rows, problems) if unique_ids else (row for _, row in rows))
     problems.check()
     _warn_of_shared_files(files)
@@ -352,6 +353,7 @@ def checked(
     list_columns: tuple[str, ...],
     max_chars: int,
     problems: Problems,
+    optional: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """Place and row of each row of `source` that nothing is wrong with, as `load_splits` describes.
 
@@ -372,6 +374,7 @@ def checked(
             )
             continue
         row = {ours: found[theirs] for ours, theirs in columns.items()}
+        row |= {ours: found.get(theirs) for ours, theirs in (optional or {}).items()}
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])

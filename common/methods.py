@@ -159,6 +159,10 @@ class TuningArguments:
         """The learning rate where the user gave none; `full` is the recipe's for training all weights."""
         return full * (METHODS[self.method].rate if self.method in METHODS else METHODS["lora"].rate)
 
+    def is_beside(self) -> bool:
+        """Whether what is trained is kept beside the model's own weights."""
+        return self.method not in METHODS or METHODS[self.method].saved != "plain"
+
     def check_pretrained(self, new: bool) -> None:
         """Raise `InputError` where a new model, all of which is yet to be trained, would be held fast."""
         if new and self.method != "full":

@@ -191,7 +191,12 @@ def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) 
 
 
 def load_model(
-    auto_class: type, args: ModelArguments, labels: list[str] | None, max_length: int, quantize: str | None = None
+    auto_class: type,
+    args: ModelArguments,
+    labels: list[str] | None,
+    max_length: int,
+    argument: str = "max_seq_length",
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
 
@@ -201,8 +206,9 @@ def load_model(
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
     `id2label` and `label2id` are set, in the order of `labels`, or of the checkpoint where its head is kept.
-    `max_length` is that of the input, in sub-tokens; `quantize` as of `quantization`. Raises `InputError` where the
-    architecture has no such head, the input is too long for it, or the checkpoint has no safetensors.
+    `max_length` is that of the input, in sub-tokens, and `argument` what sets it; `quantize` as of `quantization`.
+    Raises `InputError` where the architecture has no such head, the input is too long for it, or the checkpoint has no
+    safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
@@ -220,9 +226,7 @@ def load_model(
         setattr(config, dropout, args.attention_dropout)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
-        raise InputError(
-            f"--max_seq_length {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most"
-        )
+        raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
     kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)
     quantized = quantization(quantize, auto_class, config)
     try:

@@ -37,7 +37,8 @@ WRITTEN = (
     checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
     "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "base", "runs", "fill_ins.jsonl",
-    "completions.jsonl", "curve.png", "hardest_test.jsonl", "pictures", "generation_config.json", "*.spm",
+    "completions.jsonl", "curve.png", "samples_*.html", "hardest_test.jsonl", "pictures", "generation_config.json",
+    "*.spm",
     "sentencepiece.*", "spiece.model",
 )  # fmt: skip
 #: arguments that do not change what is computed
@@ -54,9 +55,9 @@ FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "tuning", "optim", "max_seq_length",
     "doc_stride", "pack", "pack_as", "streaming", "shuffle_buffer", "stream_shares", "batch_ramp_start",
     "batch_ramp_steps", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
-    "from_scratch", "source_lang", "target_lang", "max_source_length", "max_target_length", "adapter_reduction",
-    "adapter_placement", "num_virtual_tokens", "layerwise_lr_decay", "peft_config", "quantize",
-    "ema_decay", "swa_start",
+    "from_scratch", "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
+    "max_target_length", "method", "adapter_reduction", "adapter_placement", "num_virtual_tokens",
+    "layerwise_lr_decay", "peft_config", "quantize", "ema_decay", "swa_start",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Results for people: a table on the terminal, rows of predictions, a model card."""
+"""Results for people: a table on the terminal, rows of predictions, a page of samples, a curve, a model card."""
 
+import html
 import json
 import re
 import shlex
@@ -7,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
 
 from common.errors import is_main_process, printable, tell
 from common.methods import METHODS
@@ -15,6 +18,13 @@ from common.methods import METHODS
 #: what a table on the terminal shows at most
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
 FILES_NAMED = 10  # by a model card
+#: rows in each part of a page of samples, and characters of a text there
+SAMPLED, SAMPLE_CHARACTERS = 20, 2000
+STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1.2em; }
+th, td { text-align: left; vertical-align: top; padding: .2em .6em; border-top: 1px solid #ccc; }
+th { width: 7em; font-weight: normal; color: #666; }
+td { white-space: pre-wrap; overflow-wrap: anywhere; }"""
 NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
 `adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
 `common.inference.load_saved`."""
@@ -44,6 +54,64 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         with open(path, "w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_samples(
+    path: str | Path, title: str, texts: dict[str, list[str]], scores: list[float], score: str, seed: int = 0
+) -> None:
+    """A page (HTML, no scripts) of rows to read: some at random, then those of the lowest and the highest scores.
+
+    `texts` maps what a text is, such as source, reference and hypothesis, to that of each row, in the order in which
+    they stand below each other; `scores` are the rows', higher is better, and `score` is their name. The same `seed`
+    draws the same rows, so that the pages of two runs can be read side by side.
+    """
+    if not is_main_process():
+        return
+    order = np.argsort(scores, kind="stable")
+    number = min(SAMPLED, len(scores))
+    drawn = np.sort(np.random.default_rng(seed).choice(len(scores), number, replace=False))
+    parts = {"At random": drawn, f"Lowest {score}": order[:number], f"Highest {score}": order[::-1][:number]}
+    body = []
+    for name, rows in parts.items():
+        body.append(f"<h2>{html.escape(name)}</h2>")
+        for row in rows:
+            cells = [(f"row {row + 1}", f"{score} {scores[row]:.1f}"), *((k, v[row]) for k, v in texts.items())]
+            # the direction of writing is that of the text's own letters
+            lines = [f'<tr><th>{html.escape(k)}</th><td dir="auto">{_shown(v)}</td></tr>' for k, v in cells]
+            body.append("<table>" + "\n".join(lines) + "</table>")
+    head = f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    about = f"<p>{len(scores):,} rows, mean {html.escape(score)} of a row {np.mean(scores):.1f}</p>"
+    page = [head, f"<style>{STYLE}</style></head><body>", f"<h1>{html.escape(title)}</h1>", about, *body]
+    Path(path).write_text("\n".join(page) + "\n</body></html>\n", encoding="utf-8")
+
+
+def _shown(text: str) -> str:
+    """`text` as HTML that shows it as it is; what does not print is escaped, what is very long cut."""
+    lines = [html.escape(printable(line)) for line in text[:SAMPLE_CHARACTERS].split("\n")]
+    cut = f"… ({len(text):,} characters)" if len(text) > SAMPLE_CHARACTERS else ""
+    return "\n".join(lines) + cut
+
+
+def draw_history(path: str | Path, history: list[dict[str, float]], score: str | None = None) -> None:
+    """A picture of the losses by step and, below it where evaluations gave it, of the score `eval_<score>`.
+
+    `history` is the trainer's log, in which losses are of smoothed labels where the training smooths them.
+    """
+    if not is_main_process():
+        return
+    parts = {"loss (nats a label)": {"loss": "training", "eval_loss": "validation"}}
+    if score and any(f"eval_{score}" in entry for entry in history):
+        parts[score] = {f"eval_{score}": "validation"}
+    figure = Figure(figsize=(6.0, 3.5 * len(parts)), layout="constrained")
+    for number, (name, curves) in enumerate(parts.items(), 1):
+        axes = figure.add_subplot(len(parts), 1, number)
+        axes.set(xlabel="step", ylabel=name)
+        for key, label in curves.items():
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+                axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def write_model_card(

@@ -1,6 +1,7 @@
 """From nothing: a tokenizer trained on the texts of the run, and a model of a chosen size with random weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,6 +15,12 @@ from common.errors import InputError, tell
 from common.models import attention_kernel, load_config, ready_for_training, resolve_model
 from common.outputs import in_main_process
 
+#: kinds of tokenizers, and how each is learned
+MODELS = {
+    "wordpiece": (models.WordPiece, trainers.WordPieceTrainer),
+    "bpe": (models.BPE, trainers.BpeTrainer),
+    "unigram": (models.Unigram, trainers.UnigramTrainer),
+}
 #: layers, width and heads
 SIZES = {"tiny": (2, 128, 2), "small": (6, 384, 6), "base": (12, 768, 12)}
 
@@ -51,7 +58,8 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
     https://arxiv.org/abs/1804.10959. `special` maps roles (pad, unk, cls, sep, mask; or bos, eos) to special tokens, of
     which cls and sep are put around each text. Case is kept. On several processes the main one trains.
     """
-    trained = Tokenizer.from_str(in_main_process(lambda: _train(args, texts, list(special.values())).to_str()))
+    batches = (texts[i : i + 1000]["text"] for i in range(0, len(texts), 1000))
+    trained = learn(_untrained(args.tokenizer_train), args.tokenizer_train, args.vocab_size, special, batches)
     if "cls" in special:
         cls, sep = special["cls"], special["sep"]
         trained.post_processor = processors.TemplateProcessing(
@@ -64,29 +72,54 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
     return PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
 
 
-def _train(args: ScratchArguments, texts: Dataset, special: list[str]) -> Tokenizer:
-    settings: dict[str, Any] = {"vocab_size": args.vocab_size, "special_tokens": special, "show_progress": False}
-    unknown = next((token for token in special if "unk" in token.lower()), special[0])
-    if args.tokenizer_train == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+def _untrained(kind: str) -> Tokenizer:
+    """How texts are cut into words, and put together again, by a tokenizer of a language model."""
+    tokenizer = Tokenizer(MODELS[kind][0]())
+    if kind == "wordpiece":
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**settings)
-    elif args.tokenizer_train == "bpe":
-        tokenizer = Tokenizer(models.BPE())
+    elif kind == "bpe":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(**settings, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     else:
-        tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(**settings, unk_token=unknown)
-    batches = (texts[i : i + 1000]["text"] for i in range(0, len(texts), 1000))
-    tokenizer.train_from_iterator(batches, trainer, length=len(texts))
     return tokenizer
+
+
+def learn(
+    tokenizer: Tokenizer,
+    kind: str,
+    vocab_size: int,
+    special: dict[str, str],
+    texts: Iterable[str] | Iterable[list[str]],
+    on_bytes: bool | None = None,
+) -> Tokenizer:
+    """`tokenizer`, which knows how to cut texts into words, with `vocab_size` sub-tokens at most learned from `texts`.
+
+    `kind` is one of `MODELS`; `special` maps roles, `unk` among them, to tokens, which come first. `on_bytes`: words
+    are of bytes (`pre_tokenizers.ByteLevel`), all of which it must know; of BPE when not given. On several processes
+    the main one learns.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "special_tokens": list(special.values()),
+        "show_progress": False,
+    }
+    if kind == "bpe" if on_bytes is None else on_bytes:
+        settings["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    if kind == "unigram":
+        settings["unk_token"] = special["unk"]
+    if kind == "wordpiece":
+        tokenizer.model.unk_token = special["unk"]
+
+    def in_one_process() -> str:
+        tokenizer.train_from_iterator(texts, MODELS[kind][1](**settings))
+        return tokenizer.to_str()
+
+    return Tokenizer.from_str(in_main_process(in_one_process))
 
 
 def new_model(
@@ -116,7 +149,7 @@ def new_model(
         if hasattr(config, "intermediate_size"):
             config.intermediate_size = 4 * width
     config.update({"vocab_size": len(tokenizer)} | ids)
-    for name, value in _overrides(args.config_overrides, config).items():
+    for name, value in overrides(args.config_overrides, config).items():
         setattr(config, name, value)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
@@ -135,7 +168,7 @@ def new_model(
     return ready_for_training(model, model_args)
 
 
-def _overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
+def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
     """Names and values of `--config_overrides`, of the types that the configuration has."""
     found: dict[str, Any] = {}
     for word in (words or "").split(","):
@@ -152,5 +185,5 @@ def _overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
         fits = isinstance(value, (int, float)) if isinstance(before, float) else isinstance(value, type(before))
         if before is not None and (not fits or isinstance(value, bool) != isinstance(before, bool)):
             raise InputError(f"--config_overrides {name}={text}: must be of the kind of {before!r}")
-        found[name] = value
+        found[name] = float(value) if isinstance(before, float) else value
     return found

@@ -10,21 +10,31 @@ Beside those of `common.trainer`:
   run that is resumed goes on bit for bit with it too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    EvalPrediction,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+from transformers.trainer_utils import TrainOutput
 
+from common import checkpoints
 from common.args import TrainingArguments
 from common.batching import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
-from common.errors import InputError
+from common.cpu import HeadLosses, QuickFunctionalDropout
+from common.errors import InputError, tell
 from common.trainer import Trainer, label_losses
 
 PAD_MULTIPLE = 8
@@ -64,8 +74,14 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     eval_generate_samples: int | None = field(
         default=None, metadata={"help": "generate for so many validation rows only, until the training is over"}
     )
+    average_checkpoints: int = field(
+        default=0,
+        metadata={"help": "in the end take the mean of the weights of the last n checkpoints, instead of the best one"},
+    )
 
     def __post_init__(self) -> None:
+        if self.average_checkpoints:
+            self._keep_what_is_averaged()
         super().__post_init__()
         if self.max_tokens_per_batch < 0:
             raise InputError("--max_tokens_per_batch must be at least 0")
@@ -73,6 +89,26 @@ class Seq2SeqTrainingArguments(TrainingArguments):
             raise InputError("--auto_find_batch_size: counts rows; give --max_tokens_per_batch 0, or a smaller budget")
         if self.eval_generate_samples is not None and self.eval_generate_samples < 1:
             raise InputError("--eval_generate_samples must be at least 1")
+
+    def _keep_what_is_averaged(self) -> None:
+        n = self.average_checkpoints
+        if n < 2:
+            raise InputError(f"--average_checkpoints {n}: must be at least 2; 0 for none")
+        if self.ema_decay is not None or self.swa_start is not None:
+            raise InputError(
+                "--average_checkpoints, --ema_decay and --swa_start: ways to average the weights; give one"
+            )
+        saved = self.num_train_epochs if self.save_strategy == "epoch" and self.max_steps <= 0 else n
+        if self.save_strategy == "no" or saved < n:
+            many = "none" if self.save_strategy == "no" else f"{saved:g}"
+            raise InputError(
+                f"--average_checkpoints {n}: the run would save {many}; train longer, or save more often by "
+                "--save_strategy steps --save_steps"
+            )
+        self.load_best_model_at_end = False
+        self.save_min_seconds = 0
+        if self.save_total_limit is not None:
+            self.save_total_limit = max(self.save_total_limit, n)
 
     def check_lengths(self, generation: GenerationArguments) -> None:
         """Raise `InputError` unless a row of the greatest length fits into a batch."""
@@ -112,6 +148,19 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
         top_k=None,
         use_cache=True,
     )
+
+
+def label_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], start: int | None, max_length: int | None = None
+) -> list[list[int]]:
+    """Labels of target texts, cut to `max_length` if given.
+
+    `start` is what the decoder begins with. A tokenizer that puts it in front of each text, as BERT's does, would have
+    the decoder begin twice, so there it is left out.
+    """
+    twice = tokenizer(text_target="a")["input_ids"][0] == start
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length + twice}
+    return [row[int(twice) :] for row in tokenizer(text_target=texts, verbose=False, **cut)["input_ids"]]
 
 
 class Seq2SeqCollator:
@@ -168,19 +217,52 @@ def generating(model: PreTrainedModel, bf16: bool) -> Iterator[None]:
             model.forward = wrapped
 
 
-def finished_ids(row: np.ndarray, eos: int, forced: int | None = None) -> tuple[list[int], bool]:
+def finished_ids(row: np.ndarray, eos: int, forced: Collection[int] = ()) -> tuple[list[int], bool]:
     """The sub-tokens of a generated row, without the one that the decoder began with and without what follows the end.
 
     Also whether the end came: a row without it hit the greatest length. `row` has shape (length,), and may be padded
-    with -100, which no tokenizer may meet. `forced` is what every output begins with, such as a language, and is left
-    out: not every tokenizer takes it for special.
+    with -100, which no tokenizer may meet. One of `forced`, such as languages, is left out where the output begins with
+    it: not every tokenizer takes it for special.
     """
     row = row[1:]
     row = row[row != -100]
-    if forced is not None and len(row) and row[0] == forced:
+    if len(row) and row[0] in forced:
         row = row[1:]
     ends = np.flatnonzero(row == eos)
     return (row[: ends[0]].tolist(), True) if len(ends) else (row.tolist(), False)
+
+
+def decoded(
+    rows: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, forced: Collection[int] = ()
+) -> tuple[list[str], list[int], list[bool]]:
+    """Text, number of sub-tokens (its end included) and whether the end came, of each row that `generate` gave."""
+    found = [finished_ids(row, tokenizer.eos_token_id, forced) for row in rows]
+    texts = tokenizer.batch_decode(
+        [ids for ids, _ in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in texts], [len(ids) + ended for ids, ended in found], [ended for _, ended in found]
+
+
+def forced_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """What every output of `model` begins with by its generation configuration, as `finished_ids` takes it."""
+    forced = model.generation_config.forced_bos_token_id
+    return () if forced is None else (forced,)
+
+
+class BeginWith(LogitsProcessor):
+    """Makes each output begin with a sub-token of its own, as `forced_bos_token_id` does with one for all.
+
+    `ids` has shape (rows,).
+    """
+
+    def __init__(self, ids: Tensor):
+        self.ids = ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] > 1:
+            return scores
+        beams = len(scores) // len(self.ids)
+        return torch.full_like(scores, -torch.inf).scatter(1, self.ids.repeat_interleave(beams)[:, None], 0.0)
 
 
 class Seq2SeqTrainer(Trainer):
@@ -189,7 +271,18 @@ class Seq2SeqTrainer(Trainer):
     `compute_metrics(prediction, dataset)` gets in `prediction.predictions` one array of generated sub-tokens a row, as
     the model gave them (see `finished_ids`), and in `prediction.label_ids` the padded labels. Without generation it is
     not called, and the loss is the only score.
+
+    `begins` says where a row's language is told to the decoder, which then may be another for each row: by the "start"
+    of its input, or by the "first" of its labels. Without it, as the generation configuration says.
     """
+
+    def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
+        super().__init__(*args, losses=self._label_losses, **kwargs)
+        self._begins = begins
+        self._on_cpu, self._head = not torch.accelerator.is_available(), None
+        if self._on_cpu and not self.args.r_drop:  # which compares the scores
+            head = HeadLosses(self.accelerator.unwrap_model(self.model))
+            self._head = head if head.works else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -207,6 +300,50 @@ class Seq2SeqTrainer(Trainer):
             self._train_batches = TrainingBatches(lengths, self._step_rows, seed=seed, by_length=by_length, **cut)
         return self._train_batches
 
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with ExitStack() as quicker:
+            # layers that are computed again on the way back are so outside of this, and must drop the same
+            if self._on_cpu and not self.accelerator.unwrap_model(model).is_activation_checkpointing:
+                quicker.enter_context(QuickFunctionalDropout())
+            if self._head is not None:
+                quicker.enter_context(self._head.at(inputs["labels"], self.args.label_smoothing_factor))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        if self._head is not None and self._head.labels is not None:
+            return logits[..., 0]
+        return label_losses(logits, labels, label_smoothing)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        output = super().train(*args, **kwargs)
+        if self.args.average_checkpoints:
+            self._take_average(self.args.average_checkpoints)
+        return output
+
+    def _take_average(self, n: int) -> None:
+        """Put the mean of the weights of the last `n` checkpoints into the model."""
+        there = checkpoints.in_order(self.args.output_dir)
+        last = [path for path in there if checkpoints.step_of(path) <= self.state.global_step][:n]
+        if len(last) < n:
+            raise InputError(
+                f"--average_checkpoints {n}: {self.args.output_dir} has {len(last)} checkpoints; save more often by "
+                "--save_strategy steps --save_steps, or take the mean of fewer with --resume_from_checkpoint true"
+            )
+        for folder in last:
+            reason = checkpoints.problem(folder, self.args.accept_unverified_checkpoint)
+            if reason:
+                raise InputError(f"--average_checkpoints {n}: {folder}: {reason}")
+        own = self.accelerator.unwrap_model(self.model).state_dict()
+        mean = checkpoints.average(last)
+        # of tied weights, which share their memory, a checkpoint has one name
+        covered = {own[name].data_ptr() for name in mean if name in own}
+        if not mean.keys() <= own.keys() or any(value.data_ptr() not in covered for value in own.values()):
+            raise InputError(f"{last[0]}: holds other weights than the model, so they cannot be averaged")
+        for name, value in mean.items():
+            own[name].copy_(value)
+        steps = ", ".join(str(checkpoints.step_of(path)) for path in last[::-1])
+        tell(f"the model is the mean of the checkpoints of steps {steps}")
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Generates for a batch, which gives ((outputs,), labels), or reduces its loss as the parent does."""
         inputs = self._prepare_inputs(inputs)
@@ -216,6 +353,10 @@ class Seq2SeqTrainer(Trainer):
             shared = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
             with torch.no_grad(), generating(plain, self.args.bf16):
                 kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+                if self._begins == "start":
+                    kept["decoder_start_token_id"] = inputs["decoder_input_ids"][:, 0].tolist()
+                elif self._begins == "first":
+                    kept["logits_processor"] = LogitsProcessorList([BeginWith(labels[:, 0])])
                 search = GREEDY if self.is_in_train else {}
                 return None, (plain.generate(**kept, **search, synced_gpus=shared),), labels
         with torch.no_grad(), self.compute_loss_context_manager():

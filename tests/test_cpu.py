@@ -4,16 +4,27 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+)
 
 from common.cpu import (
+    HeadLosses,
     PackedBatch,
     QuickDropout,
+    QuickFunctionalDropout,
     leave_out_padding,
     leaves_out_padding,
     quick_dropout,
     quicken_dropout,
 )
+from common.trainer import label_losses
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": 200, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -166,3 +177,42 @@ def test_quicken_dropout_keeps_evaluation_and_the_ends():
     assert torch.equal(QuickDropout(0.5).eval()(x), x)
     assert torch.equal(QuickDropout(0.0)(x), x)
     assert torch.equal(QuickDropout(1.0)(x), 0 * x)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_the_head_and_their_gradients_are_those_of_the_scores(smoothing):
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layerdrop": 0.0, "dropout": 0.0}
+    model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=300, attention_dropout=0.0, **sizes))
+    ids = torch.randint(5, 300, (3, 20, 11))  # more labels than are taken at a time
+    labels = ids[2].masked_fill(torch.rand(20, 11) < 0.2, -100)
+    weight = torch.rand(20, 11)  # of the losses, so that no gradient is as another
+    gradients = []
+    for quick in (False, True):
+        head = HeadLosses(model) if quick else None
+        assert head is None or head.works
+        model.zero_grad()
+        inputs = {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "decoder_input_ids": ids[1]}
+        if quick:
+            with head.at(labels, smoothing):
+                losses = model(**inputs).logits[..., 0]
+            assert model(**inputs).logits.shape == (20, 11, 300)
+        else:
+            losses = label_losses(model(**inputs).logits, labels, smoothing)
+        (losses * weight).sum().backward()
+        gradients.append([losses.detach(), *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=300, max_position_embeddings=32, **sizes))
+    assert not HeadLosses(bart).works  # it adds to the scores after the head, and keeps its own way
+    assert bart(**inputs).logits.shape == (20, 11, 300)
+
+
+def test_functional_dropout_drops_its_share():
+    x = torch.ones(100_000)
+    with QuickFunctionalDropout():
+        found = torch.nn.functional.dropout(x, 0.3)
+        assert torch.equal(torch.nn.functional.dropout(x, p=0.3, training=False), x)
+    assert abs((found == 0).float().mean() - 0.3) < 0.01
+    assert torch.allclose(found[found > 0], torch.tensor(1 / 0.7))

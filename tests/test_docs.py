@@ -9,7 +9,7 @@ import pytest
 from common.args import _Parser
 from tests.conftest import ROOT
 
-RECIPES = {"clm", "mlm", "ner", "qa", "sentiment", "translation"}
+RECIPES = {"clm", "mlm", "ner", "qa", "sentiment", "summarization", "translation"}
 WITHOUT_FILES = {"clm", "mlm", "translation"}  # their sample is made at run time
 DOCUMENTS = [
     ROOT / "README.md",

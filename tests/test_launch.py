@@ -202,6 +202,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "ner",
         "qa",
         "sentiment",
+        "summarization",
         "translation",
     ]
     assert all(len(line.split()) > 3 for line in lines)

@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from common import checkpoints
 from common.errors import InputError
 from common.outputs import fresh_file, sha256
+from common.report import draw_history, write_samples
 from recipes.ner import train
 from tests.conftest import ROOT
 
@@ -172,3 +176,54 @@ def test_a_fresh_file_is_whole_or_absent(tmp_path):
     with fresh_file(path, overwrite=True) as file:
         file.write("new")
     assert path.read_text() == "new"
+
+
+def test_an_average_is_the_mean_in_float32(tmp_path):
+    folders = [tmp_path / f"checkpoint-{n}" for n in (1, 2, 3)]
+    weights = torch.randn(3, 4, 5)
+    half = torch.tensor([[1.0], [1.0078125], [1.0]]).to(torch.bfloat16)  # whose sum has no bfloat16
+    for n, folder in enumerate(folders):
+        folder.mkdir()
+        save_file({"w": weights[n], "h": half[n], "steps": torch.tensor(n)}, folder / "model.safetensors")
+        save_file({"w": torch.zeros(4, 5)}, folder / checkpoints.BEST)  # which is another step's
+    found = checkpoints.average(folders)
+    assert torch.equal(found["w"], (weights[0] + weights[1] + weights[2]) / 3)
+    assert found["h"].dtype == torch.bfloat16
+    assert found["h"].item() == torch.tensor((1 + 1.0078125 + 1) / 3).to(torch.bfloat16).item()
+    assert found["steps"].item() == 0
+    save_file({"w": weights[0], "h": half[0]}, folders[2] / "model.safetensors")
+    with pytest.raises(InputError, match="checkpoint-3: holds other weights than"):
+        checkpoints.average(folders)
+    (folders[2] / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no weights as safetensors"):
+        checkpoints.average(folders)
+
+
+def test_a_page_of_samples_shows_texts_as_they_are_and_sorted(tmp_path):
+    number = 100
+    texts = {
+        "source": [f"s{n} <b>&\u202e" for n in range(number)],
+        "hypothesis": [f"h{n}\nline" for n in range(number)],
+    }
+    texts["source"][0] = "x" * 5000
+    scores = [float((n * 37) % number) for n in range(number)]
+    write_samples(tmp_path / "a.html", "A <title>", texts, scores, "chrF")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<h1>A &lt;title&gt;</h1>" in page
+    assert "&lt;b&gt;&amp;\\u202e" in page
+    assert "<b>" not in page
+    lowest = page.split("Lowest chrF")[1].split("Highest chrF")
+    rows = [[int(line.split("<")[0]) - 1 for line in part.split("<tr><th>row ")[1:]] for part in lowest]
+    assert [scores[n] for n in rows[0]] == list(range(20))
+    assert [scores[n] for n in rows[1]] == list(range(99, 79, -1))
+    assert "(5,000 characters)" in page
+    write_samples(tmp_path / "b.html", "A <title>", texts, scores[::-1], "chrF")
+    drawn = [
+        (tmp_path / name).read_text().split("Lowest")[0].split("<tr><th>row ")[1:] for name in ("a.html", "b.html")
+    ]
+    assert [row.split("<")[0] for row in drawn[0]] == [row.split("<")[0] for row in drawn[1]]
+    history = [{"loss": 2.0, "step": 1}, {"eval_loss": 3.0, "step": 2}, {"eval_bleu": 4.0, "step": 2}]
+    draw_history(tmp_path / "curve.png", history, "bleu")
+    draw_history(tmp_path / "loss.png", history)
+    sizes = [(tmp_path / name).read_bytes()[16:24] for name in ("curve.png", "loss.png")]  # width and height
+    assert sizes[0] > sizes[1]

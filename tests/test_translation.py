@@ -16,26 +16,34 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    ByT5Tokenizer,
     M2M100Tokenizer,
     MarianTokenizer,
     MBart50Tokenizer,
     MBartTokenizer,
     NllbTokenizer,
+    PegasusTokenizer,
     PreTrainedTokenizerFast,
     T5Tokenizer,
 )
 
-from common.encoder_decoder import Seq2SeqModelArguments, train_joint_tokenizer
+from common.encoder_decoder import (
+    Seq2SeqModelArguments,
+    load_encoder_decoder,
+    load_seq2seq_tokenizer,
+    train_joint_tokenizer,
+)
 from common.errors import InputError, RunStopped
-from common.seq2seq import finished_ids
+from common.languages import Direction, direction, set_direction, target_id
+from common.sentences import joined, pieces
+from common.seq2seq import finished_ids, label_ids
 from recipes.translation import predict, train
-from recipes.translation.languages import direction, set_direction, target_id
 from recipes.translation.localisation import sample
-from recipes.translation.pairs import check_row, swapped
+from recipes.translation.pairs import check_row, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
-from recipes.translation.sentences import joined, pieces
 from tests.bad_inputs import variants
 from tests.conftest import read_jsonl, run, write_jsonl
 from tests.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
@@ -82,7 +90,7 @@ def test_the_sample_is_what_it_promises(pairs):
     assert len(set(sources)) == len(sources)
     for rows in pairs.values():
         for row in rows:
-            assert list(check_row({"translation": row["translation"]}, "en", "de")) == []
+            assert list(check_row({"translation": row["translation"]}, WAY)) == []
     kinds = {row["kind"] for row in pairs["train"]}
     assert kinds >= {"date", "time", "number", "currency", "unit", "territories", "languages", "relative", "months"}
     assert {row["held_out"] for row in pairs["test"]} == {"value", "pattern"}
@@ -99,6 +107,7 @@ def parallel(tmp_path, source: str | bytes, target: str | bytes) -> list[str]:
 
 
 LANGUAGES = ("--source_lang", "en", "--target_lang", "de")
+WAY = [("en", "de")]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +191,8 @@ def test_swapped_languages_are_noticed(languages, source, target, reason):
 def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys):
     rows = [{"source": "das ist nicht die Katze", "target": "this is not the cat"}] * 8
     rows += [{"source": "OK", "target": "OK"}] * 2
-    train.look_over(DatasetDict(train=Dataset.from_list(rows)), "en", "de")
+    data = DatasetDict(train=Dataset.from_list([row | {"pair": "en-de"} for row in rows]))
+    train.look_over(data, WAY)
     printed = capsys.readouterr()
     assert "train: 2 of 10 rows have the same text on either side" in printed.out
     assert "warning: train: en and de seem to be swapped" in printed.err
@@ -203,10 +213,9 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             train_file=str(file), validation_file=good, source_lang="en", target_lang="de"
         )
         try:
-            check = train.partial(check_row, source_lang="en", target_lang="de")
-            data = train.load_splits(args, args.columns(), check, read=train.reader("en", "de", {}))
-            data = data.map(train.flat, fn_kwargs={"source_lang": "en", "target_lang": "de"})
-            train.look_over(data, "en", "de")
+            check = train.partial(check_row, ways=WAY)
+            data = train.flat(train.load_splits(args, args.columns(), check, read=train.reader(WAY, {})), WAY)
+            train.look_over(data, WAY)
         except InputError as error:
             counts["refused"] += 1
             fault = check_refusal(error, file, variant.line)
@@ -251,13 +260,14 @@ def test_the_trained_tokenizer_gives_back_every_text(pairs, kind, tmp_path):
 def test_encode_by_hand(pairs):
     texts = [text for row in pairs["train"][:200] for text in row["translation"].values()]
     tokenizer = train_joint_tokenizer(Seq2SeqModelArguments(vocab_size=400), texts)
-    rows = {"source": ["May 5", "1 2 3 4 5 6 7 8"], "target": ["5. Mai", "x"]}
-    found = train.encode(rows, tokenizer, "to German: ", 30, 6)
+    rows = {"source": ["May 5", "1 2 3 4 5 6 7 8"], "target": ["5. Mai", "x"], "pair": ["en-de"] * 2}
+    way = {"en-de": Direction("en", "de", source_prefix="to German: ")}
+    found = train.encode(rows, tokenizer, way, 30, 6)
     plain = [tokenizer("to German: " + text)["input_ids"] for text in rows["source"]]
     assert found["input_ids"][0] == plain[0]
     assert found["labels"][1] == tokenizer("x")["input_ids"]
     assert found["cut"] == [len(plain[0]) > 30 or len(tokenizer("5. Mai")["input_ids"]) > 6, len(plain[1]) > 30]
-    cut = train.encode(rows, tokenizer, "", 5, 3)
+    cut = train.encode(rows, tokenizer, {"en-de": Direction("en", "de")}, 5, 3)
     assert [len(ids) for ids in cut["input_ids"]] == [min(5, len(tokenizer(t)["input_ids"])) for t in rows["source"]]
     assert all(ids[-1] == tokenizer.eos_token_id for ids in cut["input_ids"] + cut["labels"])
     assert cut["cut"][1]
@@ -268,7 +278,7 @@ def test_generated_rows_end_where_they_end_and_never_hold_minus_100():
     assert (ids, ended) == ([7, 8], True)
     ids, ended = finished_ids(np.array([1, 7, 8, 9, -100]), eos=1)
     assert (ids, ended) == ([7, 8, 9], False)
-    assert finished_ids(np.array([1, 5, 7, 1]), eos=1, forced=5) == ([7], True)
+    assert finished_ids(np.array([1, 5, 7, 1]), eos=1, forced={5}) == ([7], True)
 
 
 def test_pieces_of_a_document_join_to_it():
@@ -322,6 +332,8 @@ def test_a_run_leaves_results_and_the_saved_model_gives_the_scores_of_the_report
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in signature
     printed = capsys.readouterr().out
     assert "source, copied" in printed
+    assert "Lowest chrF" in (out / "samples_test.html").read_text(encoding="utf-8")
+    assert (out / "curve.png").stat().st_size > 5000
     assert f"| bleu | {metrics['test_bleu']:.4f} |" in (out / "README.md").read_text()
     rows = read_jsonl(out / "predictions_test.jsonl")
     gold = [row["translation"] for row in read_jsonl(Path(small["test"]))]
@@ -354,7 +366,7 @@ def test_it_overfits_on_bleu_and_predict_translates_the_same(arguments, pairs, t
         more += ["--model_name_or_path", str(tmp_path / "out"), "--lora_r", "64", "--lora_dropout", "0"]
         more += ["--lora_target_modules", *ADAPTED, "--learning_rate", "5e-3"]
         at = arguments.index("--vocab_size")
-        arguments[at : at + 2] = []
+        arguments[at : at + 4] = []
     epochs = "150" if lora else "80"
     metrics = train.main([*arguments, *same, *more, "--num_train_epochs", epochs, "--max_tokens_per_batch", "256"])
     assert metrics["test_bleu"] > (50 if lora else 90)  # unadapted, the LoRA run starts from other sentences
@@ -392,11 +404,15 @@ def test_steps_do_not_depend_on_how_they_are_cut(arguments, tmp_path):
     assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-5
 
 
-@pytest.mark.parametrize("budget", [True, False])
-def test_resumed_equals_uninterrupted_bit_for_bit(arguments, tmp_path, budget):
+@pytest.mark.parametrize("way", ["budget", "rows", "pairs"])
+def test_resumed_equals_uninterrupted_bit_for_bit(arguments, tmp_path, way):
     steps = ["--save_strategy", "steps", "--save_steps", "3", "--num_train_epochs", "3", "--eval_strategy", "no"]
     steps += ["--dropout", "0.1", "--num_beams", "1", "--save_total_limit", "20"]
-    if not budget:
+    if way == "pairs":
+        for name in ("--source_lang", "--target_lang"):
+            del arguments[arguments.index(name) : arguments.index(name) + 2]
+        steps += ["--pairs", "en-de", "de-en"]
+    if way == "rows":
         steps += ["--max_tokens_per_batch", "0", "--per_device_train_batch_size", "16"]
     train.main([*arguments, *steps, "--output_dir", str(tmp_path / "whole")])
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -437,6 +453,126 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
         assert results(two)[name] == results(one)[name]
     weights = [load_file(folder / "model.safetensors") for folder in (two, one)]
     assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[1]) < 1e-5
+
+
+def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
+    steps = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "7", "--average_checkpoints", "3"]
+    with pytest.raises(InputError, match="the run would save 2; train longer"):
+        train.main([*arguments, "--average_checkpoints", "3"])
+    more = ["--lr_scheduler_type", "inverse_sqrt", "--warmup_steps", "3", "--learning_rate", "4e-3"]
+    more += [
+        *steps,
+        "--logging_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+        "--num_beams",
+        "1",
+        "--label_smoothing_factor",
+        "0",
+    ]
+    metrics = train.main([*arguments, *more])
+    out = tmp_path / "out"
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    rates = [4e-3 * (n / 3 if n < 3 else (3 / n) ** 0.5) for n in range(7)]  # Vaswani et al. 2017, section 5.3
+    assert [entry["learning_rate"] for entry in log if "loss" in entry] == pytest.approx(rates)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6", "checkpoint-7"]
+    weights = [load_file(out / f"checkpoint-{n}" / "model.safetensors") for n in (4, 6, 7)]
+    saved = load_file(out / "model.safetensors")
+    assert saved.keys() == weights[0].keys()
+    for name, value in saved.items():
+        assert torch.allclose(value, sum(w[name].double() for w in weights).float() / 3, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(saved["model.shared.weight"], weights[2]["model.shared.weight"])
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForSeq2SeqLM.from_pretrained(out)
+    assert model.lm_head.weight is model.model.shared.weight
+    row = read_jsonl(out / "predictions_test.jsonl")[0]
+    ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
+    # too few: the run is not lost
+    with pytest.raises(InputError, match=r"--average_checkpoints 5: .* has 3 checkpoints; save more often"):
+        train.main([*arguments, *more[:-1], "0", "--average_checkpoints", "5", "--resume_from_checkpoint", "true"])
+    again = train.main([*arguments, *more, "--resume_from_checkpoint", "true"])
+    assert again["test_chrf"] == metrics["test_chrf"]
+    # evaluated by steps, and a checkpoint each epoch
+    few = ["--eval_strategy", "steps", "--eval_steps", "5", "--average_checkpoints", "2", "--num_beams", "1"]
+    train.main([*arguments, *few, "--output_dir", str(tmp_path / "b")])
+    assert len(list((tmp_path / "b").glob("checkpoint-*"))) == 2
+
+
+def in_two_files(pairs: dict[str, list[dict]], folder: Path, languages=("de", "xx")) -> list[str]:
+    """Files of two pairs, of which the second has a quarter of the training rows; the arguments that name them."""
+    for at, name in enumerate(languages):
+        for split, size in (("train", 64 if at == 0 else 16), ("validation", 8), ("test", 8)):
+            (folder / name).mkdir(exist_ok=True)
+            texts = [row["translation"] for row in pairs[split][at * size : (at + 1) * size]]
+            rows = [{"translation": {"en": t["en"], name: t["de"] if at == 0 else t["de"].upper()}} for t in texts]
+            write_jsonl(folder / name / f"{split}.jsonl", rows)
+    files = [w for s in ("train", "validation", "test") for w in (f"--{s}_file", str(folder / "*" / f"{s}.jsonl"))]
+    return [*files, "--pairs", *(f"en-{name}" for name in languages)]
+
+
+def without_data(arguments: list[str], *more: str) -> list[str]:
+    """The arguments of a run but for its files, its languages, and what else is named."""
+    kept = list(arguments)
+    for name in ("train_file", "validation_file", "test_file", "source_lang", "target_lang", *more):
+        del kept[kept.index(f"--{name}") : kept.index(f"--{name}") + 2]
+    return kept
+
+
+def test_several_pairs_in_one_model(arguments, pairs, tmp_path, capsys):
+    data = in_two_files(pairs, tmp_path)
+    few = [*without_data(arguments), "--num_train_epochs", "3", "--eval_strategy", "no"]
+    metrics = train.main([*few, *data, "--sampling_temperature", "5"])
+    out = tmp_path / "out"
+    printed = capsys.readouterr().out
+    assert "train: 64 en-de, 16 en-xx" in printed
+    assert "mean of the pairs" in printed
+    of_pairs = [metrics[f"test_{pair}_chrf"] for pair in ("en-de", "en-xx")]
+    assert metrics["test_chrf"] == pytest.approx(sum(of_pairs) / 2)
+    assert metrics["test_en-xx_support"] == 8
+    state = json.loads((out / "run.json").read_text())
+    assert len([name for name in state["data"] if name.startswith("train_file")]) == 2
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    ids = tokenizer("<2xx> May 5")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "<2xx>"
+    assert ids[1:] == tokenizer("May 5")["input_ids"]
+    rows = read_jsonl(out / "predictions_test.jsonl")
+    assert [row["pair"] for row in rows] == ["en-de"] * 8 + ["en-xx"] * 8
+    for target, own in (("de", rows[:8]), ("xx", rows[8:])):
+        source = write_jsonl(tmp_path / f"{target}.jsonl", [{"text": row["source"]} for row in own])
+        command = ["--model", str(out), "--input", source, "--output", str(tmp_path / f"{target}.out")]
+        with pytest.raises(InputError, match="the model has several such pairs; name one of: en-de, en-xx"):
+            predict.main(command)
+        with pytest.raises(InputError, match="--target_lang qq: the model was trained on no such pair"):
+            predict.main([*command, "--target_lang", "qq"])
+        predict.main([*command, "--target_lang", target, "--precision", "fp32"])
+        found = [row["predicted"] for row in read_jsonl(tmp_path / f"{target}.out")]
+        assert found == [row["predicted"] for row in own]
+    for more, message in (
+        (["--source_lang", "en"], "--pairs names the languages"),
+        (["--compare_to", "x"], "--compare_to: is of one pair"),
+        (["--sampling_temperature", "0.5"], "must be at least 1"),
+        (["--pairs", "en-de", "ende"], "--pairs ende: must be two languages"),
+        (["--pairs", "en-de", "en-de"], "is named twice"),
+        (["--pairs", "en-de", "en-xx", "en-fr"], "en-fr: no training row has both languages"),
+        (["--pairs", "fr-de", "fr-xx"], "translation lacks a side of each of fr-de, fr-xx; languages here: de, en"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.main([*few, *data, "--output_dir", str(tmp_path / "b"), *more])
+
+
+def test_rare_pairs_are_drawn_more_often_by_temperature():
+    pairs = ["a"] * 100 + ["b"] * 10 + ["c"] * 40
+    assert upsampled(pairs, 1, 0).tolist() == list(range(150))
+    for temperature, wanted in ((5, [100, 63, 83]), (1e9, [100, 100, 100])):  # 100 * 0.1 ** 0.2 = 63.1
+        rows = upsampled(pairs, temperature, 0)
+        assert [sum(pairs[i] == name for i in rows) for name in "abc"] == wanted
+        times = np.bincount(rows, minlength=150)
+        assert set(times[:100]) == {1}
+        assert times[100:110].max() - times[100:110].min() <= 1
+        assert times[110:].max() - times[110:].min() <= 1
+    assert upsampled(pairs, 5, 0).tolist() == upsampled(pairs, 5, 0).tolist() != upsampled(pairs, 5, 1).tolist()
 
 
 def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
@@ -585,7 +721,12 @@ def family(name: str, folder: Path) -> None:
     elif name in ("t5", "mt5"):
         vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *unigram[4:]]
         tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0)
-    elif name == "bart":
+    elif name == "byt5":
+        tokenizer = ByT5Tokenizer()
+    elif name == "pegasus":
+        vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<mask_1>", 0.0), ("<mask_2>", 0.0), ("<unk>", 0.0), *unigram[4:]]
+        tokenizer = PegasusTokenizer(vocab=vocab, offset=4)
+    elif name in ("bart", "led"):
         model = Tokenizer(models.WordLevel({p: i for i, (p, _) in enumerate(unigram)}, unk_token="<unk>"))
         model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
         ends = [("<s>", 0), ("</s>", 2)]
@@ -605,14 +746,19 @@ def family(name: str, folder: Path) -> None:
         pieces = [*vocabulary(file, ["</s>", "<unk>", *tags]), "<pad>"]
         (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
         tokenizer = MarianTokenizer(str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json"))
-    kind = {"mbart50": "mbart", "nllb": "m2m_100", "marian-multi": "marian"}.get(name, name)
+    kind = {"mbart50": "mbart", "nllb": "m2m_100", "marian-multi": "marian", "byt5": "t5"}.get(name, name)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if kind in ("t5", "mt5"):
         sizes = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "d_ff": 32}
         ids["decoder_start_token_id"] = tokenizer.pad_token_id
     else:
         sizes = SIZES
-        ids["decoder_start_token_id"] = tokenizer.pad_token_id if kind == "marian" else tokenizer.eos_token_id
+        if kind == "led":
+            sizes = SIZES | {"attention_window": 8, "max_encoder_position_embeddings": 128}
+            sizes = {k: v for k, v in sizes.items() if k != "max_position_embeddings"}
+            sizes["max_decoder_position_embeddings"] = 64
+        starts = tokenizer.pad_token_id if kind in ("marian", "pegasus") else tokenizer.eos_token_id
+        ids["decoder_start_token_id"] = starts
     vocab = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1) + (128 if name == "m2m_100" else 0)
     config = AutoConfig.for_model(kind, vocab_size=vocab, **sizes, **ids)
     torch.manual_seed(0)
@@ -620,7 +766,9 @@ def family(name: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-FAMILIES = ("t5", "mt5", "bart", "mbart", "mbart50", "nllb", "m2m_100", "marian", "marian-multi")
+FAMILIES = (
+    "t5", "mt5", "byt5", "bart", "mbart", "mbart50", "nllb", "m2m_100", "marian", "marian-multi", "pegasus", "led"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -635,7 +783,7 @@ def test_families_are_told_the_languages_in_their_own_way(name, arguments, tmp_p
     out = tmp_path / "out"
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForSeq2SeqLM.from_pretrained(out)
     way = direction(tokenizer, model, "en", "de")
-    assert model.config.translation == way.__dict__
+    assert model.config.translation == [way.__dict__]
     set_direction(tokenizer, model, way)
     codes = {"mbart": "de_DE", "mbart50": "de_DE", "nllb": "deu_Latn", "m2m_100": "de"}
     prefixes = {"t5": "translate English to German: ", "marian-multi": ">>deu<< "}
@@ -655,6 +803,26 @@ def test_families_are_told_the_languages_in_their_own_way(name, arguments, tmp_p
     assert [row["predicted"] for row in read_jsonl(tmp_path / "p.jsonl")] == report
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "mbart", "m2m_100", "marian-multi"])
+def test_families_are_told_several_targets_row_by_row(name, arguments, pairs, tmp_path):
+    family(name, tmp_path / "base")
+    data = in_two_files(pairs, tmp_path, languages=("de", "fr"))
+    few = without_data(arguments, "vocab_size", "dropout")
+    few += ["--model_name_or_path", str(tmp_path / "base"), "--max_steps", "4", "--eval_strategy", "no"]
+    train.main([*few, *data, "--max_target_length", "12", "--max_source_length", "100"])
+    out = tmp_path / "out"
+    rows = read_jsonl(out / "predictions_test.jsonl")
+    for target, own in (("de", rows[:8]), ("fr", rows[8:])):
+        source = write_jsonl(tmp_path / f"{target}.jsonl", [{"text": row["source"]} for row in own])
+        command = ["--model", str(out), "--input", source, "--output", str(tmp_path / f"{target}.out")]
+        predict.main([*command, "--target_lang", target, "--precision", "fp32"])
+        assert [r["predicted"] for r in read_jsonl(tmp_path / f"{target}.out")] == [r["predicted"] for r in own]
+    ways = AutoConfig.from_pretrained(out).translation
+    told = {"t5": "translate English to French: ", "bart": "<2fr> ", "marian-multi": ">>fra<< "}
+    assert ways[1]["source_prefix"] == told.get(name, "")
+    assert ways[1]["target_code"] == {"mbart": "fr_XX", "m2m_100": "fr"}.get(name, "")
+
+
 def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
     family("nllb", tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
@@ -666,11 +834,54 @@ def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
         direction(tokenizer, model, "qq", "de")
 
 
-def test_a_model_without_decoder_is_refused(tiny, arguments):
+def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refused(tiny, arguments):
+    with pytest.raises(InputError, match="--vocab_size: of a new model, and"):
+        train.main([*arguments, "--model_name_or_path", tiny])
+    at = arguments.index("--vocab_size")
+    arguments[at : at + 2] = []
+    with pytest.raises(InputError, match="give it one by --warm_start both"):
+        train.main([*arguments, "--model_name_or_path", tiny])
+    with pytest.raises(InputError, match="new weights are trained in full"):
+        train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--lora_r", "4"])
+    longer = ["--max_source_length", "200", "--max_tokens_per_batch", "0"]
+    with pytest.raises(InputError, match="a source has 128 sub-tokens at most; lower --max_source_length"):
+        train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", *longer])
+
+
+def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path):
     at = arguments.index("--vocab_size")
     arguments[at : at + 4] = []
-    with pytest.raises(InputError, match="has no decoder beside an encoder"):
-        train.main([*arguments, "--model_name_or_path", tiny])
+    tokenizer = load_seq2seq_tokenizer(tiny)
+    encoder = AutoModel.from_pretrained(tiny).state_dict()
+    for how in ("both", "encoder"):
+        model = load_encoder_decoder(
+            Seq2SeqModelArguments(model_name_or_path=tiny, warm_start=how), tokenizer, 64, 40
+        ).state_dict()
+        same = {k: torch.equal(v, model[f"decoder.bert.{k}"]) for k, v in encoder.items() if "pooler" not in k}
+        assert all(torch.equal(v, model[f"encoder.{k}"]) for k, v in encoder.items())
+        assert same["embeddings.word_embeddings.weight"]
+        words = "embeddings.word_embeddings.weight"
+        assert torch.equal(model["decoder.cls.predictions.decoder.weight"], encoder[words])
+        drawn = [k for k, equal in same.items() if not equal]
+        assert bool(drawn) == (how == "encoder")
+        assert "decoder.bert.encoder.layer.0.crossattention.self.query.weight" in model
+    train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--num_train_epochs", "1"])
+    out = tmp_path / "out"
+    saved = AutoModelForSeq2SeqLM.from_pretrained(out)
+    source = read_jsonl(out / "predictions_test.jsonl")
+    ids = saved.generate(**AutoTokenizer.from_pretrained(out)([source[0]["source"]], return_tensors="pt"))
+    assert ids[0, 0] == tokenizer.cls_token_id
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == source[0]["predicted"]
+    plain = tokenizer("a number", add_special_tokens=False)["input_ids"]
+    labels = label_ids(tokenizer, ["a number"], saved.config.decoder_start_token_id)
+    assert labels == [[*plain, tokenizer.sep_token_id]]
+    labels = label_ids(tokenizer, ["a number"], saved.config.decoder_start_token_id, 2)
+    assert labels == [[plain[0], tokenizer.sep_token_id]]
+    file = arguments[arguments.index("--test_file") + 1]
+    predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
+    assert [r["predicted"] for r in read_jsonl(tmp_path / "p.jsonl")] == [r["predicted"] for r in source]
+    # a run that begins with what this one saved
+    train.main([*arguments, "--model_name_or_path", str(out), "--output_dir", str(tmp_path / "b"), "--max_steps", "1"])
 
 
 def test_the_usage_in_the_model_card_runs(arguments, tmp_path, monkeypatch):

@@ -4,15 +4,15 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
+import numpy as np
 from babel.core import get_global
 from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments
-from common.data import NOT_UTF8, SPLITS, Located, Row, numbered_lines, read_file
+from common.corpus import files_of
+from common.data import NOT_UTF8, Located, Row, numbered_lines, read_file
 from common.errors import InputError, tell, warn
 
 #: rows that are looked at to tell whether the languages are swapped
@@ -38,72 +38,28 @@ FREQUENT = {
 _WORD = re.compile(r"[^\W\d_]+")
 
 
-@dataclass
-class PairArguments(DataArguments):
-    """Where the pairs come from, and in which languages they are."""
+def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
+    """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `ways` has pairs of.
 
-    source_lang: str | None = field(default=None, metadata={"help": "language of the sources, such as en"})
-    target_lang: str | None = field(default=None, metadata={"help": "language to translate to, such as de"})
-    train_target_file: str | None = field(
-        default=None, metadata={"help": "lines of the target, where --train_file has the lines of the source"}
-    )
-    validation_target_file: str | None = field(default=None, metadata={"help": "the same for validation"})
-    test_target_file: str | None = field(default=None, metadata={"help": "the same for test"})
-    source_column_name: str | None = field(
-        default=None, metadata={"help": "column of the sources, where rows have no `translation` object"}
-    )
-    target_column_name: str | None = field(default=None, metadata={"help": "column of the targets, beside that"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.source_lang and self.target_lang):
-            raise InputError("--source_lang and --target_lang: name both languages, such as en and de")
-        if bool(self.source_column_name) != bool(self.target_column_name):
-            raise InputError("--source_column_name and --target_column_name: give both, or neither")
-        for split in SPLITS:
-            file, target = getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")
-            if target and not file:
-                raise InputError(f"--{split}_target_file needs --{split}_file beside it, with the lines of the source")
-            if target and not Path(target).is_file():
-                raise InputError(f"--{split}_target_file {target}: no such file")
-
-    def targets(self) -> dict[str, str]:
-        """The file of target lines of each file of source lines."""
-        files = [(getattr(self, f"{split}_file"), getattr(self, f"{split}_target_file")) for split in SPLITS]
-        return {file: target for file, target in files if target}
-
-    def files(self) -> dict[str, str]:
-        """The files of the run, each under the argument that names it."""
-        named = {f"{split}_target_file": getattr(self, f"{split}_target_file") for split in SPLITS}
-        return super().files() | {name: path for name, path in named.items() if path}
-
-    def columns(self) -> dict[str, str]:
-        """What `load_splits` is to read."""
-        if self.source_column_name:
-            return {"source": self.source_column_name, "target": self.target_column_name}
-        return {"translation": "translation"}
-
-
-def reader(source_lang: str, target_lang: str, targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
-    """A reader of rows `{"translation": {source_lang: ..., target_lang: ...}}`.
-
-    `targets` maps a file of source lines to the file of the target's lines. Other files are read by
-    `common.data.read_file`; where their rows have no `translation` but columns named by both languages, these are it.
+    `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
+    names several, are read by `common.data.read_file`; where their rows have no `translation` but columns named by the
+    languages, these are it.
     """
+    languages = list(dict.fromkeys(name for way in ways for name in way))
 
     def read(path: str) -> Iterator[Located]:
         if path in targets:
-            yield from parallel_lines(path, targets[path], source_lang, target_lang)
+            yield from parallel_lines(path, targets[path], *ways[0])
             return
-        for where, row in read_file(path):
+        for where, row in chain.from_iterable(map(read_file, files_of(path))):
             if isinstance(row, dict):
-                both = [name for name in (source_lang, target_lang) if name in row]
+                columns = [name for name in languages if name in row]
                 found = row.get("translation")
-                if "translation" not in row and len(both) == 2:
-                    row = row | {"translation": {name: row[name] for name in both}}
+                if "translation" not in row and len(columns) > 1:
+                    row = row | {"translation": {name: row[name] for name in columns}}
                 elif isinstance(found, dict):  # other languages may hold anything
-                    kept = {name: found[name] for name in (source_lang, target_lang) if name in found}
-                    there = {} if len(kept) == 2 else dict.fromkeys(sorted(set(found) - set(kept)))
+                    kept = {name: found[name] for name in languages if name in found}
+                    there = {} if len(kept) > 1 else dict.fromkeys(sorted(set(found) - set(kept)))
                     row = row | {"translation": kept | there}
             yield where, row
 
@@ -128,19 +84,24 @@ def parallel_lines(source: str, target: str, source_lang: str, target_lang: str)
             yield (other_where if one.strip() else where), {"translation": {source_lang: one, target_lang: other}}
 
 
-def check_row(row: Row, source_lang: str, target_lang: str) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a row: a missing language, an empty side, what is no text."""
+def check_row(row: Row, ways: list[tuple[str, str]]) -> Iterator[str]:
+    """A sentence for each thing that is wrong with a row: a missing language, an empty side, what is no text.
+
+    Of several pairs it needs the languages of one.
+    """
     sides = {"source": row.get("source"), "target": row.get("target")}
     if "translation" in row:
         found = row["translation"]
         if not isinstance(found, dict):
-            yield f'translation must be an object of texts by language, such as {{"{source_lang}": "...", ...}}'
+            yield f'translation must be an object of texts by language, such as {{"{ways[0][0]}": "...", ...}}'
             return
-        missing = [name for name in (source_lang, target_lang) if name not in found]
-        if missing:
-            yield f"translation lacks {' and '.join(missing)}; languages here: {', '.join(map(str, found)) or 'none'}"
+        whole = [name for way in ways if found.keys() >= set(way) for name in way]
+        if not whole:
+            missing = [name for name in ways[0] if name not in found]
+            lacks = " and ".join(missing) if len(ways) == 1 else f"a side of each of {_named(ways)}"
+            yield f"translation lacks {lacks}; languages here: {', '.join(map(str, found)) or 'none'}"
             return
-        sides = {name: found[name] for name in (source_lang, target_lang)}
+        sides = {name: found[name] for name in whole}
     for name, text in sides.items():
         if not isinstance(text, str):
             yield f"{name} must be a text, not {type(text).__name__}"
@@ -150,22 +111,78 @@ def check_row(row: Row, source_lang: str, target_lang: str) -> Iterator[str]:
         yield "the group must be a text that is not blank"
 
 
-def flat(row: Row, source_lang: str, target_lang: str) -> Row:
-    """A checked row with its texts in columns `source` and `target`."""
-    if "translation" not in row:
-        return {}
-    return {"source": row["translation"][source_lang], "target": row["translation"][target_lang]}
+def flat(data: DatasetDict, ways: list[tuple[str, str]]) -> DatasetDict:
+    """Checked rows with their texts in columns `source` and `target` and the name of their `pair`, such as `en-de`.
+
+    A row with the languages of several pairs becomes as many rows. Raises `InputError` where a pair has no training
+    row; says how many rows each pair has, and warns of one that is not scored.
+    """
+
+    def by_pair(rows: dict[str, list]) -> dict[str, list]:
+        found: dict[str, list] = {name: [] for name in (*kept, "source", "target", "pair")}
+        for number in range(len(rows["id"])):
+            for source, target in ways:
+                if "translation" in rows:
+                    texts = rows["translation"][number]  # a language that the row has not may be there as None
+                    texts = {"source": texts.get(source), "target": texts.get(target)}
+                else:
+                    texts = {"source": rows["source"][number], "target": rows["target"][number]}
+                if None not in texts.values():
+                    row = {name: rows[name][number] for name in kept} | texts | {"pair": f"{source}-{target}"}
+                    for name, value in row.items():
+                        found[name].append(value)
+        return found
+
+    kept = [name for name in ("id", "group") if name in data["train"].column_names]
+    data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
+    if len(ways) > 1:
+        for name, rows in data.items():
+            counts = Counter(rows["pair"])
+            tell(f"{name}: " + ", ".join(f"{counts[pair]:,} {pair}" for pair in counts))
+            for pair in _named(ways).split(", "):
+                if pair not in counts and name == "train":
+                    raise InputError(f"--pairs {pair}: no training row has both languages")
+                if pair not in counts:
+                    warn(f"{name}: no row has both languages of {pair}, which is not scored there")
+    return data
 
 
-def look_over(data: DatasetDict, source_lang: str, target_lang: str) -> None:
+def upsampled(pairs: list[str], temperature: float, seed: int) -> np.ndarray:
+    """Row numbers of an epoch in which the share of a pair is that of its rows to the power of 1 / `temperature`.
+
+    Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019, who take 5; 1 leaves each row once, and infinity gives
+    all pairs the same share. `pairs` has the pair of each row. The most frequent pair keeps each row once; of the
+    others all rows are repeated as often as it takes, and of the rest as many as it takes are drawn by `seed`. The
+    numbers are sorted.
+    """
+    names, number = np.unique(np.asarray(pairs), return_inverse=True)
+    counts = np.bincount(number)
+    wanted = np.round(counts.max() * (counts / counts.max()) ** (1 / temperature)).astype(int)
+    random = np.random.default_rng(seed)
+    found = []
+    for pair in range(len(names)):
+        own = np.flatnonzero(number == pair)
+        times, rest = divmod(int(wanted[pair]), len(own))
+        found += [np.repeat(own, times), random.choice(own, rest, replace=False)]
+    return np.sort(np.concatenate(found))
+
+
+def look_over(data: DatasetDict, ways: list[tuple[str, str]]) -> None:
     """Say how many rows have the same text on either side, and warn where the languages seem swapped."""
     for name, rows in data.items():
         same = sum(a.strip() == b.strip() for a, b in zip(rows["source"], rows["target"], strict=True))
         if same:
             tell(f"{name}: {same:,} of {len(rows):,} rows have the same text on either side")
-        reason = swapped(rows, source_lang, target_lang)
-        if reason:
-            warn(f"{name}: {source_lang} and {target_lang} seem to be swapped: {reason}")
+        pairs = np.asarray(rows["pair"][:])
+        for source, target in ways:
+            own = np.flatnonzero(pairs == f"{source}-{target}")[:LOOKED_AT]
+            reason = swapped(rows.select(own), source, target)
+            if reason:
+                warn(f"{name}: {source} and {target} seem to be swapped: {reason}")
+
+
+def _named(ways: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{source}-{target}" for source, target in ways)
 
 
 def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:

@@ -1,19 +1,18 @@
 """How good translations are: BLEU, chrF and TER of sacreBLEU with their signatures; whether a difference is chance."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
-from common.data import parse_json
-from common.errors import InputError, tell
+from common.errors import tell
+from common.languages import two_letters
 from common.report import print_table
 
-from .languages import two_letters
-
+#: of evaluations during training
+SCORES = ("bleu", "chrf", "exact", "length_ratio")
 RESAMPLES = 1000
 #: what BLEU counts where words are not separated by blanks
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char", "ko": "char"}
@@ -43,53 +42,79 @@ def scores(bleu: BLEU, predicted: list[str], gold: list[str], fast: bool = False
     return found if fast else found | {"ter": TER().corpus_score(predicted, [gold]).score}
 
 
-def signatures(bleu: BLEU, predicted: list[str], gold: list[str]) -> dict[str, str]:
-    """What has to be said with a score so that it can be compared, by the name of the score."""
-    found = {}
-    for name, metric in (("bleu", bleu), ("chrf", CHRF()), ("ter", TER())):
-        metric.corpus_score(predicted[:1], [gold[:1]])  # the number of references is known only then
-        found[name] = str(metric.get_signature())
+def sentence_scores(predicted: list[str], gold: list[str]) -> list[float]:
+    """chrF of each row, from 0 to 100, which says more of a single sentence than BLEU does."""
+    chrf = CHRF()
+    return [chrf.sentence_score(" ".join(a.split()), [b]).score for a, b in zip(predicted, gold, strict=True)]
+
+
+class Scorer:
+    """Scores of rows of some pairs of languages, `ways`, by the BLEU of each that `tokenize` says (see `bleu_of`)."""
+
+    def __init__(self, ways: list[tuple[str, str]], tokenize: str):
+        self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in ways}
+
+    def __call__(self, rows: Dataset, predicted: list[str], ended: list[bool], fast: bool = False) -> dict[str, float]:
+        """What `by_pair` says of `predicted`, and of the sources, copied; the share that was cut off; the number.
+
+        `rows` have `source`, `target`, `pair`, and perhaps `group`; `ended` says which outputs came to their end. If
+        `fast`, the mean of `SCORES` and the share that was cut off alone.
+        """
+        gold, pairs = rows["target"][:], rows["pair"][:]
+        cut = {"hit_max_length": ended.count(False) / len(ended)}
+        if fast:
+            return by_pair(self.bleus, predicted, gold, pairs, fast=True) | cut
+        groups = rows["group"][:] if "group" in rows.column_names else None
+        copied = by_pair(self.bleus, rows["source"][:], gold, pairs)
+        found = by_pair(self.bleus, predicted, gold, pairs, groups)
+        return found | {f"copy_{name}": value for name, value in copied.items()} | cut | {"samples": len(ended)}
+
+    def compare(self, rows: Dataset, other: list[str], predicted: list[str]) -> dict[str, float]:
+        """`compare` of rows of one pair."""
+        (bleu,) = self.bleus.values()
+        return compare(bleu, other, predicted, rows["target"][:])
+
+    def signatures(self) -> dict[str, str]:
+        """What has to be said with a score so that it can be compared, by the name of the score."""
+        found = {}
+        for name, metric in (*self._named(), ("chrf", CHRF()), ("ter", TER())):
+            metric.corpus_score(["a"], [["a"]])  # the number of references is known only then
+            found[name] = str(metric.get_signature())
+        return found
+
+    def _named(self) -> list[tuple[str, BLEU]]:
+        bleus = list(self.bleus.items())
+        return [("bleu", bleus[0][1]), *((f"bleu {pair}", bleu) for pair, bleu in bleus[1:])]
+
+
+def by_pair(
+    bleus: dict[str, BLEU],
+    predicted: list[str],
+    gold: list[str],
+    pairs: list[str],
+    groups: list[str] | None = None,
+    fast: bool = False,
+) -> dict[str, float]:
+    """The scores of one pair; of several the mean of each score over the pairs, and BLEU, chrF and exact of each.
+
+    `bleus` has the BLEU of each pair, `pairs` that of each row. With `groups`, that of each row, those of each group of
+    rows too. What is scored for itself has the number of its rows as `support`.
+    """
+    of_pair = {}
+    for name in dict.fromkeys(pairs):
+        own = [i for i, pair in enumerate(pairs) if pair == name]
+        of_pair[name] = scores(bleus[name], [predicted[i] for i in own], [gold[i] for i in own], fast)
+    names = next(iter(of_pair.values()))
+    found = {name: float(np.mean([of[name] for of in of_pair.values()])) for name in names}
+    parts = {pair: (pair, pairs) for pair in of_pair} if len(of_pair) > 1 else {}
+    if groups is not None:
+        both = groups if len(of_pair) == 1 else [f"{pair} {group}" for pair, group in zip(pairs, groups, strict=True)]
+        parts |= {name: (pairs[both.index(name)], both) for name in sorted(set(both))}
+    for name, (pair, labels) in parts.items():
+        own = [i for i, label in enumerate(labels) if label == name]
+        part = scores(bleus[pair], [predicted[i] for i in own], [gold[i] for i in own], fast=True)
+        found |= {f"{name}_{score}": part[score] for score in ("bleu", "chrf", "exact")} | {f"{name}_support": len(own)}
     return found
-
-
-def by_group(bleu: BLEU, predicted: list[str], gold: list[str], groups: list[str]) -> dict[str, float]:
-    """BLEU, share of exact outputs and number of rows of each group."""
-    found = {}
-    for name in sorted(set(groups)):
-        own = [i for i, group in enumerate(groups) if group == name]
-        of_group = scores(bleu, [predicted[i] for i in own], [gold[i] for i in own], fast=True)
-        found |= {f"{name}_bleu": of_group["bleu"], f"{name}_exact": of_group["exact"], f"{name}_support": len(own)}
-    return found
-
-
-def read_predictions(path: str) -> list[tuple[str, str]]:
-    """Reference and prediction of each row of a `predictions_test.jsonl` that a run left."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--compare_to {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line)
-            pair = row["target"], row["predicted"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pair = (None, None)
-        if not all(isinstance(text, str) for text in pair):
-            raise InputError(f"{path}:{number}: needs `target` and `predicted`, as in predictions_test.jsonl of a run")
-        found.append(pair)
-    return found
-
-
-def check_comparison(path: str, gold: list[str]) -> list[str]:
-    """The predictions in file `path`. Raises `InputError` unless they are of the references `gold`, in that order."""
-    other = read_predictions(path)
-    if len(other) != len(gold):
-        raise InputError(f"--compare_to {path}: has {len(other):,} rows, and there are {len(gold):,} test rows")
-    for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
-        if reference != own:
-            raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")
-    return [predicted for _, predicted in other]
 
 
 def compare(bleu: BLEU, other: list[str], predicted: list[str], gold: list[str]) -> dict[str, float]:
@@ -116,8 +141,15 @@ def print_scores(metrics: dict[str, float], split: str, signature: str) -> None:
     """A line for the model, its groups, and copying the source."""
     own = {name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")}
     names = [name.removesuffix("_support") for name in own if name.endswith("_support")]
-    rows = [[name, own[f"{name}_bleu"], "", "", own[f"{name}_exact"], own[f"{name}_support"]] for name in names]
-    rows.append(["all", own["bleu"], own["chrf"], own["ter"], own["exact"], own["samples"]])
+    names = [name for name in names if not name.startswith("copy_")]
+    rows = [
+        [name, own[f"{name}_bleu"], own[f"{name}_chrf"], "", own[f"{name}_exact"], own[f"{name}_support"]]
+        for name in names
+    ]
+    pairs = {name for name in names if f"copy_{name}_bleu" in own}
+    rows.append(
+        ["mean of the pairs" if pairs else "all", own["bleu"], own["chrf"], own["ter"], own["exact"], own["samples"]]
+    )
     rows.append(
         ["source, copied", own["copy_bleu"], own["copy_chrf"], own["copy_ter"], own["copy_exact"], own["samples"]]
     )

@@ -5,6 +5,7 @@ from functools import cache
 
 from babel.core import Locale, UnknownLocaleError, get_global
 from transformers import (
+    ByT5Tokenizer,
     M2M100Tokenizer,
     MarianTokenizer,
     MBart50Tokenizer,
@@ -41,6 +42,7 @@ def direction(
     source_code: str | None = None,
     target_code: str | None = None,
     source_prefix: str | None = None,
+    tag: bool = False,
 ) -> Direction:
     """How `model` is told to translate from `source_lang` to `target_lang`.
 
@@ -48,34 +50,86 @@ def direction(
       https://arxiv.org/abs/2207.04672; Fan et al. 2020, https://arxiv.org/abs/2010.11125)
     - Marian for several targets: the target's tag in front of the source, as `>>deu<<`
     - T5: "translate English to German: " in front of the source (Raffel et al. 2020, https://arxiv.org/abs/1910.10683)
-    - others, and mT5 and ByT5, which were not trained to translate: nothing
+    - others, and mT5 and ByT5, which were not trained to translate: nothing, or with `tag`, where a model is to know
+      several targets, `<2de>` in front of the source (Johnson et al. 2017, https://aclanthology.org/Q17-1024)
 
     What is given (not None) is taken as it is. Raises `InputError` for a language that the model does not know, or
     knows under several codes.
     """
     found = Direction(source_lang, target_lang, source_prefix=source_prefix or "")
     codes = language_codes(tokenizer)
-    if isinstance(tokenizer, MarianTokenizer):
-        if codes and source_prefix is None:
+    if isinstance(tokenizer, MarianTokenizer) and codes:
+        if source_prefix is None:
             found.source_prefix = _code("target", target_lang, target_code, codes) + " "
     elif codes:
         found.source_code = _code("source", source_lang, source_code, codes)
         found.target_code = _code("target", target_lang, target_code, codes)
-    elif model.config.model_type == "t5" and source_prefix is None:
+    elif source_prefix is not None:
+        pass
+    elif model.config.model_type == "t5" and not isinstance(tokenizer, ByT5Tokenizer):
         found.source_prefix = f"translate {_in_english(source_lang)} to {_in_english(target_lang)}: "
+    elif tag:
+        found.source_prefix = tag_of(target_lang) + " "
     return found
+
+
+def tag_of(language: str) -> str:
+    """What stands in front of a source that is to be translated to `language`."""
+    return f"<2{language}>"
+
+
+def directions_of(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, ways: list[tuple[str, str]], **given: str | None
+) -> dict[str, Direction]:
+    """The direction of each pair of `ways`, by its name such as `en-de`; arguments and errors as for `direction`."""
+    several = len({target for _, target in ways}) > 1
+    return {
+        f"{source}-{target}": direction(tokenizer, model, source, target, **given, tag=several)
+        for source, target in ways
+    }
+
+
+def set_directions(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, ways: list[Direction]
+) -> tuple[set[int], str | None]:
+    """Prepare `model` to write the targets of `ways`: by `set_direction` where it is one.
+
+    Returns the sub-tokens for languages that its outputs begin with, and where a row's language is told to the decoder,
+    as `common.seq2seq.Seq2SeqTrainer` takes it.
+    """
+    set_direction(tokenizer, model, ways[0])
+    if not ways[0].target_code:
+        return set(), None
+    codes = {target_id(tokenizer, way.target_code) for way in ways}
+    several = len(codes) > 1
+    if begins_with_language(tokenizer):
+        return set(), "start" if several else None
+    if several:
+        model.generation_config.forced_bos_token_id = None
+    return codes, "first" if several else None
 
 
 def set_direction(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, way: Direction) -> None:
     """Have `tokenizer` mark texts by the languages of `way`, and `model` begin its outputs in the target language."""
     if not way.target_code:
         return
-    tokenizer.src_lang, tokenizer.tgt_lang = way.source_code, way.target_code
+    mark_texts(tokenizer, way)
     target = target_id(tokenizer, way.target_code)
-    if isinstance(tokenizer, MBartTokenizer):  # the only one whose decoder begins with the language itself
+    if begins_with_language(tokenizer):
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = target
     else:
         model.generation_config.forced_bos_token_id = target
+
+
+def mark_texts(tokenizer: PreTrainedTokenizerBase, way: Direction) -> None:
+    """Have `tokenizer` mark texts by the languages of `way`, if it knows languages."""
+    if way.target_code:
+        tokenizer.src_lang, tokenizer.tgt_lang = way.source_code, way.target_code
+
+
+def begins_with_language(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the decoder begins with the language itself: mBART's alone; others' outputs have it as the first."""
+    return isinstance(tokenizer, MBartTokenizer)
 
 
 def target_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int:

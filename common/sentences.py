@@ -1,4 +1,4 @@
-"""Documents to pieces that a model can read, and back: split by line and sentence, joined as they were."""
+"""Documents to sentences, and to pieces that a model can read, which join to the document again."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ _END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[¿¡]*[\w
 #: where a sentence that is too long for a model is split, the best place first
 _WEAKER = (re.compile(r"(?<=[;:—–])\s+"), re.compile(r"(?<=[,、，])\s*"), re.compile(r"\s+"))
 _ABBREVIATION = re.compile(
-    r"(?:^|\W)(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w|\d+)\.\s*$"
+    r"(?:^|\W)(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w|\d{1,2})\.\s*$"
 )
 
 #: a piece, and what stands between it and the next
@@ -30,6 +30,11 @@ def pieces(text: str, fits: Callable[[str], bool]) -> list[Piece]:
         found += parts
     found[-1] = (found[-1][0], found[-1][1] + text[len(body) :])
     return found
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`, in order; a line break ends one too. Nothing but blanks is left out."""
+    return [part for line in text.splitlines() for part, _ in _sentences(line.strip()) if part.strip()]
 
 
 def joined(translated: list[str], cut: list[Piece]) -> str:

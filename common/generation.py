@@ -1,0 +1,115 @@
+"""A saved encoder-decoder that writes texts: for each its best outputs, with their log-probabilities."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from common.args import native_bf16
+from common.encoder_decoder import load_seq2seq_tokenizer
+from common.errors import InputError
+from common.inference import PredictArguments, load_saved, token_batches
+from common.models import load_config, resolve_model
+from common.seq2seq import decoded, forced_ids, generating, padded
+
+#: a text that was generated, its log-probability, its number of sub-tokens, and whether it came to its end
+Output = tuple[str, float, int, bool]
+
+
+@dataclass
+class SearchArguments(PredictArguments):
+    """Arguments of a predict that generates."""
+
+    num_beams: int | None = field(default=None, metadata={"help": "hypotheses kept; as in training when not given"})
+    length_penalty: float | None = field(default=None, metadata={"help": "the same for the length penalty"})
+    n_best: int = field(default=0, metadata={"help": "write so many of the best outputs for each text"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_best < 0 or (self.num_beams is not None and self.num_beams < 1):
+            raise InputError("--n_best must be at least 0, and --num_beams at least 1")
+
+
+class Generator:
+    """A saved model and how it searches. `batch_tokens` bounds a batch, padding included.
+
+    `beams` and `length_penalty` take the place of those that the model was saved with. `prefix` is put in front of each
+    source. Generates in float32 on a CPU, as the training's evaluation does, and in bfloat16 on GPUs that compute it
+    (`precision`).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_tokens: int = 4096,
+        precision: str = "auto",
+        beams: int | None = None,
+        length_penalty: float | None = None,
+        prefix: str = "",
+    ):
+        path = resolve_model(model)
+        self.prefix = prefix
+        self.tokenizer = load_seq2seq_tokenizer(model)
+        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.model = load_saved(AutoModelForSeq2SeqLM, path).to(self.device).eval()
+        self.max_length, self.batch_tokens = load_config(path).max_source_length, batch_tokens
+        search = self.model.generation_config
+        self.beams = search.num_beams if beams is None else beams
+        penalty = search.length_penalty if length_penalty is None else length_penalty
+        self.search = {"num_beams": self.beams} | ({"length_penalty": penalty or 1.0} if self.beams > 1 else {})
+        if self.beams > 1:
+            self.search["early_stopping"] = False
+        self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
+
+    def check_n_best(self, n_best: int) -> None:
+        """Raise `InputError` unless the search keeps `n_best` hypotheses."""
+        if n_best > self.beams:
+            raise InputError(f"--n_best {n_best}: needs as many --num_beams")
+
+    def fits(self, text: str) -> bool:
+        """Whether the model reads `text` as a whole."""
+        return len(self.tokenizer(self.prefix + text, verbose=False)["input_ids"]) <= self.max_length
+
+    def best(self, texts: list[str], n_best: int = 1) -> list[list[Output]]:
+        """For each of `texts`, all of which fit, its `n_best` outputs, the best first. What is blank stays blank."""
+        rows = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"] if texts else []
+        found: list[list[Output]] = [[("", 0.0, 0, True)] * n_best for _ in texts]
+        asked = [i for i, text in enumerate(texts) if text.strip()]
+        forced = forced_ids(self.model)
+        for batch in token_batches([len(rows[i]) for i in asked], self.batch_tokens):
+            batch = [asked[i] for i in batch]
+            ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
+            mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
+            with torch.inference_mode(), generating(self.model, self.bf16):
+                outputs = self.model.generate(
+                    input_ids=ids, attention_mask=mask, num_return_sequences=n_best, **self.search
+                )
+                totals = self._log_probabilities(ids, mask, outputs, n_best)
+            written, sizes, ended = decoded(outputs.cpu().numpy(), self.tokenizer, forced)
+            for at, i in enumerate(batch):
+                own = range(at * n_best, (at + 1) * n_best)
+                found[i] = [(written[k], totals[k], sizes[k], ended[k]) for k in own]
+        return found
+
+    def _log_probabilities(self, ids: torch.Tensor, mask: torch.Tensor, outputs: torch.Tensor, n_best: int) -> list:
+        """Log-probability of each output given its source, by the model alone: no penalty, and no share of beams."""
+        plain = isinstance(self.model, PreTrainedModel)  # else peft puts virtual tokens in front of the source
+        if plain:
+            encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        eos, totals = self.tokenizer.eos_token_id, []
+        for k, row in enumerate(outputs):  # one at a time: all logits of a batch could be gigabytes
+            ends = torch.nonzero(row[1:] == eos)
+            size = int(ends[0]) + 1 if len(ends) else len(row) - 1
+            source = slice(k // n_best, k // n_best + 1)
+            begun = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded[source])} if plain else {}
+            logits = self.model(
+                **(begun or {"input_ids": ids[source]}),
+                attention_mask=mask[source],
+                decoder_input_ids=row[None, :size],
+                use_cache=False,
+            ).logits[0]
+            picked = logits.float().log_softmax(-1).gather(1, row[1 : size + 1, None])
+            # a token that the model was made to begin with is none of its choices
+            totals.append(float(picked[len(forced_ids(self.model)) :].sum()))
+        return totals
