@@ -1,10 +1,12 @@
 """Which rows make a batch: in training shuffled and seeded, in evaluation sorted by length and put back in order."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
@@ -175,6 +177,73 @@ class TokenBudgetBatches(BatchRebalanceSampler):
 
     def _batches(self, rows: int) -> int:
         return min(self.accumulation, -(-rows // self.processes))
+
+
+class StepBatches(BatchRebalanceSampler):
+    """Batch sampler of a run whose rows are numbered from 0: each step takes those that come next.
+
+    A step takes `step_rows` rows. With `ramp`, a pair of a number of rows and of steps, the first step takes as many
+    and each of these steps some more, until it is `step_rows`: a batch that grows costs less where the gradient is
+    large (Smith et al. 2018, https://arxiv.org/abs/1711.00489). Which rows a step takes does not depend on how it is
+    cut into batches. A process takes every row whose number is its rank, modulo processes.
+
+    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    """
+
+    def __init__(
+        self, steps: int, step_rows: int, ramp: tuple[int, int] | None, accumulation: int, processes: int, rank: int
+    ):
+        self.steps, self.accumulation, self.processes, self.rank = steps, accumulation, processes, rank
+        self.starts = step_starts(steps, step_rows, ramp, processes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: there is one epoch, which is the run."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, end in pairwise(self.starts.tolist()):
+            rows = np.arange(start + self.rank, end, self.processes)
+            yield from (part.tolist() for part in np.array_split(rows, self.accumulation))
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+
+def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None, processes: int) -> np.ndarray:
+    """The first row of each step of `StepBatches`, and behind them the number of all rows. Shape (steps + 1,).
+
+    The rows of a step are a multiple of `processes`.
+    """
+    sizes = np.full(steps, step_rows)
+    if ramp is not None:
+        first, growing = ramp
+        grown = first + (step_rows - first) * np.arange(min(steps, growing)) / growing
+        sizes[: len(grown)] = np.floor(grown / processes).astype(int) * processes
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+class Repeated(TorchDataset):
+    """The rows of a data set pass after pass, in another order in each, under numbers that go on: for `StepBatches`.
+
+    Column `row` becomes that number, so that what is drawn by it differs in each pass.
+    """
+
+    def __init__(self, rows: Dataset, seed: int):
+        self.of_one_pass, self.seed, self.rows = rows, seed, 0  # of the run: the trainer sets it
+        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitems__(self, numbers: list[int]) -> list[dict]:
+        return [self.of_one_pass[self.index(number)] | {"row": number} for number in numbers]
+
+    def index(self, number: int) -> int:
+        """Which row of the data set it is that has `number`."""
+        done, place = divmod(number, len(self.of_one_pass))
+        if done != self._pass:
+            self._pass = done
+            self._order = np.random.default_rng([self.seed, done]).permutation(len(self.of_one_pass))
+        return int(self._order[place])
 
 
 class LengthSortedSampler(Sampler):

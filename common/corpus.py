@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,18 @@ class CorpusArguments(DataArguments):
     pack: bool = field(
         default=True, metadata={"help": "fill rows with several texts, none of which sees the others; else one a row"}
     )
+    pack_as: Literal["auto", "pieces", "blocks"] = field(
+        default="auto",
+        metadata={"help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware"},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read the training texts while training, never all; needs --max_steps"}
+    )
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "of a stream: texts that are shuffled together"})
+    stream_shares: int | None = field(
+        default=None,
+        metadata={"help": "of a stream: parts that are read side by side; processes times workers when not given"},
+    )
 
     def __post_init__(self) -> None:
         if not (self.train_file or self.dataset_name) and (self.validation_file or self.test_file):
@@ -69,6 +81,9 @@ class CorpusArguments(DataArguments):
         super().__post_init__()
         if self.max_seq_length < 16:
             raise InputError(f"--max_seq_length {self.max_seq_length}: must be at least 16")
+        for name in ("shuffle_buffer", "stream_shares"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1")
 
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path` names a file, a folder with texts, or a pattern that some file matches."""
@@ -78,9 +93,14 @@ class CorpusArguments(DataArguments):
             raise InputError(f"--{name} {error}") from None
 
     def files(self) -> dict[str, str]:
-        """The files of the run, each under the argument that names it, numbered where that names several."""
+        """The files of the run, each under the argument that names it, numbered where that names several.
+
+        Those to stream are left out: to hash them would be to read them all.
+        """
         found = {}
         for name, path in super().files().items():
+            if self.streaming and name == "train_file":
+                continue
             files = files_of(path)
             for i, file in enumerate(files, 1):
                 found[name if len(files) == 1 else f"{name} {i}"] = str(file)
@@ -278,9 +298,23 @@ def blocks_of(
     goes to the next row; else each text has rows of its own. Each piece has its special tokens. A row holds
     `input_ids`, `marks` (0 at special tokens) and `lengths`, those of its pieces.
     """
+    row = yield from fill_rows(texts, ends, length, pack, whole, row=empty_row())
+    if row["lengths"]:
+        yield row
+
+
+def fill_rows(
+    texts: Iterable[Marked],
+    ends: tuple[list[int], list[int]],
+    length: int,
+    pack: bool,
+    whole: bool = False,
+    *,
+    row: Row,
+) -> Generator[Row, None, Row]:
+    """Rows of `blocks_of`, of which the first goes on with `row`; returns the last, which is not full yet."""
     before, after = ends
     extra = len(before) + len(after)
-    row = _empty()
     for ids, marks in texts:
         at = 0
         while at < len(ids):
@@ -290,7 +324,7 @@ def blocks_of(
                 room -= SHORTEST_PIECE - rest
             if rest > 0 and row["lengths"] and (whole or room < SHORTEST_PIECE):
                 yield row
-                row = _empty()
+                row = empty_row()
                 continue
             piece, piece_marks = ids[at : at + room], marks[at : at + room]
             row["input_ids"] += [*before, *piece, *after]
@@ -299,12 +333,12 @@ def blocks_of(
             at += room
             if not pack:
                 yield row
-                row = _empty()
-    if row["lengths"]:
-        yield row
+                row = empty_row()
+    return row
 
 
-def _empty() -> Row:
+def empty_row() -> Row:
+    """A row of `blocks_of` that nothing is in yet."""
     return {"input_ids": [], "marks": [], "lengths": []}
 
 

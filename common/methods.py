@@ -31,7 +31,7 @@ class Method(NamedTuple):
     why: str
 
 
-#: The rates are read from the papers, by what they use for full fine-tuning beside it; not yet measured here.
+#: The rates are rules of thumb after the papers named, relative to full; no sweep has measured them here yet.
 METHODS = {
     "full": Method("all weights", "plain", 1, "the recipe's own"),
     "head": Method("the head; all else is frozen", "plain", 10, "nothing pretrained moves that could be forgotten"),

@@ -53,7 +53,8 @@ SPLITS_A_STEP = {
 #: arguments without which a checkpoint does not fit
 FIXED = {
     "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "tuning", "optim", "max_seq_length",
-    "doc_stride", "pack", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
+    "doc_stride", "pack", "pack_as", "streaming", "shuffle_buffer", "stream_shares", "batch_ramp_start",
+    "batch_ramp_steps", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
     "from_scratch", "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
     "max_target_length", "method", "adapter_reduction", "adapter_placement", "num_virtual_tokens",
     "layerwise_lr_decay", "peft_config", "quantize", "ema_decay", "swa_start",
@@ -147,7 +148,11 @@ class Run:
             raise InputError(f"{where}: holds files that no run of a recipe wrote; give another folder")
         if inside:
             if before["rows"] != self.record["rows"]:
-                raise InputError(f"{where}: its run was on other data, so it cannot go on; give another folder")
+                splits = [name for name, found in self.record["rows"].items() if before["rows"].get(name) != found]
+                raise InputError(
+                    f"{where}: its run was on other data ({', '.join(splits) or 'with other splits'}), so it cannot "
+                    "go on; give another folder"
+                )
             if before["base_model"] != self.record["base_model"]:
                 raise InputError(
                     f"{where}: --model_name_or_path holds other files than when its run began, so it cannot go on"

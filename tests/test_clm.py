@@ -23,6 +23,7 @@ from transformers import (
 from common.corpus import CorpusArguments
 from common.errors import InputError
 from common.language import Selection, chunked_hits, chunked_losses
+from common.packing import find_blocks
 from common.scratch import ScratchArguments, train_tokenizer
 from recipes.clm import predict, train
 from recipes.clm.completing import Completer
@@ -170,6 +171,26 @@ def test_scores_of_a_whole_batch_never_exist():
         chunked_losses(found, ids).sum().backward()
     assert 4 * 40 * 90 not in sizes
     assert 16 * 90 not in sizes  # not even of a chunk: they are computed again on the way back
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_texts_under_a_block_mask_have_the_scores_that_each_has_alone(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    blocks = find_blocks(model, "blocks", causal=True)
+    assert blocks is not None
+    chance = np.random.default_rng(0)
+    rows = []
+    for lengths in ([5, 9, 3], [12, 4], [7]):
+        ids = chance.integers(5, 90, sum(lengths))
+        rows.append({"input_ids": ids, "marks": np.ones(len(ids)), "lengths": np.array(lengths)})
+    packed, alone = NextBatches(0, blocks)(rows), NextBatches(0)(rows)
+    assert (packed["labels"] != -100).sum() == (alone["labels"] != -100).sum()
+    names = ["input_ids", "attention_mask", "position_ids"]
+    with torch.no_grad():
+        logits = [model(**{name: batch[name] for name in names if name in batch}).logits for batch in (packed, alone)]
+    scores = [one[batch["labels"] != -100] for one, batch in zip(logits, (packed, alone), strict=True)]
+    assert torch.allclose(*scores, atol=1e-5)
 
 
 # Baseline

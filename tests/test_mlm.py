@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AlbertConfig,
     AutoModelForMaskedLM,
@@ -30,6 +31,7 @@ from transformers import (
 from common.corpus import CorpusArguments, blocks_of, ends_of, load_corpus, pieces, python_documentation, to_blocks
 from common.errors import InputError
 from common.language import Selection, losses_at_labels
+from common.packing import find_blocks, to_batch
 from common.scratch import ScratchArguments, train_tokenizer
 from recipes.mlm import predict, train
 from recipes.mlm.masking import INSIDE, START, MaskedBatches, Masker, word_marks
@@ -234,6 +236,82 @@ def test_a_text_in_a_block_does_not_see_its_neighbours(start, tiny, tokenizer, t
     for i, length in enumerate(row["lengths"]):
         alone = model(input_ids=batch["input_ids"][i : i + 1, :length]).logits
         assert torch.allclose(together[i, :length], alone[0], atol=1e-4)
+
+
+# Rows under a block mask
+
+
+def packed_rows(chance: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+    """Rows of several pieces, with labels at some places, and one of a single piece."""
+    rows = []
+    for lengths in ([5, 9, 3], [12, 4], [7]):
+        ids = chance.integers(5, 90, sum(lengths))
+        rows.append((ids, np.where(chance.random(len(ids)) < 0.4, ids, -100), np.array(lengths)))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "albert", "distilbert"])
+def test_texts_under_a_block_mask_have_the_scores_that_each_has_alone(name):
+    torch.manual_seed(0)
+    config = next(config for config in CONFIGS if config.model_type == name)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").eval()
+    blocks = find_blocks(model, "blocks", causal=False)
+    assert blocks is not None
+    rows = packed_rows(np.random.default_rng(0))
+    batch = to_batch(rows, config.pad_token_id, blocks)
+    assert batch["input_ids"].shape == (3, 24)
+    assert batch["real"].sum() == sum(len(row[0]) for row in rows)
+    with torch.no_grad():
+        together = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits
+        for row, (ids, labels, lengths) in enumerate(rows):
+            assert batch["labels"][row, : len(ids)].tolist() == labels.tolist()
+            start = 0
+            for piece in pieces(ids, lengths):
+                alone = model(input_ids=torch.from_numpy(piece)[None]).logits[0]
+                assert torch.allclose(together[row, start : start + len(piece)], alone, atol=1e-5)
+                start += len(piece)
+
+
+def test_a_model_that_takes_no_block_mask_gets_pieces(capsys):
+    config = next(config for config in CONFIGS if config.model_type == "modernbert")
+    assert find_blocks(AutoModelForMaskedLM.from_config(config), "blocks", causal=False) is None
+    eager = AutoModelForMaskedLM.from_config(CONFIGS[0], attn_implementation="eager")
+    assert find_blocks(eager, "auto", causal=False) is None or torch.accelerator.is_available()
+    assert "this model takes no mask of blocks" in capsys.readouterr().out
+
+
+def test_a_run_under_a_block_mask_is_the_run_of_pieces(start):
+    texts = {"train": TEXTS[:60], "validation": TEXTS[60:90]}
+    more = ["--optim", "sgd", "--learning_rate", "0.1"]
+    one = start(texts, *more, "--pack_as", "pieces")
+    other = start(texts, *more, "--pack_as", "blocks")
+    for name in ("before_validation_loss", "after_validation_loss", "after_validation_accuracy"):
+        assert other[name] == pytest.approx(one[name], rel=1e-5)
+
+
+# LoRA
+
+
+def test_lora_trains_the_matrices_and_the_new_head(start, tiny, tmp_path):
+    few = TEXTS[:12]
+    metrics = start(
+        {"train": few, "validation": few}, "--model_name_or_path", tiny, "--lora_r", "8", "--lora_dropout", "0",
+        "--num_train_epochs", "100", "--learning_rate", "1e-2", "--eval_strategy", "no", "--save_strategy", "no",
+    )  # fmt: skip
+    assert metrics["after_validation_loss"] < metrics["before_validation_loss"] - 0.2
+    out = tmp_path / "out"
+    before, after = (AutoModelForMaskedLM.from_pretrained(path) for path in (tiny, out))
+    words = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(before.state_dict()[words], after.state_dict()[words])
+    assert after.cls.predictions.decoder.weight is after.bert.embeddings.word_embeddings.weight
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(before.state_dict()[query], after.state_dict()[query])
+    kept = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert any("transform.dense" in name for name in kept)
+    assert not any("embeddings" in name or "decoder" in name for name in kept)
+    fills = read_jsonl(out / "fill_ins.jsonl")
+    expected = [best["token_str"] for best in pipeline("fill-mask", model=str(out))(fills[0]["text"])]
+    assert [word for word, _ in fills[0]["after"]] == expected
 
 
 # The head at labels

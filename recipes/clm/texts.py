@@ -9,9 +9,10 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.corpus import SHORTEST_TEXT, CorpusArguments, padded, pieces, rows_of
+from common.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
 from common.data import Row, load_splits
 from common.errors import InputError, tell
+from common.packing import Blocks, to_batch
 
 COUNTED = 10_000_000  # sub-tokens of the training rows that the five-grams are counted on
 LEARNED, GIVEN = 1, 0  # marks of sub-tokens: in the loss, or only read
@@ -37,6 +38,18 @@ def check_causal(model: PreTrainedModel) -> None:
         raise InputError(f"{type(model).__name__}: sees what comes after a sub-token; take a decoder, such as a GPT")
 
 
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[Marked]:
+    """Sub-tokens of each text and of its end, all to be learned."""
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [(e.ids + end, [LEARNED] * (len(e.ids) + len(end))) for e in found]
+
+
+def shortest(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The sub-tokens of the shortest text that something is learned from, its end included."""
+    return SHORTEST_TEXT + (tokenizer.eos_token_id is not None)
+
+
 def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, loss_on: str) -> DatasetDict:
     """The texts of each split as rows of `common.corpus.blocks_of`; `marks` tells which sub-tokens are in the loss.
 
@@ -48,12 +61,7 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
     ends = beginning(tokenizer), []
     room = args.max_seq_length - 1
     if loss_on == "all":
-
-        def encoded(texts: dict[str, list]) -> list[tuple[list[int], list[int]]]:
-            found = tokenizer.backend_tokenizer.encode_batch_fast(texts["text"], add_special_tokens=False)
-            return [(e.ids + end, [LEARNED] * (len(e.ids) + len(end))) for e in found]
-
-        return rows_of(data, encoded, ends, args, least=SHORTEST_TEXT + len(end))
+        return rows_of(data, lambda rows: encode_texts(rows["text"], tokenizer), ends, args, least=shortest(tokenizer))
 
     cut: Counter = Counter()
 
@@ -93,27 +101,20 @@ def check_completion(row: Row) -> Iterator[str]:
 
 
 class NextBatches:
-    """Collator of rows of `to_rows`: each piece becomes a row of the batch, so that it sees no other. Gives
+    """Collator of rows of `to_rows`: gives what `common.packing.to_batch` does; the label is the next sub-token."""
 
-    input_ids attention_mask labels    of shape (pieces, longest); the label is the next sub-token, or -100
-    owner                              which row of the batch a piece is from, of shape (pieces,)
-    """
-
-    def __init__(self, pad_id: int):
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, blocks: Blocks | None = None):
+        self.pad_id, self.blocks = pad_id, blocks
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        ids = [piece for row in rows for piece in pieces(row["input_ids"], row["lengths"])]
-        marks = [piece for row in rows for piece in pieces(row["marks"], row["lengths"])]
-        labels = [np.append(np.where(m[1:] == LEARNED, i[1:], -100), -100) for i, m in zip(ids, marks, strict=True)]
-        lengths = torch.tensor([len(piece) for piece in ids])
-        longest = -(-int(lengths.max()) // 8) * 8
-        return {
-            "input_ids": padded(ids, longest, self.pad_id),
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": padded(labels, longest, -100),
-            "owner": torch.tensor([i for i, row in enumerate(rows) for _ in row["lengths"]]),
-        }
+        return to_batch([self._labelled(row) for row in rows], self.pad_id, self.blocks)
+
+    @staticmethod
+    def _labelled(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, lengths = row["input_ids"], row["lengths"]
+        labels = np.append(np.where(row["marks"][1:] == LEARNED, ids[1:], -100), -100)
+        labels[np.cumsum(lengths) - 1] = -100  # what comes after the last of a piece is another text
+        return ids, labels, lengths
 
 
 def joined(row: Row) -> Row:
@@ -135,17 +136,18 @@ def bits_of(
     blocks: DatasetDict, texts: DatasetDict, metrics: dict[str, float], split: str, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, float]:
     """Bits a byte of UTF-8 of the texts of `split`, before and after, and of five-grams of the training rows,
-    of which the first `COUNTED` sub-tokens.
+    of which the first `COUNTED` sub-tokens; these are left out where the training rows are a stream.
 
     The end of a text is a byte, as a newline would be. Unlike perplexity they compare models of other tokenizers.
     """
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts[split]["text"][:], add_special_tokens=False)
     kept = [text for text, e in zip(texts[split]["text"][:], encoded, strict=True) if len(e.ids) >= SHORTEST_TEXT]
     size = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in kept)
-    rows = {name: list(_pieces(blocks[name], limit)) for name, limit in (("train", COUNTED), (split, None))}
-    labels = sum(len(ids) - 1 for ids in rows[split])
+    rows = list(_pieces(blocks[split], None))
+    labels = sum(len(ids) - 1 for ids in rows)
     losses = {when: metrics[f"{when}_{split}_loss"] for when in ("before", "after")}
-    losses["five_grams"] = FiveGrams(rows["train"], len(tokenizer)).loss(rows[split])
+    if isinstance(blocks["train"], Dataset):
+        losses["five_grams"] = FiveGrams(list(_pieces(blocks["train"], COUNTED)), len(tokenizer)).loss(rows)
     found = {f"{name}_{split}_bits_per_byte": float(loss * labels / np.log(2) / size) for name, loss in losses.items()}
     shown = ", ".join(f"{name.replace('_', ' ')} {found[f'{name}_{split}_bits_per_byte']:.3f}" for name in losses)
     tell(f"\nbits a byte of the {split} texts: {shown}")

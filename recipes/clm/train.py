@@ -9,26 +9,39 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from peft import TaskType
 from transformers import AutoModelForCausalLM, GPT2Config, set_seed
 
-from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
+from common.args import ModelArguments, check_best_metric, parse
 from common.corpus import CorpusArguments, load_corpus, load_texts
 from common.errors import InputError, command_line, tell
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
+from common.language import LanguageArguments, LanguageTrainer, Selection, draw_curve, print_perplexities
 from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.packing import find_blocks
 from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
+from common.stream import TextStream, check_streaming, open_texts
 from common.tuning import merge, tune
 
 from .completing import Completer, compare_completions, prompts_from
-from .texts import NextBatches, bits_of, check_causal, joined, load_completions, to_rows
+from .texts import (
+    NextBatches,
+    beginning,
+    bits_of,
+    check_causal,
+    encode_texts,
+    joined,
+    load_completions,
+    shortest,
+    to_rows,
+)
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
@@ -46,6 +59,11 @@ class ClmModelArguments(ModelArguments):
 
 
 @dataclass
+class ClmScratchArguments(ScratchArguments):
+    vocab_size: int = field(default=4000, metadata={"help": "sub-tokens of that tokenizer, special ones included"})
+
+
+@dataclass
 class ClmDataArguments(CorpusArguments):
     forgetting_file: str | None = field(
         default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
@@ -58,6 +76,8 @@ class ClmDataArguments(CorpusArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.streaming and self.loss_on != "all":
+            raise InputError("--loss_on completion: not with --streaming")
         if self.forgetting_file:
             if self.loss_on != "all":
                 raise InputError("--forgetting_file: takes texts, so not together with --loss_on completion")
@@ -65,23 +85,19 @@ class ClmDataArguments(CorpusArguments):
 
 
 @dataclass
-class ClmTrainingArguments(TrainingArguments):
+class ClmTrainingArguments(LanguageArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from nothing, else 1e-4 in full, 1e-3 under LoRA, ... when not given"}
     )
-    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
-    dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows a device takes at a time"})
     loss_chunk: int = field(default=1024, metadata={"help": "sub-tokens whose scores exist at a time"})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training texts; 6 from nothing, 2 else when not given"}
     )
-    metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
-    include_num_input_tokens_seen: str = field(default="non_padding")
-    remove_unused_columns: bool = field(default=False)  # the collator takes them
 
 
-ARGUMENTS = (ClmModelArguments, ScratchArguments, ClmDataArguments, TuningArguments, ClmTrainingArguments)
+ARGUMENTS = (ClmModelArguments, ClmScratchArguments, ClmDataArguments, TuningArguments, ClmTrainingArguments)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -97,21 +113,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args.learning_rate = 1e-3 if scratch_args.from_scratch else tuning_args.rate(full=1e-4)
     if args.loss_chunk < 1:
         raise InputError("--loss_chunk must be at least 1")
+    check_streaming(data_args, args)
+    if data_args.pack_as == "blocks" and model_args.attn_implementation == "auto":
+        model_args.attn_implementation = "sdpa"
     set_seed(args.seed)
 
     # Data
+    stream = open_texts(data_args) if data_args.streaming else None
     if data_args.loss_on == "completion":
         columns = {"prompt": data_args.prompt_column_name, "completion": data_args.completion_column_name}
         texts = load_completions(data_args, columns)
     else:
-        texts = load_corpus(data_args)
+        texts = stream.splits if stream else load_corpus(data_args)
     if data_args.forgetting_file:
         texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
-    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=texts)
+    rows = {**texts, "train": stream.names()} if stream else texts
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=rows)
 
     # Model
     if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
-        learned = texts["train"] if data_args.loss_on == "all" else texts["train"].map(joined)
+        learned = stream.sample(data_args) if stream else texts["train"]
+        if data_args.loss_on == "completion":
+            learned = learned.map(joined)
         tokenizer = train_tokenizer(scratch_args, learned, SPECIAL)
     else:  # a run that goes on has its own tokenizer
         own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
@@ -127,8 +150,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores
     if not selection.chunked:
         tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")
+    blocks_taken = find_blocks(model, data_args.pack_as, causal=True)
     model = tune(model, tuning_args, TaskType.CAUSAL_LM)
     blocks = to_rows(texts, tokenizer, data_args, data_args.loss_on)
+    if stream:
+        encoded, ends = partial(encode_texts, tokenizer=tokenizer), (beginning(tokenizer), [])
+        blocks["train"] = TextStream(stream, encoded, ends, shortest(tokenizer), data_args, args)
 
     # Trainer
     check_best_metric(args, ("perplexity", "accuracy"))
@@ -138,7 +165,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
         processing_class=tokenizer,
-        data_collator=NextBatches(tokenizer.pad_token_id),
+        data_collator=NextBatches(tokenizer.pad_token_id, blocks_taken),
         selection=selection,
     )
     completer = Completer(model, tokenizer, length)

@@ -1,4 +1,4 @@
-"""A new head for an encoder that has none."""
+"""The head: a new one for an encoder that has none."""
 
 import torch
 from torch import nn

@@ -10,7 +10,8 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.corpus import padded, pieces
+from common.corpus import padded
+from common.packing import Blocks, to_batch
 
 SPECIAL, START, INSIDE = 0, 1, 2  # marks of sub-tokens: special, beginning a word, going on with it
 #: SpanBERT's lengths of spans in words: geometric, cut at ten, of mean 3.8
@@ -143,40 +144,27 @@ class MaskedBatches:
     """Collator of rows of `common.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
 
     What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
-    masked already. Each piece of a row becomes a row of the batch, so that it attends to itself only. Gives
-
-        input_ids attention_mask labels    of shape (pieces, longest)
-        owner                              which row of the batch a piece is from, of shape (pieces,)
-
-    and for rows of `pairs.to_pairs` also token_type_ids, and pairs, of shape (rows,).
+    masked already. Gives what `common.packing.to_batch` does, and for rows of `pairs.to_pairs` also token_type_ids,
+    and pairs, of shape (rows,).
     """
 
-    def __init__(self, masker: Masker, pad_id: int, seed: int):
-        self.masker, self.pad_id, self.seed, self.epoch = masker, pad_id, seed, 0
+    def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
+        self.masker, self.pad_id, self.seed, self.blocks, self.epoch = masker, pad_id, seed, blocks, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        ids, labels, owner = [], [], []
-        for i, row in enumerate(rows):
+        found = []
+        for row in rows:
             if "labels" in row:
-                row_ids, row_labels = row["input_ids"], row["labels"]
+                found.append((row["input_ids"], row["labels"], row["lengths"]))
             else:
                 chance = np.random.default_rng([self.seed, self.epoch, int(row["row"])])
-                row_ids, row_labels = self.masker(row["input_ids"], row["marks"], chance)
-            ids += pieces(row_ids, row["lengths"])
-            labels += pieces(row_labels, row["lengths"])
-            owner += [i] * len(row["lengths"])
-        lengths = torch.tensor([len(piece) for piece in ids])
-        longest = -(-int(lengths.max()) // 8) * 8
-        batch = {
-            "input_ids": padded(ids, longest, self.pad_id),
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": padded(labels, longest, -100),
-            "owner": torch.tensor(owner),
-        }
+                found.append((*self.masker(row["input_ids"], row["marks"], chance), row["lengths"]))
+        batch = to_batch(found, self.pad_id, self.blocks)
         if "pair" in rows[0]:
+            longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
             batch["pairs"] = torch.tensor([int(row["pair"]) for row in rows])
         return batch

@@ -11,21 +11,24 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, set_seed
 
-from common.args import ModelArguments, TrainingArguments, check_best_metric, parse
-from common.corpus import CorpusArguments, load_corpus, load_texts, to_blocks
+from common.args import ModelArguments, check_best_metric, parse
+from common.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, load_corpus, load_texts, to_blocks
 from common.errors import InputError, command_line
-from common.language import LanguageTrainer, Selection, draw_curve, print_perplexities
+from common.language import LanguageArguments, LanguageTrainer, Selection, draw_curve, print_perplexities
 from common.methods import TuningArguments
 from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
+from common.packing import find_blocks
 from common.regularisation import set_dropout
 from common.report import write_json_lines, write_model_card
 from common.scratch import ScratchArguments, new_model, train_tokenizer
+from common.stream import TextStream, check_streaming, open_texts
 from common.tuning import merge, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
@@ -59,6 +62,8 @@ class MlmDataArguments(CorpusArguments):
         super().__post_init__()
         if self.forgetting_file:
             self.check_path("forgetting_file", self.forgetting_file)
+        if self.streaming and self.objective != "mlm":
+            raise InputError(f"--objective {self.objective}: pairs are made of all texts, so not with --streaming")
         for name in ("mlm_probability", "eval_mlm_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
@@ -67,17 +72,12 @@ class MlmDataArguments(CorpusArguments):
 
 
 @dataclass
-class MlmTrainingArguments(TrainingArguments):
+class MlmTrainingArguments(LanguageArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
     )
-    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
-    dropout: float | None = field(default=0.0, metadata={"help": "in place of the checkpoint's, in this run only"})
     num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
-    metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
-    include_num_input_tokens_seen: str = field(default="non_padding")
-    remove_unused_columns: bool = field(default=False)  # the collator takes them
 
 
 ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
@@ -89,19 +89,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.learning_rate is None:  # that of full is high already
         args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
+    check_streaming(data_args, args)
+    if data_args.pack_as == "blocks" and model_args.attn_implementation == "auto":
+        model_args.attn_implementation = "sdpa"
     set_seed(args.seed)
     if args.r_drop and data_args.objective != "mlm":
         raise InputError("--r_drop: for masked sub-tokens alone; give --objective mlm")
 
     # Data
-    texts = load_corpus(data_args)
+    stream = open_texts(data_args) if data_args.streaming else None
+    texts = stream.splits if stream else load_corpus(data_args)
     if data_args.forgetting_file:
         texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
-    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=texts)
+    rows = {**texts, "train": stream.names()} if stream else texts
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=rows)
 
     # Model
     if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
-        tokenizer = train_tokenizer(scratch_args, texts["train"], SPECIAL)
+        tokenizer = train_tokenizer(scratch_args, stream.sample(data_args) if stream else texts["train"], SPECIAL)
     else:  # a run that goes on has its own tokenizer
         own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
         tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
@@ -119,11 +124,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_dropout(model, args.dropout, model_args.attention_dropout)
     model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     selection = Selection(model)
+    blocks_taken = None if in_pairs else find_blocks(model, data_args.pack_as, causal=False)
     model = tune(model, tuning_args, None)  # peft has no name for this task
     if in_pairs:
         blocks = to_pairs(texts, tokenizer, length, data_args.objective)
     else:
         blocks = to_blocks(texts, tokenizer, data_args, word_marks)
+    if stream:
+        encoded = partial(encode, tokenizer=tokenizer, marks=word_marks)
+        blocks["train"] = TextStream(stream, encoded, ends_of(tokenizer), SHORTEST_TEXT, data_args, args)
     shares = data_args.mask_replaced, data_args.mask_random
     evaluated = {"masker": Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)}
     for split in blocks:
@@ -139,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
         processing_class=tokenizer,
-        data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed),
+        data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, blocks_taken),
         selection=selection,
     )
     filler = Filler(model, tokenizer, selection, length)

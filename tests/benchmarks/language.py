@@ -1,11 +1,14 @@
 """The head of language models at labels only and in chunks, against the whole: seconds a step, and peak memory.
 
-    python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and at all
+    python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and the stock loss
     python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and that of transformers; each in a process
 
-Batches are of 32 rows of 256 sub-tokens drawn at random, in bfloat16 where the CPU computes it natively.
+Batches are of 32 rows of 256 sub-tokens drawn at random, in bfloat16 where the CPU computes it natively. `--rows` takes
+other batches, `--rounds` other numbers of steps, of which the first is not counted. Of `head`, steps of both arms take
+turns and the median of each is printed; the layers are the same in both, so that the ratio is that of head and loss.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -20,44 +23,44 @@ from common.language import Selection, chunked_losses, losses_at_labels
 from common.models import load_model, ready_for_training
 from common.regularisation import set_dropout
 
-ROWS, LENGTH = 32, 256
+LENGTH = 256
 
 
-def head(rounds: int = 7) -> None:
+def head(rows: int, rounds: int) -> None:
     model = load_model(AutoModelForMaskedLM, ModelArguments(), None, LENGTH).train()
     set_dropout(model, 0.0)
     selection = Selection(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    seconds: dict[str, list[float]] = {"masked": [], "all": []}
-    for _ in range(rounds):
-        ids = torch.randint(1000, 30_000, (ROWS, LENGTH))
-        masked = torch.where(torch.rand(ROWS, LENGTH) < 0.15, ids, -100)
+    seconds: dict[str, list[float]] = {"masked": [], "stock": []}
+    for _ in range(rounds + 1):
+        ids = torch.randint(1000, 30_000, (rows, LENGTH))
+        masked = torch.where(torch.rand(rows, LENGTH) < 0.15, ids, -100)
         for name in seconds:
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
                 if name == "masked":
                     with selection.at(masked):
                         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+                    found = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
+                    del logits
                 else:
-                    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            losses_at_labels(logits, masked).sum().backward()
+                    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=masked).loss
+            found.backward()
             optimizer.step()
             optimizer.zero_grad()
-            del logits
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    print(
-        f"all {medians['all']:.2f} s, masked {medians['masked']:.2f} s: {medians['all'] / medians['masked']:.2f} times"
-    )
+    stock, ours = (statistics.median(seconds[name][1:]) for name in ("stock", "masked"))
+    print(f"stock head and loss {stock:.2f} s a step, at masked positions {ours:.2f} s: {stock / ours:.2f} times")
 
 
-def loss(kind: str, vocabulary: int) -> None:
+def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
     config = GPT2Config(n_embd=128, n_layer=2, n_head=2, n_positions=LENGTH, vocab_size=vocabulary, use_cache=False)
     model = ready_for_training(AutoModelForCausalLM.from_config(config), ModelArguments()).train()
     selection = Selection(model, 1024 if kind == "chunks" else None)
-    ids = torch.randint(0, vocabulary, (ROWS, LENGTH))
-    shifted = torch.cat([ids[:, 1:], torch.full((ROWS, 1), -100)], 1)
-    for _ in range(3):
+    ids = torch.randint(0, vocabulary, (rows, LENGTH))
+    shifted = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1)
+    seconds = []
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
             if kind == "chunks":
@@ -68,17 +71,31 @@ def loss(kind: str, vocabulary: int) -> None:
                 found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
         found.backward()
         model.zero_grad()
+        seconds.append(time.perf_counter() - start)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
-    seconds = time.perf_counter() - start
-    print(f"{vocabulary:6} sub-tokens, {kind:6}: peak {peak} MiB, {seconds:.2f} s a step", flush=True)
+    median = statistics.median(seconds[1:])
+    print(f"{vocabulary:6} sub-tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s a step", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["head", "loss"])
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kind", choices=["stock", "chunks"], help="only this one, in this process")
+    parser.add_argument("--vocabulary", type=int, nargs="*", default=[8000, 50257])
+    options = parser.parse_args()
+    if options.what == "head":
+        head(options.rows, options.rounds)
+    elif options.kind:
+        loss(options.kind, options.vocabulary[0], options.rows, options.rounds)
+    else:
+        for size in options.vocabulary:
+            for kind in ("stock", "chunks"):
+                words = ["loss", "--kind", kind, "--vocabulary", size, "--rows", options.rows]
+                words += ["--rounds", options.rounds]
+                subprocess.run([sys.executable, "-m", "tests.benchmarks.language", *map(str, words)], check=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "head":
-        head()
-    elif len(sys.argv) == 2:
-        for size in ("8000", "50257"):
-            for name in ("stock", "chunks"):
-                subprocess.run([sys.executable, "-m", "tests.benchmarks.language", "loss", name, size], check=True)
-    else:
-        loss(sys.argv[2], int(sys.argv[3]))
+    main()

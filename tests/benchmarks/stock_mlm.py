@@ -1,64 +1,147 @@
-"""What the stock Trainer makes of an MLM run: the texts joined and cut into blocks, its own collator, head and loss.
+"""`recipes.mlm` against the stock Trainer: held-out perplexity after the same number of sub-tokens.
 
-    python -m tests.benchmarks.stock_mlm --data wikitext2 --max_steps 100 --out outputs/stock
-    python -m recipes.mlm.train --model_name_or_path outputs/stock --train_file wikitext2/train.txt \
-        --validation_file wikitext2/validation.txt --max_steps 1 --learning_rate 0
+    python -m tests.benchmarks.stock_mlm --data wikitext2 --max_steps 120 --eval_steps 20
 
-The first trains as the example script of transformers does, with the batch, learning rate, schedule, warm-up and blocks
-of the recipe, in bfloat16, and prints seconds and sub-tokens a second. The second evaluates it as the recipe does: its
-figures before training are those of the stock run.
+The folder holds train.txt and validation.txt, a text a line. The stock run is that of the example script of
+transformers: the texts joined and cut into blocks, its own collator, head and loss, with the batch, learning rate,
+schedule and warm-up of the recipe, and bfloat16 where the CPU computes it natively. Both are evaluated on the same rows
+with the same masks, those of the recipe, every `--eval_steps` steps. Prints one table; each run is kept in
+outputs/bench/mlm/, and one that is there is not made again.
 """
 
 import argparse
+import json
+import math
+import subprocess
+import sys
 import time
 from itertools import chain
 from pathlib import Path
 
-from datasets import Dataset
+import torch
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 from common.args import DEFAULT_ENCODER, native_bf16
+from common.corpus import CorpusArguments, load_texts, to_blocks
+from common.language import losses_at_labels
 from common.models import resolve_model
+from recipes.mlm.masking import MaskedBatches, Masker, masked_once, word_marks
+
+LENGTH, ROWS, LEARNING_RATE = 256, 32, 1e-3
+FOLDER = Path("outputs/bench/mlm")
+
+
+class Evaluation(TrainerCallback):
+    """Held-out loss on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
+
+    def __init__(self, rows: Dataset, collate: MaskedBatches, every: int):
+        self.batches = [collate(list(rows.select(range(i, min(i + 16, len(rows)))))) for i in range(0, len(rows), 16)]
+        self.every, self.points, self.seconds = every, [], 0.0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._evaluate(model, 0)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0:
+            self._evaluate(model, state.global_step * ROWS * LENGTH)
+
+    @torch.no_grad()
+    def _evaluate(self, model, tokens: int) -> None:
+        start = time.perf_counter()
+        model.eval()
+        total, count = 0.0, 0
+        for batch in self.batches:
+            with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
+                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            total += losses_at_labels(logits, batch["labels"]).sum(dtype=torch.float64).item()
+            count += int((batch["labels"] != -100).sum())
+        model.train()
+        self.points.append([tokens, math.exp(total / count)])
+        self.seconds += time.perf_counter() - start
+
+
+def stock(options: argparse.Namespace) -> dict:
+    set_seed(42)
+    folder = resolve_model(DEFAULT_ENCODER)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    corpus = CorpusArguments(train_file=f"{options.data}/train.txt", max_seq_length=LENGTH)
+    texts = [line for line in Path(options.data, "train.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
+    ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
+    blocks = Dataset.from_dict({"input_ids": [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]})
+    held_out = load_texts(f"{options.data}/validation.txt", corpus).select(range(options.max_eval_samples))
+    rows = to_blocks(DatasetDict(validation=held_out), tokenizer, corpus, word_marks)["validation"]
+    rows = rows.map(masked_once, batched=True, fn_kwargs={"masker": Masker(tokenizer, "token", 0.15)})
+    evaluation = Evaluation(
+        rows, MaskedBatches(Masker(tokenizer, "token", 0.15), tokenizer.pad_token_id, 0), options.eval_steps
+    )
+    trainer = Trainer(
+        model=AutoModelForMaskedLM.from_pretrained(folder),
+        args=TrainingArguments(
+            str(FOLDER / "stock"), max_steps=options.max_steps, learning_rate=LEARNING_RATE, warmup_steps=0.06,
+            weight_decay=0.01, per_device_train_batch_size=ROWS, save_strategy="no", use_cpu=True,
+            bf16=native_bf16(True), disable_tqdm=True, remove_unused_columns=False,
+        ),
+        train_dataset=blocks,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+        callbacks=[evaluation],
+    )  # fmt: skip
+    start = time.perf_counter()
+    trainer.train()
+    return {"points": evaluation.points, "seconds": time.perf_counter() - start - evaluation.seconds}
+
+
+def ours(options: argparse.Namespace) -> dict:
+    folder = FOLDER / "ours"
+    words = [
+        "--train_file", f"{options.data}/train.txt", "--validation_file", f"{options.data}/validation.txt",
+        "--max_eval_samples", options.max_eval_samples, "--max_steps", options.max_steps, "--max_seq_length", LENGTH,
+        "--per_device_train_batch_size", ROWS, "--learning_rate", LEARNING_RATE, "--eval_strategy", "steps",
+        "--eval_steps", options.eval_steps, "--save_strategy", "no", "--disable_tqdm", "true",
+        "--output_dir", folder, "--overwrite", "true",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "recipes.mlm.train", *map(str, words)], check=True)
+    results = json.loads((folder / "all_results.json").read_text())
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    found = [entry for entry in history if "eval_loss" in entry]
+    points = [[0, results["before_validation_perplexity"]]]
+    points += [[entry["num_input_tokens_seen"], entry["eval_perplexity"]] for entry in found]
+    return {
+        "points": points,
+        "seconds": results["train_runtime"] - sum(entry["eval_runtime"] for entry in found),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with train.txt, a text a line")
-    parser.add_argument("--max_steps", type=int, default=100)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--out", required=True)
-    args = parser.parse_args()
-    set_seed(42)
-    folder = resolve_model(DEFAULT_ENCODER)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [line for line in Path(args.data, "train.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
-    ids = list(chain.from_iterable(tokenizer(texts, return_special_tokens_mask=False)["input_ids"]))
-    blocks = Dataset.from_dict({"input_ids": [ids[i : i + 256] for i in range(0, len(ids) - 255, 256)]})
-    trainer = Trainer(
-        model=AutoModelForMaskedLM.from_pretrained(folder),
-        args=TrainingArguments(
-            args.out, max_steps=args.max_steps, learning_rate=args.learning_rate, warmup_steps=0.06, weight_decay=0.01,
-            per_device_train_batch_size=32, save_strategy="no", use_cpu=True, bf16=native_bf16(True), logging_steps=20,
-            disable_tqdm=True, remove_unused_columns=False,
-        ),
-        train_dataset=blocks,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
-    )  # fmt: skip
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    print(
-        f"{args.max_steps} steps of 8192 sub-tokens in {seconds:.1f} s: {args.max_steps * 8192 / seconds:.0f} a second"
-    )
-    trainer.save_model()
-    tokenizer.save_pretrained(args.out)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--max_steps", type=int, default=120)
+    parser.add_argument("--eval_steps", type=int, default=20)
+    parser.add_argument("--max_eval_samples", type=int, default=600)
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for arm in (ours, stock):
+        file = FOLDER / f"{arm.__name__}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
+        if not file.exists():
+            file.write_text(json.dumps(arm(options)))
+        found[arm.__name__] = json.loads(file.read_text())
+    print("| step | ours: sub-tokens | perplexity | stock: sub-tokens | perplexity |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for step, ((tokens, one), (others, other)) in enumerate(
+        zip(found["ours"]["points"], found["stock"]["points"], strict=False)
+    ):
+        print(f"| {step * options.eval_steps} | {tokens:,} | {one:,.1f} | {others:,} | {other:,.1f} |")
+    rates = {arm: result["points"][-1][0] / result["seconds"] for arm, result in found.items()}
+    print(f"sub-tokens a second, evaluations left out: ours {rates['ours']:,.0f}, stock {rates['stock']:,.0f}")
 
 
 if __name__ == "__main__":
