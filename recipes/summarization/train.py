@@ -142,8 +142,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     extractive, window = args.method == "extractive", generation_args.max_source_length
-    if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints):
-        raise InputError("--from_scratch, --warm_start and --average_checkpoints: for --method abstractive only")
+    if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints or args.r_drop):
+        raise InputError(
+            "--from_scratch, --warm_start, --average_checkpoints and --r_drop: for --method abstractive only"
+        )
     if not extractive:
         args.check_lengths(generation_args)
         if model_args.model_name_or_path == DEFAULT_ENCODER:  # which has no decoder
@@ -222,12 +224,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    shared = {
-        "model": model,
-        "args": args,
-        "train_dataset": rows["train"],
-        "processing_class": tokenizer,
-    }
+    shared = {"model": model, "args": args, "train_dataset": rows["train"], "processing_class": tokenizer}
     validation = data["validation"]["references"][:]
     check_best_metric(args, means(rouge(validation[0], [validation[0]] * len(validation[0]))))
     if extractive:
@@ -239,9 +236,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
             count = count_for(prediction)
-            return means(rouge(picker["validation"].summaries(prediction.predictions, count), validation)) | {
-                "sentences": count
-            }
+            predicted = picker["validation"].summaries(prediction.predictions, count)
+            return means(rouge(predicted, validation)) | {"sentences": count}
 
         trainer = Trainer(
             **shared,
