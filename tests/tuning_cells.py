@@ -33,9 +33,10 @@ from transformers import (
 from common.args import ModelArguments, TrainingArguments
 from common.encoder_decoder import load_encoder_decoder
 from common.inference import load_saved
-from common.language import LanguageTrainer, Selection, set_dropout
+from common.language import LanguageTrainer, Selection
 from common.methods import TuningArguments
 from common.models import load_model
+from common.regularisation import set_dropout
 from common.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.trainer import Trainer
 from common.tuning import tune
