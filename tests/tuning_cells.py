@@ -31,9 +31,9 @@ from transformers import (
 )
 
 from common.args import ModelArguments, TrainingArguments
-from common.encoder_decoder import load_encoder_decoder
+from common.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
 from common.inference import load_saved
-from common.language import LanguageTrainer, Selection
+from common.language import LanguageArguments, LanguageTrainer, Selection
 from common.methods import TuningArguments
 from common.models import load_model
 from common.regularisation import set_dropout
@@ -97,10 +97,12 @@ def make_checkpoints(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def load(folder: Path, task: str, attention: str = "sdpa"):
     """The pretrained model of a task, as a recipe loads it."""
-    args = ModelArguments(str(folder / task), attn_implementation=attention)
+    path = str(folder / task)
     torch.manual_seed(1)
     if task == "seq2seq":
-        return load_encoder_decoder(args, 16)
+        args = Seq2SeqModelArguments(path, attn_implementation=attention)
+        return load_encoder_decoder(args, load_seq2seq_tokenizer(path), 16, 16)
+    args = ModelArguments(path, attn_implementation=attention)
     return load_model(TASKS[task].auto_class, args, TASKS[task].labels, 16)
 
 
@@ -175,15 +177,15 @@ class Cell:
         set_dropout(self.plain, dropout)
         torch.manual_seed(2)
         self.model = tune(self.plain, self.args, TASKS[task].task_type)
-        kind = Seq2SeqTrainingArguments if task == "seq2seq" else TrainingArguments
+        kinds = {"seq2seq": Seq2SeqTrainingArguments, "mlm": LanguageArguments, "clm": LanguageArguments}
         values = {
             "precision": "fp32", "disable_tqdm": True, "num_train_epochs": EPOCHS, "logging_steps": 1,
             "per_device_train_batch_size": 4, "save_min_seconds": 0, "save_total_limit": None,
             "metric_for_best_model": "scripted", "greater_is_better": True, "remove_unused_columns": False,
-            "learning_rate": self.args.rate(full=1e-3),
+            "learning_rate": self.args.rate(full=1e-3), "warmup_steps": 0,
         }  # fmt: skip
         values |= {"predict_with_generate": False} if task == "seq2seq" else {}
-        args = kind(output_dir=str(folder), **values | settings)
+        args = kinds.get(task, TrainingArguments)(output_dir=str(folder), **values | settings)
         given = {"model": self.model, "args": args, "train_dataset": data(task), "eval_dataset": data(task)}
         given |= {"processing_class": tokenizer, "data_collator": collate_pairs if task == "seq2seq" else collate}
         if task == "seq2seq":
