@@ -93,7 +93,7 @@ class ClmTrainingArguments(LanguageArguments):
     per_device_train_batch_size: int = field(default=8, metadata={"help": "rows a device takes at a time"})
     loss_chunk: int = field(default=1024, metadata={"help": "sub-tokens whose scores exist at a time"})
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "passes over the training texts; 6 from nothing, 2 else when not given"}
+        default=None, metadata={"help": "passes over the training texts; 10 from nothing, 2 else when not given"}
     )
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         scratch_args.model_size = scratch_args.model_size or "tiny"
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.num_train_epochs is None:
-        args.num_train_epochs = 6 if scratch_args.from_scratch else 2
+        args.num_train_epochs = 10 if scratch_args.from_scratch else 2
     if args.learning_rate is None:
         args.learning_rate = 1e-3 if scratch_args.from_scratch else tuning_args.rate(full=1e-4)
     if args.loss_chunk < 1:
