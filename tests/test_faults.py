@@ -123,7 +123,11 @@ def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, reci
 
 
 def test_patience_and_best_score_survive(files, tmp_path):
-    settings = {"early_stopping_patience": 3, "learning_rate": 1e-12, "save_total_limit": 20}  # no score is better than the first
+    settings = {
+        "early_stopping_patience": 3,
+        "learning_rate": 1e-12,
+        "save_total_limit": 20,
+    }  # no better than the first
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
     state = json.loads((last_checkpoint(tmp_path / "whole") / "trainer_state.json").read_text())
     end = state["global_step"]

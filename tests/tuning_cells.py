@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
@@ -271,6 +272,9 @@ def both(folder: Path, cells: list[str]) -> None:
                 {k: v.contiguous() for k, v in cell.weights[-1].items()},
                 folder / "two" / method / f"{task}.safetensors",
             )
+    state = PartialState()
+    state.wait_for_everyone()  # a process that ends before the other takes its connection with it
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
