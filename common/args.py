@@ -22,7 +22,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.integrations import get_available_reporting_integrations
 
-from common.errors import InputError, Problems, tell
+from common.errors import InputError, Problems, one_line, tell
 
 #: scores of the recipes, beside losses, of which less is better
 LOWER_IS_BETTER = {"perplexity", "calibration_error", "hit_max_length"}
@@ -361,7 +361,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
     try:
         return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
     except (ValueError, ImportError, OSError) as error:  # from transformers, or a folder that may not be read
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(one_line(error)) from None
 
 
 def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:

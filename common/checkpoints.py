@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.errors import InputError, RunStopped, tell, warn
+from common.errors import InputError, RunStopped, one_line, tell, warn
 
 STAGING = ".saving"
 MANIFEST = "manifest.json"
@@ -139,7 +139,7 @@ def clear_disk_errors(folder: str | Path, needed: Callable[[], int]) -> Iterator
         if before:
             remedy += f", then go on from {before[0].name} by --resume_from_checkpoint true"
         raise RunStopped(
-            f"{folder}: cannot be written ({' '.join(str(error).split())[:200]}): about {needed():,} bytes are needed "
+            f"{folder}: cannot be written ({one_line(error)[:200]}): about {needed():,} bytes are needed "
             f"and {free + partial:,} are free; {remedy}",
             code=RunStopped.NOT_SAVED,
         ) from None

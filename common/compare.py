@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from common.errors import InputError, RunStopped, command_line, tell, warn
+from common.errors import InputError, RunStopped, command_line, one_line, tell, warn
 
 #: arguments that a comparison sets itself
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
@@ -50,7 +50,7 @@ def read_settings(path: str) -> dict[str, list[str]]:
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--settings {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--settings {path}: {one_line(error)}") from None
     if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
         raise InputError(f"--settings {path}: must hold lines of `name: --argument value ...`, or `name:` for none")
     try:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, ModelArguments
-from common.errors import InputError, quiet, tell
+from common.errors import InputError, one_line, quiet, tell
 from common.models import (
     attention_kernel,
     check_whole,
@@ -158,7 +158,7 @@ def new_encoder_decoder(
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, ImportError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no model can be made so: {' '.join(str(error).split())}") from None
+        raise InputError(f"no model can be made so: {one_line(error)}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
     model.drawn, model.pretrained = set(), set()
     return ready_for_training(model, args)
@@ -174,7 +174,7 @@ def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: its tokenizer cannot be loaded: {one_line(error)}") from None
     if tokenizer.eos_token is None and tokenizer.sep_token is not None and tokenizer.cls_token is not None:
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
@@ -237,7 +237,7 @@ def load_encoder_decoder(
                 drawn = set(loading["missing_keys"])
                 untrained = ", ".join(sorted(drawn))
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{name}: cannot be loaded as an encoder-decoder: {reason}") from None
     if untrained:
         tell(f"untrained weights, drawn by the seed: {untrained}")

@@ -73,6 +73,11 @@ def brief(value: object) -> str:
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
 
 
+def one_line(error: object) -> str:
+    """What an error says, without the line breaks and blanks in a row with which libraries lay it out."""
+    return " ".join(str(error).split())
+
+
 def tell(message: str) -> None:
     """Print lines for the user, once however many processes there are."""
     if is_main_process():

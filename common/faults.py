@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from common.errors import RunStopped
+from common.errors import RunStopped, one_line
 
 HOW_TO_GO_ON = "go on with it by the same command and --resume_from_checkpoint true"
 #: a launcher passes on the signal that its children got as well; only one that comes later is a second wish
@@ -130,7 +130,7 @@ def named_lost_ranks() -> Iterator[None]:
         elsewhere = sorted({host for host, _ in places if host != socket.gethostname()})
         who = ", ".join(found) or "a rank" + (f", perhaps on {', '.join(elsewhere)}," if elsewhere else "")
         raise RunStopped(
-            f"{who} no longer answers, so the run cannot go on; {HOW_TO_GO_ON} ({' '.join(str(error).split())[:160]})",
+            f"{who} no longer answers, so the run cannot go on; {HOW_TO_GO_ON} ({one_line(error)[:160]})",
             code=RunStopped.LOST_RANK,
         ) from None
 

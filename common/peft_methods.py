@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.cpu import leaves_out_padding, quicken_dropout
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.layers import Layer, fresh_names, watch
 from common.methods import TuningArguments
 from common.prompts import let_heads_see_the_text_only
@@ -60,7 +60,7 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"{asked}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{asked}: {one_line(error)}") from None
     for weight in fresh:
         weight.requires_grad_(True)
     if config.is_prompt_learning:
@@ -142,7 +142,7 @@ def _from_file(path: str) -> PeftConfig:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise InputError(f"--peft_config {path}: {reason}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"--peft_config {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--peft_config {path}: {one_line(error)}") from None
     kinds = {kind.value: cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if not isinstance(values, dict) or str(values.get("peft_type")).upper() not in kinds:
         known = ", ".join(sorted(kinds.keys() - REFUSED.keys()))
@@ -158,7 +158,7 @@ def _from_file(path: str) -> PeftConfig:
     try:
         return kinds[kind](**values)
     except (ValueError, TypeError) as error:
-        raise InputError(f"--peft_config {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--peft_config {path}: {one_line(error)}") from None
 
 
 def _check_room(model: PreTrainedModel, args: TuningArguments, tokens: int) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from common.args import ModelArguments
-from common.errors import InputError, tell
+from common.errors import InputError, one_line, tell
 from common.models import attention_kernel, load_config, ready_for_training, resolve_model
 from common.outputs import in_main_process
 
@@ -162,7 +162,7 @@ def new_model(
     try:
         model = auto_class.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no model can be made so: {' '.join(str(error).split())}") from None
+        raise InputError(f"no model can be made so: {one_line(error)}") from None
     tell(f"a new {config.model_type} model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
     model.drawn, model.pretrained = set(), set()
     return ready_for_training(model, model_args)

@@ -40,7 +40,7 @@ from transformers import TrainerCallback
 
 from common import checkpoints
 from common.args import TrainingArguments, given_values, parse
-from common.errors import InputError, Problems, RunStopped, command_line, tell
+from common.errors import InputError, Problems, RunStopped, command_line, one_line, tell
 
 #: arguments that a sweep sets itself
 OWN = ("--output_dir", "--overwrite", "--resume_from_checkpoint")
@@ -84,7 +84,7 @@ def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[s
     try:
         space = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: {one_line(error)}") from None
     if not isinstance(space, dict) or not space:
         raise InputError(f"{path}: must hold a line for each argument, such as: weight_decay: {{low: 0.0, high: 0.1}}")
     problems = Problems()

@@ -48,7 +48,7 @@ from transformers.utils import ModelOutput
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
 from common.cpu import leaves_out_padding
-from common.errors import InputError, RunStopped, tell, warn
+from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
 from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
 from common.regularisation import (
@@ -91,10 +91,10 @@ def reading(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:160]
+        reason = one_line(error).split(". ")[0][:160]
         raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise InputError(f"{checkpoint}: cannot be read, damaged or of another model: {reason}") from None
 
 
@@ -677,7 +677,7 @@ class Trainer(transformers.Trainer):
         try:
             super().init_hf_repo(*args, **kwargs)
         except (OSError, ValueError) as error:  # no network, not logged in, or no right to write there
-            raise InputError(f"--push_to_hub: {' '.join(str(error).split())}; log in first by: hf auth login") from None
+            raise InputError(f"--push_to_hub: {one_line(error)}; log in first by: hf auth login") from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self._saving and is_beside(self.model):

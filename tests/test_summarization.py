@@ -20,7 +20,7 @@ from transformers import (
     PegasusConfig,
 )
 
-from common.comparison import bootstrap_p
+from common.bootstrap import bootstrap_p
 from common.errors import InputError
 from recipes.summarization import predict, train
 from recipes.summarization.articles import as_text, check_row, flat, look_over, units

@@ -9,7 +9,7 @@ from datasets import Dataset
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-from common.comparison import bootstrap_p
+from common.bootstrap import bootstrap_p
 from common.errors import tell
 from common.report import print_table
 

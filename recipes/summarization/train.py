@@ -22,7 +22,7 @@ from peft import TaskType
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
 
 from common.args import DEFAULT_ENCODER, check_best_metric, parse
-from common.comparison import check_comparison
+from common.bootstrap import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
     load_encoder_decoder,

@@ -22,7 +22,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.args import check_best_metric, parse
-from common.comparison import check_comparison
+from common.bootstrap import check_comparison
 from common.data import load_splits
 from common.encoder_decoder import (
     Seq2SeqModelArguments,
