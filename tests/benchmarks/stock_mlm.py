@@ -5,8 +5,9 @@
 The folder holds train.txt and validation.txt, a text a line. The stock run is that of the example script of
 transformers: the texts joined and cut into blocks, its own collator, head and loss, with the batch, learning rate,
 schedule and warm-up of the recipe, and bfloat16 where the CPU computes it natively. Both are evaluated on the same rows
-with the same masks, those of the recipe, every `--eval_steps` steps. Prints one table; each run is kept in
-outputs/bench/mlm/, and one that is there is not made again.
+with the same masks, those of the recipe, every `--eval_steps` steps. `--stock_learning_rates 2e-4 1e-3` gives stock,
+whose new head begins at random, other learning rates. Prints one table; each run is kept in outputs/bench/mlm/, and one
+that is there is not made again.
 """
 
 import argparse
@@ -69,7 +70,7 @@ class Evaluation(TrainerCallback):
         self.seconds += time.perf_counter() - start
 
 
-def stock(options: argparse.Namespace) -> dict:
+def stock(options: argparse.Namespace, learning_rate: float) -> dict:
     set_seed(42)
     folder = resolve_model(DEFAULT_ENCODER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -86,7 +87,7 @@ def stock(options: argparse.Namespace) -> dict:
     trainer = Trainer(
         model=AutoModelForMaskedLM.from_pretrained(folder),
         args=TrainingArguments(
-            str(FOLDER / "stock"), max_steps=options.max_steps, learning_rate=LEARNING_RATE, warmup_steps=0.06,
+            str(FOLDER / "stock"), max_steps=options.max_steps, learning_rate=learning_rate, warmup_steps=0.06,
             weight_decay=0.01, per_device_train_batch_size=ROWS, save_strategy="no", use_cpu=True,
             bf16=native_bf16(True), disable_tqdm=True, remove_unused_columns=False,
         ),
@@ -99,12 +100,12 @@ def stock(options: argparse.Namespace) -> dict:
     return {"points": evaluation.points, "seconds": time.perf_counter() - start - evaluation.seconds}
 
 
-def ours(options: argparse.Namespace) -> dict:
+def ours(options: argparse.Namespace, learning_rate: float) -> dict:
     folder = FOLDER / "ours"
     words = [
         "--train_file", f"{options.data}/train.txt", "--validation_file", f"{options.data}/validation.txt",
         "--max_eval_samples", options.max_eval_samples, "--max_steps", options.max_steps, "--max_seq_length", LENGTH,
-        "--per_device_train_batch_size", ROWS, "--learning_rate", LEARNING_RATE, "--eval_strategy", "steps",
+        "--per_device_train_batch_size", ROWS, "--learning_rate", learning_rate, "--eval_strategy", "steps",
         "--eval_steps", options.eval_steps, "--save_strategy", "no", "--disable_tqdm", "true",
         "--output_dir", folder, "--overwrite", "true",
     ]  # fmt: skip
@@ -126,22 +127,23 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=120)
     parser.add_argument("--eval_steps", type=int, default=20)
     parser.add_argument("--max_eval_samples", type=int, default=600)
+    parser.add_argument("--stock_learning_rates", type=float, nargs="+", default=[LEARNING_RATE])
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for arm in (ours, stock):
-        file = FOLDER / f"{arm.__name__}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
+    found = []
+    for arm, rate in [(ours, LEARNING_RATE), *((stock, rate) for rate in options.stock_learning_rates)]:
+        name = f"{arm.__name__}_{rate:g}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
+        file = FOLDER / name
         if not file.exists():
-            file.write_text(json.dumps(arm(options)))
-        found[arm.__name__] = json.loads(file.read_text())
-    print("| step | ours: sub-tokens | perplexity | stock: sub-tokens | perplexity |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
-    for step, ((tokens, one), (others, other)) in enumerate(
-        zip(found["ours"]["points"], found["stock"]["points"], strict=False)
-    ):
-        print(f"| {step * options.eval_steps} | {tokens:,} | {one:,.1f} | {others:,} | {other:,.1f} |")
-    rates = {arm: result["points"][-1][0] / result["seconds"] for arm, result in found.items()}
-    print(f"sub-tokens a second, evaluations left out: ours {rates['ours']:,.0f}, stock {rates['stock']:,.0f}")
+            file.write_text(json.dumps(arm(options, rate)))
+        found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
+    print("| step |" + "".join(f" {name}: sub-tokens | perplexity |" for name, _ in found))
+    print("| ---: |" + " ---: | ---: |" * len(found))
+    for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
+        cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
+        print(f"| {step * options.eval_steps} |" + "".join(cells))
+    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
+    print("sub-tokens a second, evaluations left out: " + ", ".join(rates))
 
 
 if __name__ == "__main__":
