@@ -3,8 +3,8 @@
     python -m tests.benchmarks.attention --rounds 7
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
-embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed` is
-an encoder that computes real sub-tokens only (`common/cpu.py`), with SDPA's kernel or attention written out.
+embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
+computes real sub-tokens only (`common/cpu.py`), with SDPA's kernel or with attention written out.
 """
 
 import argparse
