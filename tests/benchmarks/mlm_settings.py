@@ -31,6 +31,7 @@ SETTINGS = {
     "15 %, no dropout, cosine": {"mlm_probability": 0.15, "lr_scheduler_type": "cosine"},
     "30 %, no dropout, cosine": {"mlm_probability": 0.3, "lr_scheduler_type": "cosine"},
     "15 %, no dropout, linear, 16 rows": {"mlm_probability": 0.15, "per_device_train_batch_size": 16},
+    "30 %, no dropout, linear, 16 rows": {"mlm_probability": 0.3, "per_device_train_batch_size": 16},
     "15 %, no dropout, linear, 8 rows": {"mlm_probability": 0.15, "per_device_train_batch_size": 8},
     "15 %, no dropout, linear, ramp": {"mlm_probability": 0.15, "ramp": True},
     "30 %, no dropout, linear, ramp": {"mlm_probability": 0.3, "ramp": True},
