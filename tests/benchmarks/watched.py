@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.watched measured.json recipes.ner.train --output_dir outputs/x
 
-Calls `main(argv)` of the module, and what that returns if it can be called, which is no part of the job. Of a program that makes a Trainer the file holds, in seconds, bytes and numbers:
+Calls `main(argv)` of the module, and what that returns if it can be called, which is no part of the job. Of a program
+that makes a Trainer the file holds, in seconds, MiB and numbers:
 
 - `imported`, `trainer`, `first_step`, `ended`: when, by the clock of `time.monotonic`, that all processes share
 - `preparation`: from `main` to the Trainer, models loaded left out: data read, checked and made sub-tokens
@@ -10,13 +11,14 @@ Calls `main(argv)` of the module, and what that returns if it can be called, whi
 - `training`: after the first step, until the last, evaluations left out: `seconds`, `rows`, `sub_tokens` (no padding),
   `operations` (`tests.benchmarks.operations`)
 - `evaluations`: the same of each `evaluate` and `predict` of the Trainer, with its scores; `prefix` tells them apart
-- `rate`: operations a second of matrices in the precision of the training, measured when all is done
+- `rate`: operations a second of matrices in the `precision` of the training on its `device`, measured when all is done
 - `predict`: of a program that goes through `common.inference.predict_file`, the seconds in that
 - `peak_mib`, and `peak_gpu_mib` where there is one: memory of the process
 """
 
 import importlib
 import json
+import platform
 import resource
 import sys
 import time
@@ -165,7 +167,12 @@ class Watch:
 
         args = self._trainer.args
         kind = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.found |= {"precision": str(kind).removeprefix("torch."), "rate": matrix_rate(kind, args.device)}
+        cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+        self.found |= {
+            "precision": str(kind).removeprefix("torch."),
+            "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu,
+            "rate": matrix_rate(kind, args.device),
+        }
 
 
 def _now(args) -> float:
