@@ -66,7 +66,7 @@ JOBS = {
         ["--max_seq_length", "512"], ["--length", "512"], predicts=False,
     ),
     "clm": Job(
-        "language", 1000, 100, 8, 1e-3, 10, "after_validation_perplexity", "before_validation_perplexity",
+        "language", 3000, 200, 8, 1e-3, 10, "after_validation_perplexity", "before_validation_perplexity",
         start=["--max_steps", "1", *FEW], predicts=False,
     ),
     "translation": Job(
@@ -100,6 +100,25 @@ QUANTITIES = {
 }
 
 
+class Kept:
+    """Runs in a file, one a line. Each is added when it is done, and not made again."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.runs = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def find(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        return next((run for run in self.runs if about.items() <= run.items()), None)
+
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        record |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.runs.append(record)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+
 # Data
 
 
@@ -130,23 +149,15 @@ def _rows_in(folder: Path, split: str) -> Iterator[dict]:
             yield json.loads(line) if path.suffix == ".jsonl" else {"text": line}
 
 
-def spread_over(rows: list, count: int | None) -> list:
-    """So many of `rows`, at even distances; all for None."""
-    if count is None or count >= len(rows):
-        return rows
-    return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def written(recipe: str, folder: Path | None, rows: int | None, test_rows: int | None) -> Path:
-    """A folder with the rows that both arms take, one file a split."""
-    name = f"{recipe}-{folder.name if folder else 'sample'}-{rows or 'all'}-{test_rows or 'all'}"
+def written(recipe: str, folder: Path | None, counts: dict[str, int | None]) -> Path:
+    """A folder with the rows that both arms take, one file a split: the first `counts` of each, or all."""
+    name = "-".join([recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values())])
     target = FOLDER / "data" / name
     if not target.is_dir():
         part = target.with_name(name + ".part")
         part.mkdir(parents=True, exist_ok=True)
         for split, found in rows_of(recipe, folder).items():
-            kept = spread_over(found, rows if split == "train" else test_rows)
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found[: counts[split]])
             (part / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         part.replace(target)
     return target
@@ -250,6 +261,11 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def code_of(recipe: str) -> str:
     """A hash of all code that a measurement depends on."""
     files = [*ROOT.glob("common/*.py"), *ROOT.glob(f"recipes/{recipe}/*.py"), *ROOT.glob("tests/benchmarks/stock*.py")]
@@ -257,42 +273,44 @@ def code_of(recipe: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
-def measure(recipe: str, folder: Path | None, options: argparse.Namespace, records: list[dict]) -> list[dict]:
+def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
     """The records of a recipe for these options; runs that are not there yet are made and kept."""
     job = JOBS[recipe]
     whole = options.full or folder is not None
-    rows = options.rows or (None if whole else job.rows)
-    test_rows = options.test_rows or (None if whole else job.test_rows)
+    counts = {
+        "train": options.rows or (None if whole else job.rows),
+        "validation": options.validation_rows or (None if whole else options.test_rows or job.test_rows),
+        "test": options.test_rows or (None if whole else job.test_rows),
+    }
     settings = {
         "recipe": recipe,
         "data": folder.name if folder else "sample",
-        "rows": rows,
-        "test_rows": test_rows,
+        "rows": counts,
         "epochs": options.epochs or (job.full_epochs if options.full else 1),
         "batch": options.batch or job.batch,
         "learning_rate": options.learning_rate or job.learning_rate,
         "fp32": options.fp32,
         "model": options.model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "words": [job.ours, job.stock_words, job.start],
+        "cores": cores(),
         "code": code_of(recipe),
     }
     orders = {seed: ARMS if seed % 2 else ARMS[::-1] for seed in range(1, options.rounds + 1)}
     found = []
     for about in (settings | {"seed": seed, "arm": arm} for seed, order in orders.items() for arm in order):
-        record = next((r for r in records if about.items() <= r.items()), None)
+        record = kept.find(about)
         if record is None and not options.table:
-            data = written(recipe, folder, rows, test_rows)
+            data = written(recipe, folder, counts)
             model = options.model or (str(start_of(recipe, job)) if job.start else None)
             cache = FOLDER / "cache" / f"{recipe}-{about['arm']}"
             if about["seed"] % 2:
                 shutil.rmtree(cache, ignore_errors=True)
             cold = not cache.is_dir()
             arm = {"ours": ours, "stock": stock}[about["arm"]]
-            record = about | {"cold": cold} | arm(recipe, job, about, data, model, cache)
-            record |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-            records.append(record)
-            with open(FOLDER / "runs.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            made = arm(recipe, job, about, data, model, cache)
+            if job.stock == "language":  # whose arms cut texts into other rows
+                made = {name: value for name, value in made.items() if not name.endswith("_rows")}
+            record = kept.add(about | {"cold": cold} | made)
             speed = f"{record['train_tokens']:,.0f} sub-tokens a second"
             print(
                 f"{recipe}, round {about['seed']} of {options.rounds}, {about['arm']}: {speed}, "
@@ -357,17 +375,17 @@ def title_of(records: list[dict], options: argparse.Namespace) -> str:
 
 
 def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
-    """A line a recipe with what ours is to stock, and below it every quantity: median (least–greatest) of the rounds."""
+    """A line a recipe with what ours is to stock; below it each quantity, its median, least and greatest."""
     lines = [
         title,
         "",
         "Medians of the rounds. Ratios: how many times as fast ours is; of memory, the share that ours takes.",
         "",
-        "| recipe, data | rows, test rows | epochs, batch | training | evaluation | predict | job | memory | of the floor "
-        "| score | stock | baseline | minutes |",
+        "| recipe, data | rows, test rows | epochs, batch | training | evaluation | predict | job | memory "
+        "| of the floor | score | stock | baseline | minutes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for recipe, records in recipes.items():
+    for records in recipes.values():
         found, about = quantities(records), records[0]
         middles = {name: f"{statistics.median(found[name]['ratio']):.2g}x" for name in found if found[name]["ratio"]}
         scores = [_mean(found["score"][arm]) for arm in ARMS]
@@ -375,7 +393,7 @@ def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
         baseline = [r["baseline"] for r in records if "baseline" in r]
         ratios = (middles.get(n, "") for n in ("train_tokens", "eval_tokens", "predict_tokens", "job", "peak_mib"))
         lines.append(
-            f"| {about['recipe']}, {about['data']} | {about['rows'] or 'all'}, {about['test_rows'] or 'all'} "
+            f"| {about['recipe']}, {about['data']} | {about['rows']['train'] or 'all'}, {about['rows']['test'] or 'all'} "
             f"| {about['epochs']:g}, {about['batch']} | {' | '.join(ratios)} | {share:.0%} | {' | '.join(scores)} "
             f"| {statistics.mean(baseline or [0]):.3f} | {minutes / 60:.1f} |"
         )
@@ -402,8 +420,9 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("recipes", nargs="*", help=f"all when none is given: {' '.join(JOBS)}")
     parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; its sample when not given")
     parser.add_argument("--rounds", type=int, default=5, help="runs of either arm; the seed is the round")
-    parser.add_argument("--rows", type=int, help="training rows, at even distances of all; of --data all")
-    parser.add_argument("--test_rows", type=int, help="the same for validation, and for test")
+    parser.add_argument("--rows", type=int, help="the first so many training rows; of --data all when not given")
+    parser.add_argument("--test_rows", type=int, help="the same for test")
+    parser.add_argument("--validation_rows", type=int, help="the same for validation; of a sample as --test_rows")
     parser.add_argument("--epochs", type=float, help="1 when not given")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning_rate", type=float)
@@ -422,13 +441,11 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    kept = FOLDER / "runs.jsonl"
-    there = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
+    kept = Kept(FOLDER / "runs.jsonl")
     recipes = {}
     for recipe in options.recipes or JOBS:
         for folder in options.data or [None]:
-            records = measure(recipe, folder, options, there)
+            records = measure(recipe, folder, options, kept)
             if records:
                 recipes[recipe if folder is None else f"{recipe}, {folder.name}"] = records
     if not recipes:

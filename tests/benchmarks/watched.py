@@ -13,6 +13,7 @@ that makes a Trainer the file holds, in seconds, MiB and numbers:
 - `evaluations`: the same of each `evaluate` and `predict` of the Trainer, with its scores; `prefix` tells them apart
 - `rate`: operations a second of matrices in the `precision` of the training on its `device`, measured when all is done
 - `predict`: of a program that goes through `common.inference.predict_file`, the seconds in that
+- `resident_mib`: of a recipe, what it held when each phase of its `run.json` began
 - `peak_mib`, and `peak_gpu_mib` where there is one: memory of the process
 """
 
@@ -184,6 +185,12 @@ def _now(args) -> float:
     return time.monotonic()
 
 
+def resident_mib() -> int | None:
+    """Memory that this process holds now, where Linux tells."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmRSS:")[1].split()[0]) // 1024 if status.exists() else None
+
+
 def main() -> None:
     path, name, *argv = sys.argv[1:]
     watch = Watch()
@@ -214,6 +221,7 @@ def main() -> None:
 
         def noted() -> None:
             watch.notes_peak()
+            watch.found.setdefault("resident_mib", []).append(resident_mib())
             reset()
 
         outputs._reset_peak_memory = noted
