@@ -70,12 +70,13 @@ JOBS = {
         start=["--max_steps", "1", *FEW], predicts=False,
     ),
     "translation": Job(
-        "seq2seq", 1600, 96, 32, 5e-4, 6, "test_bleu", "test_copy_bleu", ["--max_tokens_per_batch", "0"],
+        "seq2seq", 1600, 96, 32, 5e-4, 6, "test_bleu", "test_copy_bleu",
+        ["--max_tokens_per_batch", "0", "--source_lang", "en", "--target_lang", "de"],
         start=["--num_train_epochs", "3", "--max_predict_samples", "8", *FEW],
     ),
     "summarization": Job(
         "seq2seq", 48, 24, 8, 3e-4, 10, "test_rouge1", "test_lead_rouge1", WRITES,
-        start=[*WRITES, "--max_steps", "1", "--max_train_samples", "16", "--max_predict_samples", "8", *FEW],
+        start=[*WRITES, "--num_train_epochs", "4", "--max_predict_samples", "8", *FEW],
     ),
 }  # fmt: skip
 
@@ -392,11 +393,10 @@ def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
         share, minutes = (statistics.median(found[n]["ours"] or [0]) for n in ("train_share", "job"))
         baseline = [r["baseline"] for r in records if "baseline" in r]
         ratios = (middles.get(n, "") for n in ("train_tokens", "eval_tokens", "predict_tokens", "job", "peak_mib"))
-        lines.append(
-            f"| {about['recipe']}, {about['data']} | {about['rows']['train'] or 'all'}, {about['rows']['test'] or 'all'} "
-            f"| {about['epochs']:g}, {about['batch']} | {' | '.join(ratios)} | {share:.0%} | {' | '.join(scores)} "
-            f"| {statistics.mean(baseline or [0]):.3f} | {minutes / 60:.1f} |"
-        )
+        rows = ", ".join(str(about["rows"][split] or "all") for split in ("train", "test"))
+        cells = [f"{about['recipe']}, {about['data']}", rows, f"{about['epochs']:g}, {about['batch']}", *ratios]
+        cells += [f"{share:.0%}", *scores, f"{statistics.mean(baseline or [0]):.3f}", f"{minutes / 60:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| recipe | quantity | ours | stock | ratio |", "| --- | --- | ---: | ---: | ---: |"]
     for recipe, records in recipes.items():
         for name, values in quantities(records).items():

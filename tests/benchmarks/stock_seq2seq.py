@@ -14,6 +14,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
+from common.seq2seq import label_ids
 from recipes.summarization.scoring import Rouge, means
 from recipes.translation.scoring import bleu_of
 from tests.benchmarks.stock import arguments, keep, load, options_of
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     def preprocess(rows):
         sources, targets = sides(rows)
         encoded = tokenizer(sources, max_length=most[0], truncation=True)
-        encoded["labels"] = tokenizer(text_target=targets, max_length=most[1], truncation=True)["input_ids"]
+        encoded["labels"] = label_ids(tokenizer, targets, model.generation_config.decoder_start_token_id, most[1])
         return encoded
 
     encoded = data.map(preprocess, batched=True, remove_columns=data["train"].column_names)
