@@ -1,5 +1,7 @@
 """The numbers of the benchmark: operations against what torch counts, and what its table makes of runs."""
 
+import importlib
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -22,7 +24,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from common.args import _Parser
+from tests.benchmarks.bench import JOBS, markdown, quantities
 from tests.benchmarks.operations import operations, sizes
+from tests.test_docs import RECIPES
 
 ROWS, SOURCE, TARGET, VOCABULARY = 3, 24, 17, 150
 BERT = {
@@ -118,3 +123,36 @@ def test_padding_and_positions_without_a_label_are_no_operations():
     assert together == operations(model, sizes(one, False)) + operations(model, sizes(other, False))
     every = sizes(other | {"labels": other["input_ids"]}, False)
     assert operations(model, sizes(other, False)) < operations(model, every)
+
+
+def run_of(arm: str, seed: int, **more) -> dict:
+    about = {"recipe": "ner", "data": "sample", "rows": {"train": 64, "test": None}, "epochs": 1, "batch": 32}
+    return about | {"arm": arm, "seed": seed, "cold": seed % 2 == 1, "train_share": 0.4, "score": 0.5} | more
+
+
+def test_ratios_are_of_rounds_and_tell_how_many_times_as_fast_ours_is():
+    speeds = {"ours": [30.0, 20.0, 90.0], "stock": [10.0, 10.0, 30.0]}
+    runs = [
+        run_of(arm, seed, train_tokens=speed, job=600 / speed, first_step=seed, preparation=1.0, peak_mib=seed * 100)
+        for arm, own in speeds.items()
+        for seed, speed in enumerate(own, 1)
+    ]
+    runs.append(run_of("ours", 4, train_tokens=1.0, job=1.0, first_step=4, preparation=1.0, peak_mib=1))  # stopped then
+    found = quantities(runs)
+    assert found["train_tokens"]["ratio"] == [3, 2, 3]
+    assert found["job"]["ratio"] == [3, 2, 3]
+    assert found["peak_mib"]["ratio"] == [1, 1, 1]
+    assert found["first_step_cold"]["ours"] == [1, 3]
+    assert found["first_step_cached"]["ours"] == [2, 4]
+    table = markdown("title", {"ner": runs})
+    assert "| ner | training, sub-tokens a second | 25 (1–90) | 10 (10–30) | 3x (2–3) |" in table
+    assert "| ner, sample | 64, all | 1, 32 | 3x |  |  | 3x | 1x | 40% | 0.500 ± 0.000 |" in table
+
+
+def test_each_recipe_has_a_job_that_it_and_its_stock_script_understand():
+    assert set(JOBS) == RECIPES
+    for recipe, job in JOBS.items():
+        importlib.import_module(f"tests.benchmarks.stock_{job.stock}")
+        arguments = importlib.import_module(f"recipes.{recipe}.train").ARGUMENTS
+        for words in (job.ours, job.start or []):
+            _Parser(arguments, None, show_all=False).parse(words)

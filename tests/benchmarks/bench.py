@@ -70,9 +70,9 @@ JOBS = {
         start=["--max_steps", "1", *FEW], predicts=False,
     ),
     "translation": Job(
-        "seq2seq", 1600, 96, 32, 5e-4, 6, "test_bleu", "test_copy_bleu",
+        "seq2seq", 1600, 192, 32, 5e-4, 6, "test_bleu", "test_copy_bleu",
         ["--max_tokens_per_batch", "0", "--source_lang", "en", "--target_lang", "de"],
-        start=["--num_train_epochs", "3", "--max_predict_samples", "8", *FEW],
+        start=["--max_predict_samples", "8", *FEW],
     ),
     "summarization": Job(
         "seq2seq", 48, 24, 8, 3e-4, 10, "test_rouge1", "test_lead_rouge1", WRITES,
