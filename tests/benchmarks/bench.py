@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -62,11 +63,11 @@ JOBS = {
     "ner": Job("ner", 600, 150, 32, 2e-4, 10, "test_f1", "test_gazetteer_f1"),
     "qa": Job("qa", 80, 48, 8, 2e-4, 6, "test_f1", "test_baseline_f1"),
     "mlm": Job(
-        "language", 400, 60, 8, 1e-3, 1.5, "after_validation_perplexity", "before_validation_perplexity",
+        "language", 400, 120, 8, 1e-3, 1.5, "after_validation_perplexity", "before_validation_perplexity",
         ["--max_seq_length", "512"], ["--length", "512"], predicts=False,
     ),
     "clm": Job(
-        "language", 3000, 200, 8, 1e-3, 10, "after_validation_perplexity", "before_validation_perplexity",
+        "language", 2000, 200, 8, 1e-3, 10, "after_validation_perplexity", "before_validation_perplexity",
         start=["--max_steps", "1", *FEW], predicts=False,
     ),
     "translation": Job(
@@ -130,7 +131,10 @@ def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
     if recipe in ("mlm", "clm"):
         from common.corpus import CorpusArguments, load_corpus
 
-        return {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
+        found = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
+        for texts in found.values():  # which are sorted by module
+            random.Random(0).shuffle(texts)
+        return found
     if recipe == "translation":
         from recipes.translation.localisation import sample
 
