@@ -11,7 +11,7 @@ other. Each that is done is added to `outputs/compare/RECIPE/results.jsonl` and 
 goes on (its seconds are then left out): give the same command again. What comes out lies beside that file:
 `comparison.md`, `comparison.json` and `comparison.png`, of the runs that the command asks for.
 
-(The recipes against the stock Trainer: `tests/benchmarks/against_stock.py`.)
+(The recipes against the stock Trainer: `make bench`.)
 """
 
 import argparse

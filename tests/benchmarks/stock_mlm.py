@@ -12,15 +12,14 @@ that is there is not made again.
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
 from itertools import chain
 from pathlib import Path
 
-import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -32,21 +31,18 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, native_bf16
-from common.corpus import CorpusArguments, load_texts, to_blocks
-from common.language import losses_at_labels
 from common.models import resolve_model
-from recipes.mlm.masking import MaskedBatches, Masker, masked_once, word_marks
+from tests.benchmarks.stock_language import batches_of_the_recipe, perplexity
 
 LENGTH, ROWS, LEARNING_RATE = 256, 32, 1e-3
 FOLDER = Path("outputs/bench/mlm")
 
 
 class Evaluation(TrainerCallback):
-    """Held-out loss on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
+    """Held-out perplexity on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
 
-    def __init__(self, rows: Dataset, collate: MaskedBatches, every: int):
-        self.batches = [collate(list(rows.select(range(i, min(i + 16, len(rows)))))) for i in range(0, len(rows), 16)]
-        self.every, self.points, self.seconds = every, [], 0.0
+    def __init__(self, batches: list[dict[str, Tensor]], every: int):
+        self.batches, self.every, self.points, self.seconds = batches, every, [], 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._evaluate(model, 0)
@@ -55,18 +51,9 @@ class Evaluation(TrainerCallback):
         if state.global_step % self.every == 0:
             self._evaluate(model, state.global_step * ROWS * LENGTH)
 
-    @torch.no_grad()
     def _evaluate(self, model, tokens: int) -> None:
         start = time.perf_counter()
-        model.eval()
-        total, count = 0.0, 0
-        for batch in self.batches:
-            with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
-                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            total += losses_at_labels(logits, batch["labels"]).sum(dtype=torch.float64).item()
-            count += int((batch["labels"] != -100).sum())
-        model.train()
-        self.points.append([tokens, math.exp(total / count)])
+        self.points.append([tokens, perplexity(model, self.batches)])
         self.seconds += time.perf_counter() - start
 
 
@@ -74,16 +61,11 @@ def stock(options: argparse.Namespace, learning_rate: float) -> dict:
     set_seed(42)
     folder = resolve_model(DEFAULT_ENCODER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    corpus = CorpusArguments(train_file=f"{options.data}/train.txt", max_seq_length=LENGTH)
     texts = [line for line in Path(options.data, "train.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
     ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
     blocks = Dataset.from_dict({"input_ids": [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]})
-    held_out = load_texts(f"{options.data}/validation.txt", corpus).select(range(options.max_eval_samples))
-    rows = to_blocks(DatasetDict(validation=held_out), tokenizer, corpus, word_marks)["validation"]
-    rows = rows.map(masked_once, batched=True, fn_kwargs={"masker": Masker(tokenizer, "token", 0.15)})
-    evaluation = Evaluation(
-        rows, MaskedBatches(Masker(tokenizer, "token", 0.15), tokenizer.pad_token_id, 0), options.eval_steps
-    )
+    held_out = batches_of_the_recipe(f"{options.data}/validation.txt", tokenizer, LENGTH, options.max_eval_samples)
+    evaluation = Evaluation(held_out, options.eval_steps)
     trainer = Trainer(
         model=AutoModelForMaskedLM.from_pretrained(folder),
         args=TrainingArguments(
