@@ -143,6 +143,13 @@ def _hold_out(shards: list[Shard], args: CorpusArguments) -> Dataset:
         found += here
         if len(found) == count:
             break
+    # a share of shards with nothing left would have nothing to give
+    shards[:] = [s for s in shards if not s.held_out or any(True for _ in islice(s.texts(args), s.held_out, None))]
+    if not shards:
+        raise InputError(
+            f"--streaming: all {len(found)} texts of the stream would be held out for validation, and none be trained "
+            "on; give --validation_file, or a smaller --max_eval_samples"
+        )
     tell(f"no validation data given: the first {len(found)} texts of the stream are held out for it")
     return _dataset(found, "validation")
 
