@@ -56,10 +56,15 @@ class Shard:
                     )
                 )
                 problems.check()
-        if self.bytes is not None and Path(self.name).stat().st_size != self.bytes:
+        if self.bytes is None:
+            return
+        file = Path(self.name)
+        size = file.stat().st_size if file.is_file() else None  # it may be gone though it could be read to its end
+        if size != self.bytes:
+            now = "is gone" if size is None else f"has {size:,} bytes now"
             raise InputError(
-                f"{self.name}: has {Path(self.name).stat().st_size:,} bytes now, and had {self.bytes:,} when the run "
-                "began, so that texts may be missing; put it back as it was"
+                f"{self.name}: {now}, and had {self.bytes:,} bytes when the run began, so that texts may be missing; "
+                "put it back as it was"
             )
 
 

@@ -198,6 +198,13 @@ def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
         with pytest.raises(InputError, match=re.escape(message)):
             read(found, 200)
         (folder / "1.txt").write_bytes(before)
+    args = arguments(folder, max_eval_samples=5)
+    shard = next(s for s in open_texts(args).shards if s.name.endswith("1.txt"))
+    texts = shard.texts(args)
+    next(texts)
+    (folder / "1.txt").unlink()  # while it is open
+    with pytest.raises(InputError, match=r"1\.txt: is gone, and had [\d,]+ bytes when the run began"):
+        list(texts)
 
 
 @pytest.mark.parametrize(
