@@ -30,13 +30,12 @@ from common.models import (
     ready_for_training,
     resolve_model,
 )
+from common.regularisation import set_dropout
 from common.scratch import MODELS, learn, overrides
 
 #: layers on either side, width, heads, width of the feed-forward layers
 SIZES = {"tiny": (2, 192, 3, 768), "small": (4, 256, 4, 1024), "base": (6, 512, 8, 2048)}
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-
-
 #: arguments of a new model, and what they are when not given
 OF_A_NEW_MODEL = {"tokenizer_train": "bpe", "vocab_size": 4000, "config_overrides": None}
 
@@ -85,10 +84,36 @@ class Seq2SeqModelArguments(ModelArguments):
             return
         for name in OF_A_NEW_MODEL:
             if getattr(self, name) is not None:
+                other = "--warm_start" if self.warm_start else "--model_name_or_path"
                 raise InputError(
-                    f"--{name}: of a new model, and {self.model_name_or_path} has its own; leave it out, or for a new "
-                    "model leave out " + ("--warm_start" if self.warm_start else "--model_name_or_path")
+                    f"--{name}: of a new model, and {self.model_name_or_path} has its own; leave it out, or give "
+                    f"--from_scratch in place of {other}"
                 )
+
+
+def tokenizer_and_model(
+    args: Seq2SeqModelArguments,
+    texts: Iterable[str],
+    source_length: int,
+    target_length: int,
+    tags: Iterable[str] = (),
+    checkpoint: str | None = None,
+    dropout: float | None = None,
+    quantize: str | None = None,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """What `args` asks for: by `--from_scratch` new ones, the tokenizer trained on `texts`; else a checkpoint's.
+
+    A new tokenizer is taken from `checkpoint`, where the run goes on from there. `dropout` is 0.1 in a new model, and
+    in another what it was, when not given. The rest is as of the functions below.
+    """
+    if args.from_scratch:  # a run that goes on has its own tokenizer
+        tokenizer = load_seq2seq_tokenizer(checkpoint) if checkpoint else train_joint_tokenizer(args, texts, tags)
+        dropout = 0.1 if dropout is None else dropout
+        return tokenizer, new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
+    tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision)
+    model = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
+    set_dropout(model, dropout, args.attention_dropout)
+    return tokenizer, model
 
 
 def train_joint_tokenizer(
@@ -129,8 +154,8 @@ def new_encoder_decoder(
     As Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), with the norm in front of each layer, which trains at
     high rates without long warm-up (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), and one matrix for both
     embeddings and the output. Its architecture is that of M2M100, which is this one; positions are sinusoids, so no
-    length is beyond it. `dropout` is that of embeddings and layers, not of
-    attention, and `max_length`, in sub-tokens, decides on the attention kernel.
+    length is beyond it. `dropout` is that of embeddings and layers, not of attention, and `max_length`, in sub-tokens,
+    decides on the attention kernel.
     """
     layers, width, heads, inner = SIZES[args.from_scratch]
     config = M2M100Config(

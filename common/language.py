@@ -244,7 +244,7 @@ class LanguageTrainer(Trainer):
         if "--eval_strategy" in changed and args.eval_steps is None:
             args.eval_steps = args.save_steps
         if changed:
-            tell(f"{' and '.join(changed)}: the run is one epoch, so every {args.save_steps} steps instead")
+            tell(f"{' and '.join(changed)}: the run is one epoch, so every {args.save_steps:g} steps instead")
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         rows = self.train_dataset

@@ -88,11 +88,13 @@ def _fitting(parts: list[Piece], fits: Callable[[str], bool], level: int) -> lis
 
 
 def _between_characters(text: str, fits: Callable[[str], bool]) -> list[Piece]:
-    found = []
-    while text:
-        length = len(text)
-        while length > 1 and not fits(text[:length]):
+    found, start, length = [], 0, len(text)
+    while start < len(text):
+        length = min(
+            2 * length, len(text) - start
+        )  # from what fitted last: to try all that is left takes quadratic time
+        while length > 1 and not fits(text[start : start + length]):
             length = length * 2 // 3
-        found.append((text[:length], ""))
-        text = text[length:]
+        found.append((text[start : start + length], ""))
+        start += length
     return found

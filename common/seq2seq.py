@@ -31,10 +31,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_manage
 from transformers.trainer_utils import TrainOutput
 
 from common import checkpoints
-from common.args import TrainingArguments
+from common.args import TrainingArguments, check_best_metric
 from common.batching import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
 from common.cpu import HeadLosses, QuickFunctionalDropout
+from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
+from common.methods import TuningArguments
 from common.trainer import Trainer, label_losses
 
 PAD_MULTIPLE = 8
@@ -110,8 +112,17 @@ class Seq2SeqTrainingArguments(TrainingArguments):
         if self.save_total_limit is not None:
             self.save_total_limit = max(self.save_total_limit, n)
 
-    def check_lengths(self, generation: GenerationArguments) -> None:
-        """Raise `InputError` unless a row of the greatest length fits into a batch."""
+    def check_together(
+        self,
+        generation: GenerationArguments,
+        model: Seq2SeqModelArguments,
+        tuning: TuningArguments,
+        scores: Collection[str],
+    ) -> None:
+        """Raise `InputError` for arguments that contradict one another, or a best score that no evaluation gives.
+
+        `scores` are those of evaluations that generate. A row of the greatest length must fit into a batch.
+        """
         longest = max(generation.max_source_length, generation.max_target_length)
         longest += -longest % PAD_MULTIPLE
         if 0 < self.max_tokens_per_batch < longest:
@@ -119,6 +130,22 @@ class Seq2SeqTrainingArguments(TrainingArguments):
                 f"--max_tokens_per_batch {self.max_tokens_per_batch}: a row may have {longest} sub-tokens; allow as "
                 "many, or lower --max_source_length and --max_target_length"
             )
+        if tuning.method != "full" and (model.from_scratch or model.warm_start):
+            raise InputError(
+                f"{tuning.asked}: new weights are trained in full; name an encoder-decoder, or leave it out"
+            )
+        if self.average_checkpoints and tuning.is_beside():
+            raise InputError(f"--average_checkpoints: what {tuning.asked} trains has no such mean; leave one out")
+        by_loss = (self.metric_for_best_model or "loss").removeprefix("eval_") == "loss"
+        if by_loss and self.predict_with_generate:
+            raise InputError(
+                "--metric_for_best_model loss: evaluations that generate give none; add --predict_with_generate false"
+            )
+        if not by_loss and not self.predict_with_generate:
+            raise InputError(
+                "--predict_with_generate false: evaluations give the loss alone; add --metric_for_best_model loss"
+            )
+        check_best_metric(self, scores)
 
 
 def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:

@@ -56,10 +56,15 @@ class Shard:
                     )
                 )
                 problems.check()
-        if self.bytes is not None and Path(self.name).stat().st_size != self.bytes:
+        if self.bytes is None:
+            return
+        file = Path(self.name)
+        size = file.stat().st_size if file.is_file() else None  # it may be gone though it could be read to its end
+        if size != self.bytes:
+            now = "is gone" if size is None else f"has {size:,} bytes now"
             raise InputError(
-                f"{self.name}: has {Path(self.name).stat().st_size:,} bytes now, and had {self.bytes:,} when the run "
-                "began, so that texts may be missing; put it back as it was"
+                f"{self.name}: {now}, and had {self.bytes:,} bytes when the run began, so that texts may be missing; "
+                "put it back as it was"
             )
 
 
@@ -143,6 +148,13 @@ def _hold_out(shards: list[Shard], args: CorpusArguments) -> Dataset:
         found += here
         if len(found) == count:
             break
+    # a share of shards with nothing left would have nothing to give
+    shards[:] = [s for s in shards if not s.held_out or any(True for _ in islice(s.texts(args), s.held_out, None))]
+    if not shards:
+        raise InputError(
+            f"--streaming: all {len(found)} texts of the stream would be held out for validation, and none be trained "
+            "on; give --validation_file, or a smaller --max_eval_samples"
+        )
     tell(f"no validation data given: the first {len(found)} texts of the stream are held out for it")
     return _dataset(found, "validation")
 

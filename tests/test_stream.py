@@ -168,7 +168,7 @@ def test_files_of_all_kinds_and_hub_data_are_streamed(folder, stream, tokenizer,
 def test_held_out_texts_are_the_first_and_are_not_trained_on(folder, capsys):
     texts = open_texts(arguments(folder, max_eval_samples=15))
     assert "the first 15 texts of the stream are held out" in capsys.readouterr().out
-    assert [shard.held_out for shard in texts.shards] == [12, 3, 0]
+    assert [shard.held_out for shard in texts.shards] == [3, 0]  # of the first file nothing is left
     args = arguments(folder)
     held = set(texts.splits["validation"]["text"])
     rest = {text for shard in texts.shards for text in itertools.islice(shard.texts(args), shard.held_out, None)}
@@ -176,6 +176,12 @@ def test_held_out_texts_are_the_first_and_are_not_trained_on(folder, capsys):
     assert len(rest) == 12 + 19 + 26 - 15
     assert not held & rest
     assert set(texts.sample(args)["text"]) == rest
+
+
+def test_a_stream_that_validation_would_take_whole_is_refused(folder):
+    with pytest.raises(InputError, match="all 57 texts of the stream would be held out for validation"):
+        open_texts(arguments(folder))
+    assert len(open_texts(arguments(folder, max_eval_samples=56)).splits["validation"]) == 56
 
 
 # What goes wrong
@@ -192,6 +198,13 @@ def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
         with pytest.raises(InputError, match=re.escape(message)):
             read(found, 200)
         (folder / "1.txt").write_bytes(before)
+    args = arguments(folder, max_eval_samples=5)
+    shard = next(s for s in open_texts(args).shards if s.name.endswith("1.txt"))
+    texts = shard.texts(args)
+    next(texts)
+    (folder / "1.txt").unlink()  # while it is open
+    with pytest.raises(InputError, match=r"1\.txt: is gone, and had [\d,]+ bytes when the run began"):
+        list(texts)
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,14 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
         ({"document": "a", "summary": "b", "references": ["b", 7]}, "the references must be a list of texts"),
         ({"document": "a", "summary": "b", "references": ""}, "the references must be a list of texts"),
         ({"document": "a"}, "no column summary; columns here: document"),
+        ({"document": "a", "summary": "b", "domain": "lead"}, "a group may not be called lead"),
     ],
 )
 def test_rows_that_cannot_be_summarized_are_told_with_their_line(tmp_path, row, message):
-    file = write_jsonl(tmp_path / "t.jsonl", [{"document": "a b", "summary": "b"}, row])
+    more = ["--group_column_name", "domain"] if "domain" in row else []
+    file = write_jsonl(tmp_path / "t.jsonl", [{"document": "a b", "summary": "b", "domain": "news"}, row])
     with pytest.raises(InputError) as error:
-        train.main(["--train_file", file, "--output_dir", str(tmp_path / "out")])
+        train.main(["--train_file", file, "--output_dir", str(tmp_path / "out"), *more])
     assert f"{file}:2: {message}" in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -335,8 +337,9 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert predict.load(str(out))([" "]) == [{"predicted": "", "score": 0.0, "sentences": [], "windows": 0}]
     predict.main([*command, "--output", str(tmp_path / "r.jsonl"), "--summary_sentences", "4"])
     assert {len(row["sentences"]) for row in read_jsonl(tmp_path / "r.jsonl")} == {4}
-    with pytest.raises(InputError, match="picks sentences and searches nothing"):
-        predict.main([*command, "--output", str(tmp_path / "s.jsonl"), "--n_best", "2"])
+    for more in (["--n_best", "2"], ["--long", "join"]):
+        with pytest.raises(InputError, match="picks sentences, and writes nothing"):
+            predict.main([*command, "--output", str(tmp_path / "s.jsonl"), *more])
 
     card = (out / "README.md").read_text()
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})  # the card's own lines
@@ -545,6 +548,11 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (picking, ["--method", "x"], "invalid choice"),
         (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads 128 sub-tokens at most"),
         (writing, ["--metric_for_best_model", "loss"], "add --predict_with_generate false"),
+        (writing, ["--predict_with_generate", "false"], "add --metric_for_best_model loss"),
+        (writing, ["--summary_sentences", "2"], "--summary_sentences: for --method extractive only"),
+        (picking, ["--source_prefix", "x", "--language", "de"], "--language, --source_prefix: for --method abs"),
+        (picking, ["--predict_with_generate", "false"], "for --method abstractive only"),
+        (picking, ["--method", "abstractive", "--tokenizer_train", "bpe"], "give --from_scratch in place of --model"),
         (writing, ["--lora_r", "4"], "new weights are trained in full"),
         (picking, ["--warm_start", "both"], "for --method abstractive only"),
         (picking, ["--r_drop", "1"], "for --method abstractive only"),

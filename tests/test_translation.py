@@ -42,7 +42,7 @@ from common.sentences import joined, pieces
 from common.seq2seq import finished_ids, label_ids
 from recipes.translation import predict, train
 from recipes.translation.localisation import sample
-from recipes.translation.pairs import check_row, swapped, upsampled
+from recipes.translation.pairs import check_row, flat, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
 from tests.conftest import read_jsonl, run, write_jsonl
@@ -138,12 +138,15 @@ def test_parallel_files_that_are_not_parallel_are_refused(tmp_path, source, targ
         ({"translation": {"en": ["a"], "de": "b"}}, "en must be a text, not list"),
         ({"translation": "a"}, "translation must be an object"),
         ({"en": "a"}, "no column translation; columns here: en"),
+        ({"translation": {"en": "a", "de": None}}, "de must be a text, not NoneType"),
+        ({"translation": {"en": "a", "de": "b"}, "held_out": "copy"}, "a group may not be called copy"),
     ],
 )
 def test_rows_that_cannot_be_translated_are_told_with_their_line(tmp_path, row, message):
-    file = write_jsonl(tmp_path / "t.jsonl", [{"translation": {"en": "a", "de": "b"}}, row])
+    more = ["--group_column_name", "held_out"] if "held_out" in row else []
+    file = write_jsonl(tmp_path / "t.jsonl", [{"translation": {"en": "a", "de": "b"}, "held_out": "x"}, row])
     with pytest.raises(InputError) as error:
-        train.main(["--train_file", file, *LANGUAGES, "--output_dir", str(tmp_path / "out")])
+        train.main(["--train_file", file, *LANGUAGES, "--output_dir", str(tmp_path / "out"), *more])
     assert f"{file}:2: {message}" in str(error.value)
 
 
@@ -176,6 +179,7 @@ def test_the_three_forms_of_rows_are_the_same_data(pairs, tmp_path, arguments):
     [
         (("en", "de"), "the cat is on the mat and it was", "die Katze ist nicht auf der Matte und das", None),
         (("en", "de"), "die Katze ist nicht auf der Matte", "the cat is on the mat and it was", "frequent words"),
+        (("eng_Latn", "deu_Latn"), "die Katze ist nicht auf der Matte", "the cat is on the mat", "frequent words"),
         (("en", "ru"), "кошка сидит", "the cat sits", "Cyrillic"),
         (("en", "ru"), "the cat sits", "кошка сидит", None),
         (("ja", "en"), "the cat", "猫がいます", "Latin"),
@@ -293,6 +297,9 @@ def test_pieces_of_a_document_join_to_it():
         "One here.", "Two here.", "Dr. No is three.",
     ]  # fmt: skip
     assert pieces("One. Two.\n", lambda piece: True) == [("One. Two.", "\n")]
+    read = []  # characters, whenever it is asked whether a piece fits
+    assert len(pieces("x" * 100_000, lambda piece: read.append(len(piece)) or len(piece) <= 100)) > 1000
+    assert sum(read) < 20 * 100_000
 
 
 # Scores
@@ -562,6 +569,19 @@ def test_several_pairs_in_one_model(arguments, pairs, tmp_path, capsys):
             train.main([*few, *data, "--output_dir", str(tmp_path / "b"), *more])
 
 
+def test_a_language_that_is_null_is_missing(tmp_path):
+    rows = [{"en": "a", "de": "b", "cs": None}, {"en": "c", "de": None, "cs": "d"}]
+    Dataset.from_list([{"translation": row} for row in rows]).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
+    ways = [("en", "de"), ("en", "cs"), ("de", "en")]
+    for name in "ab":
+        found = [row for _, row in reader(ways, {})(str(tmp_path / f"{name}.parquet"))]
+        assert not [fault for row in found for fault in check_row(row, ways)]
+        data = flat(DatasetDict(train=Dataset.from_list([r | {"id": str(i)} for i, r in enumerate(found)])), ways)
+        assert data["train"]["pair"][:] == ["en-de", "de-en", "en-cs"]
+        assert data["train"]["target"][:] == ["b", "a", "d"]
+
+
 def test_rare_pairs_are_drawn_more_often_by_temperature():
     pairs = ["a"] * 100 + ["b"] * 10 + ["c"] * 40
     assert upsampled(pairs, 1, 0).tolist() == list(range(150))
@@ -621,6 +641,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
         (["--bleu_tokenize", "x"], "must be auto or one of"),
         (["--auto_find_batch_size", "true"], "counts rows"),
         (["--metric_for_best_model", "bleau"], "did you mean bleu"),
+        (["--predict_with_generate", "false"], "add --metric_for_best_model loss"),
         (["--test_target_file", str(tmp_path / "none")], "no such file"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,38 +1,13 @@
 """Documents and summaries as an encoder-decoder reads and writes them."""
 
-from dataclasses import dataclass, field
-
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.args import DEFAULT_ENCODER
-from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
 from common.languages import Direction, direction, language_codes
-from common.seq2seq import GenerationArguments, label_ids
+from common.seq2seq import label_ids, set_generation
 
-
-@dataclass
-class SummarizationModelArguments(Seq2SeqModelArguments):
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "local folder or hub id of an encoder, or of an encoder-decoder that writes"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.model_name_or_path is None and self.from_scratch is None:
-            self.model_name_or_path = DEFAULT_ENCODER
-        super().__post_init__()
-
-
-@dataclass
-class SummaryGenerationArguments(GenerationArguments):
-    max_source_length: int = field(default=512, metadata={"help": "sub-tokens of a document that are read at once"})
-    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
-            raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
+from .arguments import SummaryGenerationArguments
 
 
 def language_of(
@@ -50,6 +25,12 @@ def language_of(
             raise InputError(f"--language: {model.name_or_path} must be told that of the texts, such as en")
         return Direction("", "", source_prefix=source_prefix)
     return direction(tokenizer, model, language, language, source_prefix=source_prefix)
+
+
+def set_search(model: PreTrainedModel, args: SummaryGenerationArguments) -> None:
+    """Put the search that `args` asks for into the generation configuration of `model`."""
+    set_generation(model, args)
+    model.generation_config.no_repeat_ngram_size = args.no_repeat_ngram_size or None
 
 
 def encode(
@@ -89,5 +70,5 @@ def whole_rows(rows: DatasetDict) -> tuple[DatasetDict, dict[str, list[bool]]]:
                 tell(f"{name}: {count:,} of {len(encoded):,} {what}{left}")
     rows["train"] = rows["train"].filter(lambda cut: not cut, input_columns="summary_cut")
     if len(rows["train"]) == 0:
-        raise InputError("every training summary exceeds --max_target_length")
+        raise InputError("every training summary exceeds --max_target_length; allow more")
     return rows.remove_columns(["cut", "summary_cut"]), {name: encoded["cut"][:] for name, encoded in rows.items()}

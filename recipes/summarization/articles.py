@@ -1,90 +1,21 @@
-"""Documents and their summaries from files: articles, or the turns of a dialogue; checked, and what they look like."""
+"""Documents and their summaries: articles, or the turns of a dialogue; checked, and what they look like."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import DatasetDict
 
-from common.args import DataArguments
-from common.data import Located, Row, parse_json, read_file
-from common.errors import InputError, tell, warn
+from common.data import Row
+from common.errors import tell, warn
 from common.sentences import sentences
 
-SAMPLE = Path(__file__).resolve().parent / "sample"
-WORDS = ("auto", "english", "unicode")
 #: what a turn of a dialogue that is an object may call its speaker, and what was said
 SPEAKERS, SAID = ("speaker", "role"), ("text", "utterance", "content")
+#: what else than groups is scored, by the names of the scores
+OTHERS = ("lead", "random", "oracle", "reference", "compared")
 #: a line that begins with who speaks: `Ann: ...`, `#Person1#: ...`
 _SPOKEN = re.compile(r"[^\s:][^:\n]{0,39}:\s")
-
-
-@dataclass
-class SummarizationDataArguments(DataArguments):
-    """Where the rows come from, which columns hold what, and how they are scored."""
-
-    document_column_name: str = field(
-        default="document", metadata={"help": "column with the text to summarize, or with a list of turns"}
-    )
-    summary_column_name: str = field(default="summary", metadata={"help": "column with its summary"})
-    references_column_name: str = field(
-        default="references", metadata={"help": "column with a list of summaries; the best counts; may be missing"}
-    )
-    group_column_name: str | None = field(
-        default=None, metadata={"help": "column with the domain of a row; each is scored for itself too"}
-    )
-    summary_sentences: int | None = field(
-        default=None, metadata={"help": "sentences of an extractive summary; the validation rows choose when not given"}
-    )
-    language: str | None = field(
-        default=None, metadata={"help": "language of the texts, for models that must be told, such as mBART: en, de"}
-    )
-    source_prefix: str | None = field(
-        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
-    )
-    rouge_words: Literal[WORDS] = field(
-        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or by the letters"}
-    )
-    compare_to: str | None = field(
-        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in ROUGE chance?"}
-    )
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--train_file or --dataset_name is missing; without any the sample is summarized")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(SAMPLE / f"{split}.jsonl"))
-            self.group_column_name = "domain"
-        super().__post_init__()
-        if self.summary_sentences is not None and self.summary_sentences < 1:
-            raise InputError("--summary_sentences must be at least 1")
-
-    def columns(self) -> dict[str, str]:
-        """What `load_splits` is to read."""
-        group = {"group": self.group_column_name} if self.group_column_name else {}
-        return {"document": self.document_column_name, "summary": self.summary_column_name} | group
-
-    def read(self, path: str) -> Iterator[Located]:
-        """Rows of a file, turns as lines of one text; in CSV cells references are a JSON list."""
-        in_cells = Path(path).suffix.lower() in (".csv", ".tsv")
-        for where, row in read_file(path):
-            if isinstance(row, dict):
-                text = as_text(row.get(self.document_column_name))
-                row = row | ({} if text is None else {self.document_column_name: text})
-                cell = row.get(self.references_column_name)
-                if in_cells and isinstance(cell, str):  # an empty one is how CSV says that there are none
-                    row = row | {self.references_column_name: _json(cell) if cell.strip() else None}
-            yield where, row
-
-
-def _json(cell: str) -> Any:
-    try:
-        return parse_json(cell)
-    except (ValueError, RecursionError):
-        return cell
 
 
 def as_text(document: Any) -> str | None:
@@ -123,6 +54,8 @@ def check_row(row: Row) -> Iterator[str]:
         yield "the references must be a list of texts, none blank; leave the column out where there are none"
     if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
         yield "the group must be a text that is not blank"
+    elif row.get("group") in OTHERS:
+        yield f"a group may not be called {row['group']}, under which other scores are reported"
 
 
 def flat(row: Row) -> Row:

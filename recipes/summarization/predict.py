@@ -163,7 +163,10 @@ class Writer(Generator):
 
 
 def load(model: str, **kwargs) -> Extractor | Writer:
-    """The model in folder `model`, ready to summarize; `kwargs` as `Extractor` or `Writer` takes them."""
+    """The model in folder `model`, ready to summarize; `kwargs` as `Extractor` or `Writer` takes them.
+
+    Of a list of texts an `Extractor` gives a row for each, and a `Writer` the list of its best.
+    """
     told = getattr(load_config(resolve_model(model)), "summarization", None)
     if not isinstance(told, dict):
         raise InputError(f"--model {model}: is no summarizer; name a folder that recipes.summarization.train saved")
@@ -200,9 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     told = getattr(load_config(resolve_model(args.model)), "summarization", None) or {}
     own = {"batch_tokens": args.batch_tokens, "precision": args.precision}
     if told.get("method") == "extractive":
-        if args.n_best or args.num_beams is not None or args.length_penalty is not None:
+        if args.n_best or args.num_beams is not None or args.length_penalty is not None or args.long == "join":
             raise InputError(
-                "--n_best, --num_beams and --length_penalty: the model picks sentences and searches nothing"
+                "--n_best, --num_beams, --length_penalty and --long: the model picks sentences, and writes nothing"
             )
         model = load(args.model, **own, sentences=args.summary_sentences)
     else:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 
 import numpy as np
 from datasets import Dataset
@@ -16,6 +17,8 @@ from common.report import print_table
 from .articles import is_dialogue, units
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+#: of evaluations during training
+SCORES = (*KINDS, "rouge_mean")
 #: draws of random sentences that the baseline is the mean of
 DRAWS = 5
 #: sentences that a summary may have where validation rows choose
@@ -49,7 +52,8 @@ class Rouge:
         stemmer = words == "english"
         self.tokenizer = DefaultTokenizer(use_stemmer=stemmer) if stemmer else UnicodeWords()
         self.scorer = rouge_scorer.RougeScorer(KINDS, tokenizer=self.tokenizer)
-        self.signature = f"rouge_score:0.1.2|words:{words}|stemmer:{'porter' if stemmer else 'no'}|references:best"
+        stems = "porter" if stemmer else "no"
+        self.signature = f"rouge_score:{version('rouge_score')}|words:{words}|stemmer:{stems}|references:best"
         self._known: dict[tuple, list[float]] = {}
 
     def __call__(self, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -207,6 +211,12 @@ def scores(rouge: Rouge, rows: Dataset, predicted: Sequence[str]) -> dict[str, f
             own = means(values[groups == name])
             found |= {f"{name}_{kind}": own[kind] for kind in KINDS} | {f"{name}_support": int((groups == name).sum())}
     return found
+
+
+def results(rouge: Rouge, rows: Dataset, predicted: Sequence[str], first: int, random: int) -> dict[str, float]:
+    """`scores` of what was predicted, its `baselines`, and the number of `samples`."""
+    found = scores(rouge, rows, predicted) | {"samples": len(predicted)}
+    return found | baselines(rouge, rows, first, random)
 
 
 def compare(rouge: Rouge, other: list[str], predicted: list[str], rows: Dataset) -> dict[str, float]:

@@ -24,12 +24,7 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, set_se
 from common.args import DEFAULT_ENCODER, check_best_metric, parse
 from common.bootstrap import check_comparison
 from common.data import load_splits
-from common.encoder_decoder import (
-    load_encoder_decoder,
-    load_seq2seq_tokenizer,
-    new_encoder_decoder,
-    train_joint_tokenizer,
-)
+from common.encoder_decoder import tokenizer_and_model
 from common.errors import InputError, command_line
 from common.languages import set_direction
 from common.methods import TuningArguments
@@ -37,45 +32,15 @@ from common.models import load_model, load_tokenizer, resolve_model
 from common.outputs import Run
 from common.regularisation import set_dropout
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.seq2seq import (
-    Seq2SeqCollator,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    decoded,
-    forced_ids,
-    set_generation,
-)
+from common.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, decoded, forced_ids
 from common.trainer import Trainer
 from common.tuning import merge, tune
 
-from .abstractive import (
-    SummarizationModelArguments,
-    SummaryGenerationArguments,
-    encode,
-    language_of,
-    whole_rows,
-)
-from .articles import SummarizationDataArguments, check_row, flat, look_over
-from .extractive import (
-    LABEL,
-    Picker,
-    WindowCollator,
-    encode_windows,
-    marked,
-    sentence_logits,
-    sentence_losses,
-)
-from .scoring import (
-    Rouge,
-    baselines,
-    best_count,
-    compare,
-    lead,
-    means,
-    predictions,
-    print_scores,
-    scores,
-)
+from .abstractive import encode, language_of, set_search, whole_rows
+from .arguments import SummarizationDataArguments, SummarizationModelArguments, SummaryGenerationArguments, check_method
+from .articles import check_row, flat, look_over
+from .extractive import LABEL, Picker, WindowCollator, encode_windows, marked, sentence_logits, sentence_losses
+from .scoring import SCORES, Rouge, best_count, compare, lead, means, predictions, print_scores, results
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.summarization.predict import load
@@ -97,38 +62,25 @@ class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
     )
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "2e-4 extractive; 1e-3 from scratch, 3e-4 warm-started, else 5e-5; under LoRA ten times that"
-        },
+        default=None, metadata={"help": "2e-4 extractive; 1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x10"}
     )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training rows; 6 extractive, 10 abstractive when not given"}
     )
     max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "sub-tokens in a batch, with padding; 0: rows; 4096 abstractive when not given"},
+        default=None, metadata={"help": "sub-tokens in a batch, with padding; 0: rows; 4096 abstractive if not given"}
     )
-    per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "rows, or windows, a device takes at a time"}
-    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows, or windows, a device takes at once"})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "the same for evaluation and test"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    metric_for_best_model: str | None = field(
-        default="rouge_mean", metadata={"help": "score that picks the best checkpoint"}
-    )
+    metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self) -> None:
         for name, value in DEFAULTS[self.method].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.method == "extractive" and (self.max_tokens_per_batch or not self.predict_with_generate):
-            raise InputError("--max_tokens_per_batch and --predict_with_generate: for --method abstractive only")
         super().__post_init__()
-        by_loss = (self.metric_for_best_model or "").removeprefix("eval_") == "loss"
-        if by_loss and self.method == "abstractive" and self.predict_with_generate:
-            raise InputError("--metric_for_best_model loss: add --predict_with_generate false, or give a ROUGE")
 
 
 ARGUMENTS = (
@@ -144,33 +96,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     extractive, window = args.method == "extractive", generation_args.max_source_length
-    if extractive and (model_args.from_scratch or model_args.warm_start or args.average_checkpoints or args.r_drop):
-        raise InputError(
-            "--from_scratch, --warm_start, --average_checkpoints and --r_drop: for --method abstractive only"
-        )
-    if not extractive:
-        args.check_lengths(generation_args)
+    check_method(args, model_args, data_args)
+    if extractive:
+        check_best_metric(args, SCORES)
+    else:
         if model_args.model_name_or_path == DEFAULT_ENCODER:  # which has no decoder
             model_args.warm_start = model_args.warm_start or "both"
-        if tuning_args.method != "full" and (model_args.from_scratch or model_args.warm_start):
-            raise InputError(
-                f"{tuning_args.asked}: new weights are trained in full; name an encoder-decoder, or leave it out"
-            )
-        if args.average_checkpoints and tuning_args.is_beside():
-            raise InputError(
-                f"--average_checkpoints: a mean of what {tuning_args.asked} trains is none of what it does"
-            )
-    if args.learning_rate is None:
-        if model_args.from_scratch or model_args.warm_start:
-            args.learning_rate = 1e-3 if model_args.from_scratch else 3e-4
-        else:
-            args.learning_rate = tuning_args.rate(full=2e-4 if extractive else 5e-5)
+        args.check_together(generation_args, model_args, tuning_args, (*SCORES, "hit_max_length"))
+    if args.learning_rate is None and (model_args.from_scratch or model_args.warm_start):
+        args.learning_rate = 1e-3 if model_args.from_scratch else 3e-4
+    elif args.learning_rate is None:
+        args.learning_rate = tuning_args.rate(full=2e-4 if extractive else 5e-5)
     set_seed(args.seed)
 
     # Data
     optional = {"references": data_args.references_column_name}
-    data = load_splits(data_args, data_args.columns(), check_row, read=data_args.read, optional=optional)
-    data = data.map(flat)
+    data = load_splits(data_args, data_args.columns(), check_row, read=data_args.read, optional=optional).map(flat)
     look_over(data)
     rouge = Rouge(data_args.rouge_words, data["train"]["summary"][:])
     if data_args.compare_to:
@@ -196,30 +137,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = tune(model, tuning_args, TaskType.TOKEN_CLS)
     else:
         limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
-        if model_args.from_scratch:
-            texts = (text for side in ("document", "summary") for text in data["train"][side])
-            own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
-            tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts)
-            dropout = 0.1 if args.dropout is None else args.dropout
-            model = new_encoder_decoder(model_args, tokenizer, dropout, max(limits.values()))
-        else:
-            tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-            model = load_encoder_decoder(model_args, tokenizer, *limits.values(), quantize=tuning_args.quantize)
-            set_dropout(model, args.dropout, model_args.attention_dropout)
+        tokenizer, model = tokenizer_and_model(
+            model_args,
+            (text for side in ("document", "summary") for text in data["train"][side]),
+            *limits.values(),
+            checkpoint=args.resume_from_checkpoint,
+            dropout=args.dropout,
+            quantize=tuning_args.quantize,
+        )
         way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
-        set_generation(model, generation_args)
-        model.generation_config.no_repeat_ngram_size = generation_args.no_repeat_ngram_size or None
+        set_search(model, generation_args)
         set_direction(tokenizer, model, way)
+        start = model.generation_config.decoder_start_token_id
         rows = data.map(
             encode,
             batched=True,
             remove_columns=data["train"].column_names,
-            fn_kwargs={
-                "tokenizer": tokenizer,
-                "source_prefix": way.source_prefix,
-                "start": model.generation_config.decoder_start_token_id,
-                **limits,
-            },
+            fn_kwargs={"tokenizer": tokenizer, "source_prefix": way.source_prefix, "start": start, **limits},
         )
         rows, cut = whole_rows(rows)
         collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
@@ -228,7 +162,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Trainer
     shared = {"model": model, "args": args, "train_dataset": rows["train"], "processing_class": tokenizer}
     validation = data["validation"]["references"][:]
-    check_best_metric(args, means(rouge(validation[0], [validation[0]] * len(validation[0]))))
     if extractive:
         picker = {name: Picker(data[name]["document"][:], rows[name]) for name in rows}
 
@@ -291,8 +224,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             predicted, _, ended = decoded(output.predictions, tokenizer, forced)
             more = [{"ended": e} for e in ended]
             own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        own |= scores(rouge, data[name], predicted) | {"samples": len(predicted)}
-        own |= baselines(rouge, data[name], first, count if extractive else first)
+        own |= results(rouge, data[name], predicted, first, count if extractive else first)
         if name == "test" and data_args.compare_to:
             own |= compare(rouge, compared, predicted, data[name])
         own = output.metrics | {f"{scored}_{key}": value for key, value in own.items()}

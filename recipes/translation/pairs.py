@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from common.corpus import files_of
 from common.data import NOT_UTF8, Located, Row, numbered_lines, read_file
 from common.errors import InputError, tell, warn
+from common.languages import two_letters
 
 #: rows that are looked at to tell whether the languages are swapped
 LOOKED_AT = 2000
@@ -36,6 +37,8 @@ FREQUENT = {
     "tr": "bir ve bu için çok ama daha gibi değil olarak kadar sonra",
 }
 _WORD = re.compile(r"[^\W\d_]+")
+#: what else than groups is scored, by the names of the scores
+OTHERS = ("copy", "compared")
 
 
 def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
@@ -43,7 +46,8 @@ def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[st
 
     `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
     names several, are read by `common.data.read_file`; where their rows have no `translation` but columns named by the
-    languages, these are it.
+    languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
+    languages in one file.
     """
     languages = list(dict.fromkeys(name for way in ways for name in way))
 
@@ -53,17 +57,21 @@ def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[st
             return
         for where, row in chain.from_iterable(map(read_file, files_of(path))):
             if isinstance(row, dict):
-                columns = [name for name in languages if name in row]
                 found = row.get("translation")
+                columns = _those(languages, row)
                 if "translation" not in row and len(columns) > 1:
-                    row = row | {"translation": {name: row[name] for name in columns}}
+                    row = row | {"translation": columns}
                 elif isinstance(found, dict):  # other languages may hold anything
-                    kept = {name: found[name] for name in languages if name in found}
+                    kept = _those(languages, found)
                     there = {} if len(kept) > 1 else dict.fromkeys(sorted(set(found) - set(kept)))
                     row = row | {"translation": kept | there}
             yield where, row
 
     return read
+
+
+def _those(languages: list[str], row: Row) -> Row:
+    return {name: row[name] for name in languages if name in row and (row[name] is not None or len(languages) == 2)}
 
 
 def parallel_lines(source: str, target: str, source_lang: str, target_lang: str) -> Iterator[Located]:
@@ -109,6 +117,8 @@ def check_row(row: Row, ways: list[tuple[str, str]]) -> Iterator[str]:
             yield f"{name} is empty: nothing to translate; remove the row"
     if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
         yield "the group must be a text that is not blank"
+    elif row.get("group") in OTHERS:
+        yield f"a group may not be called {row['group']}, under which other scores are reported"
 
 
 def flat(data: DatasetDict, ways: list[tuple[str, str]]) -> DatasetDict:
@@ -198,6 +208,7 @@ def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:
         if written == scripts[::-1]:
             return f"the sources are in {written[0].title()} letters and the targets in {written[1].title()}"
         return None
+    source_lang, target_lang = two_letters(source_lang), two_letters(target_lang)
     if source_lang not in FREQUENT or target_lang not in FREQUENT or source_lang == target_lang:
         return None
     own, other = (set(FREQUENT[language].split()) for language in (source_lang, target_lang))

@@ -21,21 +21,14 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
-from common.args import check_best_metric, parse
+from common.args import parse
 from common.bootstrap import check_comparison
 from common.data import load_splits
-from common.encoder_decoder import (
-    Seq2SeqModelArguments,
-    load_encoder_decoder,
-    load_seq2seq_tokenizer,
-    new_encoder_decoder,
-    train_joint_tokenizer,
-)
+from common.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_model
 from common.errors import InputError, command_line, tell
 from common.languages import Direction, directions_of, mark_texts, set_directions, tag_of
 from common.methods import TuningArguments
 from common.outputs import Run
-from common.regularisation import set_dropout
 from common.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.seq2seq import (
     GenerationArguments,
@@ -118,17 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.learning_rate is None:
         new = 7e-4 if model_args.from_scratch == "base" else 3e-3
         args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
-    if tuning_args.method != "full" and (model_args.from_scratch or model_args.warm_start):
-        raise InputError(
-            f"{tuning_args.asked}: new weights are trained in full; name an encoder-decoder, or leave it out"
-        )
-    if args.average_checkpoints and tuning_args.is_beside():
-        raise InputError(f"--average_checkpoints: what {tuning_args.asked} trains has no such mean; leave one out")
-    if args.predict_with_generate and (args.metric_for_best_model or "").removeprefix("eval_") == "loss":
-        raise InputError(
-            "--metric_for_best_model loss: evaluations that generate give no loss; add --predict_with_generate false"
-        )
-    args.check_lengths(generation_args)
+    args.check_together(generation_args, model_args, tuning_args, (*SCORES, "hit_max_length"))
     set_seed(args.seed)
 
     # Data
@@ -143,24 +126,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
-    lengths = generation_args.max_source_length, generation_args.max_target_length
-    if model_args.from_scratch:
-        texts = (text for side in ("source", "target") for text in data["train"][side])
-        targets = dict.fromkeys(target for _, target in ways)
-        own = args.resume_from_checkpoint  # a run that goes on has its own tokenizer
-        tags = map(tag_of, targets) if len(targets) > 1 else ()
-        tokenizer = load_seq2seq_tokenizer(own) if own else train_joint_tokenizer(model_args, texts, tags)
-        dropout = 0.1 if args.dropout is None else args.dropout
-        model = new_encoder_decoder(model_args, tokenizer, dropout, max(lengths))
-    else:
-        tokenizer = load_seq2seq_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-        model = load_encoder_decoder(model_args, tokenizer, *lengths, quantize=tuning_args.quantize)
-        set_dropout(model, args.dropout, model_args.attention_dropout)
+    limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
+    texts = (text for side in ("source", "target") for text in data["train"][side])
+    targets = dict.fromkeys(target for _, target in ways)
+    tokenizer, model = tokenizer_and_model(
+        model_args,
+        texts,
+        *limits.values(),
+        tags=map(tag_of, targets) if len(targets) > 1 else (),
+        checkpoint=args.resume_from_checkpoint,
+        dropout=args.dropout,
+        quantize=tuning_args.quantize,
+    )
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     directions = directions_of(tokenizer, model, ways, **codes)
     set_generation(model, generation_args)
     forced, begins = set_directions(tokenizer, model, list(directions.values()))
-    limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
     saved = {"translation": [asdict(way) for way in directions.values()], **limits}
     model.config.update(saved)  # for predict
     rows = data.map(
@@ -198,7 +179,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
         return scorer(data["validation"].select(watched), predicted, ended, fast=True)
 
-    check_best_metric(args, (*SCORES, "hit_max_length") if args.predict_with_generate else ())
     trainer = Seq2SeqTrainer(
         model=model,
         args=args,
