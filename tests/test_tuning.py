@@ -499,6 +499,9 @@ def small_rows(recipe: str) -> list[dict]:
     if recipe in ("mlm", "clm"):
         text = "the {} small houses of the town stand beside the river and the road to {}"
         return [{"text": text.format(n, n + 1)} for n in range(12)]
+    if recipe == "summarization":
+        text = "The {} small houses stand beside the river. The road leads to {} more. Nobody lives there."
+        return [{"document": text.format(n, n + 1), "summary": f"There are {n} houses."} for n in range(12)]
     return read_jsonl(ROOT / "recipes" / recipe / "sample" / "train.jsonl")[:16]
 
 
@@ -518,13 +521,16 @@ def questions() -> list[dict]:
     [
         ("sentiment", "prefix"), ("ner", "adapter"), ("qa", "prompt"), ("mlm", "ptuning"), ("clm", "prompt"),
         ("translation", "prefix"), ("translation", "prompt"), ("mlm", "lora"), ("clm", "gradual"),
+        ("summarization", "adapter"), ("summarization --method abstractive", "prefix"),
     ],
 )  # fmt: skip
 def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tmp_path, recipe, method, capsys):
+    recipe, *more = recipe.split()
     rows = questions() if recipe == "qa" else small_rows(recipe)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    task = {"sentiment": "classification", "translation": "seq2seq"}.get(recipe, recipe)
-    if recipe in ("clm", "translation"):  # their texts have an end, and a beginning
+    writes = recipe == "translation" or "abstractive" in more
+    task = "seq2seq" if writes else {"sentiment": "classification", "summarization": "ner"}.get(recipe, recipe)
+    if recipe == "clm" or writes:  # their texts have an end, and a beginning
         shutil.copytree(checkpoints / task, tmp_path / task)
         ending = PreTrainedTokenizerFast.from_pretrained(tmp_path / task, bos_token="[CLS]", eos_token="[SEP]")
         ending.save_pretrained(tmp_path / task)
@@ -532,11 +538,12 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
     words += ["--tuning", method, "--num_virtual_tokens", "4", "--num_train_epochs", "2", "--precision", "fp32"]
-    words += ["--disable_tqdm", "true"]
+    words += ["--disable_tqdm", "true", *more]
     length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
-    length["translation"] = ("--max_source_length", "32", "--max_target_length", "16", "--source_lang", "en")
+    length["translation"] = ("--max_source_length", "32", "--source_lang", "en", "--target_lang", "de")
+    length["summarization"] = ("--max_source_length", "48")
     words += length.get(recipe, ("--max_seq_length", "48"))
-    words += ("--target_lang", "de") if recipe == "translation" else ()
+    words += ("--max_target_length", "16") if writes else ()
     train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in ("train", "predict"))
     train.main(words)
     out = tmp_path / "out"
@@ -544,14 +551,15 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     assert ("cannot be merged" in (out / "README.md").read_text()) == (out / "base").is_dir()
     assert json.loads((out / "run.json").read_text())["arguments"]["tuning"] == method
     text = {"mlm": [{"text": "the [MASK] houses"}], "clm": [{"prompt": "the small houses"}]}.get(recipe)
-    asked = text or [{k: v for k, v in row.items() if k not in ("label", "ner_tags", "answers")} for row in rows]
+    known = ("label", "ner_tags", "answers", "summary")
+    asked = text or [{k: v for k, v in row.items() if k not in known} for row in rows]
     predict.main([
         "--model", str(out), "--input", write_jsonl(tmp_path / "in.jsonl", asked), "--output",
         str(tmp_path / "found.jsonl"), *(() if recipe == "clm" else ("--precision", "fp32")),
     ])  # fmt: skip
     found = read_jsonl(tmp_path / "found.jsonl")
     assert len(found) == len(asked)
-    if recipe in ("sentiment", "translation"):
+    if recipe in ("sentiment", "summarization", "translation"):
         trained = [row["predicted"] for row in read_jsonl(out / "predictions_test.jsonl")]
         assert [row["predicted"] for row in found] == trained
     if recipe == "qa":
