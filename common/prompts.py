@@ -20,7 +20,7 @@ def let_heads_see_the_text_only(model: PeftModel) -> None:
     config, base = model.active_peft_config, model.get_base_model()
     if base.config.is_encoder_decoder:
         return
-    if config.peft_type != PeftType.PREFIX_TUNING:
+    if config.peft_type not in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE):  # they put in keys and values alone
         _hide(model, base.base_model, config.num_virtual_tokens)
     ids = torch.randint(0, base.config.vocab_size, (1, 5), generator=torch.Generator().manual_seed(0))
     padded = torch.cat([ids, torch.full((1, 3), base.config.pad_token_id or 0)], 1)

@@ -64,7 +64,7 @@ IMPOSSIBLE = {
 }
 ON_TWO = [
     "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm",
-    "ia3/seq2seq", "bias/clm",
+    "ia3/seq2seq", "bias/clm", "lora/qa",
 ]  # fmt: skip
 
 
@@ -381,12 +381,64 @@ def test_any_method_of_peft_by_a_file(checkpoints, tmp_path, tokenizer):
     assert max((a - b).abs().max().item() for a, b in zip(before, cell.logits(), strict=True)) < 1e-4
 
 
+def test_a_peft_file_without_targets_takes_those_of_its_method(checkpoints, tmp_path, tokenizer):
+    path = tmp_path / "peft.yaml"
+
+    def tuned(text: str) -> set[str]:
+        path.write_text(text)
+        model = Cell(checkpoints, "ner", None, tmp_path, tokenizer, tuning={"peft_config": str(path)}).model
+        names = {name for name, weight in model.named_parameters() if weight.requires_grad and "classifier" not in name}
+        return {
+            name.partition(".ln_tuning")[0].partition(".ia3")[0].removeprefix("base_model.model.") for name in names
+        }
+
+    norms = ["embeddings.LayerNorm"]
+    norms += [f"encoder.layer.{i}.{part}output.LayerNorm" for i in range(LAYERS) for part in ("attention.", "")]
+    assert tuned("peft_type: ln_tuning\n") == {f"bert.{name}" for name in norms}
+    own = Cell(checkpoints, "ner", "ia3", tmp_path, tokenizer).model
+    scaled = {name.partition(".ia3")[0] for name, _ in own.named_parameters() if "ia3" in name}
+    assert tuned("peft_type: ia3\n") == {name.removeprefix("base_model.model.") for name in scaled}
+
+
+def test_virtual_keys_and_values_by_a_file_leave_the_text_as_it_is(checkpoints, tmp_path, tokenizer):
+    (tmp_path / "peft.yaml").write_text("peft_type: cartridge\nnum_virtual_tokens: 5\n")
+    tuning = {"peft_config": str(tmp_path / "peft.yaml")}
+    cell = Cell(checkpoints, "ner", None, tmp_path, tokenizer, tuning=tuning)
+    lengths = [logits.shape for logits in Cell(checkpoints, "ner", "full", tmp_path, tokenizer).logits()]
+    assert [logits.shape for logits in cell.logits()] == lengths
+
+
+def test_tokens_of_a_tied_head_are_trained_with_it(checkpoints, tmp_path, tokenizer):
+    """The head then scores by itself, in place of the layer whose losses are taken in chunks."""
+    (tmp_path / "peft.yaml").write_text("peft_type: trainable_tokens\ntoken_indices: [12, 13]\n")
+    tuning = {"peft_config": str(tmp_path / "peft.yaml")}
+    cell = Cell(checkpoints, "clm", None, tmp_path / "out", tokenizer, tuning=tuning, num_train_epochs=1)
+    expected = Cell(checkpoints, "clm", "full", tmp_path / "out", tokenizer).trainer.evaluate()["eval_loss"]
+    assert cell.trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    start = cell.plain.get_input_embeddings().weight.detach().clone()
+    cell.trainer.train()
+    model = merge(cell.trainer.model, str(tmp_path / "out"), save=False)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    moved = (model.get_input_embeddings().weight != start).any(-1).nonzero()[:, 0]
+    assert moved.tolist() == [12, 13]
+
+
+@pytest.mark.parametrize(("task", "target"), [("clm", "lm_head"), ("mlm", "word_embeddings"), ("seq2seq", "shared")])
+def test_one_of_tied_layers_cannot_be_adapted(checkpoints, tmp_path, tokenizer, task, target):
+    with pytest.raises(InputError, match=f"{target} are those of another layer as well"):
+        Cell(checkpoints, task, "lora", tmp_path, tokenizer, tuning={"lora_target_modules": [target]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("r: 4\n", "needs `peft_type`, one of: .*LOHA"),
         ("peft_type: loha\nalhpa: 4\n", "LOHA has no alhpa; did you mean alpha"),
         ("peft_type: poly\n", "POLY needs a task number"),
+        ("peft_type: lily\n", "LILY cannot be merged into the weights"),
+        ("peft_type: prefix_tuning\n", "PREFIX_TUNING needs num_virtual_tokens"),
+        ("peft_type: trainable_tokens\n", "TRAINABLE_TOKENS needs token_indices"),
+        ("peft_type: adalora\ntotal_step: 9\n", "total_step of ADALORA follows from the steps of the run"),
         ("peft_type: [\n", "expected"),
         ("peft_type: loha\ntarget_modules: [nothing]\n", "Target modules"),
     ],
