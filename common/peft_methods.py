@@ -52,6 +52,10 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
     config = _from_file(args.peft_config) if args.peft_config else _config(model, args, layers)
     if config.is_prompt_learning:
         _check_room(model, args, config.num_virtual_tokens)
+        only_keys = config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+        width = model.config.hidden_size if only_keys else model.get_input_embeddings().embedding_dim
+        config.token_dim = config.token_dim or width
+        config.num_attention_heads = config.num_attention_heads or model.config.num_attention_heads
         if leaves_out_padding(model):  # it counts the sub-tokens of the text alone
             model.set_attn_implementation("sdpa")
         lm = task_type in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
@@ -254,6 +258,9 @@ class RankSchedule(TrainerCallback):
             self.config.rank_pattern = None
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        for name, weight in self.model.named_parameters():
+            if "lora_" in name and weight.requires_grad and weight.grad is None:  # of a layer that this step left out
+                weight.grad = torch.zeros_like(weight)
         self.model.base_model.update_and_allocate(state.global_step + 1)
 
 

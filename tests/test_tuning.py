@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -25,7 +26,11 @@ from transformers import (
     BertConfig,
     BertModel,
     DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    Gemma2Config,
     GPT2Config,
+    OPTConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -34,7 +39,7 @@ from common.adapters import Bottleneck, Shape, insert_adapters
 from common.args import ModelArguments
 from common.errors import InputError
 from common.inference import load_saved
-from common.layers import depths, layer_names
+from common.layers import depths, layer_names, watch
 from common.methods import METHODS, TuningArguments
 from common.models import load_model
 from common.peft_methods import orthogonality
@@ -222,12 +227,20 @@ def test_each_method_trains_and_predicts_in_bfloat16(checkpoints, tmp_path, toke
 # Methods in more detail
 
 
-def bert_with(name: str, folder: Path, tokenizer, auto_class=AutoModelForTokenClassification, config=None, **settings):
+def bert_with(
+    name: str,
+    folder: Path,
+    tokenizer,
+    auto_class=AutoModelForTokenClassification,
+    config=None,
+    labels: tuple[str, ...] | None = ("a", "b", "c"),
+    **settings,
+):
     """A model loaded as a recipe does it, from a random checkpoint of a base model."""
     torch.manual_seed(0)
     auto_class.from_config(config or BertConfig(**BERT)).base_model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
-    labels = None if auto_class is AutoModelForMaskedLM else ["a", "b", "c"]
+    labels = None if auto_class is AutoModelForMaskedLM else labels and list(labels)
     return load_model(auto_class, ModelArguments(str(folder / name), **settings), labels, 16)
 
 
@@ -473,6 +486,16 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
         model = bert_with("deberta", tmp_path, tokenizer, config=deberta)
         with pytest.raises(InputError, match=message):
             tune(model, TuningArguments(**arguments), TASKS["ner"].task_type)
+    model = bert_with("deberta", tmp_path, tokenizer, config=deberta)
+    with pytest.raises(InputError, match="a deberta-v2 model does not take what prefix_tuning puts in front"):
+        tune(model, TuningArguments(tuning="prefix"), TASKS["ner"].task_type)
+    opt = OPTConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, word_embed_proj_dim=WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, ffn_dim=INNER,
+    )  # fmt: skip
+    model = bert_with("opt", tmp_path, tokenizer, AutoModelForCausalLM, opt, labels=None)
+    with pytest.raises(InputError, match="the head of OPTForCausalLM cannot be kept from reading virtual tokens"):
+        tune(model, TuningArguments(tuning="prompt"), TASKS["clm"].task_type)
     model = bert_with("gpt", tmp_path, tokenizer, AutoModelForSequenceClassification, GPT2Config(**GPT2))
     with pytest.raises(InputError, match="GPT2ForSequenceClassification reads padding"):
         tune(model, TuningArguments(tuning="prompt"), TASKS["classification"].task_type)
@@ -519,6 +542,35 @@ def test_quantized_weights_need_a_gpu(checkpoints, monkeypatch):
     args = ModelArguments(str(checkpoints / "ner"))
     with pytest.raises(InputError, match="--quantize 4bit: needs a CUDA GPU, and there is none here"):
         load_model(AutoModelForTokenClassification, args, ["a", "b"], 16, quantize="4bit")
+
+
+@pytest.mark.parametrize("method", ["prompt", "ptuning"])
+def test_virtual_tokens_are_as_wide_as_embeddings(tmp_path, tokenizer, method):
+    """Which may be narrower than the layers (ELECTRA), and whose width has another name elsewhere (DistilBERT)."""
+    narrow = ElectraConfig(**BERT | {"embedding_size": 8})
+    distil = DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER)
+    for name, config, width in (("electra", narrow, 8), ("distilbert", distil, WIDTH)):
+        model = bert_with(name, tmp_path, tokenizer, config=config)
+        model = tune(model, TuningArguments(tuning=method, num_virtual_tokens=4), TASKS["ner"].task_type)
+        assert model.active_peft_config.token_dim == width
+        found = model(input_ids=torch.ones(2, 6, dtype=torch.int64), attention_mask=torch.ones(2, 6)).logits
+        assert found.shape == (2, 6, 3)
+
+
+def test_ranks_are_allocated_where_steps_leave_layers_out(checkpoints, tmp_path, tokenizer):
+    cell = Cell(checkpoints, "seq2seq", "adalora", tmp_path, tokenizer)
+    cell.plain.model.encoder.layerdrop = cell.plain.model.decoder.layerdrop = 0.5
+    cell.trainer.train()
+    assert cell.trainer.state.global_step == 12
+
+
+def test_the_layers_of_a_model_with_capped_scores_are_found(tokenizer):
+    config = Gemma2Config(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, head_dim=8,
+        num_key_value_heads=1, intermediate_size=INNER,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    assert [layer.value for layer in watch(model)] == [[f"model.layers.{i}.self_attn.v_proj"] for i in range(LAYERS)]
 
 
 def test_layers_are_found_in_their_order(tmp_path, tokenizer):
