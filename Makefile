@@ -17,7 +17,7 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak lint format predict compare sweep $(RECIPES)
+.PHONY: help setup test soak bench lint format predict compare sweep $(RECIPES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: $(INSTALLED) ## run all tests
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
+
+bench: $(INSTALLED) ## speed, memory and scores against the stock Trainer, an hour; RECIPE=ner: of one; ARGS=--scaling: cost against size
+	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)
 
 lint: $(INSTALLED) ## check format and rules (ruff)
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ then left out): give the same command again. What comes out lies beside that fil
 and `comparison.png`, of the runs that the command asks for. With `--over ARGUMENT` the table begins with the scores at
 each value, which `ARGUMENT.png` draws; the rest is of the last value.
 
-(The recipes against the stock Trainer: `tests/benchmarks/against_stock.py`.)
+(The recipes against the stock Trainer: `make bench`.)
 """
 
 import argparse

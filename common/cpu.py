@@ -20,6 +20,8 @@ from common.errors import quiet
 
 #: rows of like length that attention takes at a time
 ROWS_TOGETHER = 8
+#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel (`NOTES.md`)
+WRITTEN_OUT = 256
 #: labels whose scores of the vocabulary exist at a time: so many stay in the cache
 LABELS_TOGETHER = 128
 #: the number of sub-tokens is filled up to a multiple of this: each new matrix shape costs time and memory
@@ -108,12 +110,12 @@ class PackedBatch:
         ):
             q, k, v = part.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
             bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, torch.finfo(q.dtype).min)
-            if dropout:
+            if dropout or (q.dtype == torch.bfloat16 and length <= WRITTEN_OUT):
                 if self.causal:
                     later = torch.ones(length, length, dtype=torch.bool).triu_(1)
                     bias = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, torch.finfo(q.dtype).min)
                 weights = ((q * scaling) @ k.transpose(-1, -2) + bias).softmax(-1)
-                result = quick_dropout(weights, dropout) @ v
+                result = (quick_dropout(weights, dropout) if dropout else weights) @ v
             elif self.causal:  # what is padding comes after all that is real
                 result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
             else:

@@ -14,6 +14,7 @@ from transformers import (
     M2M100ForConditionalGeneration,
 )
 
+from common import cpu
 from common.cpu import (
     HeadLosses,
     PackedBatch,
@@ -150,6 +151,25 @@ def test_every_sub_token_is_packed_once():
     assert sorted(packed.padded_of_packed[: packed.real].tolist()) == mask.flatten().nonzero().flatten().tolist()
     values = torch.arange(mask.numel(), dtype=torch.float32).view(*mask.shape, 1)
     assert torch.equal(packed.unpack(packed.pack(values))[mask], values[mask])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bfloat16_is_that_of_sdpa(causal, monkeypatch):
+    torch.manual_seed(0)
+    packed = PackedBatch(batch()["attention_mask"].bool(), causal)
+    size = len(packed.padded_of_packed)
+    exact = torch.randn(3, 1, 2, size, 4)
+    found = []
+    for written_out, dtype in ((0, torch.float32), (0, torch.bfloat16), (256, torch.bfloat16)):
+        monkeypatch.setattr(cpu, "WRITTEN_OUT", written_out)
+        inputs = exact.to(dtype, copy=True).requires_grad_()
+        out = packed.attend(*inputs, 0.0, None)
+        (out[:, : packed.real] ** 2).sum().backward()
+        found.append((out[:, : packed.real].float(), inputs.grad[..., : packed.real, :].float()))
+    for sdpa, other in zip(found[0], found[2], strict=True):
+        assert torch.allclose(sdpa, other, atol=0.1)
+        assert (sdpa - other).abs().mean() < 0.01
+    assert not torch.equal(found[1][0], found[2][0])  # it was another computation
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

@@ -78,6 +78,7 @@ class MlmTrainingArguments(LanguageArguments):
         default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
     )
     num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows a device takes at a time"})
 
 
 ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.attention --rounds 7
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
-embedded encoder with a token-classification head, and its ratio to `sdpa`. `p=0` is attention dropout off.
+embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
+computes real sub-tokens only (`common/cpu.py`), with SDPA's kernel or with attention written out.
 """
 
 import argparse
@@ -13,17 +14,28 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
+from common import cpu
 from common.models import resolve_model
 
-ARMS = [("sdpa", 0.1), ("eager", 0.1), ("sdpa", 0.0), ("eager", 0.0)]
+#: kernel, attention dropout, and up to which length packed attention is written out
+ARMS = [
+    ("sdpa", 0.1, 0),
+    ("eager", 0.1, 0),
+    ("sdpa", 0.0, 0),
+    ("eager", 0.0, 0),
+    ("packed", 0.0, 0),
+    ("packed", 0.0, 512),
+]
 
 
 def build(kernel: str, dropout: float, device: str):
     path = resolve_model("sentence-transformers/all-MiniLM-L6-v2")
     config = AutoConfig.from_pretrained(path, num_labels=9, attention_probs_dropout_prob=dropout)
     model = AutoModelForTokenClassification.from_pretrained(
-        path, config=config, attn_implementation=kernel, dtype=torch.float32
+        path, config=config, attn_implementation="sdpa" if kernel == "packed" else kernel, dtype=torch.float32
     )
+    if kernel == "packed":
+        assert cpu.leave_out_padding(model)
     return model.to(device).train()
 
 
@@ -50,16 +62,20 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [build(kernel, dropout, device) for kernel, dropout in ARMS]
+    models = [build(kernel, dropout, device) for kernel, dropout, _ in ARMS]
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True) for m in models]
     print(f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds (s a step, ratio to sdpa)")
-    print(f"{'precision':10}{'shape':>9}" + "".join(f"{kernel + ' p=' + str(p):>18}" for kernel, p in ARMS))
+    print(
+        f"{'precision':10}{'shape':>9}"
+        + "".join(f"{f'{kernel} p={p:g}' + ' written' * bool(w):>18}" for kernel, p, w in ARMS)
+    )
     for bf16 in (True, False):
         for shape in args.shapes.split(","):
             rows, length = map(int, shape.split("x"))
             times = [[] for _ in ARMS]
             for round_ in range(args.rounds + 1):
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+                    cpu.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
                     if round_:  # the first round warms up
                         times[arm].append(seconds)

@@ -7,7 +7,7 @@ The folder holds train.txt and validation.txt, a text a line. For each setting a
 step, and by that the steps that fit into `--seconds`, so that the schedule comes to its end; the table has the seconds
 that the training took. All are evaluated with 15 % of the sub-tokens masked, the same ones. Runs are added to
 outputs/bench/mlm_settings.jsonl when they are done; those that stand there are not made again, so that a stopped
-benchmark goes on. `--seeds 1 2 3` runs each setting so often, and `--only NAME` those whose name holds it.
+benchmark goes on. `--seeds 1 2 3` runs each setting so often, and `--only END ...` those whose name ends so.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from pathlib import Path
 
 RESULTS = Path("outputs/bench/mlm_settings.jsonl")
 ROWS, RAMP_START = 32, 8
-#: name -> arguments; `ramp` grows the batch from `RAMP_START` rows over the first half of the steps
+#: name -> arguments, with `ROWS` rows a step if they say nothing else;
+#: `ramp` grows the batch from `RAMP_START` rows over the first half of the steps
 SETTINGS = {
     "15 %, dropout 0.1, linear": {"mlm_probability": 0.15, "dropout": 0.1},
     "15 %, no dropout, linear": {"mlm_probability": 0.15},
@@ -29,6 +30,9 @@ SETTINGS = {
     "40 %, no dropout, linear": {"mlm_probability": 0.4},
     "15 %, no dropout, cosine": {"mlm_probability": 0.15, "lr_scheduler_type": "cosine"},
     "30 %, no dropout, cosine": {"mlm_probability": 0.3, "lr_scheduler_type": "cosine"},
+    "15 %, no dropout, linear, 16 rows": {"mlm_probability": 0.15, "per_device_train_batch_size": 16},
+    "30 %, no dropout, linear, 16 rows": {"mlm_probability": 0.3, "per_device_train_batch_size": 16},
+    "15 %, no dropout, linear, 8 rows": {"mlm_probability": 0.15, "per_device_train_batch_size": 8},
     "15 %, no dropout, linear, ramp": {"mlm_probability": 0.15, "ramp": True},
     "30 %, no dropout, linear, ramp": {"mlm_probability": 0.3, "ramp": True},
 }
@@ -99,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--max_eval_samples", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", default="", help="settings whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="settings whose name ends so")
     parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
     options = parser.parse_args()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def main() -> None:
         for name, setting in SETTINGS.items():
             about = {"data": Path(options.data).name, "seconds": options.seconds, "name": name, "seed": seed}
             about |= {"max_eval_samples": options.max_eval_samples}
-            if options.only not in name or any(about.items() <= record.items() for record in records):
+            if not name.endswith(tuple(options.only)) or any(about.items() <= record.items() for record in records):
                 continue
             record = about | run(options, setting, seed)
             record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}

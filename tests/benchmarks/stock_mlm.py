@@ -5,21 +5,21 @@
 The folder holds train.txt and validation.txt, a text a line. The stock run is that of the example script of
 transformers: the texts joined and cut into blocks, its own collator, head and loss, with the batch, learning rate,
 schedule and warm-up of the recipe, and bfloat16 where the CPU computes it natively. Both are evaluated on the same rows
-with the same masks, those of the recipe, every `--eval_steps` steps. Prints one table; each run is kept in
-outputs/bench/mlm/, and one that is there is not made again.
+with the same masks, those of the recipe, every `--eval_steps` steps. `--stock_learning_rates 2e-4 1e-3` gives stock,
+whose new head begins at random, other learning rates. Prints one table; each run is kept in outputs/bench/mlm/, and one
+that is there is not made again.
 """
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
 from itertools import chain
 from pathlib import Path
 
-import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -31,21 +31,18 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, native_bf16
-from common.corpus import CorpusArguments, load_texts, to_blocks
-from common.language import losses_at_labels
 from common.models import resolve_model
-from recipes.mlm.masking import MaskedBatches, Masker, masked_once, word_marks
+from tests.benchmarks.stock_language import batches_of_the_recipe, perplexity
 
 LENGTH, ROWS, LEARNING_RATE = 256, 32, 1e-3
 FOLDER = Path("outputs/bench/mlm")
 
 
 class Evaluation(TrainerCallback):
-    """Held-out loss on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
+    """Held-out perplexity on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
 
-    def __init__(self, rows: Dataset, collate: MaskedBatches, every: int):
-        self.batches = [collate(list(rows.select(range(i, min(i + 16, len(rows)))))) for i in range(0, len(rows), 16)]
-        self.every, self.points, self.seconds = every, [], 0.0
+    def __init__(self, batches: list[dict[str, Tensor]], every: int):
+        self.batches, self.every, self.points, self.seconds = batches, every, [], 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._evaluate(model, 0)
@@ -54,39 +51,25 @@ class Evaluation(TrainerCallback):
         if state.global_step % self.every == 0:
             self._evaluate(model, state.global_step * ROWS * LENGTH)
 
-    @torch.no_grad()
     def _evaluate(self, model, tokens: int) -> None:
         start = time.perf_counter()
-        model.eval()
-        total, count = 0.0, 0
-        for batch in self.batches:
-            with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
-                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            total += losses_at_labels(logits, batch["labels"]).sum(dtype=torch.float64).item()
-            count += int((batch["labels"] != -100).sum())
-        model.train()
-        self.points.append([tokens, math.exp(total / count)])
+        self.points.append([tokens, perplexity(model, self.batches)])
         self.seconds += time.perf_counter() - start
 
 
-def stock(options: argparse.Namespace) -> dict:
+def stock(options: argparse.Namespace, learning_rate: float) -> dict:
     set_seed(42)
     folder = resolve_model(DEFAULT_ENCODER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    corpus = CorpusArguments(train_file=f"{options.data}/train.txt", max_seq_length=LENGTH)
     texts = [line for line in Path(options.data, "train.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
     ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
     blocks = Dataset.from_dict({"input_ids": [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]})
-    held_out = load_texts(f"{options.data}/validation.txt", corpus).select(range(options.max_eval_samples))
-    rows = to_blocks(DatasetDict(validation=held_out), tokenizer, corpus, word_marks)["validation"]
-    rows = rows.map(masked_once, batched=True, fn_kwargs={"masker": Masker(tokenizer, "token", 0.15)})
-    evaluation = Evaluation(
-        rows, MaskedBatches(Masker(tokenizer, "token", 0.15), tokenizer.pad_token_id, 0), options.eval_steps
-    )
+    held_out = batches_of_the_recipe(f"{options.data}/validation.txt", tokenizer, LENGTH, options.max_eval_samples)
+    evaluation = Evaluation(held_out, options.eval_steps)
     trainer = Trainer(
         model=AutoModelForMaskedLM.from_pretrained(folder),
         args=TrainingArguments(
-            str(FOLDER / "stock"), max_steps=options.max_steps, learning_rate=LEARNING_RATE, warmup_steps=0.06,
+            str(FOLDER / "stock"), max_steps=options.max_steps, learning_rate=learning_rate, warmup_steps=0.06,
             weight_decay=0.01, per_device_train_batch_size=ROWS, save_strategy="no", use_cpu=True,
             bf16=native_bf16(True), disable_tqdm=True, remove_unused_columns=False,
         ),
@@ -99,12 +82,12 @@ def stock(options: argparse.Namespace) -> dict:
     return {"points": evaluation.points, "seconds": time.perf_counter() - start - evaluation.seconds}
 
 
-def ours(options: argparse.Namespace) -> dict:
+def ours(options: argparse.Namespace, learning_rate: float) -> dict:
     folder = FOLDER / "ours"
     words = [
         "--train_file", f"{options.data}/train.txt", "--validation_file", f"{options.data}/validation.txt",
         "--max_eval_samples", options.max_eval_samples, "--max_steps", options.max_steps, "--max_seq_length", LENGTH,
-        "--per_device_train_batch_size", ROWS, "--learning_rate", LEARNING_RATE, "--eval_strategy", "steps",
+        "--per_device_train_batch_size", ROWS, "--learning_rate", learning_rate, "--eval_strategy", "steps",
         "--eval_steps", options.eval_steps, "--save_strategy", "no", "--disable_tqdm", "true",
         "--output_dir", folder, "--overwrite", "true",
     ]  # fmt: skip
@@ -126,22 +109,23 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=120)
     parser.add_argument("--eval_steps", type=int, default=20)
     parser.add_argument("--max_eval_samples", type=int, default=600)
+    parser.add_argument("--stock_learning_rates", type=float, nargs="+", default=[LEARNING_RATE])
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for arm in (ours, stock):
-        file = FOLDER / f"{arm.__name__}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
+    found = []
+    for arm, rate in [(ours, LEARNING_RATE), *((stock, rate) for rate in options.stock_learning_rates)]:
+        name = f"{arm.__name__}_{rate:g}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
+        file = FOLDER / name
         if not file.exists():
-            file.write_text(json.dumps(arm(options)))
-        found[arm.__name__] = json.loads(file.read_text())
-    print("| step | ours: sub-tokens | perplexity | stock: sub-tokens | perplexity |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
-    for step, ((tokens, one), (others, other)) in enumerate(
-        zip(found["ours"]["points"], found["stock"]["points"], strict=False)
-    ):
-        print(f"| {step * options.eval_steps} | {tokens:,} | {one:,.1f} | {others:,} | {other:,.1f} |")
-    rates = {arm: result["points"][-1][0] / result["seconds"] for arm, result in found.items()}
-    print(f"sub-tokens a second, evaluations left out: ours {rates['ours']:,.0f}, stock {rates['stock']:,.0f}")
+            file.write_text(json.dumps(arm(options, rate)))
+        found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
+    print("| step |" + "".join(f" {name}: sub-tokens | perplexity |" for name, _ in found))
+    print("| ---: |" + " ---: | ---: |" * len(found))
+    for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
+        cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
+        print(f"| {step * options.eval_steps} |" + "".join(cells))
+    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
+    print("sub-tokens a second, evaluations left out: " + ", ".join(rates))
 
 
 if __name__ == "__main__":

@@ -1,51 +1,22 @@
-"""The yardstick of `tests.benchmarks.against_stock ner`: tagging on the stock Trainer with its own defaults.
+"""The yardstick of `tests.benchmarks.bench ner`: tagging as in the library's tutorial.
 
-As in the library's tutorial: float32, random order, padding to the longest row of the batch, logits of the whole split
-gathered and joined, no warm-up, the last weights kept. Model, epochs, batch size and learning rate are given.
+See `tests.benchmarks.stock`. Rows are padded to the longest of the batch; logits of the whole split are gathered and
+joined.
 """
 
-import argparse
-import json
-import time
-
 import numpy as np
-from datasets import load_dataset
-from transformers import (
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    DataCollatorForTokenClassification,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification, Trainer
 
-from common.args import DEFAULT_ENCODER
 from common.metrics import StrictSeqeval
-from common.models import resolve_model
+from tests.benchmarks.stock import arguments, keep, load, options_of
 
 
-def main() -> None:
-    start = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--epochs", type=float, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--learning_rate", type=float, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--train_rows", type=int, default=None)
-    parser.add_argument("--test_rows", type=int, default=None)
-    options = parser.parse_args()
-    set_seed(options.seed)
-
-    data = load_dataset("json", data_files={s: f"{options.data}/{s}.jsonl" for s in ("train", "validation", "test")})
-    for split, rows in (("train", options.train_rows), ("test", options.test_rows)):
-        if rows:
-            data[split] = data[split].select(range(min(rows, len(data[split]))))
+def main(argv: list[str] | None = None) -> None:
+    options = options_of(argv, __doc__)
+    data = load(options)
     labels = sorted({tag for split in data.values() for tags in split["ner_tags"] for tag in tags})
     label2id = {label: i for i, label in enumerate(labels)}
-    path = resolve_model(DEFAULT_ENCODER)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
 
     def tokenize_and_align_labels(rows):
         encoded = tokenizer(rows["tokens"], truncation=True, is_split_into_words=True)
@@ -72,32 +43,22 @@ def main() -> None:
             references=[[labels[i] for i in row[k]] for row, k in zip(gold, kept, strict=True)],
         )
 
-    model = AutoModelForTokenClassification.from_pretrained(
-        path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label2id
-    )
     trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=options.output_dir,
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=options.batch,
-            per_device_eval_batch_size=options.batch,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            use_cpu=True,
+        model=AutoModelForTokenClassification.from_pretrained(
+            options.model, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label2id
         ),
+        args=arguments(options),
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_metrics=compute_metrics,
     )
-    trained = trainer.train()
-    scores = trainer.predict(encoded["test"], metric_key_prefix="test").metrics
+    trainer.train()
+    trainer.evaluate()
+    scores = trainer.predict(encoded["test"]).metrics
     trainer.save_model()
-    seconds = {"train_seconds": trained.metrics["train_runtime"], "total_seconds": time.perf_counter() - start}
-    with open(f"{options.output_dir}/stock.json", "w", encoding="utf-8") as file:
-        json.dump({"score": scores["test_f1"]} | seconds, file)
+    keep(options, scores["test_f1"])
 
 
 if __name__ == "__main__":

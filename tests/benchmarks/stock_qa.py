@@ -1,29 +1,17 @@
-"""The yardstick of `tests.benchmarks.against_stock qa`: question answering on the stock Trainer as it comes.
+"""The yardstick of `tests.benchmarks.bench qa`: question answering as in the library's run_qa.py.
 
-As in the library's run_qa.py: float32, random order, windows padded to 384 sub-tokens with a stride of 128, logits of
-all windows gathered and joined, answers picked by Python loops over the 20 best starts and ends, no answer where that
-scores higher, no warm-up, the last weights kept. Model, rows, epochs, batch size and learning rate are given.
+See `tests.benchmarks.stock`. Windows are padded to 384 sub-tokens with a stride of 128; logits of all windows are
+gathered and joined, and answers picked by Python loops over the 20 best starts and ends, none where that scores higher.
 """
 
-import argparse
-import json
-import time
 from collections import defaultdict
 
 import numpy as np
-from datasets import load_dataset
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoTokenizer,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, default_data_collator
+from transformers.trainer_utils import PredictionOutput
 
-from common.args import DEFAULT_ENCODER
-from common.models import resolve_model
 from recipes.qa.scoring import scores
+from tests.benchmarks.stock import arguments, keep, load, options_of
 
 LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
 
@@ -52,23 +40,26 @@ def postprocess(examples, features, start_logits, end_logits, some_none: bool) -
     return found
 
 
-def main() -> None:
-    start = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, kind in (("data", str), ("output_dir", str), ("epochs", float), ("batch", int), ("learning_rate", float)):
-        parser.add_argument(f"--{name}", type=kind, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--train_rows", type=int, default=None)
-    parser.add_argument("--test_rows", type=int, default=None)
-    options = parser.parse_args()
-    set_seed(options.seed)
+class AnsweringTrainer(Trainer):
+    """Evaluates answers, as the trainer beside run_qa.py does. `some_none`: whether rows may have no answer."""
 
-    data = load_dataset("json", data_files={s: f"{options.data}/{s}.jsonl" for s in ("train", "validation", "test")})
-    for split, rows in (("train", options.train_rows), ("test", options.test_rows)):
-        if rows:
-            data[split] = data[split].select(range(min(rows, len(data[split]))))
-    path = resolve_model(DEFAULT_ENCODER)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    some_none = False
+
+    def predict(self, features, examples, metric_key_prefix="test"):
+        output = super().predict(features.remove_columns(["offset_mapping", "row"]))
+        found = postprocess(examples, features[:], *output.predictions, self.some_none)
+        gold = [answers["text"] for answers in examples["answers"]]
+        metrics = scores(examples["question"][:], gold, found)
+        return PredictionOutput(found, None, {f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+
+    def evaluate(self, features, examples):
+        return self.predict(features, examples, metric_key_prefix="eval").metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = options_of(argv, __doc__)
+    data = load(options)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
 
     def preprocess(rows, indices):
         encoded = tokenizer(
@@ -101,30 +92,19 @@ def main() -> None:
         return encoded
 
     features = data.map(preprocess, batched=True, with_indices=True, remove_columns=data["train"].column_names)
-    trainer = Trainer(
-        model=AutoModelForQuestionAnswering.from_pretrained(path),
-        args=TrainingArguments(
-            output_dir=options.output_dir,
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=options.batch,
-            per_device_eval_batch_size=options.batch,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            use_cpu=True,
-        ),
+    trainer = AnsweringTrainer(
+        model=AutoModelForQuestionAnswering.from_pretrained(options.model),
+        args=arguments(options),
         train_dataset=features["train"],
         processing_class=tokenizer,
         data_collator=default_data_collator,
     )
-    trained = trainer.train()
-    predictions = trainer.predict(features["test"].remove_columns(["offset_mapping", "row"])).predictions
-    gold = [answers["text"] for answers in data["test"]["answers"]]
-    some_none = not all(answers["text"] for answers in data["train"]["answers"])
-    found = postprocess(data["test"], features["test"][:], *predictions, some_none)
+    trainer.some_none = not all(answers["text"] for answers in data["train"]["answers"])
+    trainer.train()
+    trainer.evaluate(features["validation"], data["validation"])
+    found = trainer.predict(features["test"], data["test"]).metrics
     trainer.save_model()
-    seconds = {"train_seconds": trained.metrics["train_runtime"], "total_seconds": time.perf_counter() - start}
-    with open(f"{options.output_dir}/stock.json", "w", encoding="utf-8") as file:
-        json.dump({"score": scores(data["test"]["question"][:], gold, found)["f1"]} | seconds, file)
+    keep(options, found["test_f1"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""Cost against size, of ours alone: rows, sub-tokens of a row, LoRA and full.
+
+    make bench ARGS="--scaling"
+    python -m tests.benchmarks.scaling --rows 1000 10000 --lengths 32 128 512
+
+Rows: sentiment for one epoch, on so many rows of the sample, repeated with a number at their end so that they differ,
+and evaluated on as many. Lengths: mlm for 6 steps of 8,192 sub-tokens each, in rows of so many, on texts longer than
+any of them; once in full and once under LoRA. Each run is added to outputs/bench/scaling.jsonl when it is done and not
+made again while options and code are the same. outputs/bench/ then has scaling.md, scaling.json and scaling.png.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tests.benchmarks.bench import FOLDER, Kept, code_of, cores, rows_of, watched
+
+STEPS, STEP_TOKENS = 6, 8192
+
+
+def repeated(count: int) -> Path:
+    """A folder with `count` rows of the sample of sentiment for training, and as many for validation."""
+    folder = FOLDER / "data" / f"sentiment-{count}-repeated"
+    if not folder.is_dir():
+        part = folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        sample = rows_of("sentiment", None)
+        for split in ("train", "validation"):
+            with open(part / f"{split}.jsonl", "w", encoding="utf-8") as file:
+                for i in range(count):
+                    row = sample[split][i % len(sample[split])]
+                    file.write(json.dumps(row | {"text": f"{row['text']} {i}"}) + "\n")
+        part.replace(folder)
+    return folder
+
+
+def long_texts() -> Path:
+    """A folder with texts of some ten thousand sub-tokens, from the documents of the sample of summarization."""
+    folder = FOLDER / "data" / "long-texts"
+    if not folder.is_dir():
+        part = folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        for split, rows in rows_of("summarization", None).items():
+            texts = (" ".join(row["document"] for row in rows[i : i + 40]) for i in range(0, len(rows), 40))
+            (part / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        part.replace(folder)
+    return folder
+
+
+def run(recipe: str, words: list[Any]) -> dict[str, float]:
+    """What a run took: seconds, sub-tokens a second in training, peak memory of training and of evaluation."""
+    folder = FOLDER / "scaling"
+    words += ["--output_dir", folder, "--overwrite", "--eval_strategy", "no", "--save_strategy", "no"]
+    words += ["--disable_tqdm", "true", "--num_train_epochs", 1]
+    found = watched(f"recipes.{recipe}.train", words, FOLDER / "cache" / "scaling", folder.with_suffix(".log"))
+    phases = json.loads((folder / "run.json").read_text(encoding="utf-8"))["phases"]
+    shutil.rmtree(folder)
+    shutil.rmtree(FOLDER / "cache" / "scaling", ignore_errors=True)
+    after = "eval" if "eval" in phases else "after"
+    return {
+        "job": found["ended"] - found["started"],
+        "preparation": found["preparation"],
+        "train_seconds": phases["train"]["seconds"],
+        "eval_seconds": phases[after]["seconds"],
+        "train_tokens": found["training"]["sub_tokens"] / found["training"]["seconds"],
+        "train_share": found["training"]["operations"] / found["training"]["seconds"] / found["rate"],
+        "peak_mib": found["peak_mib"],
+        "train_mib": phases["train"]["peak_memory_mib"],
+        "eval_mib": phases[after]["peak_memory_mib"],
+        "eval_grown_mib": phases[after]["peak_memory_mib"] - found["resident_mib"][list(phases).index(after)],
+        "device": found["device"],
+        "precision": found["precision"],
+    }
+
+
+def rows_words(count: int) -> list[Any]:
+    folder = repeated(count)
+    return ["--train_file", folder / "train.jsonl", "--validation_file", folder / "validation.jsonl"]
+
+
+def length_words(length: int, tuning: str) -> list[Any]:
+    folder = long_texts()
+    return [
+        "--train_file", folder / "train.jsonl", "--validation_file", folder / "validation.jsonl", "--tuning", tuning,
+        "--max_seq_length", length, "--per_device_train_batch_size", STEP_TOKENS // length, "--max_steps", STEPS,
+    ]  # fmt: skip
+
+
+COLUMNS = {
+    "job": ("job, s", "{:.1f}"), "preparation": ("preprocessing, s", "{:.1f}"),
+    "train_seconds": ("training, s", "{:.1f}"), "eval_seconds": ("evaluation, s", "{:.1f}"),
+    "train_tokens": ("sub-tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
+    "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("of evaluation", "{:,.0f}"),
+    "eval_grown_mib": ("more than before it", "{:,.0f}"),
+}  # fmt: skip
+
+
+def markdown(title: str, runs: list[dict[str, Any]]) -> str:
+    lines = [title, "", f"| | | {' | '.join(name for name, _ in COLUMNS.values())} |"]
+    lines.append(f"| --- | ---: |{' ---: |' * len(COLUMNS)}")
+    for r in runs:
+        cells = " | ".join(form.format(r[name]) for name, (_, form) in COLUMNS.items())
+        lines.append(f"| {r['what']} | {r['size']:,} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
+    """Seconds and memory against rows, with a line of what would be in proportion; speed and memory against length."""
+    figure = Figure(figsize=(11.0, 8.0), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 2)
+    by_rows = [r for r in runs if r["what"] == "rows"]
+    if by_rows:
+        sizes = [r["size"] for r in by_rows]
+        for name, label in (("job", "whole job"), ("train_seconds", "training"), ("eval_seconds", "evaluation")):
+            axes[0, 0].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
+        axes[0, 0].plot(sizes, [by_rows[0]["job"] * n / sizes[0] for n in sizes], "k:", label="in proportion")
+        axes[0, 0].set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
+        for name, label in (("train_mib", "training"), ("eval_mib", "evaluation")):
+            axes[0, 1].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
+        axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)", ylim=(0, None))
+    for what in ("full", "lora"):
+        own = [r for r in runs if r["what"] == what]
+        for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
+            axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
+    axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second", ylim=(0, None))
+    axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)", ylim=(0, None))
+    for axis in axes.flat:
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[32, 64, 128, 256, 512])
+    options = parser.parse_args(argv)
+    kept = Kept(FOLDER / "scaling.jsonl")
+    jobs = [("sentiment", "rows", count, rows_words(count)) for count in options.rows]
+    jobs += [("mlm", what, n, length_words(n, what)) for what in ("full", "lora") for n in options.lengths]
+    runs = []
+    for recipe, what, size, words in jobs:
+        about = {"what": what, "size": size, "code": code_of(recipe), "cores": cores()}
+        record = kept.find(about) or kept.add(about | run(recipe, words))
+        runs.append(record)
+        print(
+            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} sub-tokens a second, peak "
+            f"{record['peak_mib']:,} MiB",
+            flush=True,
+        )
+    device, precision, date = (runs[0][name] for name in ("device", "precision", "date"))
+    title = f"{device}, {cores()} cores, {precision}, {date[:10]}"
+    table = markdown(title, runs)
+    (FOLDER / "scaling.md").write_text(table, encoding="utf-8")
+    (FOLDER / "scaling.json").write_text(json.dumps({"title": title, "runs": runs}, indent=1), encoding="utf-8")
+    draw(FOLDER / "scaling.png", title, runs)
+    print(f"\n{table}\n{FOLDER}/scaling.md, scaling.json, scaling.png")
+
+
+if __name__ == "__main__":
+    main()

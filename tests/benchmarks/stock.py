@@ -1,0 +1,54 @@
+"""What the yardsticks of `tests.benchmarks.bench` share: the stock Trainer as the library's example scripts call it.
+
+Each takes a folder with train.jsonl, validation.jsonl and test.jsonl, trains in float32 and in random order without
+warm-up, evaluates on the validation rows and predicts the test rows when it is done, keeps the last weights, and leaves
+`stock.json` with its score in the output folder. Model, epochs, batch size, learning rate and seed are given; all else
+is what the Trainer does by itself.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict, load_dataset
+from transformers import TrainingArguments, set_seed
+
+from common.args import DEFAULT_ENCODER
+from common.models import resolve_model
+
+
+def options_of(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The options that all have; sets the seed. `model` becomes a local folder."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, kind in (("data", str), ("output_dir", str), ("epochs", float), ("batch", int), ("learning_rate", float)):
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--model", default=DEFAULT_ENCODER)
+    parser.add_argument("--length", type=int, default=256, help="sub-tokens of a block, of a language model")
+    options = parser.parse_args(argv)
+    options.model = resolve_model(options.model)
+    set_seed(options.seed)
+    return options
+
+
+def load(options: argparse.Namespace) -> DatasetDict:
+    there = {path.stem: str(path) for path in Path(options.data).glob("*.jsonl")}
+    return load_dataset("json", data_files={s: there[s] for s in ("train", "validation", "test") if s in there})
+
+
+def arguments(options: argparse.Namespace, kind: type = TrainingArguments, **more) -> TrainingArguments:
+    return kind(
+        output_dir=options.output_dir,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch,
+        per_device_eval_batch_size=options.batch,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        use_cpu=not torch.cuda.is_available(),
+        **more,
+    )
+
+
+def keep(options: argparse.Namespace, score: float) -> None:
+    Path(options.output_dir, "stock.json").write_text(json.dumps({"score": score}), encoding="utf-8")
