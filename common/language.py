@@ -51,11 +51,19 @@ class Selection:
             if not self.works:
                 hook.remove()
         if chunk and self.works and model.get_output_embeddings() is not None:
-            self._scores = model.get_output_embeddings().forward
-            model.get_output_embeddings().forward = self._losses
+            self._head = model.get_output_embeddings()
+            self._scores = self._head.forward
+            self._head.forward = self._losses
             self.chunked = self._gives_the_same(model)
             if not self.chunked:
-                model.get_output_embeddings().forward = self._scores
+                self._head.forward = self._scores
+
+    def make_way(self, model: nn.Module) -> None:
+        """Give up `chunked` where tuning has put a layer of its own around the last one of `model`, or in its place."""
+        if self.chunked and model.get_output_embeddings() is not self._head:
+            tell("the layer that scores the vocabulary is tuned as well, so --loss_chunk is left out")
+            self._head.forward = self._scores
+            self.chunked = False
 
     @contextmanager
     def at(self, labels: Tensor) -> Iterator[None]:
@@ -207,6 +215,7 @@ class LanguageTrainer(Trainer):
     """
 
     def __init__(self, *, args: LanguageArguments, train_dataset: Dataset | TextStream, selection: Selection, **kwargs):
+        selection.make_way(kwargs["model"])
         chunked = selection.chunked
         if args.ramp is not None and isinstance(train_dataset, Dataset):
             rows = len(train_dataset) * args.num_train_epochs

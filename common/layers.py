@@ -97,6 +97,7 @@ _seen: list[tuple[str, Any]] = []
 
 def _watched(module, query, key, value, attention_mask, **kwargs):
     _seen.append(("attention", module))
+    kwargs = {name: value for name, value in kwargs.items() if name in ("scaling", "is_causal")}  # it only has to run
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -9,9 +9,12 @@ the folder has the model in `base/` and what was trained in `adapter/`, and each
 What cannot be had, and is told before training:
 - `head` where the head is the input embeddings once more (GPT-2, BART, T5): nothing would be trained.
 - `bias` in a model without biases (T5, Llama).
-- `ia3` and `houlsby` adapters where attention does not go through transformers' `AttentionInterface` (DeBERTa).
-- `prefix`, `prompt`, `ptuning` with a head that looks for the last sub-token by its id (GPT-2 as a classifier), and
-  where virtual tokens and text exceed the positions of the model.
+- `ia3` and `houlsby` adapters where attention does not go through transformers' `AttentionInterface` (DeBERTa, MPNet,
+  LED, BLOOM, GPT-Neo).
+- `prefix` where attention takes no keys and values from outside (DistilBERT, ALBERT, MPNet, ModernBERT, DeBERTa).
+- `prefix`, `prompt`, `ptuning` with a head that looks for the last sub-token by its id (GPT-2 as a classifier), where
+  virtual tokens and text exceed the positions of the model, and with a head they cannot be hidden from (OPT).
+- what `--lora_target_modules` or `--peft_config` puts beside weights that two layers share (a tied head, embeddings).
 - all but `full` for a new model, and under FSDP or DeepSpeed.
 """
 

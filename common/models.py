@@ -70,14 +70,13 @@ def _embedded(name: str) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> str:
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"]  # weights in pickle files could run code
     try:
-        # safetensors only: weights in pickle files could run code
-        return snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"],
-            ignore_patterns=["*/*"],
-        )
+        folder = snapshot_download(name, revision=revision, allow_patterns=kinds, ignore_patterns=["*/*"])
+        if not any(Path(folder).glob("*.safetensors")):  # what cannot be merged lies in two folders (common.tuning)
+            parts = [f"{part}/{kind}" for part in ("base", "adapter") for kind in kinds]
+            snapshot_download(name, revision=Path(folder).name, allow_patterns=parts)
+        return folder
     except HFValidationError:
         raise InputError(f"{name}: neither a folder here nor a valid hub name") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):

@@ -3,6 +3,7 @@
 import difflib
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
@@ -18,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.cpu import leaves_out_padding, quicken_dropout
 from common.errors import InputError, one_line
-from common.layers import Layer, fresh_names, watch
+from common.layers import Layer, fresh_names, norm_names, watch
 from common.methods import TuningArguments
 from common.prompts import let_heads_see_the_text_only
 
@@ -30,7 +32,12 @@ REFUSED = {
     "XLORA": "mixes adapters that were trained before",
     "MULTITASK_PROMPT_TUNING": "needs a task number in each row",
     "ADAPTION_PROMPT": "is made for LLaMA alone and is not saved with its head",
+    "CPT": "needs the kind of each sub-token, of input, label or template, in each row",
+    "LILY": "cannot be merged into the weights",
+    "SHADOW": "cannot be merged into the weights",
 }
+#: what of AdaLoRA follows from the steps of a run
+SCHEDULE = {"total_step", "tinit", "tfinal", "deltaT"}
 
 
 def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | None) -> PeftModel:
@@ -45,6 +52,10 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
     config = _from_file(args.peft_config) if args.peft_config else _config(model, args, layers)
     if config.is_prompt_learning:
         _check_room(model, args, config.num_virtual_tokens)
+        only_keys = config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+        width = model.config.hidden_size if only_keys else model.get_input_embeddings().embedding_dim
+        config.token_dim = config.token_dim or width
+        config.num_attention_heads = config.num_attention_heads or model.config.num_attention_heads
         if leaves_out_padding(model):  # it counts the sub-tokens of the text alone
             model.set_attn_implementation("sdpa")
         lm = task_type in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
@@ -53,14 +64,19 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
             config.num_transformer_submodules = 1  # the encoder's; one for the decoder would be left unused
     else:
         if args.peft_config and getattr(config, "target_modules", "") is None:
-            config.target_modules = _attention(layers) or _all(layers)
+            _aim(config, model, args, layers)
         config.task_type = task_type if model.get_output_embeddings() is not None else None
+    holders = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise InputError(f"{asked}: {one_line(error)}") from None
+    if not any(weight.requires_grad for weight in wrapped.parameters()):
+        raise InputError(f"{asked}: found nothing to train in a {model.config.model_type} model")
+    if config.peft_type != PeftType.TRAINABLE_TOKENS:  # which changes them all alike
+        _check_ties(wrapped, holders, asked)
     for weight in fresh:
         weight.requires_grad_(True)
     if config.is_prompt_learning:
@@ -106,6 +122,17 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
     elif method == "pissa":  # as in the paper; the exact decomposition, so that a resumed run begins with the same
         more = {"lora_alpha": alpha or rank, "init_lora_weights": "pissa"}
     return peft.LoraConfig(**common, r=rank, **more)
+
+
+def _aim(config: PeftConfig, model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> None:
+    """Set the targets of a `--peft_config` that names none."""
+    if config.peft_type == PeftType.LN_TUNING:
+        config.target_modules = [*dict.fromkeys(name.rpartition(".")[0] for name in norm_names(model))]
+    elif config.peft_type == PeftType.IA3:
+        ours = _ia3(model, args, layers)
+        config.target_modules, config.feedforward_modules = ours.target_modules, ours.feedforward_modules
+    elif config.peft_type != PeftType.TRAINABLE_TOKENS:  # which finds the embeddings itself
+        config.target_modules = _attention(layers) or _all(layers)
 
 
 def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> PeftConfig:
@@ -155,10 +182,28 @@ def _from_file(path: str) -> PeftConfig:
         nearest = difflib.get_close_matches(str(name), fields, n=1)
         more = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(sorted(fields))}"
         raise InputError(f"--peft_config {path}: {kind} has no {name}{more}")
+    needed = {"num_virtual_tokens"} & fields | ({"token_indices"} if kind == "TRAINABLE_TOKENS" else set())
+    for name in needed:
+        if not values.get(name):
+            raise InputError(f"--peft_config {path}: {kind} needs {name}")
+    if kind == "ADALORA":
+        for name in values.keys() & SCHEDULE:
+            raise InputError(f"--peft_config {path}: {name} of ADALORA follows from the steps of the run; leave it out")
+        values |= {"total_step": 1_000_000, "tfinal": 0}  # put in by RankSchedule
     try:
         return kinds[kind](**values)
     except (ValueError, TypeError) as error:
         raise InputError(f"--peft_config {path}: {one_line(error)}") from None
+
+
+def _check_ties(model: PeftModel, holders: Counter[int], asked: str) -> None:
+    """Raise `InputError` where weights that several layers hold are adapted in one: merged, the others would change."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and holders[id(getattr(module.get_base_layer(), "weight", None))] > 1:
+            raise InputError(
+                f"{asked}: the weights of {name.removeprefix('base_model.model.')} are those of another layer as well "
+                "(tied), so what is trained beside them cannot be merged into them; leave it out"
+            )
 
 
 def _check_room(model: PreTrainedModel, args: TuningArguments, tokens: int) -> None:
@@ -213,6 +258,9 @@ class RankSchedule(TrainerCallback):
             self.config.rank_pattern = None
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        for name, weight in self.model.named_parameters():
+            if "lora_" in name and weight.requires_grad and weight.grad is None:  # of a layer that this step left out
+                weight.grad = torch.zeros_like(weight)
         self.model.base_model.update_and_allocate(state.global_step + 1)
 
 

@@ -1,12 +1,17 @@
 """`make compare`: configurations side by side, made once, in a table and a picture; what is wrong is told first."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 
 from common import compare
 from common.args import parse
-from common.errors import InputError
+from common.errors import InputError, RunStopped
 from recipes.ner import train
 
 
@@ -62,6 +67,76 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_method_by_number_of_rows_two_runs_at_once(words, tmp_path, capsys):
+    for _ in range(words.count("--num_train_epochs")):
+        at = words.index("--num_train_epochs")
+        del words[at : at + 2]
+    over = ["--over", "max_train_samples", "8", "all", "--steps", "10", "20", "--at_once", "2", "--seeds", "1"]
+    command = ["ner", "--methods", "bias", "--folder", str(tmp_path / "out"), *over, *words]
+    rows = compare.main(command)
+    told = capsys.readouterr().out
+    assert "2 of 2: bias, max_train_samples " in told
+    assert [(row["max_train_samples"], row["name"]) for row in rows] == [("8", "bias"), ("all", "bias")]
+    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [record["at_once"] for record in records] == [2, 2]
+    assert records[0]["rows"]["train"] != records[1]["rows"]["train"]
+    states = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("trainer_state.json")]
+    assert sorted(state["global_step"] for state in states) == [10, 20]
+    assert [sum("eval_f1" in entry for entry in state["log_history"]) for state in states] == [10, 10]
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert "; 10, 20 steps; 2 runs at once; " in table
+    assert "\n\n| test_f1 by max_train_samples | 8 | all | best at |\n| --- | ---: | ---: | ---: |\n| bias | " in table
+    assert "\nmax_train_samples all:\n\n| | test_f1 | trained parameters |" in table
+    for name in ("comparison.png", "max_train_samples.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    made = (tmp_path / "out" / "results.jsonl").read_bytes()
+    assert compare.main(command) == rows
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == made
+
+
+def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
+    text = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print(1, flush=True)"
+
+    def begin(seconds: float) -> compare.Child:
+        command = [sys.executable, "-c", f"{text}; time.sleep({seconds})"]
+        child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+        child.stdout.readline()  # it is ready for the signal
+        begun.append(child)
+        return compare.Child(child, tmp_path, tmp_path / "log", False)
+
+    begun: list[subprocess.Popen] = []
+    before = signal.getsignal(signal.SIGTERM)
+    jobs = {name: partial(begin, seconds) for name, seconds in (("short", 0), ("long", 60), ("later", 60), ("no", 0))}
+    ending = compare.in_turn(jobs, 2)
+    assert next(ending)[0] == "short"
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(RunStopped, match="SIGTERM; the same command goes on"):
+        next(ending)
+    assert [child.poll() for child in begun] == [0, 143]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def over_table(metric: str, greater: bool) -> list[str]:
+    full, lora = ([{"name": name, "seeds": ["1"], "score": "eval_f1", "standard_deviation": None, "mean": mean}
+                   for mean in means] for name, means in (("full", (0.5, 0.7)), ("lora", (0.6, 0.4))))  # fmt: skip
+    found = {"1e-3": [full[0], lora[0]], "1e-2": [full[1], lora[1]]}
+    return compare.markdown_over("learning_rate", found, {"metric": metric, "greater_is_better": greater}).splitlines()
+
+
+def test_the_best_of_each_value_and_the_best_value_of_each_method_are_marked():
+    assert over_table("f1", True) == [
+        "| eval_f1 by learning_rate | 1e-3 | 1e-2 | best at |",
+        "| --- | ---: | ---: | ---: |",
+        "| full | 0.5000 | **0.7000** | 1e-2 |",
+        "| lora | **0.6000** | 0.4000 | 1e-3 |",
+    ]
+    assert over_table("f1", False)[2:] == [
+        "| full | **0.5000** | 0.7000 | 1e-3 |",
+        "| lora | 0.6000 | **0.4000** | 1e-2 |",
+    ]
+    assert over_table("accuracy", True)[2:] == ["| full | 0.5000 | 0.7000 |  |", "| lora | 0.6000 | 0.4000 |  |"]
+
+
 def test_a_table_has_means_deviations_and_medians():
     records = [record("full", str(seed), score) for seed, score in ((1, 0.5), (2, 0.7), (3, 0.6))]
     records[0]["train_seconds"] = None  # it was stopped, and went on
@@ -104,6 +179,13 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
         (["--methods", "full", "--seed", "3"], "--seed: a comparison sets it itself; seeds are given by --seeds"),
         (["--settings", "none.yaml"], "--settings none.yaml"),
         (["--settings", "pyproject.toml"], "--settings pyproject.toml"),
+        (["--methods", "full", "--over", "max_train_samples"], "--over: give an argument and two values of it or more"),
+        (["--methods", "full", "--over", "seed", "1", "2"], "--over seed: a comparison sets it itself"),
+        (["--methods", "full", "--over", "r_drop", "1", "2", "--steps", "1", "2", "3"], "--steps: give one number, or"),
+        (["--methods", "full", "--steps", "0"], "--steps must be at least 1"),
+        (["--methods", "full", "--steps", "9", "--max_steps", "3"], "full: --max_steps: is set by --steps"),
+        (["--methods", "full", "--over", "r_drop", "1", "2", "--r_drop", "3"], "full: --r_drop: is set by --over"),
+        (["--methods", "full", "--at_once", "2", "--gpus", "2"], "--at_once must be at least 1, and is not for --gpus"),
     ],
 )
 def test_what_cannot_be_compared_is_told(arguments, message):

@@ -1,11 +1,16 @@
 """Names to checkpoints: local, embedded, hub; heads, labels, types."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import TaskType
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
@@ -52,6 +57,76 @@ def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
     assert DEFAULT_ENCODER in text
     assert "hf download google-bert/bert-base-cased" in text
     assert "\n" not in text
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What a download asks of the hub: what the newest commit is, which files it has, and these."""
+
+    folder: Path
+    commit = "0123456789" * 4
+
+    def do_HEAD(self):
+        path = self.path.partition("?")[0]
+        content, headers = b"", {}
+        if "/resolve/" in path:
+            content = (self.folder / path.partition(f"/resolve/{self.commit}/")[2]).read_bytes()
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.commit}
+        elif "/tree/" in path:
+            files = [file for file in self.folder.rglob("*") if file.is_file()]
+            tree = [{"type": "file", "path": str(f.relative_to(self.folder)), "size": f.stat().st_size} for f in files]
+            content = json.dumps([file | {"oid": file["path"]} for file in tree]).encode()
+        else:
+            content = json.dumps({"id": "me/tuned", "sha": self.commit, "siblings": []}).encode()
+        self.send_response(200)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder that a hub on this machine has as `me/tuned`."""
+    Hub.folder = tmp_path / "hub"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    template = place + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield Hub.folder
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("method", ["adapter", "prefix"])
+def test_a_model_whose_adapter_is_apart_comes_from_the_hub_whole(tiny, tmp_path, hub, monkeypatch, method):
+    model = tune(load(tiny), TuningArguments(tuning=method), TaskType.TOKEN_CLS)
+    merge(model, str(hub), save=True).save_pretrained(str(hub))
+    load_tokenizer(tiny).save_pretrained(hub)
+    (hub / "checkpoint-1").mkdir()
+    (hub / "checkpoint-1" / "model.safetensors").write_text("not asked for")
+    found = Tagger("me/tuned", precision="fp32")
+    expected = Tagger(str(hub), precision="fp32")
+    inputs = {"input_ids": torch.tensor([[2, 9, 8, 7, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.int64)}
+    assert torch.equal(found.model(**inputs).logits, expected.model(**inputs).logits)
+    folder = Path(resolve_model("me/tuned"))
+    assert tmp_path / "cache" in folder.parents
+    assert not (folder / "checkpoint-1").exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    resolve_model.cache_clear()
+    assert resolve_model("me/tuned") == str(folder)
+    with pytest.raises(InputError, match="was trained by a method that cannot be merged"):
+        load("me/tuned")
+    resolve_model.cache_clear()
 
 
 @pytest.mark.parametrize(

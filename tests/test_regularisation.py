@@ -536,43 +536,57 @@ def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
 
 def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
     """Four steps of SGD on eight rows of a recipe's own kind, each, without dropout."""
+    recipe, *own = recipe.split()
     sentences = [row["tokens"] for row in read_jsonl(SAMPLE / "train.jsonl")[:40]]
     if recipe == "translation":  # its sample is made at run time: here texts, and the same backwards
         rows = [{"translation": {"en": " ".join(words), "de": " ".join(words[::-1])}} for words in sentences]
         more = ["--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
         more += ["--num_beams", "1", "--max_target_length", "64"]
+    elif "abstractive" in own:
+        rows = [{"document": " ".join(words), "summary": " ".join(words[:4])} for words in sentences]
+        more = [*own, "--from_scratch", "tiny", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
+        more += ["--num_beams", "1", "--max_source_length", "64", "--max_target_length", "32"]
     elif recipe in ("mlm", "clm"):
         rows = [{"text": " ".join(words)} for words in sentences]
         more = ["--max_seq_length", "32"]
         more += ["--tokenizer_train", "bpe", "--vocab_size", "400", "--model_size", "tiny"] if recipe == "clm" else []
     else:
         (sample,) = (ROOT / "recipes" / recipe / "sample").glob("train.*")
-        more = ["--max_train_samples", "40", "--max_eval_samples", "4", "--max_seq_length", "128"]
+        length = "--max_source_length" if recipe == "summarization" else "--max_seq_length"
+        more = ["--max_train_samples", "40", "--max_eval_samples", "4", length, "128"]
         more += ["--validation_file", str(sample.with_stem("validation")), "--train_file", str(sample)]
         more += ["--doc_stride", "32"] * (recipe in ("ner", "qa")) + ["--max_question_length", "32"] * (recipe == "qa")
-    if recipe in ("mlm", "clm", "translation"):
-        for split, own in (("train", rows), ("validation", rows[:4])):
-            more += [f"--{split}_file", write_jsonl(folder / f"{split}.jsonl", own)]
-    if recipe not in ("clm", "translation"):
+    if recipe in ("mlm", "clm", "translation") or own:
+        for split, some in (("train", rows), ("validation", rows[:4])):
+            more += [f"--{split}_file", write_jsonl(folder / f"{split}.jsonl", some)]
+    if recipe not in ("clm", "translation") and not own:
         more += ["--model_name_or_path", tiny]
     more += ["--max_steps", "4", "--optim", "sgd", "--learning_rate", "0.05", "--precision", "fp32", "--dropout", "0"]
     return [*more, "--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", "1", "--disable_tqdm", "true"]
 
 
-@pytest.mark.parametrize("recipe", ["clm", "mlm", "ner", "qa", "sentiment", "translation"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["clm", "mlm", "ner", "qa", "sentiment", "summarization", "summarization --method abstractive", "translation"],
+)
 def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
-    main = importlib.import_module(f"recipes.{recipe}.train").main
-    pretrained = recipe not in ("clm", "translation")
+    main = importlib.import_module(f"recipes.{recipe.split()[0]}.train").main
+    pretrained = recipe not in ("clm", "translation") and "abstractive" not in recipe
     arms = {"plain": [], "freelb": ["--adversarial", "freelb", "--ema_decay", "0.5", "--label_smoothing_factor", "0.1"]}
     arms["freelb"] += ["--mixout", "0.3", "--l2_sp", "0.1"] if pretrained else []
     arms["r_drop"] = ["--r_drop", "1", "--dropout", "1e-9"]  # under no dropout it is plain training
+    pairs = [("plain", 8), ("r_drop", 4), ("freelb", 8), ("freelb", 4)]
+    if recipe == "summarization":
+        with pytest.raises(InputError, match="--r_drop: for --method abstractive only"):
+            main([*recipe_words(recipe, tiny, tmp_path), *arms["r_drop"]])
+        pairs[1] = ("plain", 4)
     found = {}
-    for arm, batch in (("plain", 8), ("r_drop", 4), ("freelb", 8), ("freelb", 4)):
+    for arm, batch in pairs:
         cut = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(8 // batch)]
         out = tmp_path / f"{arm}-{batch}"
         main([*recipe_words(recipe, tiny, tmp_path), *cut, "--output_dir", str(out), *arms[arm]])
         found[arm, batch] = load_file(out / "model.safetensors")
-    assert farthest(found["plain", 8], found["r_drop", 4]) < 1e-5
+    assert farthest(found["plain", 8], found[pairs[1]]) < 1e-5
     assert farthest(found["freelb", 8], found["freelb", 4]) < 1e-5
     assert farthest(found["plain", 8], found["freelb", 8]) > 1e-4
 

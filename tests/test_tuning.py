@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -25,7 +26,11 @@ from transformers import (
     BertConfig,
     BertModel,
     DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    Gemma2Config,
     GPT2Config,
+    OPTConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -34,7 +39,7 @@ from common.adapters import Bottleneck, Shape, insert_adapters
 from common.args import ModelArguments
 from common.errors import InputError
 from common.inference import load_saved
-from common.layers import depths, layer_names
+from common.layers import depths, layer_names, watch
 from common.methods import METHODS, TuningArguments
 from common.models import load_model
 from common.peft_methods import orthogonality
@@ -64,7 +69,7 @@ IMPOSSIBLE = {
 }
 ON_TWO = [
     "lora/ner", "adalora/classification", "adapter/clm", "gradual/ner", "prefix/classification", "prompt/mlm",
-    "ia3/seq2seq", "bias/clm",
+    "ia3/seq2seq", "bias/clm", "lora/qa",
 ]  # fmt: skip
 
 
@@ -222,12 +227,20 @@ def test_each_method_trains_and_predicts_in_bfloat16(checkpoints, tmp_path, toke
 # Methods in more detail
 
 
-def bert_with(name: str, folder: Path, tokenizer, auto_class=AutoModelForTokenClassification, config=None, **settings):
+def bert_with(
+    name: str,
+    folder: Path,
+    tokenizer,
+    auto_class=AutoModelForTokenClassification,
+    config=None,
+    labels: tuple[str, ...] | None = ("a", "b", "c"),
+    **settings,
+):
     """A model loaded as a recipe does it, from a random checkpoint of a base model."""
     torch.manual_seed(0)
     auto_class.from_config(config or BertConfig(**BERT)).base_model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
-    labels = None if auto_class is AutoModelForMaskedLM else ["a", "b", "c"]
+    labels = None if auto_class is AutoModelForMaskedLM else labels and list(labels)
     return load_model(auto_class, ModelArguments(str(folder / name), **settings), labels, 16)
 
 
@@ -381,12 +394,64 @@ def test_any_method_of_peft_by_a_file(checkpoints, tmp_path, tokenizer):
     assert max((a - b).abs().max().item() for a, b in zip(before, cell.logits(), strict=True)) < 1e-4
 
 
+def test_a_peft_file_without_targets_takes_those_of_its_method(checkpoints, tmp_path, tokenizer):
+    path = tmp_path / "peft.yaml"
+
+    def tuned(text: str) -> set[str]:
+        path.write_text(text)
+        model = Cell(checkpoints, "ner", None, tmp_path, tokenizer, tuning={"peft_config": str(path)}).model
+        names = {name for name, weight in model.named_parameters() if weight.requires_grad and "classifier" not in name}
+        return {
+            name.partition(".ln_tuning")[0].partition(".ia3")[0].removeprefix("base_model.model.") for name in names
+        }
+
+    norms = ["embeddings.LayerNorm"]
+    norms += [f"encoder.layer.{i}.{part}output.LayerNorm" for i in range(LAYERS) for part in ("attention.", "")]
+    assert tuned("peft_type: ln_tuning\n") == {f"bert.{name}" for name in norms}
+    own = Cell(checkpoints, "ner", "ia3", tmp_path, tokenizer).model
+    scaled = {name.partition(".ia3")[0] for name, _ in own.named_parameters() if "ia3" in name}
+    assert tuned("peft_type: ia3\n") == {name.removeprefix("base_model.model.") for name in scaled}
+
+
+def test_virtual_keys_and_values_by_a_file_leave_the_text_as_it_is(checkpoints, tmp_path, tokenizer):
+    (tmp_path / "peft.yaml").write_text("peft_type: cartridge\nnum_virtual_tokens: 5\n")
+    tuning = {"peft_config": str(tmp_path / "peft.yaml")}
+    cell = Cell(checkpoints, "ner", None, tmp_path, tokenizer, tuning=tuning)
+    lengths = [logits.shape for logits in Cell(checkpoints, "ner", "full", tmp_path, tokenizer).logits()]
+    assert [logits.shape for logits in cell.logits()] == lengths
+
+
+def test_tokens_of_a_tied_head_are_trained_with_it(checkpoints, tmp_path, tokenizer):
+    """The head then scores by itself, in place of the layer whose losses are taken in chunks."""
+    (tmp_path / "peft.yaml").write_text("peft_type: trainable_tokens\ntoken_indices: [12, 13]\n")
+    tuning = {"peft_config": str(tmp_path / "peft.yaml")}
+    cell = Cell(checkpoints, "clm", None, tmp_path / "out", tokenizer, tuning=tuning, num_train_epochs=1)
+    expected = Cell(checkpoints, "clm", "full", tmp_path / "out", tokenizer).trainer.evaluate()["eval_loss"]
+    assert cell.trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    start = cell.plain.get_input_embeddings().weight.detach().clone()
+    cell.trainer.train()
+    model = merge(cell.trainer.model, str(tmp_path / "out"), save=False)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    moved = (model.get_input_embeddings().weight != start).any(-1).nonzero()[:, 0]
+    assert moved.tolist() == [12, 13]
+
+
+@pytest.mark.parametrize(("task", "target"), [("clm", "lm_head"), ("mlm", "word_embeddings"), ("seq2seq", "shared")])
+def test_one_of_tied_layers_cannot_be_adapted(checkpoints, tmp_path, tokenizer, task, target):
+    with pytest.raises(InputError, match=f"{target} are those of another layer as well"):
+        Cell(checkpoints, task, "lora", tmp_path, tokenizer, tuning={"lora_target_modules": [target]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("r: 4\n", "needs `peft_type`, one of: .*LOHA"),
         ("peft_type: loha\nalhpa: 4\n", "LOHA has no alhpa; did you mean alpha"),
         ("peft_type: poly\n", "POLY needs a task number"),
+        ("peft_type: lily\n", "LILY cannot be merged into the weights"),
+        ("peft_type: prefix_tuning\n", "PREFIX_TUNING needs num_virtual_tokens"),
+        ("peft_type: trainable_tokens\n", "TRAINABLE_TOKENS needs token_indices"),
+        ("peft_type: adalora\ntotal_step: 9\n", "total_step of ADALORA follows from the steps of the run"),
         ("peft_type: [\n", "expected"),
         ("peft_type: loha\ntarget_modules: [nothing]\n", "Target modules"),
     ],
@@ -421,6 +486,16 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
         model = bert_with("deberta", tmp_path, tokenizer, config=deberta)
         with pytest.raises(InputError, match=message):
             tune(model, TuningArguments(**arguments), TASKS["ner"].task_type)
+    model = bert_with("deberta", tmp_path, tokenizer, config=deberta)
+    with pytest.raises(InputError, match="a deberta-v2 model does not take what prefix_tuning puts in front"):
+        tune(model, TuningArguments(tuning="prefix"), TASKS["ner"].task_type)
+    opt = OPTConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, word_embed_proj_dim=WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, ffn_dim=INNER,
+    )  # fmt: skip
+    model = bert_with("opt", tmp_path, tokenizer, AutoModelForCausalLM, opt, labels=None)
+    with pytest.raises(InputError, match="the head of OPTForCausalLM cannot be kept from reading virtual tokens"):
+        tune(model, TuningArguments(tuning="prompt"), TASKS["clm"].task_type)
     model = bert_with("gpt", tmp_path, tokenizer, AutoModelForSequenceClassification, GPT2Config(**GPT2))
     with pytest.raises(InputError, match="GPT2ForSequenceClassification reads padding"):
         tune(model, TuningArguments(tuning="prompt"), TASKS["classification"].task_type)
@@ -469,6 +544,35 @@ def test_quantized_weights_need_a_gpu(checkpoints, monkeypatch):
         load_model(AutoModelForTokenClassification, args, ["a", "b"], 16, quantize="4bit")
 
 
+@pytest.mark.parametrize("method", ["prompt", "ptuning"])
+def test_virtual_tokens_are_as_wide_as_embeddings(tmp_path, tokenizer, method):
+    """Which may be narrower than the layers (ELECTRA), and whose width has another name elsewhere (DistilBERT)."""
+    narrow = ElectraConfig(**BERT | {"embedding_size": 8})
+    distil = DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER)
+    for name, config, width in (("electra", narrow, 8), ("distilbert", distil, WIDTH)):
+        model = bert_with(name, tmp_path, tokenizer, config=config)
+        model = tune(model, TuningArguments(tuning=method, num_virtual_tokens=4), TASKS["ner"].task_type)
+        assert model.active_peft_config.token_dim == width
+        found = model(input_ids=torch.ones(2, 6, dtype=torch.int64), attention_mask=torch.ones(2, 6)).logits
+        assert found.shape == (2, 6, 3)
+
+
+def test_ranks_are_allocated_where_steps_leave_layers_out(checkpoints, tmp_path, tokenizer):
+    cell = Cell(checkpoints, "seq2seq", "adalora", tmp_path, tokenizer)
+    cell.plain.model.encoder.layerdrop = cell.plain.model.decoder.layerdrop = 0.5
+    cell.trainer.train()
+    assert cell.trainer.state.global_step == 12
+
+
+def test_the_layers_of_a_model_with_capped_scores_are_found(tokenizer):
+    config = Gemma2Config(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, head_dim=8,
+        num_key_value_heads=1, intermediate_size=INNER,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    assert [layer.value for layer in watch(model)] == [[f"model.layers.{i}.self_attn.v_proj"] for i in range(LAYERS)]
+
+
 def test_layers_are_found_in_their_order(tmp_path, tokenizer):
     model = AutoModelForSeq2SeqLM.from_pretrained(Path(tiny_t5(tmp_path, tokenizer)) / "seq2seq")
     assert layer_names(model) == ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
@@ -499,6 +603,9 @@ def small_rows(recipe: str) -> list[dict]:
     if recipe in ("mlm", "clm"):
         text = "the {} small houses of the town stand beside the river and the road to {}"
         return [{"text": text.format(n, n + 1)} for n in range(12)]
+    if recipe == "summarization":
+        text = "The {} small houses stand beside the river. The road leads to {} more. Nobody lives there."
+        return [{"document": text.format(n, n + 1), "summary": f"There are {n} houses."} for n in range(12)]
     return read_jsonl(ROOT / "recipes" / recipe / "sample" / "train.jsonl")[:16]
 
 
@@ -518,13 +625,16 @@ def questions() -> list[dict]:
     [
         ("sentiment", "prefix"), ("ner", "adapter"), ("qa", "prompt"), ("mlm", "ptuning"), ("clm", "prompt"),
         ("translation", "prefix"), ("translation", "prompt"), ("mlm", "lora"), ("clm", "gradual"),
+        ("summarization", "adapter"), ("summarization --method abstractive", "prefix"),
     ],
 )  # fmt: skip
 def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tmp_path, recipe, method, capsys):
+    recipe, *more = recipe.split()
     rows = questions() if recipe == "qa" else small_rows(recipe)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    task = {"sentiment": "classification", "translation": "seq2seq"}.get(recipe, recipe)
-    if recipe in ("clm", "translation"):  # their texts have an end, and a beginning
+    writes = recipe == "translation" or "abstractive" in more
+    task = "seq2seq" if writes else {"sentiment": "classification", "summarization": "ner"}.get(recipe, recipe)
+    if recipe == "clm" or writes:  # their texts have an end, and a beginning
         shutil.copytree(checkpoints / task, tmp_path / task)
         ending = PreTrainedTokenizerFast.from_pretrained(tmp_path / task, bos_token="[CLS]", eos_token="[SEP]")
         ending.save_pretrained(tmp_path / task)
@@ -532,11 +642,12 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
     words += ["--tuning", method, "--num_virtual_tokens", "4", "--num_train_epochs", "2", "--precision", "fp32"]
-    words += ["--disable_tqdm", "true"]
+    words += ["--disable_tqdm", "true", *more]
     length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
-    length["translation"] = ("--max_source_length", "32", "--max_target_length", "16", "--source_lang", "en")
+    length["translation"] = ("--max_source_length", "32", "--source_lang", "en", "--target_lang", "de")
+    length["summarization"] = ("--max_source_length", "48")
     words += length.get(recipe, ("--max_seq_length", "48"))
-    words += ("--target_lang", "de") if recipe == "translation" else ()
+    words += ("--max_target_length", "16") if writes else ()
     train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in ("train", "predict"))
     train.main(words)
     out = tmp_path / "out"
@@ -544,14 +655,15 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     assert ("cannot be merged" in (out / "README.md").read_text()) == (out / "base").is_dir()
     assert json.loads((out / "run.json").read_text())["arguments"]["tuning"] == method
     text = {"mlm": [{"text": "the [MASK] houses"}], "clm": [{"prompt": "the small houses"}]}.get(recipe)
-    asked = text or [{k: v for k, v in row.items() if k not in ("label", "ner_tags", "answers")} for row in rows]
+    known = ("label", "ner_tags", "answers", "summary")
+    asked = text or [{k: v for k, v in row.items() if k not in known} for row in rows]
     predict.main([
         "--model", str(out), "--input", write_jsonl(tmp_path / "in.jsonl", asked), "--output",
         str(tmp_path / "found.jsonl"), *(() if recipe == "clm" else ("--precision", "fp32")),
     ])  # fmt: skip
     found = read_jsonl(tmp_path / "found.jsonl")
     assert len(found) == len(asked)
-    if recipe in ("sentiment", "translation"):
+    if recipe in ("sentiment", "summarization", "translation"):
         trained = [row["predicted"] for row in read_jsonl(out / "predictions_test.jsonl")]
         assert [row["predicted"] for row in found] == trained
     if recipe == "qa":

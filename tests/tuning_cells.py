@@ -41,7 +41,7 @@ from common.regularisation import set_dropout
 from common.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.trainer import Trainer
 from common.tuning import tune
-from recipes.qa.spans import span_losses
+from recipes.qa.spans import answer_in_context, span_losses
 
 WIDTH, INNER, LAYERS, HEADS, VOCAB, POSITIONS = 16, 32, 2, 2, 600, 64
 PAD, MASK, ROWS, EPOCHS = 0, 4, 16, 3
@@ -145,11 +145,19 @@ def collate(rows: list[dict]) -> dict[str, Tensor]:
     return batch
 
 
+def collate_windows(rows: list[dict]) -> dict[str, Tensor]:
+    batch = collate(rows)
+    return batch | {"context_mask": batch["attention_mask"].bool()}
+
+
 def collate_pairs(rows: list[dict]) -> dict[str, Tensor]:
     batch = collate(rows)
     first = torch.full_like(batch["labels"][:, :1], 3)
     moved = torch.cat([first, batch["labels"][:, :-1]], 1)
     return batch | {"decoder_input_ids": moved.masked_fill(moved == -100, PAD)}
+
+
+COLLATORS = {"seq2seq": collate_pairs, "qa": collate_windows}
 
 
 class Cell:
@@ -176,6 +184,8 @@ class Cell:
         )
         selection = Selection(self.plain, 8 if task == "clm" else None) if task in ("mlm", "clm") else None
         set_dropout(self.plain, dropout)
+        if task == "qa":
+            answer_in_context(self.plain)
         torch.manual_seed(2)
         self.model = tune(self.plain, self.args, TASKS[task].task_type)
         kinds = {"seq2seq": Seq2SeqTrainingArguments, "mlm": LanguageArguments, "clm": LanguageArguments}
@@ -188,7 +198,7 @@ class Cell:
         values |= {"predict_with_generate": False} if task == "seq2seq" else {}
         args = kinds.get(task, TrainingArguments)(output_dir=str(folder), **values | settings)
         given = {"model": self.model, "args": args, "train_dataset": data(task), "eval_dataset": data(task)}
-        given |= {"processing_class": tokenizer, "data_collator": collate_pairs if task == "seq2seq" else collate}
+        given |= {"processing_class": tokenizer, "data_collator": COLLATORS.get(task, collate)}
         if task == "seq2seq":
             self.trainer = Seq2SeqTrainer(**given)
         elif selection is not None:
