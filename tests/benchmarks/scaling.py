@@ -94,8 +94,8 @@ COLUMNS = {
     "job": ("job, s", "{:.1f}"), "preparation": ("preprocessing, s", "{:.1f}"),
     "train_seconds": ("training, s", "{:.1f}"), "eval_seconds": ("evaluation, s", "{:.1f}"),
     "train_tokens": ("sub-tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
-    "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("of evaluation", "{:,.0f}"),
-    "eval_grown_mib": ("more than before it", "{:,.0f}"),
+    "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("peak of evaluation, MiB", "{:,.0f}"),
+    "eval_grown_mib": ("grown in it, MiB", "{:,.0f}"),
 }  # fmt: skip
 
 
@@ -122,14 +122,16 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         axes[0, 0].set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
         for name, label in (("train_mib", "training"), ("eval_mib", "evaluation")):
             axes[0, 1].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
-        axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)", ylim=(0, None))
+        axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)")
     for what in ("full", "lora"):
         own = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
             axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
-    axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second", ylim=(0, None))
-    axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)", ylim=(0, None))
+    axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second")
+    axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)")
     for axis in axes.flat:
+        if axis is not axes[0, 0]:
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.legend()
     figure.savefig(path, dpi=120)
 

@@ -28,8 +28,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-#: functions of the recipes that make a model, beside `from_pretrained`
-LOADERS = ("load_model", "load_encoder_decoder", "load_tokenizer", "load_seq2seq_tokenizer")
+#: functions that find and make a model, beside `from_pretrained`
+LOADERS = ("resolve_model", "load_model", "load_encoder_decoder")
 
 
 class Watch:
@@ -195,12 +195,14 @@ def main() -> None:
     path, name, *argv = sys.argv[1:]
     watch = Watch()
     program = importlib.import_module(name)
-    from transformers import PreTrainedModel
+    from transformers import AutoTokenizer, PreTrainedModel
 
-    PreTrainedModel.from_pretrained = classmethod(watch.loads(PreTrainedModel.from_pretrained.__func__))
-    for loader in LOADERS:
-        if hasattr(program, loader):
-            setattr(program, loader, watch.loads(getattr(program, loader)))
+    for loaded in (PreTrainedModel, AutoTokenizer):
+        loaded.from_pretrained = classmethod(watch.loads(loaded.from_pretrained.__func__))
+    for module in (program, sys.modules.get("tests.benchmarks.stock")):
+        for loader in LOADERS:
+            if hasattr(module, loader):
+                setattr(module, loader, watch.loads(getattr(module, loader)))
     predicts = getattr(program, "predict_file", None)
     if predicts is None:
         import transformers
