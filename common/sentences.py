@@ -90,9 +90,8 @@ def _fitting(parts: list[Piece], fits: Callable[[str], bool], level: int) -> lis
 def _between_characters(text: str, fits: Callable[[str], bool]) -> list[Piece]:
     found, start, length = [], 0, len(text)
     while start < len(text):
-        length = min(
-            2 * length, len(text) - start
-        )  # from what fitted last: to try all that is left takes quadratic time
+        # from what fitted last: to try all that is left takes quadratic time
+        length = min(2 * length, len(text) - start)
         while length > 1 and not fits(text[start : start + length]):
             length = length * 2 // 3
         found.append((text[start : start + length], ""))
