@@ -194,6 +194,7 @@ def load_model(
     args: ModelArguments,
     labels: list[str] | None,
     max_length: int,
+    *,
     argument: str = "max_seq_length",
     quantize: str | None = None,
 ) -> PreTrainedModel:

@@ -628,7 +628,9 @@ def questions() -> list[dict]:
         ("summarization", "adapter"), ("summarization --method abstractive", "prefix"),
     ],
 )  # fmt: skip
-def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tmp_path, recipe, method, capsys):
+def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
+    checkpoints, tmp_path, recipe, method, capsys, monkeypatch
+):
     recipe, *more = recipe.split()
     rows = questions() if recipe == "qa" else small_rows(recipe)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -672,4 +674,7 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(checkpoints, tm
     if (out / "base").is_dir():
         with pytest.raises(InputError, match="was trained by a method that cannot be merged"):
             train.main([*words, "--model_name_or_path", str(out), "--output_dir", str(tmp_path / "more")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--quantize 4bit: needs a CUDA GPU"):
+        train.main([*words, "--tuning", "lora", "--quantize", "4bit", "--output_dir", str(tmp_path / "quantized")])
     capsys.readouterr()

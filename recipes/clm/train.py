@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
         model.config.max_seq_length = length  # saved with it, so that predict goes no further than it was trained
     else:
-        model = load_model(AutoModelForCausalLM, model_args, None, length, tuning_args.quantize)
+        model = load_model(AutoModelForCausalLM, model_args, None, length, quantize=tuning_args.quantize)
     check_causal(model)
     set_dropout(model, args.dropout, model_args.attention_dropout)
     selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores

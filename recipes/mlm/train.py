@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scratch_args.from_scratch:
         model = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
     else:
-        model = load_model(auto_class, model_args, None, length, tuning_args.quantize)
+        model = load_model(auto_class, model_args, None, length, quantize=tuning_args.quantize)
         begin_as_identity(model)
     if in_pairs:
         check_pair_head(model)

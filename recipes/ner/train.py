@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
-    model = load_model(AutoModelForTokenClassification, model_args, labels, length, tuning_args.quantize)
+    model = load_model(AutoModelForTokenClassification, model_args, labels, length, quantize=tuning_args.quantize)
     labels = list(model.config.id2label.values())
     cut = {"max_seq_length": data_args.max_seq_length, "doc_stride": data_args.doc_stride}
     model.config.update(cut)  # saved with the model, so that predict cuts the same windows

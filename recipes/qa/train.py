@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length, labels = data_args.max_seq_length, ["LABEL_0", "LABEL_1"]
-    model = load_model(AutoModelForQuestionAnswering, model_args, labels, length, tuning_args.quantize)
+    model = load_model(AutoModelForQuestionAnswering, model_args, labels, length, quantize=tuning_args.quantize)
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     model.config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
     windows = data.map(

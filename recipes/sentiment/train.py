@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
-    model = load_model(AutoModelForSequenceClassification, model_args, labels, length, tuning_args.quantize)
+    model = load_model(AutoModelForSequenceClassification, model_args, labels, length, quantize=tuning_args.quantize)
     labels = list(model.config.id2label.values())
     model.config.problem_type = "multi_label_classification" if several else "single_label_classification"
     reading = {"max_seq_length": data_args.max_seq_length, "keep": data_args.keep}

@@ -124,7 +124,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if extractive:
         tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
         model = load_model(
-            AutoModelForTokenClassification, model_args, [LABEL], window, "max_source_length", tuning_args.quantize
+            AutoModelForTokenClassification,
+            model_args,
+            [LABEL],
+            window,
+            argument="max_source_length",
+            quantize=tuning_args.quantize,
         )
         set_dropout(model, args.dropout, model_args.attention_dropout)
         rows = marked(data, rouge).map(
