@@ -112,6 +112,11 @@ class Seq2SeqTrainingArguments(TrainingArguments):
         if self.save_total_limit is not None:
             self.save_total_limit = max(self.save_total_limit, n)
 
+    def watched(self, rows: int) -> list[int]:
+        """Which of so many validation rows evaluations during training are of: evenly from the first to the last."""
+        number = min((self.predict_with_generate and self.eval_generate_samples) or rows, rows)
+        return np.linspace(0, rows - 1, number).astype(int).tolist()
+
     def check_together(
         self,
         generation: GenerationArguments,

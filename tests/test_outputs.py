@@ -34,6 +34,10 @@ def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
     assert "replaces the run that is there" in capsys.readouterr().out
     assert sha256(out / "model.safetensors") != weights
     assert (out / "notes.txt").read_text() == "mine"
+    weights = sha256(out / "model.safetensors")
+    with pytest.raises(InputError, match="--model_name_or_path is in it, and would be replaced"):
+        train.main([*arguments, "--model_name_or_path", str(out), "--overwrite"])
+    assert sha256(out / "model.safetensors") == weights
 
 
 def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):

@@ -32,7 +32,7 @@ def check_causal(model: PreTrainedModel) -> None:
     ids[1, 5:] = 0
     model.eval()
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[:, :5]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :5]
     model.train()
     if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4):
         raise InputError(f"{type(model).__name__}: sees what comes after a sub-token; take a decoder, such as a GPT")

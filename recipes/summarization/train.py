@@ -188,16 +188,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             losses=sentence_losses,
         )
     else:
+        watched = args.watched(len(validation))
 
         def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
             predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
-            found = means(rouge(predicted, validation[: len(encoded)]))
+            found = means(rouge(predicted, [validation[i] for i in watched]))
             return found | {"hit_max_length": ended.count(False) / len(ended)}
 
-        quick = args.eval_generate_samples if args.predict_with_generate else None
         trainer = Seq2SeqTrainer(
             **shared,
-            eval_dataset=rows["validation"].select(range(min(quick or len(validation), len(validation)))),
+            eval_dataset=rows["validation"].select(watched),
             data_collator=collator,
             compute_metrics=score,
         )

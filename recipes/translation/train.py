@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
@@ -171,9 +170,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Trainer
     scorer = Scorer(ways, data_args.bleu_tokenize)
-    number = len(rows["validation"])
-    quick = min((args.predict_with_generate and args.eval_generate_samples) or number, number)
-    watched = np.linspace(0, number - 1, quick).astype(int)  # rows of every pair
+    watched = args.watched(len(rows["validation"]))
 
     def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
