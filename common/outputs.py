@@ -171,8 +171,8 @@ class Run:
                 raise InputError(f"{where}: holds a different run; {remedy}")
             if before["finished"] is None and checkpoints.in_order(self.folder):
                 raise InputError(f"{where}: holds a run that was stopped; {remedy}")
-        model = Path(self.record["arguments"]["model_name_or_path"])
-        if model.is_dir() and model.resolve().is_relative_to(self.folder.resolve()):
+        model = self.record["arguments"]["model_name_or_path"]  # None where it begins from nothing
+        if model and Path(model).is_dir() and Path(model).resolve().is_relative_to(self.folder.resolve()):
             raise InputError(
                 f"{where}: is where --model_name_or_path is read from, and would be replaced; give another"
             )
