@@ -194,6 +194,7 @@ def test_help_lists_every_target_in_one_line(copy):
         "sweep",
         "test",
         "soak",
+        "bench",
         "lint",
         "format",
         "clm",

@@ -35,7 +35,7 @@ def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
     assert sha256(out / "model.safetensors") != weights
     assert (out / "notes.txt").read_text() == "mine"
     weights = sha256(out / "model.safetensors")
-    with pytest.raises(InputError, match="--model_name_or_path is in it, and would be replaced"):
+    with pytest.raises(InputError, match="is where --model_name_or_path is read from, and would be replaced"):
         train.main([*arguments, "--model_name_or_path", str(out), "--overwrite"])
     assert sha256(out / "model.safetensors") == weights
 
