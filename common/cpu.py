@@ -1,27 +1,33 @@
-"""What a CPU trains faster: layers and head on real sub-tokens only, and dropout from cheap random bits.
+"""What a CPU computes faster: layers and head on the sub-tokens that matter, and dropout from cheap random bits.
 
 None changes what is computed: layers and head agree with the padded model to rounding, which is checked on each model
 before they are used, and the dropout drops with the same probability (to 1e-5) from other random numbers.
 `tests/benchmarks/NOTES.md` has the gains.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
 from common.errors import quiet
+from common.layers import watch
 
-#: rows of like length that attention takes at a time
+#: rows of like length that attention takes at a time, and more of the same length
 ROWS_TOGETHER = 8
-#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel (`NOTES.md`)
-WRITTEN_OUT = 256
+#: but no more than have so many scores a head: those of 12 heads, their gradients and dropout stay in the cache then
+SCORES_TOGETHER = 2**17
+#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel, which knows AMX
+#: (`NOTES.md`)
+WRITTEN_OUT = 256 if torch.cpu.get_capabilities().get("amx_bf16") else 512
 #: labels whose scores of the vocabulary exist at a time: so many stay in the cache
 LABELS_TOGETHER = 128
 #: the number of sub-tokens is filled up to a multiple of this: each new matrix shape costs time and memory
@@ -45,6 +51,23 @@ class _Rearrange(torch.autograd.Function):
         return gradient, None, None, None
 
 
+def _up_to_8(lengths: Tensor) -> Tensor:
+    return -(-lengths.clamp(min=1) // 8) * 8
+
+
+def _group_sizes(lengths: list[int]) -> list[int]:
+    """How many rows attention takes at a time, of rows of `lengths`, the longest first."""
+    sizes = [0]
+    longest = lengths[0]
+    for length in lengths:
+        full = (sizes[-1] + 1) * longest**2 > SCORES_TOGETHER or (sizes[-1] >= ROWS_TOGETHER and length < longest)
+        if full and sizes[-1]:
+            sizes.append(0)
+            longest = length
+        sizes[-1] += 1
+    return sizes
+
+
 class PackedBatch:
     """Where the sub-tokens of a padded batch lie when its padding is left out. Stands in for the attention mask.
 
@@ -53,7 +76,7 @@ class PackedBatch:
     - padded: rows x length, as the model's embeddings give and its head takes them;
     - packed: the real sub-tokens one after the other, longest row first, then at least one filler. The filler's
       gradient is always 0, and so it may stand wherever a place has no sub-token;
-    - slots: for attention, groups of `ROWS_TOGETHER` rows, each group padded to its own longest row.
+    - slots: for attention, groups of rows of like length (`_group_sizes`), each padded to its own longest row.
     """
 
     def __init__(self, mask: Tensor, causal: bool = False):
@@ -72,16 +95,23 @@ class PackedBatch:
         self.groups: list[tuple[int, int, Tensor]] = []  # rows, padded length, True where there is no key
         starts = []
         start = 0
-        for first in range(0, rows, ROWS_TOGETHER):
-            group = lengths[first : first + ROWS_TOGETHER]
-            longest = -(-max(1, int(group[0])) // 8) * 8
+        for group in lengths.split(_group_sizes(_up_to_8(lengths).tolist())):
+            longest = int(_up_to_8(group[0]))
             starts.append(start + torch.arange(len(group)) * longest)
             start += len(group) * longest
             self.groups.append((len(group), longest, torch.arange(longest) >= group[:, None, None, None]))
-        within = torch.arange(self.real) - (lengths.cumsum(0) - lengths)[row]
+        starts_of_rows = lengths.cumsum(0) - lengths
+        within = torch.arange(self.real) - starts_of_rows[row]
         self.slot_of_packed = torch.zeros(size, dtype=torch.int64)
         self.slot_of_packed[: self.real] = torch.cat(starts)[row] + within
         self.packed_of_slot = self._inverse(self.slot_of_packed, start)
+        #: the first sub-token of each row among the packed, longest row first, and in the order of the rows
+        self.sorted_firsts = starts_of_rows
+        self.firsts = torch.empty_like(order).scatter_(0, order, starts_of_rows)
+        #: of the last layer: which of the packed it computes, None for all; its whole input; what it attends for now
+        self.chosen: Tensor | None = None
+        self.whole: Tensor | None = None
+        self.firsts_only = False
 
     def _inverse(self, index: Tensor, size: int) -> Tensor:
         inverse = torch.full((size,), self.real)
@@ -95,11 +125,19 @@ class PackedBatch:
         return _Rearrange.apply(x, self.padded_of_packed, self.packed_of_padded, len(x))[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, packed, width) -> (rows, length, width); what stands at padding has no meaning."""
+        """(1, packed, width) -> (rows, length, width); what stands at padding has no meaning.
+
+        Of `chosen` sub-tokens (1, n, width) -> (n, 1, width).
+        """
+        if self.chosen is not None:
+            return x.transpose(0, 1)
         return _Rearrange.apply(x[0], self.packed_of_padded, self.padded_of_packed, self.real).view(self.shape)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-        """Attention within each row. From (1, heads, packed, width) each to (1, packed, heads, width)."""
+        """Attention within each row. From (1, heads, packed, width) each to (1, packed, heads, width).
+
+        With `firsts_only` that of each row's first sub-token, and 0 elsewhere.
+        """
         _, heads, packed, width = query.shape
         scaling = width**-0.5 if scaling is None else scaling
         flat = torch.cat([x.transpose(1, 2).reshape(packed, heads * width) for x in (query, key, value)], dim=-1)
@@ -109,19 +147,28 @@ class PackedBatch:
             slots.split([rows * length for rows, length, _ in self.groups]), self.groups, strict=True
         ):
             q, k, v = part.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+            if self.firsts_only:
+                q = q[:, :, :1]
             bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, torch.finfo(q.dtype).min)
             if dropout or (q.dtype == torch.bfloat16 and length <= WRITTEN_OUT):
                 if self.causal:
                     later = torch.ones(length, length, dtype=torch.bool).triu_(1)
                     bias = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, torch.finfo(q.dtype).min)
-                weights = ((q * scaling) @ k.transpose(-1, -2) + bias).softmax(-1)
+                scores = (q * scaling) @ k.transpose(-1, -2)
+                if length % 32 and length < 64:  # softmax of bfloat16 takes twice as long where vectors are not full
+                    scores = scores.float()
+                scores += bias
+                weights = scores.softmax(-1).to(q.dtype)
                 result = (quick_dropout(weights, dropout) if dropout else weights) @ v
             elif self.causal:  # what is padding comes after all that is real
                 result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
             else:
                 result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
-            results.append(result.transpose(1, 2).reshape(rows * length, heads * width))
+            results.append(result.transpose(1, 2).reshape(-1, heads * width))
         flat = torch.cat(results)
+        if self.firsts_only:
+            flat = flat.new_zeros(packed, heads * width).index_copy(0, self.sorted_firsts, flat)
+            return flat.view(1, packed, heads, width)
         flat = _Rearrange.apply(flat, self.slot_of_packed, self.packed_of_slot, len(flat))
         return flat.view(1, packed, heads, width)
 
@@ -163,8 +210,10 @@ def leave_out_padding(model: PreTrainedModel) -> bool:
     """Let the layers of an encoder or decoder compute real sub-tokens only. Returns whether this model can.
 
     Attention goes through `PackedBatch.attend`, the first layer packs its input and the last unpacks its output, so
-    that embeddings and head see what they always do. Used only where a test batch gives the same output as before, at
-    every real sub-token; else the model is left as it was.
+    that embeddings and head see what they always do. Where the head reads the first sub-token of each row alone, as
+    BERT's classifier does, the last layer computes only that, and gives the head rows of one sub-token. Each is used
+    only where a test batch gives the same as before: the layers at every real sub-token, the head for every row; else
+    the model is left as it was.
     """
     depth = getattr(model.config, "num_hidden_layers", None)
     layers = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -190,12 +239,85 @@ def leave_out_padding(model: PreTrainedModel) -> bool:
         )
     except Exception:  # whatever it is, this architecture cannot
         same = False
-    if not same:
+    if same:
+        compute_chosen_only(model, _firsts_of, lambda: [model(input_ids=ids, attention_mask=mask)[0]])
+    else:
         for hook in hooks:
             hook.remove()
         model.set_attn_implementation(before)
     model.train(training)
     return same
+
+
+def _firsts_of(batch: PackedBatch) -> Tensor:
+    return batch.firsts
+
+
+def compute_chosen_only(
+    model: PreTrainedModel, choose: Callable[[PackedBatch], Tensor | None], run: Callable[[], list[Tensor]]
+) -> None:
+    """Let the last layer of a packed model compute only the sub-tokens that the head reads. Keys and values are of all.
+
+    `choose` gives their places among the packed, None for all. The head then gets them as rows of one sub-token, of
+    shape (n, 1, width). Used only where `run`, what the model makes of a test batch, gives the same as before.
+    """
+    hooks: list[RemovableHandle] = []
+    training = model.training
+    model.eval()
+    try:
+        part = watch(model)[-1]
+        layer = model.get_submodule(part.name)
+        attention = model.get_submodule(part.query[-1].rpartition(".")[0])
+        with torch.no_grad():
+            expected = run()
+            hooks = [
+                layer.register_forward_pre_hook(partial(_take_chosen, choose), with_kwargs=True),
+                attention.register_forward_pre_hook(_attend_to_whole, with_kwargs=True),
+                attention.register_forward_hook(_keep_chosen, with_kwargs=True),
+            ]
+            same = all(
+                one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+                for one, other in zip(expected, run(), strict=True)
+            )
+    except Exception:  # attention cannot be seen, or the head reads other sub-tokens
+        same = False
+    if not same:
+        for hook in hooks:
+            hook.remove()
+    model.train(training)
+
+
+def _take_chosen(
+    choose: Callable[[PackedBatch], Tensor | None], layer: nn.Module, args: tuple, kwargs: dict
+) -> tuple | None:
+    batch = _batch(args, kwargs)
+    if batch is None:
+        return None
+    batch.chosen = choose(batch)
+    if batch.chosen is None:
+        return None
+    batch.whole = args[0]
+    return (args[0].index_select(1, batch.chosen), *args[1:]), kwargs
+
+
+# Where activations are checkpointed, the attention runs again in the backward pass, but no hook of the layer: so the
+# batch keeps the whole input.
+
+
+def _attend_to_whole(attention: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    batch = _batch(args, kwargs)
+    if batch is None or batch.chosen is None:
+        return None
+    batch.firsts_only = batch.chosen is batch.firsts
+    return (batch.whole, *args[1:]), kwargs
+
+
+def _keep_chosen(attention: nn.Module, args: tuple, kwargs: dict, output: tuple) -> tuple:
+    batch = _batch(args, kwargs)
+    if batch is None or batch.chosen is None:
+        return output
+    batch.firsts_only = False
+    return output[0].index_select(1, batch.chosen), *output[1:]
 
 
 def leaves_out_padding(model: nn.Module) -> bool:

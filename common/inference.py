@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from common.adapters import load_adapters
 from common.args import native_bf16
+from common.cpu import leave_out_padding
 from common.data import FileReader, Row, read_file
 from common.errors import InputError, quiet, tell
 from common.models import load_config, load_tokenizer, resolve_model
@@ -94,6 +95,8 @@ class Predictor:
             wanted = head if isinstance(head, str) else " or ".join(head)
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
         self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
+        if self.device.type == "cpu" and not virtual_tokens(path):
+            leave_out_padding(self.model)
         positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
         positions -= virtual_tokens(path)
         self.max_length = getattr(self.config, "max_seq_length", positions)

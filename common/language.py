@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from common.args import TrainingArguments
 from common.batching import Repeated, StepBatches, step_starts
+from common.cpu import PackedBatch, compute_chosen_only, leaves_out_padding
 from common.errors import InputError, is_main_process, tell
 from common.faults import HOW_TO_GO_ON
 from common.report import print_table
@@ -44,12 +45,14 @@ class Selection:
         self.positions: Tensor | None = None
         self.labels: Tensor | None = None
         self.chunk, self.label_smoothing = chunk, 0.0
-        self.works = self.chunked = False
+        self.works = self.chunked = self._taken = False
         if model.base_model is not model:
             hook = model.base_model.register_forward_hook(self._select)
             self.works = self._gives_the_same(model)
             if not self.works:
                 hook.remove()
+        if self.works and leaves_out_padding(model):
+            self._begin_in_the_last_layer(model)
         if chunk and self.works and model.get_output_embeddings() is not None:
             self._head = model.get_output_embeddings()
             self._scores = self._head.forward
@@ -82,11 +85,31 @@ class Selection:
     def _select(self, module: nn.Module, args: tuple, output):
         if self.positions is None:
             return output
-        picked = output[0].flatten(0, 1).index_select(0, self.positions)[None]
+        picked = output[0].flatten(0, 1)
+        if not self._taken:
+            picked = picked.index_select(0, self.positions)
+        self._taken, picked = False, picked[None]
         if isinstance(output, tuple):
             return (picked, *output[1:])
         output[next(iter(output))] = picked
         return output
+
+    def _begin_in_the_last_layer(self, model: PreTrainedModel) -> None:
+        """Let the last layer compute chosen positions only as well, where nothing else of the output changes."""
+        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+        inputs = {"input_ids": ids, "attention_mask": (torch.arange(13) < torch.tensor([[5], [13], [7]])).long()}
+
+        def run() -> list[Tensor]:
+            with self.at(ids.masked_fill(inputs["attention_mask"] * ids % 3 != 1, -100)):
+                return [value for value in model(**inputs).values() if isinstance(value, Tensor)]
+
+        compute_chosen_only(model, self._places, run)
+
+    def _places(self, batch: PackedBatch) -> Tensor | None:
+        if self.positions is None or batch.causal:  # a decoder has labels nearly everywhere
+            return None
+        self._taken = True
+        return batch.packed_of_padded[self.positions]
 
     def _losses(self, vectors: Tensor) -> Tensor:
         if self.labels is None:

@@ -1,11 +1,16 @@
 """Layers on real sub-tokens only agree with padded ones; quick dropout is dropout."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BartConfig,
@@ -15,6 +20,7 @@ from transformers import (
 )
 
 from common import cpu
+from common.adapters import Shape, insert_adapters
 from common.cpu import (
     HeadLosses,
     PackedBatch,
@@ -25,6 +31,8 @@ from common.cpu import (
     quick_dropout,
     quicken_dropout,
 )
+from common.language import Selection, losses_at_labels
+from common.layers import watch
 from common.trainer import label_losses
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -71,16 +79,90 @@ def test_loss_and_gradients_equal_those_of_the_padded_model(kind, auto_class):
     for name, weight in padded.named_parameters():
         if weight.grad is not None:
             assert torch.allclose(found[name].grad, weight.grad, atol=1e-6), name
+    firsts_only = auto_class is AutoModelForSequenceClassification and kind != "gpt2"
+    assert (fed_forward(packed, rows) == len(rows["labels"])) is firsts_only
 
 
+def fed_forward(model, rows, within: AbstractContextManager | None = None) -> int:
+    """How many sub-tokens the last linear map of the last layer computes."""
+    last, seen = watch(model)[-1].output, []
+    hook = model.get_submodule(last).register_forward_hook(lambda _, args, output: seen.append(output[..., 0].numel()))
+    with torch.no_grad(), within or nullcontext():
+        model(**rows)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_first_sub_tokens_only_in_training_under_what_is_put_into_a_layer(method):
+    """With checkpointing, whose second pass through the last layer comes before those through the others."""
+    models = [build("bert", AutoModelForSequenceClassification, **NO_DROPOUT) for _ in range(2)]
+    assert leave_out_padding(models[1])
+    rows = batch()
+    rows["labels"] = rows["input_ids"][:, 0] % 3
+    rows["attention_mask"][:, 0] = 1
+    gradients = []
+    for model in models:
+        torch.manual_seed(2)
+        if method == "lora":
+            model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+        else:
+            insert_adapters(model, Shape("houlsby", 2))
+            insert_adapters(model, Shape("pfeiffer", 2))
+        assert (fed_forward(model, rows) == 20) is (len(gradients) == 1)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()(**rows).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert len(gradients[0]) > 10
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2"])
+def test_the_last_layer_computes_labels_only_where_the_head_does(kind):
+    auto_class = AutoModelForCausalLM if kind == "gpt2" else AutoModelForMaskedLM
+    models = [build(kind, auto_class) for _ in range(2)]
+    assert leave_out_padding(models[1])
+    rows = batch()
+    labels = rows["input_ids"].masked_fill(rows["input_ids"] * rows["attention_mask"] % 5 != 1, -100)
+    gradients = []
+    for model in models:
+        selection = Selection(model.eval())
+        assert selection.works
+        with selection.at(labels):
+            losses_at_labels(model(**rows).logits, labels).sum().backward()
+        seen = fed_forward(model, rows, selection.at(labels))
+        assert (seen == int((labels != -100).sum())) is (model is models[1] and kind != "gpt2")
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+        with selection.at(torch.full_like(labels, -100)):
+            assert model(**rows).logits.shape == (1, 0, 200)
+        assert model(**rows).logits.shape == (20, 30, 200)
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5), name
+
+
+def test_the_last_layer_computes_all_where_another_head_reads_other_sub_tokens():
+    model = build("bert", AutoModelForPreTraining).eval()
+    rows = batch()
+    rows["attention_mask"][:, 0] = 1
+    assert leave_out_padding(model)
+    expected = model(**rows).seq_relationship_logits
+    selection = Selection(model)
+    with selection.at(rows["input_ids"]):
+        assert torch.equal(model(**rows).seq_relationship_logits, expected)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForTokenClassification, AutoModelForSequenceClassification])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_training_mode_uses_both_attention_branches(dropout):
-    model = build("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+def test_training_mode_uses_both_attention_branches(dropout, auto_class):
+    model = build("bert", auto_class, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     before = copy.deepcopy(model)
     assert leave_out_padding(model)
     assert model.training
     rows = batch()
     real = rows["attention_mask"].bool()
+    if auto_class is AutoModelForSequenceClassification:
+        real = rows["attention_mask"][:, 0].bool()
     with torch.no_grad():
         draws = torch.stack([model(**rows).logits[real] for _ in range(200 if dropout else 1)])
         expected = before.eval()(**rows).logits[real]
@@ -170,6 +252,20 @@ def test_attention_in_bfloat16_is_that_of_sdpa(causal, monkeypatch):
         assert torch.allclose(sdpa, other, atol=0.1)
         assert (sdpa - other).abs().mean() < 0.01
     assert not torch.equal(found[1][0], found[2][0])  # it was another computation
+
+
+def test_attention_takes_rows_of_one_length_together_and_no_more_than_stay_in_the_cache(monkeypatch):
+    assert cpu._group_sizes([384, 376, 8]) == [1, 1, 1]
+    assert cpu._group_sizes([256] * 5) == [2, 2, 1]
+    assert cpu._group_sizes([64] * 40) == [32, 8]
+    assert cpu._group_sizes([24] * 5 + [16] * 20 + [8] * 100) == [8, 17, 100]
+    packed = [PackedBatch(batch()["attention_mask"].bool())]
+    monkeypatch.setattr(cpu, "SCORES_TOGETHER", 1)
+    packed.append(PackedBatch(batch()["attention_mask"].bool()))
+    assert len(packed[0].groups) < len(packed[1].groups) == 20
+    vectors = torch.randn(3, 1, 2, len(packed[0].padded_of_packed), 4)
+    one, each = (part.attend(*vectors, 0.0, None)[:, : part.real] for part in packed)
+    assert torch.allclose(one, each, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

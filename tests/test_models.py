@@ -18,6 +18,7 @@ from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model,
 
 from common import models
 from common.args import DEFAULT_ENCODER, ModelArguments
+from common.cpu import leaves_out_padding
 from common.errors import InputError
 from common.methods import TuningArguments
 from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
@@ -240,6 +241,7 @@ def test_a_decoder_trains_and_predicts(byte_level, arguments, tmp_path):
     arguments[arguments.index("--model_name_or_path") + 1] = byte_level
     train.main([*arguments, "--output_dir", str(tmp_path / "decoder")])
     tagger = Tagger(str(tmp_path / "decoder"), precision="fp32")
+    assert leaves_out_padding(tagger.model) is not torch.accelerator.is_available()
     assert [len(tags) for tags, _ in tagger([["a"] * 3, ["new", "york"] * 60])] == [3, 120]
 
 
