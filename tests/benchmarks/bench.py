@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,18 +156,23 @@ def _rows_in(folder: Path, split: str) -> Iterator[dict]:
             yield json.loads(line) if path.suffix == ".jsonl" else {"text": line}
 
 
-def written(recipe: str, folder: Path | None, counts: dict[str, int | None]) -> Path:
-    """A folder with the rows that both arms take, one file a split: the first `counts` of each, or all."""
-    name = "-".join([recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values())])
+def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
+    """The folder `name` of the benchmark's data: a file for each split of `rows`, there whole or not at all."""
     target = FOLDER / "data" / name
     if not target.is_dir():
         part = target.with_name(name + ".part")
         part.mkdir(parents=True, exist_ok=True)
-        for split, found in rows_of(recipe, folder).items():
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found[: counts[split]])
-            (part / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        for split, found in rows().items():
+            with open(part / f"{split}.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         part.replace(target)
     return target
+
+
+def written(recipe: str, folder: Path | None, counts: dict[str, int | None]) -> Path:
+    """A folder with the rows that both arms take: of each split the first `counts`, or all."""
+    name = "-".join([recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values())])
+    return made_once(name, lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
 
 
 # Runs

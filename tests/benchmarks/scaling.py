@@ -12,43 +12,42 @@ made again while options and code are the same. outputs/bench/ then has scaling.
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from tests.benchmarks.bench import FOLDER, Kept, code_of, cores, rows_of, watched
+from tests.benchmarks.bench import FOLDER, Kept, code_of, cores, made_once, rows_of, watched
 
 STEPS, STEP_TOKENS = 6, 8192
 
 
 def repeated(count: int) -> Path:
     """A folder with `count` rows of the sample of sentiment for training, and as many for validation."""
-    folder = FOLDER / "data" / f"sentiment-{count}-repeated"
-    if not folder.is_dir():
-        part = folder.with_suffix(".part")
-        part.mkdir(parents=True, exist_ok=True)
+
+    def rows() -> dict[str, Iterator[dict]]:
         sample = rows_of("sentiment", None)
-        for split in ("train", "validation"):
-            with open(part / f"{split}.jsonl", "w", encoding="utf-8") as file:
-                for i in range(count):
-                    row = sample[split][i % len(sample[split])]
-                    file.write(json.dumps(row | {"text": f"{row['text']} {i}"}) + "\n")
-        part.replace(folder)
-    return folder
+        return {split: numbered(sample[split]) for split in ("train", "validation")}
+
+    def numbered(own: list[dict]) -> Iterator[dict]:
+        for i, row in enumerate(islice(cycle(own), count)):
+            yield row | {"text": f"{row['text']} {i}"}
+
+    return made_once(f"sentiment-{count}-repeated", rows)
 
 
 def long_texts() -> Path:
     """A folder with texts of some ten thousand sub-tokens, from the documents of the sample of summarization."""
-    folder = FOLDER / "data" / "long-texts"
-    if not folder.is_dir():
-        part = folder.with_suffix(".part")
-        part.mkdir(parents=True, exist_ok=True)
-        for split, rows in rows_of("summarization", None).items():
-            texts = (" ".join(row["document"] for row in rows[i : i + 40]) for i in range(0, len(rows), 40))
-            (part / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        part.replace(folder)
-    return folder
+
+    def rows() -> dict[str, list[dict]]:
+        return {
+            split: [{"text": " ".join(row["document"] for row in own[i : i + 40])} for i in range(0, len(own), 40)]
+            for split, own in rows_of("summarization", None).items()
+        }
+
+    return made_once("long-texts", rows)
 
 
 def run(recipe: str, words: list[Any]) -> dict[str, float]:

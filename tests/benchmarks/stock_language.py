@@ -64,6 +64,12 @@ def perplexity(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> 
     return math.exp(total / count)
 
 
+def joined(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> list[list[int]]:
+    """The texts one after the other, cut into blocks of `length` sub-tokens; what is left over is dropped."""
+    ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
+    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+
+
 def main(argv: list[str] | None = None) -> Callable[[], None]:
     options = options_of(argv, __doc__)
     data = load(options)
@@ -71,8 +77,7 @@ def main(argv: list[str] | None = None) -> Callable[[], None]:
     masked = tokenizer.mask_token is not None
 
     def group_texts(rows):
-        ids = list(chain.from_iterable(tokenizer(rows["text"])["input_ids"]))
-        blocks = [ids[i : i + options.length] for i in range(0, len(ids) - options.length + 1, options.length)]
+        blocks = joined(tokenizer, rows["text"], options.length)
         columns = {"input_ids": blocks, "attention_mask": [[1] * options.length] * len(blocks)}
         return columns if masked else columns | {"labels": blocks}
 

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
@@ -32,7 +31,7 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, native_bf16
 from common.models import resolve_model
-from tests.benchmarks.stock_language import batches_of_the_recipe, perplexity
+from tests.benchmarks.stock_language import batches_of_the_recipe, joined, perplexity
 
 LENGTH, ROWS, LEARNING_RATE = 256, 32, 1e-3
 FOLDER = Path("outputs/bench/mlm")
@@ -62,8 +61,7 @@ def stock(options: argparse.Namespace, learning_rate: float) -> dict:
     folder = resolve_model(DEFAULT_ENCODER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [line for line in Path(options.data, "train.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
-    ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
-    blocks = Dataset.from_dict({"input_ids": [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]})
+    blocks = Dataset.from_dict({"input_ids": joined(tokenizer, texts, LENGTH)})
     held_out = batches_of_the_recipe(f"{options.data}/validation.txt", tokenizer, LENGTH, options.max_eval_samples)
     evaluation = Evaluation(held_out, options.eval_steps)
     trainer = Trainer(
