@@ -359,11 +359,6 @@ class LanguageTrainer(Trainer):
     def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
         return {"accuracy": float(np.sum(prediction.predictions) / np.sum(np.concatenate(prediction.label_ids)))}
 
-    def _issue_warnings_after_load(self, load_result) -> None:
-        tied = self.model.all_tied_weights_keys  # in a checkpoint once, under another name
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
-
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = super()._metrics(prediction)
         return metrics | {"perplexity": perplexity(metrics["loss"])}

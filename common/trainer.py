@@ -637,6 +637,16 @@ class Trainer(transformers.Trainer):
                     return self._put_back(load_file(best / name))
             return super()._load_best_model()
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        own = self.accelerator.unwrap_model(self.model).state_dict()
+        missing = set(load_result.missing_keys)
+        # tied weights are in a checkpoint once, and share their memory in the model
+        there = {value.data_ptr() for name, value in own.items() if name not in missing}
+        load_result.missing_keys[:] = [
+            name for name in load_result.missing_keys if name not in own or own[name].data_ptr() not in there
+        ]
+        super()._issue_warnings_after_load(load_result)
+
     def _put_back(self, weights: dict[str, Tensor]) -> None:
         own = self._weights()
         for name, value in weights.items():
