@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from common.args import _Parser
+from common.cpu import leave_out_padding
+from common.language import Selection, losses_at_labels
 from tests.benchmarks.bench import JOBS, markdown, quantities
 from tests.benchmarks.operations import operations, sizes
 from tests.test_docs import RECIPES
@@ -123,6 +125,25 @@ def test_padding_and_positions_without_a_label_are_no_operations():
     assert together == operations(model, sizes(one, False)) + operations(model, sizes(other, False))
     every = sizes(other | {"labels": other["input_ids"]}, False)
     assert operations(model, sizes(other, False)) < operations(model, every)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "mlm"])
+def test_operations_of_a_last_layer_that_computes_chosen_sub_tokens_only(name):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    batch = batch_for(model, rows=21)  # 504 sub-tokens, which packing fills up to 512
+    whole = operations(model, sizes(batch, False))
+    assert leave_out_padding(model)
+    if name == "sentiment":
+        found = counted(model, batch)
+    else:
+        selection, labels = Selection(model), batch.pop("labels")
+        labels[labels % 6 != 0] = -100
+        with selection.at(labels), FlopCounterMode(display=False) as counter:
+            losses_at_labels(model(**batch).logits, labels).sum().backward()
+        found, batch["labels"] = counter.get_total_flops(), labels
+    assert operations(model, sizes(batch, False)) == pytest.approx(found, rel=0.03)
+    assert found < 0.85 * whole
 
 
 def run_of(arm: str, seed: int, **more) -> dict:

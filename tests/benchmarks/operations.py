@@ -7,11 +7,14 @@ attention counts as if each sub-token of a text saw all others, under a causal m
 """
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from common import cpu
 
 #: layers by the parts of their names: what stands behind the body of a model, what reads the encoder from a decoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
@@ -47,6 +50,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
     of_head = labels if kind.endswith(("MaskedLM", "PreTraining", "LMHeadModel", "CausalLM")) or both_sides else sources
     if kind.endswith("SequenceClassification"):
         of_head = rows
+    cut, first_only = _cut(plain)
     total = 0.0
     for name, layer in plain.named_modules():
         if not isinstance(layer, nn.Linear | Conv1D):
@@ -62,12 +66,26 @@ def operations(model: nn.Module, size: Tensor) -> float:
             seen = targets
         else:
             seen = sources
+        chosen = cut is not None and name.startswith(f"{cut}.")
+        if chosen and parts[-1] not in QUERIES | KEYS_AND_VALUES:
+            seen = rows if first_only else labels
         total += 2 * layer.weight.numel() * seen * (2 + layer.weight.requires_grad)
         if parts[-1] in QUERIES:
             pairs = crossed if crossing else target_squares if decoding else source_squares
+            if chosen and first_only:
+                pairs = sources
             width = layer.nf // 3 if isinstance(layer, Conv1D) else layer.out_features
             total += 3 * 2 * 2 * pairs * width
     return total
+
+
+def _cut(model: nn.Module) -> tuple[str | None, bool]:
+    """The layer that computes chosen sub-tokens only, if any, and whether these are the first of each row."""
+    for name, layer in model.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, partial) and hook.func is cpu._take_chosen:
+                return name, hook.args[0] is cpu._firsts_of
+    return None, False
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048, tries: int = 10) -> float:
