@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -15,6 +16,8 @@ from common.seq2seq import decoded, forced_ids, generating, padded
 
 #: a text that was generated, its log-probability, its number of sub-tokens, and whether it came to its end
 Output = tuple[str, float, int, bool]
+#: scores of the vocabulary that exist at a time when outputs are scored
+SCORES_TOGETHER = 2**22
 
 
 @dataclass
@@ -35,8 +38,7 @@ class Generator:
     """A saved model and how it searches. `batch_tokens` bounds a batch, padding included.
 
     `beams` and `length_penalty` take the place of those that the model was saved with. `prefix` is put in front of each
-    source. Generates in float32 on a CPU, as the training's evaluation does, and in bfloat16 on GPUs that compute it
-    (`precision`).
+    source. Generates in bfloat16 where the machine computes it (`precision`), as evaluations do.
     """
 
     def __init__(
@@ -97,19 +99,23 @@ class Generator:
         plain = isinstance(self.model, PreTrainedModel)  # else peft puts virtual tokens in front of the source
         if plain:
             encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        eos, totals = self.tokenizer.eos_token_id, []
-        for k, row in enumerate(outputs):  # one at a time: all logits of a batch could be gigabytes
-            ends = torch.nonzero(row[1:] == eos)
-            size = int(ends[0]) + 1 if len(ends) else len(row) - 1
-            source = slice(k // n_best, k // n_best + 1)
-            begun = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded[source])} if plain else {}
+        inputs, labels = outputs[:, :-1], outputs[:, 1:]
+        ends = (labels == self.tokenizer.eos_token_id).long()
+        counted = ends.cumsum(1) == ends  # nothing after the first end
+        # a token that the model was made to begin with is none of its choices
+        counted[:, : len(forced_ids(self.model))] = False
+        source = torch.arange(len(outputs), device=ids.device) // n_best
+        totals = []
+        together = max(1, SCORES_TOGETHER // (labels.shape[1] * self.model.config.get_text_config().vocab_size))
+        for part in torch.arange(len(outputs), device=ids.device).split(together):
+            own = source[part]
+            begun = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded[own])} if plain else {}
             logits = self.model(
-                **(begun or {"input_ids": ids[source]}),
-                attention_mask=mask[source],
-                decoder_input_ids=row[None, :size],
+                **(begun or {"input_ids": ids[own]}),
+                attention_mask=mask[own],
+                decoder_input_ids=inputs[part],
                 use_cache=False,
-            ).logits[0]
-            picked = logits.float().log_softmax(-1).gather(1, row[1 : size + 1, None])
-            # a token that the model was made to begin with is none of its choices
-            totals.append(float(picked[len(forced_ids(self.model)) :].sum()))
+            ).logits
+            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[part], reduction="none")
+            totals += (-losses * counted[part]).sum(1).tolist()
         return totals

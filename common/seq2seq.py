@@ -5,7 +5,7 @@ Beside those of `common.trainer`:
 - Evaluation generates, on batches sorted by the length of the source, and gives the outputs back in data set order.
   The loss is not computed beside it; under `--predict_with_generate false` it is, and nothing is generated.
 - During training it searches greedily, afterwards as `GenerationArguments` say.
-- On a CPU it generates in float32 whatever the training precision, as the saved model will.
+- It generates in the precision of the training.
 - `--max_tokens_per_batch` fills each batch up to a budget of sub-tokens (`common.batching.TokenBudgetBatches`), and a
   run that is resumed goes on bit for bit with it too.
 """
@@ -238,11 +238,13 @@ def padded(rows: list[list[int]], value: int) -> Tensor:
 
 @contextmanager
 def generating(model: PreTrainedModel, bf16: bool) -> Iterator[None]:
-    """Generate without the autocast that accelerate wraps a model's forward in; on a GPU in bfloat16 if `bf16`."""
+    """Generate without the autocast that accelerate wraps a model's forward in, in bfloat16 if `bf16`.
+
+    That one casts the weights at each step of the search; this one once.
+    """
     wrapped = model.__dict__.pop("forward", None)
-    device = next(model.parameters()).device.type
     try:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16 and device != "cpu"):
+        with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
             yield
     finally:
         if wrapped is not None:

@@ -39,7 +39,7 @@ from common.encoder_decoder import (
 from common.errors import InputError, RunStopped
 from common.languages import Direction, direction, set_direction, target_id
 from common.sentences import joined, pieces
-from common.seq2seq import finished_ids, label_ids
+from common.seq2seq import finished_ids, generating, label_ids
 from recipes.translation import predict, train
 from recipes.translation.localisation import sample
 from recipes.translation.pairs import check_row, flat, reader, swapped, upsampled
@@ -608,14 +608,29 @@ def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
     assert results(tmp_path / "b")["eval_samples"] == 20
 
 
-def test_bf16_saves_float32_and_generates_as_the_saved_model_does(arguments, tmp_path):
+def test_bf16_saves_float32_and_generates_as_the_saved_model_does_to_rounding(arguments, tmp_path):
     train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "4", "--num_beams", "1"])
     out = tmp_path / "out"
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.float32}
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    for row in read_jsonl(out / "predictions_test.jsonl"):
+    rows = read_jsonl(out / "predictions_test.jsonl")
+    same = 0
+    for row in rows:
         ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
-        assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
+        same += tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
+    assert same >= 0.7 * len(rows)
+
+
+def test_generates_in_the_precision_asked_for(arguments, tmp_path):
+    train.main([*arguments, "--num_beams", "1"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    seen = set()
+    model.get_output_embeddings().register_forward_hook(lambda layer, args, output: seen.add(output.dtype))
+    for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        seen.clear()
+        with torch.no_grad(), generating(model, bf16):
+            model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+        assert seen == {dtype}
 
 
 def test_predictions_of_another_run_are_compared(arguments, tmp_path):
@@ -869,7 +884,7 @@ def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refu
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", *longer])
 
 
-def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path):
+def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path, capfd):
     at = arguments.index("--vocab_size")
     arguments[at : at + 4] = []
     tokenizer = load_seq2seq_tokenizer(tiny)
@@ -887,6 +902,7 @@ def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path):
         assert bool(drawn) == (how == "encoder")
         assert "decoder.bert.encoder.layer.0.crossattention.self.query.weight" in model
     train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--num_train_epochs", "1"])
+    assert "missing keys" not in capfd.readouterr().err  # tied weights, when the best checkpoint is put back
     out = tmp_path / "out"
     saved = AutoModelForSeq2SeqLM.from_pretrained(out)
     source = read_jsonl(out / "predictions_test.jsonl")
