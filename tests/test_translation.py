@@ -608,7 +608,7 @@ def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
     assert results(tmp_path / "b")["eval_samples"] == 20
 
 
-def test_bf16_saves_float32_and_generates_as_the_saved_model_does_to_rounding(arguments, tmp_path):
+def test_bf16_saves_float32_and_generates_as_the_saved_model_does_in_bf16(arguments, tmp_path):
     train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "4", "--num_beams", "1"])
     out = tmp_path / "out"
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.float32}
@@ -616,9 +616,10 @@ def test_bf16_saves_float32_and_generates_as_the_saved_model_does_to_rounding(ar
     rows = read_jsonl(out / "predictions_test.jsonl")
     same = 0
     for row in rows:
-        ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
+        with torch.autocast("cpu", torch.bfloat16):
+            ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
         same += tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
-    assert same >= 0.7 * len(rows)
+    assert same >= 0.7 * len(rows)  # padding changes how it is rounded, and this model is sure of nothing
 
 
 def test_generates_in_the_precision_asked_for(arguments, tmp_path):
