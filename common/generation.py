@@ -35,7 +35,7 @@ class SearchArguments(PredictArguments):
 
 
 class Generator:
-    """A saved model and how it searches. `batch_tokens` bounds a batch, padding included.
+    """A saved model and how it searches. `batch_tokens` bounds a batch, padding included, each source once a beam.
 
     `beams` and `length_penalty` take the place of those that the model was saved with. `prefix` is put in front of each
     source. Generates in bfloat16 where the machine computes it (`precision`), as evaluations do.
@@ -54,10 +54,13 @@ class Generator:
         self.prefix = prefix
         self.tokenizer = load_seq2seq_tokenizer(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.model = load_saved(AutoModelForSeq2SeqLM, path).to(self.device).eval()
-        self.max_length, self.batch_tokens = load_config(path).max_source_length, batch_tokens
+        # SDPA on a CPU takes twice as long for a single query, which is what each step of the search has
+        kernel = {"attn_implementation": "eager"} if self.device.type == "cpu" else {}
+        self.model = load_saved(AutoModelForSeq2SeqLM, path, **kernel).to(self.device).eval()
+        self.max_length = load_config(path).max_source_length
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
+        self.batch_tokens = max(1, batch_tokens // self.beams)
         penalty = search.length_penalty if length_penalty is None else length_penalty
         self.search = {"num_beams": self.beams} | ({"length_penalty": penalty or 1.0} if self.beams > 1 else {})
         if self.beams > 1:
