@@ -44,6 +44,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from common.errors import InputError, RunStopped, command_line, one_line, tell, warn
+from common.hardware import cores
 
 #: arguments that a comparison sets itself
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
@@ -167,7 +168,7 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     command = [*launcher(gpus), f"recipes.{recipe}.train", *words, "--output_dir", str(folder), *again]
-    share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // at_once))} if at_once > 1 else {}
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))} if at_once > 1 else {}
     with open(log, "a", encoding="utf-8") as file:
         child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | share, start_new_session=True)
     return Child(child, folder, log, went_on)

@@ -29,6 +29,7 @@ from common import checkpoints
 from common.args import DataArguments, TrainingArguments
 from common.checkpoints import sha256
 from common.errors import InputError, is_main_process, tell, warn
+from common.hardware import hardware
 
 T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
@@ -108,7 +109,7 @@ class Run:
             "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "git_commit": _git_commit(),
-            "hardware": _hardware()
+            "hardware": hardware()
             | {"processes": args.world_size, "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"},
             "phases": {},
         }
@@ -328,16 +329,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + (" with uncommitted changes" if changed.stdout.strip() else "")
-
-
-def _hardware() -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
-        "cores": os.cpu_count(),
-    }
-    if torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
 
 
 def _reset_peak_memory() -> None:

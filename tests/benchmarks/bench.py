@@ -31,6 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.hardware import cores
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path("outputs/bench")
 SPLITS = ("train", "validation", "test")
@@ -271,11 +273,6 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
         "job": found["ended"] - start,
         **{key: found[key] for key in ("peak_mib", "peak_gpu_mib", "rate", "precision", "device") if key in found},
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def code_of(recipe: str) -> str:

@@ -12,12 +12,13 @@ benchmark goes on. `--seeds 1 2 3` runs each setting so often, and `--only END .
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+from common.hardware import cores
 
 RESULTS = Path("outputs/bench/mlm_settings.jsonl")
 ROWS, RAMP_START = 32, 8
@@ -117,7 +118,7 @@ def main() -> None:
             if not name.endswith(tuple(options.only)) or any(about.items() <= record.items() for record in records):
                 continue
             record = about | run(options, setting, seed)
-            record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
+            record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": cores()}
             records.append(record)
             with open(RESULTS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

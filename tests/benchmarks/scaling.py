@@ -19,7 +19,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tests.benchmarks.bench import FOLDER, Kept, code_of, cores, made_once, rows_of, watched
+from common.hardware import cores
+from tests.benchmarks.bench import FOLDER, Kept, code_of, made_once, rows_of, watched
 
 STEPS, STEP_TOKENS = 6, 8192
 
