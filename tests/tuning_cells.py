@@ -193,7 +193,7 @@ class Cell:
             "precision": "fp32", "disable_tqdm": True, "num_train_epochs": EPOCHS, "logging_steps": 1,
             "per_device_train_batch_size": 4, "save_min_seconds": 0, "save_total_limit": None,
             "metric_for_best_model": "scripted", "greater_is_better": True, "remove_unused_columns": False,
-            "learning_rate": self.args.rate(full=1e-3), "warmup_steps": 0,
+            "learning_rate": self.args.rate(full=5e-4), "warmup_steps": 0,
         }  # fmt: skip
         values |= {"predict_with_generate": False} if task == "seq2seq" else {}
         args = kinds.get(task, TrainingArguments)(output_dir=str(folder), **values | settings)

@@ -62,7 +62,7 @@ class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
     )
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 extractive; 1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x10"}
+        default=None, metadata={"help": "2e-4 extractive; 1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x20"}
     )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training rows; 6 extractive, 10 abstractive when not given"}
