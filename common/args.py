@@ -125,7 +125,8 @@ class RegularisationArguments:
         metadata={"help": "train on embeddings moved against the loss, in 2 passes or --adversarial_steps"},
     )
     adversarial_epsilon: float | None = field(
-        default=None, metadata={"help": "how far a row's embeddings are moved at most, as one vector; 1 if not given"}
+        default=None,
+        metadata={"help": "how far a row's embeddings are moved at most, as one vector; fgm 0.1, freelb 1"},
     )
     adversarial_steps: int | None = field(default=None, metadata={"help": "passes of freelb; 3 if not given"})
     adversarial_step_size: float | None = field(
@@ -162,7 +163,7 @@ class RegularisationArguments:
         if self.r_drop and self.dropout == 0:
             raise InputError("--r_drop: without dropout the two passes are the same; give a --dropout above 0")
         freelb = {"adversarial_steps": 3, "adversarial_step_size": 0.1}
-        for name, value in ({"adversarial_epsilon": 1.0} | freelb).items():
+        for name, value in ({"adversarial_epsilon": 0.1 if self.adversarial == "fgm" else 1.0} | freelb).items():
             if getattr(self, name) is None:
                 if self.adversarial == "freelb" or (self.adversarial and name not in freelb):
                     setattr(self, name, value)
