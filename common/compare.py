@@ -44,7 +44,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from common.errors import InputError, RunStopped, command_line, one_line, tell, warn
-from common.hardware import cores
+from common.hardware import cores, described
 
 #: arguments that a comparison sets itself
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
@@ -472,9 +472,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     if not done:
         raise InputError(*dict.fromkeys(f"{r['name']}: {e}" for of in found.values() for r in of for e in r["errors"]))
     tell_differences(groups)
-    hardware = done[0]["hardware"]
-    machine = ", ".join(hardware.get("gpus", [f"{hardware['cpu']}, {hardware['cores']} cores"]))
-    title = f"{options.recipe} {shlex.join(common)}; {len(options.seeds)} seeds; {machine}, {hardware['precision']}"
+    machine = described(done[0]["hardware"])
+    title = f"{options.recipe} {shlex.join(common)}; {len(options.seeds)} seeds; {machine}"
     if options.steps:
         title += f"; {', '.join(map(str, options.steps))} steps"
     together = max(record.get("at_once", 1) for record in done)

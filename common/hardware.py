@@ -21,3 +21,9 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
+
+
+def described(run: dict[str, Any]) -> str:
+    """The `hardware` of a run.json in words: the GPUs, or where there are none the CPU, and the precision."""
+    several = "s" if run["cores"] > 1 else ""
+    return ", ".join([*run.get("gpus", [f"{run['cpu']}, {run['cores']} core{several}"]), run["precision"]])

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 
 from common.errors import is_main_process, printable, tell
+from common.hardware import described
 from common.methods import METHODS
 
 #: what a table on the terminal shows at most
@@ -182,8 +183,8 @@ def write_model_card(
         "python -m " + printable(shlex.join(record["command"]), 10_000).replace("```", "` ` `"),
         "```",
         "",
-        f"Run on {record['started'][:10]} on {_hardware(record)}; arguments, versions and the sha256 of each data file "
-        "are in `run.json`.",
+        f"Run on {record['started'][:10]} on {described(record['hardware'])}; arguments, versions and the sha256 of "
+        "each data file are in `run.json`.",
         "",
     ]
     ModelCard("\n".join(lines)).save(Path(folder) / "README.md")
@@ -192,11 +193,3 @@ def write_model_card(
 def _markdown(text: str) -> str:
     """`text` as itself in Markdown: no markup, link or HTML."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", printable(text))
-
-
-def _hardware(record: dict[str, Any]) -> str:
-    hardware = record["hardware"]
-    return (
-        ", ".join(hardware.get("gpus", [f"{hardware['cpu']}, {hardware['cores']} cores"]))
-        + f", {hardware['precision']}"
-    )
