@@ -324,7 +324,7 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
     """
     rows = [row for row in rows if row["seeds"]]
     figure = Figure(figsize=(11.0, 5.5), layout="constrained")
-    figure.suptitle(title.split(";")[0])
+    figure.suptitle(title)
     grid = figure.add_gridspec(3, 2, width_ratios=[3, 2])
     axes = figure.add_subplot(grid[:, 0])
     colours = [f"C{i % 10}" for i in range(len(rows))]
@@ -354,7 +354,7 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
 def draw_over(path: Path, title: str, argument: str, found: dict[str, list[dict[str, Any]]]) -> None:
     """Score by value of `argument`, a line for each configuration; the values stand evenly apart."""
     figure = Figure(figsize=(8.0, 5.5), layout="constrained")
-    figure.suptitle(title.split(";")[0])
+    figure.suptitle(title)
     axes = figure.add_subplot()
     for i, rows in enumerate(zip(*found.values(), strict=True)):
         points = [(x, row["mean"], row["standard_deviation"] or 0) for x, row in enumerate(rows) if row["seeds"]]
@@ -473,6 +473,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         raise InputError(*dict.fromkeys(f"{r['name']}: {e}" for of in found.values() for r in of for e in r["errors"]))
     tell_differences(groups)
     machine = described(done[0]["hardware"])
+    caption = f"{options.recipe}; {len(options.seeds)} seeds; {machine}"  # arguments have no room in a picture
     title = f"{options.recipe} {shlex.join(common)}; {len(options.seeds)} seeds; {machine}"
     if options.steps:
         title += f"; {', '.join(map(str, options.steps))} steps"
@@ -481,11 +482,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     title += f"; {datetime.now(UTC):%Y-%m-%d}"
     last = [value for value, group in zip(found, groups, strict=True) if group][-1]
     rows, table = found[last], markdown(title, found[last])
-    draw(folder / "comparison.png", title, rows)
+    draw(folder / "comparison.png", caption, rows)
     written = f"{folder}/comparison.md, comparison.json, comparison.png"
     if argument:
         table = f"{title}\n\n{markdown_over(argument, found, done[0])}\n{markdown(f'{argument} {last}:', rows)}"
-        draw_over(folder / f"{argument}.png", title, argument, found)
+        draw_over(folder / f"{argument}.png", caption, argument, found)
         rows = [{argument: value} | row for value, own in found.items() for row in own]
         written += f", {argument}.png"
     (folder / "comparison.md").write_text(table, encoding="utf-8")
