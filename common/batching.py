@@ -77,7 +77,7 @@ class TrainingBatches(BatchRebalanceSampler):
             steps += [rows[i : i + self.step_rows] for i in range(0, len(rows), self.step_rows)]
         last = steps.pop() if len(steps[-1]) < self.step_rows else None
         random.shuffle(steps)
-        if last is not None and steps and len(last) < self.step_rows / 2:
+        if last is not None and steps and self._are_evened(len(last)):
             both = np.concatenate([steps.pop(), last])
             both = both[np.argsort(-self.lengths[both], kind="stable")]
             steps.append(both[: len(both) // 2])
@@ -94,9 +94,18 @@ class TrainingBatches(BatchRebalanceSampler):
     def __len__(self) -> int:
         """Batches of one process in an epoch."""
         full, rest = divmod(len(self.lengths), self.step_rows)
-        if rest and full and rest < self.step_rows / 2:
+        if rest and full and self._are_evened(rest):
             rest = self.step_rows + rest - (self.step_rows + rest) // 2
         return (full if rest else full - 1) * self.accumulation + self._last_batches(rest or self.step_rows)
+
+    def _are_evened(self, rest: int) -> bool:
+        """Whether the last two steps share their rows, as the last alone would have few: `rest`.
+
+        Not where the last but one, which has as many batches as all before it, would then have more batches than rows,
+        as it can with batches of one row: a row would count several times.
+        """
+        least = (self.step_rows + rest) // 2
+        return rest < self.step_rows / 2 and least >= self.accumulation * self.processes
 
     def _last_batches(self, rows: int) -> int:
         return -(-rows * self.accumulation // self.step_rows)

@@ -62,9 +62,9 @@ class Generator:
         self.beams = search.num_beams if beams is None else beams
         self.batch_tokens = max(1, batch_tokens // self.beams)
         penalty = search.length_penalty if length_penalty is None else length_penalty
-        self.search = {"num_beams": self.beams} | ({"length_penalty": penalty or 1.0} if self.beams > 1 else {})
+        self.search = {"num_beams": self.beams}
         if self.beams > 1:
-            self.search["early_stopping"] = False
+            self.search |= {"length_penalty": 1.0 if penalty is None else penalty, "early_stopping": False}
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
 
     def check_n_best(self, n_best: int) -> None:

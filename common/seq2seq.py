@@ -312,6 +312,8 @@ class Seq2SeqTrainer(Trainer):
 
     def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
         super().__init__(*args, losses=self._label_losses, **kwargs)
+        if self.args.average_checkpoints and self.is_fsdp_enabled:
+            raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
         self._on_cpu, self._head = not torch.accelerator.is_available(), None
         if self._on_cpu and not self.args.r_drop:  # which compares the scores

@@ -307,7 +307,8 @@ def main(argv: list[str] | None = None) -> optuna.Study:
 
     if len(done(study)) < options.trials:
         try:
-            study.optimize(objective, catch=(Failed,), callbacks=[told])
+            # a Trainer is in a circle of references, and its model with it
+            study.optimize(objective, catch=(Failed,), callbacks=[told], gc_after_trial=True)
         except RunStopped as error:
             if error.code in STOPPED:
                 raise RunStopped(f"{error}; the same command goes on with the sweep", error.code) from None

@@ -62,6 +62,9 @@ from common.regularisation import (
 )
 from common.tuning import callbacks, is_beside, is_gradual, layer_rates
 
+#: values of a configuration: shares of layers that a step leaves out
+LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+
 
 def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label; 0 where the label is -100.
@@ -94,6 +97,8 @@ def reading(checkpoint: str) -> Iterator[None]:
         reason = one_line(error).split(". ")[0][:160]
         raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = one_line(error)[:300]
         raise InputError(f"{checkpoint}: cannot be read, damaged or of another model: {reason}") from None
 
@@ -169,7 +174,8 @@ class Trainer(transformers.Trainer):
         return [name for name in names if self._pull is None or name not in self._pull.pairs]
 
     def _build_accelerator_args(self, **kwargs) -> dict:
-        if is_gradual(self.model):  # the processes must not wait for the gradients of what is still held fast
+        drops = any(getattr(self.model.config, name, None) for name in LAYER_DROPS)
+        if drops or is_gradual(self.model):  # processes must not wait for gradients of what is left out or held fast
             self.args.ddp_find_unused_parameters = True
         return super()._build_accelerator_args(**kwargs)
 
@@ -319,6 +325,8 @@ class Trainer(transformers.Trainer):
             self.optimizer = self.lr_scheduler = None
             self.model_wrapped = self.model
             self.model.zero_grad()
+            if is_gradual(self.model):  # the new optimizer is to have what is unfrozen later, too
+                self.model.requires_grad_(True)
             release_memory()
             resume_from_checkpoint = self._last_whole
             if resume_from_checkpoint is None:

@@ -1,7 +1,7 @@
 """How much of the model is trained: `tune` before training, `merge` after it. `common.methods` has the methods.
 
 Which weights those are is found from the model (`common.layers`). `common.trainer` steps what has to be stepped while
-it trains (`callbacks`, `parameter_groups`), and writes checkpoints of what is trained alone.
+it trains (`callbacks`, `layer_rates`), and writes checkpoints of what is trained alone.
 """
 
 import os

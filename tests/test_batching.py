@@ -58,6 +58,16 @@ def test_a_small_rest_is_shared_with_the_step_before_it():
     assert sorted(map(len, steps)) == [16, 17, 32]
 
 
+@pytest.mark.parametrize("rows", [1000, 513, 34, 65])
+@pytest.mark.parametrize(("accumulation", "processes"), [(32, 1), (16, 2)])
+def test_no_row_is_repeated_where_batches_have_one_row(rows, accumulation, processes):
+    steps = steps_of(np.resize(LENGTHS, rows), accumulation, processes, 0)
+    assert len(steps) == -(-rows // 32)
+    assert [len(step) for step in steps[:-1]] == [32] * (len(steps) - 1)
+    assert set(range(rows)) == {row for step in steps for row in step}
+    assert len(steps[-1]) - rows % 32 in range(processes)  # each process has a row in the last batch
+
+
 def test_order_depends_on_seed_and_epoch_alone():
     first, again, other_seed = list(sampler()), list(sampler()), list(sampler(seed=2))
     next_epoch = sampler()
