@@ -151,8 +151,12 @@ def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
     return {split: list(_rows_in(here, split)) for split in SPLITS}
 
 
+def _file_of(folder: Path, split: str) -> Path:
+    return next(folder / f"{split}{end}" for end in (".jsonl", ".txt") if (folder / f"{split}{end}").is_file())
+
+
 def _rows_in(folder: Path, split: str) -> Iterator[dict]:
-    path = next(folder / f"{split}{end}" for end in (".jsonl", ".txt") if (folder / f"{split}{end}").is_file())
+    path = _file_of(folder, split)
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line.strip():
             yield json.loads(line) if path.suffix == ".jsonl" else {"text": line}
@@ -171,10 +175,23 @@ def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
     return target
 
 
-def written(recipe: str, folder: Path | None, counts: dict[str, int | None]) -> Path:
+def digest_of(recipe: str, folder: Path | None = None) -> str:
+    """What tells these rows from others: a hash of the folder's files, or of the sample's rows."""
+    found = hashlib.sha256()
+    if folder is None:
+        found.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
+    else:
+        for split in SPLITS:
+            if any(folder.glob(f"{split}.*")):
+                with open(_file_of(folder, split), "rb") as file:
+                    found.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def written(recipe: str, folder: Path | None, counts: dict[str, int | None], digest: str) -> Path:
     """A folder with the rows that both arms take: of each split the first `counts`, or all."""
-    name = "-".join([recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values())])
-    return made_once(name, lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
+    own = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
+    return made_once("-".join(own), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
 
 
 # Runs
@@ -275,10 +292,10 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def code_of(recipe: str) -> str:
-    """A hash of all code that a measurement depends on."""
+def code_of(recipe: str, *more: str) -> str:
+    """A hash of all code that a measurement depends on; `more` are further files of the benchmarks."""
     files = [*ROOT.glob("common/*.py"), *ROOT.glob(f"recipes/{recipe}/*.py"), *ROOT.glob("tests/benchmarks/stock*.py")]
-    files += [ROOT / "tests" / "benchmarks" / f"{name}.py" for name in ("watched", "operations")]
+    files += [ROOT / "tests" / "benchmarks" / f"{name}.py" for name in ("watched", "operations", *more)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
@@ -294,6 +311,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
     settings = {
         "recipe": recipe,
         "data": folder.name if folder else "sample",
+        "digest": digest_of(recipe, folder),
         "rows": counts,
         "epochs": options.epochs or (job.full_epochs if options.full else 1),
         "batch": options.batch or job.batch,
@@ -309,7 +327,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
     for about in (settings | {"seed": seed, "arm": arm} for seed, order in orders.items() for arm in order):
         record = kept.find(about)
         if record is None and not options.table:
-            data = written(recipe, folder, counts)
+            data = written(recipe, folder, counts, settings["digest"])
             model = options.model or (str(start_of(recipe, job)) if job.start else None)
             cache = FOLDER / "cache" / f"{recipe}-{about['arm']}"
             if about["seed"] % 2:

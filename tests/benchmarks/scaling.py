@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common.hardware import cores
-from tests.benchmarks.bench import FOLDER, Kept, code_of, made_once, rows_of, watched
+from tests.benchmarks.bench import FOLDER, Kept, code_of, digest_of, made_once, rows_of, watched
 
 STEPS, STEP_TOKENS = 6, 8192
 
@@ -36,7 +36,7 @@ def repeated(count: int) -> Path:
         for i, row in enumerate(islice(cycle(own), count)):
             yield row | {"text": f"{row['text']} {i}"}
 
-    return made_once(f"sentiment-{count}-repeated", rows)
+    return made_once(f"sentiment-{count}-repeated-{digest_of('sentiment')}", rows)
 
 
 def long_texts() -> Path:
@@ -48,7 +48,7 @@ def long_texts() -> Path:
             for split, own in rows_of("summarization", None).items()
         }
 
-    return made_once("long-texts", rows)
+    return made_once(f"long-texts-{digest_of('summarization')}", rows)
 
 
 def run(recipe: str, words: list[Any]) -> dict[str, float]:
@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     jobs += [("mlm", what, n, length_words(n, what)) for what in ("full", "lora") for n in options.lengths]
     runs = []
     for recipe, what, size, words in jobs:
-        about = {"what": what, "size": size, "code": code_of(recipe), "cores": cores()}
+        data = Path(words[words.index("--train_file") + 1]).parent.name
+        about = {"what": what, "size": size, "data": data, "code": code_of(recipe, "scaling"), "cores": cores()}
         record = kept.find(about) or kept.add(about | run(recipe, words))
         runs.append(record)
         print(
