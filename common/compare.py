@@ -40,6 +40,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from matplotlib.figure import Figure
 
@@ -161,25 +162,39 @@ class Child:
         return {"error": said[-1].removeprefix("error: ").removeprefix("stopped: ")}
 
 
-def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int) -> Child:
-    """Begin to train in a process of its own, or go on with what was stopped, on its share of the cores."""
+def share(at_once: int, slot: int) -> dict[str, str]:
+    """The environment by which the run in `slot` of `at_once` leaves cores, and one of several GPUs, to others."""
+    if at_once == 1:
+        return {}
+    own = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    if devices:
+        devices = devices.split(",")
+        own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return own
+
+
+def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int, slot: int) -> Child:
+    """Begin to train in a process of its own, or go on with what was stopped, on its share of the machine."""
     went_on = any(folder.glob("checkpoint-*"))
     again = ["--resume_from_checkpoint", "true"] if went_on else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     command = [*launcher(gpus), f"recipes.{recipe}.train", *words, "--output_dir", str(folder), *again]
-    share = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))} if at_once > 1 else {}
+    environment = os.environ | share(at_once, slot)
     with open(log, "a", encoding="utf-8") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | share, start_new_session=True)
+        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     return Child(child, folder, log, went_on)
 
 
-def in_turn(jobs: dict[Any, Callable[[], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
-    """Start each of `jobs`, `at_once` at a time, and yield those that end.
+def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
+    """Start each of `jobs`, `at_once` at a time, and yield those that end. A job is told which slot of these is its.
 
     Ctrl-C and SIGTERM are handed on: the runs under way save a checkpoint, and `RunStopped` is raised.
     """
     waiting, running, stopped = dict(jobs), {}, []
+    free = list(range(at_once))
+    slots: dict[Any, int] = {}
 
     def hand_on(number: int, frame: Any = None) -> None:
         stopped.append(number)
@@ -192,9 +207,11 @@ def in_turn(jobs: dict[Any, Callable[[], Child]], at_once: int) -> Iterator[tupl
         while running or (waiting and not stopped):
             while waiting and len(running) < at_once and not stopped:
                 key = next(iter(waiting))
-                running[key] = waiting.pop(key)()
+                slots[key] = free.pop(0)
+                running[key] = waiting.pop(key)(slots[key])
             for key in [key for key, child in running.items() if child.process.poll() is not None]:
                 child = running.pop(key)
+                free.append(slots.pop(key))
                 if child.process.returncode == 0 or not stopped:
                     yield key, child
             time.sleep(0.05)
@@ -427,11 +444,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         own = about(*which)
         return next((r for r in reversed(there) if own.items() <= r.items() and "error" not in r), None)
 
-    def begin(name: str, value: str, seed: str) -> Child:
+    def begin(name: str, value: str, seed: str, slot: int) -> Child:
         words = asked[name, value]
         key = hashlib.sha256(json.dumps([words, options.gpus]).encode()).hexdigest()[:8]
         own = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
-        return start(options.recipe, [*words, "--seed", seed], own, options.gpus, options.at_once)
+        return start(options.recipe, [*words, "--seed", seed], own, options.gpus, options.at_once, slot)
 
     def told(which: tuple[str, str, str], record: dict[str, Any]) -> None:
         name, value, seed = which
@@ -459,8 +476,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         new = results.with_suffix(".new")  # whole or not at all, whenever this is killed
         new.write_text("".join(json.dumps(one) + "\n" for one in there), encoding="utf-8")
         new.replace(results)
-        for path in [*child.folder.rglob("*.safetensors"), *child.folder.glob("checkpoint-*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if "error" not in record:  # else the next call goes on from its checkpoints
+            for path in [*child.folder.rglob("*.safetensors"), *child.folder.glob("checkpoint-*")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         records[which] = record
         told(which, record)
 

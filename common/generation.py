@@ -86,7 +86,7 @@ class Generator:
             batch = [asked[i] for i in batch]
             ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
             mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
-            with torch.inference_mode(), generating(self.model, self.bf16):
+            with torch.inference_mode(), generating(self.model, torch.bfloat16 if self.bf16 else None):
                 outputs = self.model.generate(
                     input_ids=ids, attention_mask=mask, num_return_sequences=n_best, **self.search
                 )

@@ -63,6 +63,16 @@ METHODS = {
     "adapter": Method("bottleneck layers between the frozen ones (Houlsby et al. 2019, arXiv:1902.00751)", "apart", 20),
 }
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
+#: arguments that some methods only take
+ONLY = {
+    "lora_r": LOW_RANK,
+    "lora_alpha": tuple(method for method in LOW_RANK if method != "vera"),
+    "lora_dropout": LOW_RANK,
+    "lora_target_modules": LOW_RANK,
+    "adapter_reduction": ("adapter",),
+    "adapter_placement": ("adapter",),
+    "num_virtual_tokens": ("prefix", "prompt", "ptuning"),
+}
 PROMPTS = ("prefix", "prompt", "ptuning")
 #: methods that transform weights which are 4 or 8 bits short
 ON_QUANTIZED = ("lora", "rslora")
@@ -120,8 +130,10 @@ class TuningArguments:
         for name in ("lora_r", "adapter_reduction", "num_virtual_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")
-        if self.lora_r is not None and self.method not in LOW_RANK:
-            raise InputError(f"--lora_r: {self.tuning} has no rank; of use with {', '.join(LOW_RANK)}")
+        for name, methods in ONLY.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default and self.method not in methods:
+                has = "what --peft_config names has its own" if self.peft_config else f"{self.tuning} has none"
+                raise InputError(f"--{name}: {has}; of use with --tuning {', '.join(methods)}")
         if self.layerwise_lr_decay is not None:
             if not 0 < self.layerwise_lr_decay <= 1:
                 raise InputError(f"--layerwise_lr_decay {self.layerwise_lr_decay}: must be above 0 and at most 1")

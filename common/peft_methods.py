@@ -136,10 +136,6 @@ def _aim(config: PeftConfig, model: PreTrainedModel, args: TuningArguments, laye
 
 
 def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> PeftConfig:
-    if args.lora_target_modules:
-        raise InputError(
-            "--lora_target_modules: ia3 scales keys, values and what ends the feed-forward part; leave out"
-        )
     scaled = [name for layer in layers for name in [*layer.key, *layer.value]]
     if not scaled:
         raise InputError(

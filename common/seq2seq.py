@@ -237,14 +237,14 @@ def padded(rows: list[list[int]], value: int) -> Tensor:
 
 
 @contextmanager
-def generating(model: PreTrainedModel, bf16: bool) -> Iterator[None]:
-    """Generate without the autocast that accelerate wraps a model's forward in, in bfloat16 if `bf16`.
+def generating(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Generate without the autocast that accelerate wraps a model's forward in, in `dtype`; None: in its weights'.
 
     That one casts the weights at each step of the search; this one once.
     """
     wrapped = model.__dict__.pop("forward", None)
     try:
-        with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None):
             yield
     finally:
         if wrapped is not None:
@@ -387,7 +387,8 @@ class Seq2SeqTrainer(Trainer):
         if self.args.predict_with_generate:
             plain = self.accelerator.unwrap_model(model)
             shared = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
-            with torch.no_grad(), generating(plain, self.args.bf16):
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+            with torch.no_grad(), generating(plain, dtype):
                 kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
                 if self._begins == "start":
                     kept["decoder_start_token_id"] = inputs["decoder_input_ids"][:, 0].tolist()

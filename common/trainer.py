@@ -424,12 +424,13 @@ class Trainer(transformers.Trainer):
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips a step whose gradient overflows
         if not math.isfinite(losses.sum()) or not (scaled or norm is None or math.isfinite(norm)):
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-            if not bad and self.args.world_size == 1:
-                bad = list(range(len(losses)))
-            what = "loss" if not math.isfinite(losses.sum()) else "gradient norm"
+            what, rows = ("loss", self._rows_of(bad)) if bad else ("gradient norm", "")
+            if not bad and self.args.world_size == 1:  # else the gradient is of all processes' rows in sum
+                rows = self._rows_of(list(range(len(losses))))
+            kept = "checkpoints are" if self.is_deepspeed_enabled else "weights and checkpoints are"  # it has stepped
             raise RunStopped(
-                f"the {what} of step {self.state.global_step + 1} is not a finite number; {self._rows_of(bad)}the "
-                "weights and checkpoints are as before this step; try a lower --learning_rate, or --precision fp32",
+                f"the {what} of step {self.state.global_step + 1} is not a finite number; {rows}the {kept} as before "
+                "this step; try a lower --learning_rate, or --precision fp32",
                 code=RunStopped.NOT_FINITE,
             )
 
@@ -437,8 +438,6 @@ class Trainer(transformers.Trainer):
         """Which training rows this process takes in some batches of the step that is being run, for a message."""
         if self.args.train_sampling_strategy not in ("random", "group_by_length"):
             return ""
-        if not batches:
-            return "its rows are another process's; "
         accumulation = self.args.gradient_accumulation_steps
         first = self.state.global_step % math.ceil(len(self._train_batches) / accumulation) * accumulation
         step = list(islice(self._train_batches, first, first + accumulation))

@@ -12,6 +12,7 @@ import pytest
 from common import compare
 from common.args import parse
 from common.errors import InputError, RunStopped
+from common.hardware import cores
 from recipes.ner import train
 
 
@@ -97,7 +98,7 @@ def test_a_method_by_number_of_rows_two_runs_at_once(words, tmp_path, capsys):
 def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
     text = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print(1, flush=True)"
 
-    def begin(seconds: float) -> compare.Child:
+    def begin(seconds: float, slot: int) -> compare.Child:
         command = [sys.executable, "-c", f"{text}; time.sleep({seconds})"]
         child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
         child.stdout.readline()  # it is ready for the signal
@@ -155,6 +156,30 @@ def test_a_table_has_means_deviations_and_medians():
     assert compare.score_of(records[0], "f1") == ("test_f1", 0.5)
     with pytest.raises(InputError, match="--score accuracy: not among the scores of the recipe: eval_f1, test_f1"):
         compare.score_of(records[0], "accuracy")
+
+
+def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(words, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("too fast: --learning_rate 1e30 --warmup_steps 0\n")
+    steps = ["--steps", "4", "--eval_steps", "1", "--save_steps", "1"]
+    for _ in range(words.count("--num_train_epochs")):
+        at = words.index("--num_train_epochs")
+        del words[at : at + 2]
+    command = ["ner", "--settings", str(settings), "--seeds", "1", "--folder", str(tmp_path / "out"), *steps, *words]
+    for _ in range(2):
+        with pytest.raises(InputError, match="of step 2 is not a finite number"):
+            compare.main(command)
+        assert [path.name for path in (tmp_path / "out").rglob("checkpoint-*")] == ["checkpoint-1"]
+    (log,) = (tmp_path / "out").rglob("*.log")
+    assert "checkpoint-1" in log.read_text()  # from which the second went on
+
+
+def test_runs_at_once_share_cores_and_gpus(monkeypatch):
+    assert compare.share(1, 0) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    shares = [compare.share(3, slot) for slot in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
+    assert {share["OMP_NUM_THREADS"] for share in shares} == {str(max(1, cores() // 3))}
 
 
 def test_processes_are_launched_as_by_the_makefile():

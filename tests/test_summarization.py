@@ -556,6 +556,7 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (writing, ["--lora_r", "4"], "new weights are trained in full"),
         (picking, ["--warm_start", "both"], "for --method abstractive only"),
         (picking, ["--r_drop", "1"], "for --method abstractive only"),
+        (picking, ["--num_beams", "1", "--no_repeat_ngram_size", "0"], "--num_beams, --no_repeat_ngram_size: for"),
         (writing, ["--no_repeat_ngram_size", "-1"], "must be at least 16"),
         (picking, ["--compare_to", str(tmp_path / "none")], "No such file"),
     ):

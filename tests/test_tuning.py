@@ -40,7 +40,7 @@ from common.args import ModelArguments
 from common.errors import InputError
 from common.inference import load_saved
 from common.layers import depths, layer_names, watch
-from common.methods import METHODS, TuningArguments
+from common.methods import METHODS, ONLY, TuningArguments
 from common.models import load_model
 from common.peft_methods import orthogonality
 from common.tuning import layer_rates, merge, tune
@@ -515,7 +515,14 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
         ({"tuning": "top"}, "top takes a number of layers, such as top:2"),
         ({"tuning": "top:0"}, "top takes a number of layers"),
         ({"tuning": "bias:2"}, "and no other does"),
-        ({"tuning": "full", "lora_r": 4}, "--lora_r: full has no rank"),
+        ({"tuning": "full", "lora_r": 4}, "--lora_r: full has none; of use with --tuning lora, rslora"),
+        ({"lora_alpha": 32}, "--lora_alpha: full has none"),
+        ({"tuning": "ia3", "lora_target_modules": ["query"]}, "--lora_target_modules: ia3 has none"),
+        (
+            {"tuning": "lora", "num_virtual_tokens": 4},
+            "--num_virtual_tokens: lora has none; .* prefix, prompt",
+        ),
+        ({"peft_config": "x.yaml", "adapter_placement": "houlsby"}, "what --peft_config names has its own"),
         ({"tuning": "bias", "layerwise_lr_decay": 0.9}, "not with bias"),
         ({"layerwise_lr_decay": 1.5}, "must be above 0 and at most 1"),
         ({"tuning": "dora", "quantize": "4bit"}, "is for lora or rslora"),
@@ -643,7 +650,8 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
         checkpoints = tmp_path
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
-    words += ["--tuning", method, "--num_virtual_tokens", "4", "--num_train_epochs", "2", "--precision", "fp32"]
+    words += ["--tuning", method, "--num_train_epochs", "2", "--precision", "fp32"]
+    words += ["--num_virtual_tokens", "4"] if method in ONLY["num_virtual_tokens"] else []
     words += ["--disable_tqdm", "true", *more]
     length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
     length["translation"] = ("--max_source_length", "32", "--source_lang", "en", "--target_lang", "de")

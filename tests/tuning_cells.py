@@ -35,7 +35,7 @@ from common.args import ModelArguments, TrainingArguments
 from common.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
 from common.inference import load_saved
 from common.language import LanguageArguments, LanguageTrainer, Selection
-from common.methods import TuningArguments
+from common.methods import ONLY, TuningArguments
 from common.models import load_model
 from common.regularisation import set_dropout
 from common.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -178,10 +178,9 @@ class Cell:
     ):
         self.task, self.method = task, method
         self.plain = load(checkpoints, task, attention)
-        more = {"lora_r": 4} if method in ("lora", "rslora", "dora", "pissa", "adalora", "vera") else {}
-        self.args = TuningArguments(
-            tuning=method, **{"num_virtual_tokens": 5, "adapter_reduction": 4} | more | (tuning or {})
-        )
+        sizes = {"lora_r": 4, "num_virtual_tokens": 5, "adapter_reduction": 4}
+        more = {name: value for name, value in (sizes | (tuning or {})).items() if method in ONLY.get(name, (method,))}
+        self.args = TuningArguments(tuning=method, **more)
         selection = Selection(self.plain, 8 if task == "clm" else None) if task in ("mlm", "clm") else None
         set_dropout(self.plain, dropout)
         if task == "qa":

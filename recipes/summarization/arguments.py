@@ -1,7 +1,7 @@
 """What a run of summarization is told of its data, its model and its outputs, and what is of one method only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from common.args import DEFAULT_ENCODER, DataArguments
 from common.data import Located, parse_json, read_file
 from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError
-from common.seq2seq import GenerationArguments, Seq2SeqTrainingArguments
+from common.seq2seq import GenerationArguments
 
 from .articles import as_text
 
@@ -20,7 +20,8 @@ FOR_ONE = {
     "extractive": ("summary_sentences",),
     "abstractive": (
         *("from_scratch", "warm_start", "language", "source_prefix", "max_tokens_per_batch"),
-        *("eval_generate_samples", "average_checkpoints", "r_drop"),
+        *("eval_generate_samples", "average_checkpoints", "r_drop", "predict_with_generate"),
+        *("num_beams", "length_penalty", "max_target_length", "no_repeat_ngram_size"),
     ),
 }
 
@@ -114,14 +115,11 @@ class SummaryGenerationArguments(GenerationArguments):
             raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
 
 
-def check_method(
-    args: Seq2SeqTrainingArguments, model_args: SummarizationModelArguments, data_args: SummarizationDataArguments
-) -> None:
-    """Raise `InputError` for what only the other method than `args.method` takes."""
-    other = "abstractive" if args.method == "extractive" else "extractive"
-    groups = (args, model_args, data_args)
-    given = [n for n in FOR_ONE[other] if any(getattr(group, n, None) not in (None, 0) for group in groups)]
-    if other == "abstractive" and not args.predict_with_generate:
-        given.append("predict_with_generate")
+def check_method(method: str, *groups: Any) -> None:
+    """Raise `InputError` for what of the arguments in `groups` only the other method than `method` takes."""
+    other = "abstractive" if method == "extractive" else "extractive"
+    defaults = {f.name: f.default for group in groups for f in fields(group)}
+    own = {name: getattr(group, name) for group in groups for name in FOR_ONE[other] if hasattr(group, name)}
+    given = [name for name in FOR_ONE[other] if (own[name] or 0) != (defaults[name] or 0)]
     if given:
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: for --method {other} only")

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     extractive, window = args.method == "extractive", generation_args.max_source_length
-    check_method(args, model_args, data_args)
+    check_method(args.method, args, model_args, data_args, generation_args)
     if extractive:
         check_best_metric(args, SCORES)
     else:
