@@ -350,6 +350,11 @@ class Seq2SeqTrainer(Trainer):
             return logits[..., 0]
         return label_losses(logits, labels, label_smoothing)
 
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if self.args.max_tokens_per_batch and self.args.max_steps > 0:
+            logs.pop("train_samples_per_second", None)  # takes all batches to have --per_device_train_batch_size rows
+        super().log(logs, *args, **kwargs)
+
     def train(self, *args, **kwargs) -> TrainOutput:
         output = super().train(*args, **kwargs)
         if self.args.average_checkpoints:

@@ -462,6 +462,17 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
     assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[1]) < 1e-5
 
 
+def test_layers_left_out_at_random_train_under_two_processes(arguments, tmp_path):
+    """A layer that a step leaves out has no gradient, which DDP must be told to look for."""
+    drops = ["--from_scratch", "tiny", "--config_overrides", "encoder_layerdrop=0.5,decoder_layerdrop=0.5"]
+    few = ["--max_steps", "6", "--eval_strategy", "no", "--save_strategy", "no", "--max_predict_samples", "4"]
+    done = run(*TORCHRUN, "-m", "recipes.translation.train", *arguments, *drops, *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out" / "train_results.json").read_text())
+    assert found["train_steps_per_second"] > 0
+    assert "train_samples_per_second" not in found  # which a budget of sub-tokens does not know
+
+
 def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
     steps = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "7", "--average_checkpoints", "3"]
     with pytest.raises(InputError, match="the run would save 2; train longer"):

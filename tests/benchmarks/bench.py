@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ class Kept:
 # Data
 
 
+@cache
 def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
     """The rows of a data folder by split, or of the recipe's sample."""
     if folder is not None:
