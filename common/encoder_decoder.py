@@ -237,13 +237,16 @@ def load_encoder_decoder(
         positions = _positions(config, side)
         if positions and length > positions:
             raise InputError(f"{name}: a {side} has {positions} sub-tokens at most; lower --max_{side}_length to that")
+    # one made from two models has the configuration of either within its own
+    parts = [part for part in (config, *vars(config).values()) if isinstance(part, PretrainedConfig)]
     if args.attention_dropout is not None:
-        names = [n for n in ("attention_dropout", "attention_probs_dropout_prob") if hasattr(config, n)]
+        names = [(p, n) for p in parts for n in ("attention_dropout", "attention_probs_dropout_prob") if hasattr(p, n)]
         if not names:
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
-        setattr(config, names[0], args.attention_dropout)
+        for part, own in names:
+            setattr(part, own, args.attention_dropout)
     dropouts = ("attention_dropout", "attention_probs_dropout_prob", "dropout_rate")
-    dropout = next((getattr(config, n) for n in dropouts if hasattr(config, n)), 0.0)
+    dropout = max((getattr(part, n) for part in parts for n in dropouts if hasattr(part, n)), default=0.0)
     settings = {
         "attn_implementation": attention_kernel(args.attn_implementation, dropout, max(source_length, target_length)),
         "dtype": torch.float32,

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from common.cpu import (
 from common.language import Selection, losses_at_labels
 from common.layers import watch
 from common.trainer import label_losses
+from tests.conftest import run
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": 200, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -332,3 +334,22 @@ def test_functional_dropout_drops_its_share():
         assert torch.equal(torch.nn.functional.dropout(x, p=0.3, training=False), x)
     assert abs((found == 0).float().mean() - 0.3) < 0.01
     assert torch.allclose(found[found > 0], torch.tensor(1 / 0.7))
+
+
+MANY_SHAPES = """
+import torch
+import common
+from tests.benchmarks.watched import resident_mib
+layer = torch.nn.Linear(384, 384).bfloat16()
+sizes = []
+for rows in range(3, 1200, 3):
+    layer(torch.randn(rows, 384).bfloat16()).sum().backward()
+    sizes.append(resident_mib())
+print(sizes[-1] - sizes[20])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+def test_batches_of_many_lengths_do_not_fill_the_memory():
+    """With the capacity that oneDNN has by itself these 400 shapes took 800 MiB where bfloat16 is native."""
+    assert int(run("-c", MANY_SHAPES).stdout) < 150
