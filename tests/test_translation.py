@@ -19,7 +19,10 @@ from transformers import (
     AutoModel,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BertConfig,
     ByT5Tokenizer,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     M2M100Tokenizer,
     MarianTokenizer,
     MBart50Tokenizer,
@@ -894,6 +897,22 @@ def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refu
     longer = ["--max_source_length", "200", "--max_tokens_per_batch", "0"]
     with pytest.raises(InputError, match="a source has 128 sub-tokens at most; lower --max_source_length"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", *longer])
+
+
+def test_a_model_made_of_two_has_the_kernel_that_their_dropout_wants(tiny, tmp_path):
+    """Which stands in the configurations within its own. SDPA with dropout keeps all scores, in several copies."""
+    tokenizer = load_seq2seq_tokenizer(tiny)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    own = BertConfig(vocab_size=len(tokenizer), **sizes)
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(own, own))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for dropout, kernel in ((None, "eager"), (0.0, "sdpa"), (0.2, "eager")):
+        args = Seq2SeqModelArguments(model_name_or_path=str(tmp_path), attention_dropout=dropout)
+        model = load_encoder_decoder(args, tokenizer, 512, 40)
+        for config in (model.encoder.config, model.decoder.config):
+            assert config._attn_implementation == kernel
+            assert config.attention_probs_dropout_prob == (0.1 if dropout is None else dropout)
 
 
 def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path, capfd):
