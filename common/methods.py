@@ -63,7 +63,8 @@ METHODS = {
     "adapter": Method("bottleneck layers between the frozen ones (Houlsby et al. 2019, arXiv:1902.00751)", "apart", 20),
 }
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
-#: arguments that some methods only take
+PROMPTS = ("prefix", "prompt", "ptuning")
+#: arguments that only some methods take
 ONLY = {
     "lora_r": LOW_RANK,
     "lora_alpha": tuple(method for method in LOW_RANK if method != "vera"),
@@ -71,9 +72,8 @@ ONLY = {
     "lora_target_modules": LOW_RANK,
     "adapter_reduction": ("adapter",),
     "adapter_placement": ("adapter",),
-    "num_virtual_tokens": ("prefix", "prompt", "ptuning"),
+    "num_virtual_tokens": PROMPTS,
 }
-PROMPTS = ("prefix", "prompt", "ptuning")
 #: methods that transform weights which are 4 or 8 bits short
 ON_QUANTIZED = ("lora", "rslora")
 
