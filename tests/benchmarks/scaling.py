@@ -123,12 +123,16 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         for name, label in (("train_mib", "training"), ("eval_mib", "evaluation")):
             axes[0, 1].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
         axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)")
+    lengths = sorted({r["size"] for r in runs if r["what"] != "rows"})
     for what in ("full", "lora"):
         own = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
             axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
     axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second")
     axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)")
+    for axis in axes[1]:
+        axis.set_xticks(lengths, lengths)
+        axis.minorticks_off()
     for axis in axes.flat:
         if axis is not axes[0, 0]:
             axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
