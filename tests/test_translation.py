@@ -641,9 +641,9 @@ def test_generates_in_the_precision_asked_for(arguments, tmp_path):
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
     seen = set()
     model.get_output_embeddings().register_forward_hook(lambda layer, args, output: seen.add(output.dtype))
-    for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+    for asked, dtype in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (None, torch.float32)):
         seen.clear()
-        with torch.no_grad(), generating(model, bf16):
+        with torch.no_grad(), generating(model, asked):
             model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
         assert seen == {dtype}
 

@@ -651,7 +651,6 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
     words += ["--tuning", method, "--num_train_epochs", "2", "--precision", "fp32"]
-    words += ["--num_virtual_tokens", "4"] if method in ONLY["num_virtual_tokens"] else []
     words += ["--disable_tqdm", "true", *more]
     length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
     length["translation"] = ("--max_source_length", "32", "--source_lang", "en", "--target_lang", "de")
@@ -659,7 +658,7 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
     words += length.get(recipe, ("--max_seq_length", "48"))
     words += ("--max_target_length", "16") if writes else ()
     train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in ("train", "predict"))
-    train.main(words)
+    train.main([*words, *(["--num_virtual_tokens", "4"] if method in ONLY["num_virtual_tokens"] else [])])
     out = tmp_path / "out"
     assert (out / "base").is_dir() == (METHODS[method].saved == "apart")
     assert ("cannot be merged" in (out / "README.md").read_text()) == (out / "base").is_dir()
