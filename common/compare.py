@@ -166,12 +166,10 @@ def share(at_once: int, slot: int) -> dict[str, str]:
     """The environment by which the run in `slot` of `at_once` leaves cores, and one of several GPUs, to others."""
     if at_once == 1:
         return {}
-    own = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    if devices:
-        devices = devices.split(",")
-        own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    return own
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    gpu = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // at_once))} | gpu
 
 
 def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int, slot: int) -> Child:
@@ -193,7 +191,6 @@ def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[t
     Ctrl-C and SIGTERM are handed on: the runs under way save a checkpoint, and `RunStopped` is raised.
     """
     waiting, running, stopped = dict(jobs), {}, []
-    free = list(range(at_once))
     slots: dict[Any, int] = {}
 
     def hand_on(number: int, frame: Any = None) -> None:
@@ -207,11 +204,11 @@ def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[t
         while running or (waiting and not stopped):
             while waiting and len(running) < at_once and not stopped:
                 key = next(iter(waiting))
-                slots[key] = free.pop(0)
+                slots[key] = next(slot for slot in range(at_once) if slot not in slots.values())
                 running[key] = waiting.pop(key)(slots[key])
             for key in [key for key, child in running.items() if child.process.poll() is not None]:
                 child = running.pop(key)
-                free.append(slots.pop(key))
+                del slots[key]
                 if child.process.returncode == 0 or not stopped:
                     yield key, child
             time.sleep(0.05)

@@ -28,6 +28,15 @@ def words(arguments) -> list[str]:
     return [*arguments[:at], *arguments[at + 2 :], "--num_train_epochs", "1"]
 
 
+@pytest.fixture
+def no_epochs(words) -> list[str]:
+    """`words` for a run whose length is told by steps."""
+    for _ in range(words.count("--num_train_epochs")):
+        at = words.index("--num_train_epochs")
+        del words[at : at + 2]
+    return words
+
+
 def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, capsys):
     settings = tmp_path / "settings.yaml"
     settings.write_text("plain:\ntogether: --lora_r 2 --l2_sp 0.1\n")
@@ -68,12 +77,9 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_method_by_number_of_rows_two_runs_at_once(words, tmp_path, capsys):
-    for _ in range(words.count("--num_train_epochs")):
-        at = words.index("--num_train_epochs")
-        del words[at : at + 2]
+def test_a_method_by_number_of_rows_two_runs_at_once(no_epochs, tmp_path, capsys):
     over = ["--over", "max_train_samples", "8", "all", "--steps", "10", "20", "--at_once", "2", "--seeds", "1"]
-    command = ["ner", "--methods", "bias", "--folder", str(tmp_path / "out"), *over, *words]
+    command = ["ner", "--methods", "bias", "--folder", str(tmp_path / "out"), *over, *no_epochs]
     rows = compare.main(command)
     told = capsys.readouterr().out
     assert "2 of 2: bias, max_train_samples " in told
@@ -158,14 +164,21 @@ def test_a_table_has_means_deviations_and_medians():
         compare.score_of(records[0], "accuracy")
 
 
-def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(words, tmp_path):
+def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs, tmp_path):
     settings = tmp_path / "settings.yaml"
     settings.write_text("too fast: --learning_rate 1e30 --warmup_steps 0\n")
     steps = ["--steps", "4", "--eval_steps", "1", "--save_steps", "1"]
-    for _ in range(words.count("--num_train_epochs")):
-        at = words.index("--num_train_epochs")
-        del words[at : at + 2]
-    command = ["ner", "--settings", str(settings), "--seeds", "1", "--folder", str(tmp_path / "out"), *steps, *words]
+    command = [
+        "ner",
+        "--settings",
+        str(settings),
+        "--seeds",
+        "1",
+        "--folder",
+        str(tmp_path / "out"),
+        *steps,
+        *no_epochs,
+    ]
     for _ in range(2):
         with pytest.raises(InputError, match="of step 2 is not a finite number"):
             compare.main(command)
