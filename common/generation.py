@@ -12,6 +12,7 @@ from common.encoder_decoder import load_seq2seq_tokenizer
 from common.errors import InputError
 from common.inference import PredictArguments, load_saved, token_batches
 from common.models import load_config, resolve_model
+from common.search import shrinking_search
 from common.seq2seq import decoded, forced_ids, generating, padded
 
 #: a text that was generated, its log-probability, its number of sub-tokens, and whether it came to its end
@@ -88,7 +89,11 @@ class Generator:
             mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
             with torch.inference_mode(), generating(self.model, torch.bfloat16 if self.bf16 else None):
                 outputs = self.model.generate(
-                    input_ids=ids, attention_mask=mask, num_return_sequences=n_best, **self.search
+                    input_ids=ids,
+                    attention_mask=mask,
+                    num_return_sequences=n_best,
+                    custom_generate=shrinking_search,
+                    **self.search,
                 )
                 totals = self._log_probabilities(ids, mask, outputs, n_best)
             written, sizes, ended = decoded(outputs.cpu().numpy(), self.tokenizer, forced)

@@ -37,6 +37,7 @@ from common.cpu import HeadLosses, QuickFunctionalDropout
 from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
 from common.methods import TuningArguments
+from common.search import shrinking_search
 from common.trainer import Trainer, label_losses
 
 PAD_MULTIPLE = 8
@@ -400,7 +401,8 @@ class Seq2SeqTrainer(Trainer):
                 elif self._begins == "first":
                     kept["logits_processor"] = LogitsProcessorList([BeginWith(labels[:, 0])])
                 search = GREEDY if self.is_in_train else {}
-                return None, (plain.generate(**kept, **search, synced_gpus=shared),), labels
+                kept |= {"synced_gpus": True} if shared else {"custom_generate": shrinking_search}
+                return None, (plain.generate(**kept, **search),), labels
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = self._logits(model(**inputs, use_cache=False))
         losses = label_losses(logits, labels, self.args.label_smoothing_factor).sum(1)

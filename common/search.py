@@ -1,0 +1,134 @@
+"""Greedy and beam search of encoder-decoders in which a row that is done takes no more time.
+
+transformers computes all rows of a batch until the last one is done, so that one output that does not end makes its
+batch as long as outputs may be. Here a row leaves the batch when it is done, and what was computed of its source is
+moved only then, not at each step. What is found is the same.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+)
+from transformers.utils import ModelOutput
+
+#: what knows the source of each row, and so cannot do without the rows that are done
+OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
+
+
+def shrinking_search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs,
+) -> Tensor:
+    """What `model.generate` finds, given this as its `custom_generate`: sub-tokens of shape (rows x outputs, length).
+
+    With several beams a row is done when its worst output is better than the best beam would be if it ended now
+    (`early_stopping=False`), as in `GenerationMixin._beam_search`; with one, when it ends. Where there is more to be
+    done than that, such as sampling, or no cache of two parts, transformers' own search does it.
+    """
+    config = generation_config
+    beams = config.num_beams
+    if (
+        config.do_sample
+        or config.return_dict_in_generate
+        or config._eos_token_tensor is None
+        or (beams > 1 and config.early_stopping is not False)
+        or not isinstance(model_kwargs.get("past_key_values"), EncoderDecoderCache)
+        or any(isinstance(processor, OF_ALL_ROWS) for processor in logits_processor)
+    ):
+        whole = model._beam_search if beams > 1 else model._sample
+        return whole(input_ids, logits_processor, stopping_criteria, config, **model_kwargs)
+    device = input_ids.device
+    rows, prompt = len(input_ids) // beams, input_ids.shape[1]
+    penalty = config.length_penalty if beams > 1 else 0.0
+    # every beam may end, in each way that there is, and as many must remain to go on with
+    candidates = beams * (1 + config._eos_token_tensor.numel())
+    live = torch.arange(rows, device=device)
+    sequences = input_ids.view(rows, beams, prompt)
+    scores = torch.zeros(rows, beams, device=device)
+    scores[:, 1:] = -torch.inf  # the beams are alike, so that one of them goes on
+    ended, ended_scores = torch.full_like(sequences, -1), torch.full_like(scores, -torch.inf)
+    found = input_ids.new_full((rows, config.num_return_sequences, config.max_length), -1)
+    outputs = model._prefill(input_ids, config, model_kwargs)
+    while True:
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
+        logits = outputs.logits[:, -1].float()
+        # logits processors of greedy search get logits, those of beam search log-probabilities
+        logits = logits_processor(sequences.flatten(0, 1), logits if beams == 1 else logits.log_softmax(-1))
+        vocabulary = logits.shape[-1]
+        best, place = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1).topk(candidates)
+        beam, token = place // vocabulary, place % vocabulary
+        tried = torch.cat([_of(sequences, beam), token[..., None]], dim=2)
+        ends = stopping_criteria(tried.flatten(0, 1), None).view(len(live), candidates)
+
+        length = tried.shape[2] - prompt
+        final = (best / length**penalty).masked_fill(~ends, -torch.inf)
+        ended = torch.cat([F.pad(ended, (0, 1), value=-1), tried[:, :beams]], dim=1)
+        ended_scores, chosen = torch.cat([ended_scores, final[:, :beams]], dim=1).topk(beams)
+        ended = _of(ended, chosen)
+        scores, chosen = best.masked_fill(ends, -torch.inf).topk(beams)
+        sequences, beam = _of(tried, chosen), beam.gather(1, chosen)
+
+        worst = ended_scores[:, -1]
+        if beams == 1:  # no score is compared with that of another length
+            done = worst > -torch.inf
+            scores = torch.zeros_like(scores)
+        else:
+            done = scores[:, 0] / length**penalty <= worst
+        done |= ends.all(1)
+        if done.any():
+            found[live[done], :, : tried.shape[2]] = ended[done, : config.num_return_sequences]
+            going = (~done).nonzero()[:, 0]
+            live, sequences, scores, beam, ended, ended_scores = (
+                x[going] for x in (live, sequences, scores, beam, ended, ended_scores)
+            )
+            if not len(live):
+                break
+            model_kwargs = _rows_of(
+                model_kwargs, (going[:, None] * beams + torch.arange(beams, device=device)).flatten()
+            )
+        if beams > 1:
+            first = torch.arange(len(live), device=device)[:, None] * beams
+            model_kwargs["past_key_values"].self_attention_cache.reorder_cache((first + beam).flatten())
+        outputs = model(
+            **model.prepare_inputs_for_generation(sequences.flatten(0, 1), next_sequence_length=1, **model_kwargs),
+            return_dict=True,
+        )
+    longest = int((found != -1).any(1).any(0).sum())
+    found = found[:, :, :longest].flatten(0, 1)
+    return found.masked_fill(found == -1, config._pad_token_tensor)
+
+
+def _of(x: Tensor, index: Tensor) -> Tensor:
+    """Sequences (rows, n, length) by `index` (rows, m): (rows, m, length)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def _rows_of(model_kwargs: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """What the model is called with, of the rows in `index` only. The cache itself is changed."""
+    kept = {}
+    for name, value in model_kwargs.items():
+        if isinstance(value, EncoderDecoderCache):
+            value.reorder_cache(index)
+        elif isinstance(value, ModelOutput):
+            rows = {key: x.index_select(0, index) for key, x in value.items() if isinstance(x, Tensor)}
+            value = type(value)(**value | rows)
+        elif isinstance(value, Tensor):
+            value = value.index_select(0, index)
+        kept[name] = value
+    return kept

@@ -1,0 +1,133 @@
+"""The search from which rows go when they are done: it finds what transformers' own does, and computes less."""
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MarianConfig,
+    MarianMTModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from common.search import shrinking_search
+from common.seq2seq import BeginWith
+
+SPECIAL = {"pad_token_id": 3, "eos_token_id": 1, "decoder_start_token_id": 2}
+SIZES = {
+    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "forced_eos_token_id": None,
+}  # fmt: skip
+PART = BertConfig(
+    vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+    max_position_embeddings=64,
+)  # fmt: skip
+MODELS = {
+    "marian": lambda: MarianMTModel(MarianConfig(vocab_size=60, **SIZES, **SPECIAL)),
+    "bart": lambda: BartForConditionalGeneration(BartConfig(vocab_size=60, **SIZES, **SPECIAL)),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **SPECIAL)
+    ),
+    "warm-started": lambda: EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(PART, PART)),
+}
+
+
+def model_of(kind: str, seed: int):
+    torch.manual_seed(seed)
+    model = MODELS[kind]().eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data.mul_(2)
+    model.generation_config.update(**SPECIAL, max_new_tokens=40)
+    return model
+
+
+class Unsteady(LogitsProcessor):
+    """Scores that hang on all sub-tokens so far, so that outputs end after different times: a new model's never do."""
+
+    def __init__(self):
+        self.scores = torch.randn(97, 60, generator=torch.Generator().manual_seed(0)) * 3
+        self.scores[:, 1] += 3
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        so_far = (input_ids * torch.arange(1, input_ids.shape[1] + 1)).sum(1)
+        return scores + self.scores[so_far % 97]
+
+
+def sources(rows: int = 12, length: int = 9) -> dict[str, torch.Tensor]:
+    mask = (torch.arange(length) < torch.randint(3, length + 1, (rows, 1))).long()
+    return {"input_ids": torch.randint(4, 60, (rows, length)).where(mask.bool(), 3), "attention_mask": mask}
+
+
+def rows_computed(model, **search) -> tuple[torch.Tensor, list[int]]:
+    """What is found, and how many rows the decoder was given at each step."""
+    seen = []
+    decoder = model.get_decoder()
+    first = torch.arange(10, 10 + len(search["input_ids"]))
+    search["logits_processor"] = LogitsProcessorList([Unsteady(), BeginWith(first)])
+    hook = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
+    found = model.generate(**search)
+    hook.remove()
+    return found, seen
+
+
+SEARCHES = [
+    {"num_beams": 1},
+    {"num_beams": 1, "repetition_penalty": 1.5, "eos_token_id": [1, 7, 8]},
+    {"num_beams": 4, "length_penalty": 1.0},
+    {"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 3},
+    {"num_beams": 3, "length_penalty": 0.3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    {"num_beams": 2, "eos_token_id": [1, 7, 8, 9]},
+    {"num_beams": 4, "early_stopping": True},
+    {"num_beams": 2, "encoder_no_repeat_ngram_size": 2},
+    {"num_beams": 2, "use_cache": False},
+]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: "-".join(map(str, search.values())))
+def test_it_finds_what_transformers_finds(kind, search):
+    shrinks = []
+    for seed in range(3):
+        model = model_of(kind, seed)
+        inputs = sources()
+        expected, _ = rows_computed(model, **inputs, **search)
+        found, seen = rows_computed(model, **inputs, **search, custom_generate=shrinking_search)
+        assert found.tolist() == expected.tolist()
+        assert found[:: search.get("num_return_sequences", 1), 1].tolist() == list(range(10, 22))
+        shrinks.append(seen[-1] < seen[0])
+    # the others are left to transformers
+    assert any(shrinks) == (not search.keys() & {"early_stopping", "encoder_no_repeat_ngram_size", "use_cache"})
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_rows_that_are_done_are_computed_no_more(beams):
+    model = model_of("marian", 0)
+    inputs = sources()
+    whole, steps = rows_computed(model, **inputs, num_beams=beams)
+    found, seen = rows_computed(model, **inputs, num_beams=beams, custom_generate=shrinking_search)
+    assert found.tolist() == whole.tolist()
+    assert set(steps) == {12 * beams}
+    assert seen[0] == 12 * beams
+    assert seen == sorted(seen, reverse=True)
+    if beams == 1:  # a row is computed for each sub-token that it is given, its end included
+        ends = (found == 1).long().cumsum(1).bool()
+        assert sum(seen) == (~ends).sum() + ends.any(1).sum() - len(found)
+    assert sum(seen) < sum(steps)
+
+
+def test_scores_that_are_not_numbers_end_at_the_greatest_length():
+    model = model_of("marian", 0)
+    model.final_logits_bias.fill_(torch.nan)
+    for beams in (1, 3):
+        found = model.generate(**sources(), num_beams=beams, custom_generate=shrinking_search)
+        assert len(found) == 12
+        assert found.shape[1] <= 41
