@@ -117,6 +117,11 @@ def command_line(main: Callable[[], object]) -> NoReturn:
         where = printable(str(error.filename or "the output folder"))
         print(f"stopped: {where}: {error.strerror}; make room, then begin again or resume", file=sys.stderr)
         sys.exit(RunStopped.NOT_SAVED)
+    if "LOCAL_RANK" in os.environ:  # threads that still speak with other processes may abort an interpreter that ends
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     sys.exit(0)
 
 

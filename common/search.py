@@ -57,7 +57,7 @@ def shrinking_search(
     rows, prompt = len(input_ids) // beams, input_ids.shape[1]
     penalty = config.length_penalty if beams > 1 else 0.0
     # every beam may end, in each way that there is, and as many must remain to go on with
-    candidates = beams * (1 + config._eos_token_tensor.numel())
+    candidates = beams * (1 + config._eos_token_tensor.numel()) if beams > 1 else 1
     live = torch.arange(rows, device=device)
     sequences = input_ids.view(rows, beams, prompt)
     scores = torch.zeros(rows, beams, device=device)
@@ -71,7 +71,9 @@ def shrinking_search(
         # logits processors of greedy search get logits, those of beam search log-probabilities
         logits = logits_processor(sequences.flatten(0, 1), logits if beams == 1 else logits.log_softmax(-1))
         vocabulary = logits.shape[-1]
-        best, place = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1).topk(candidates)
+        totals = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1)
+        # of equal scores greedy search takes the first
+        best, place = totals.max(1, keepdim=True) if beams == 1 else totals.topk(candidates)
         beam, token = place // vocabulary, place % vocabulary
         tried = torch.cat([_of(sequences, beam), token[..., None]], dim=2)
         ends = stopping_criteria(tried.flatten(0, 1), None).view(len(live), candidates)

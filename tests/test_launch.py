@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl, run
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "29518")
+#: tests that run side by side must not share a port
+PORT = 29517 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(PORT))
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(PORT))
 
 
 def results(folder: Path) -> dict:

@@ -124,6 +124,16 @@ def test_rows_that_are_done_are_computed_no_more(beams):
     assert sum(seen) < sum(steps)
 
 
+def test_of_equal_scores_greedy_search_takes_the_first():
+    model = model_of("marian", 0)
+    model.final_logits_bias.copy_(torch.tensor([0.0, 1.0, 5.0, 5.0, 2.0]).repeat(12))
+    model.lm_head.weight.data.zero_()
+    inputs = sources()
+    found = model.generate(**inputs, num_beams=1, custom_generate=shrinking_search)
+    assert found.tolist() == model.generate(**inputs, num_beams=1).tolist()
+    assert set(found.flatten().tolist()) == {2}
+
+
 def test_scores_that_are_not_numbers_end_at_the_greatest_length():
     model = model_of("marian", 0)
     model.final_logits_bias.fill_(torch.nan)

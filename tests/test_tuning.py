@@ -45,6 +45,7 @@ from common.models import load_model
 from common.peft_methods import orthogonality
 from common.tuning import layer_rates, merge, tune
 from tests.conftest import ROOT, read_jsonl, run, write_jsonl
+from tests.test_launch import TORCHRUN
 from tests.tuning_cells import (
     BERT,
     EXACT,
@@ -587,8 +588,7 @@ def test_layers_are_found_in_their_order(tmp_path, tokenizer):
 
 def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
-    command = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531")
-    done = run(*command, "-m", "tests.tuning_cells", "both", str(tmp_path), *ON_TWO)
+    done = run(*TORCHRUN, "-m", "tests.tuning_cells", "both", str(tmp_path), *ON_TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ON_TWO:
         method, task = name.split("/")
