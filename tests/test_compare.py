@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -37,21 +38,16 @@ def no_epochs(words) -> list[str]:
     return words
 
 
+def written(folder: Path, settings: str) -> list[str]:
+    """Arguments that compare these settings, by one seed, into the folder out."""
+    path = folder / "settings.yaml"
+    path.write_text(settings)
+    return ["--settings", str(path), "--seeds", "1", "--folder", str(folder / "out")]
+
+
 def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, capsys):
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("plain:\ntogether: --lora_r 2 --l2_sp 0.1\n")
-    command = [
-        "ner",
-        "--methods",
-        "bias",
-        "--settings",
-        str(settings),
-        "--seeds",
-        "1",
-        "--folder",
-        str(tmp_path / "out"),
-        *words,
-    ]
+    compared = written(tmp_path, "plain:\ntogether: --lora_r 2 --l2_sp 0.1\n")
+    command = ["ner", "--methods", "bias", *compared, *words]
     rows = compare.main(command)
     told = capsys.readouterr().out
     assert "1 of 3: bias, seed 1: test_f1 0." in told
@@ -67,7 +63,7 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     assert together["seeds"] == []
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
-    settings.write_text("plain:\n")
+    written(tmp_path, "plain:\n")
     made = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert compare.main(command) == [bias, plain]
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == made
@@ -165,20 +161,8 @@ def test_a_table_has_means_deviations_and_medians():
 
 
 def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs, tmp_path):
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("too fast: --learning_rate 1e30 --warmup_steps 0\n")
-    steps = ["--steps", "4", "--eval_steps", "1", "--save_steps", "1"]
-    command = [
-        "ner",
-        "--settings",
-        str(settings),
-        "--seeds",
-        "1",
-        "--folder",
-        str(tmp_path / "out"),
-        *steps,
-        *no_epochs,
-    ]
+    settings = written(tmp_path, "too fast: --learning_rate 1e30 --warmup_steps 0\n")
+    command = ["ner", *settings, "--steps", "4", "--eval_steps", "1", "--save_steps", "1", *no_epochs]
     for _ in range(2):
         with pytest.raises(InputError, match="of step 2 is not a finite number"):
             compare.main(command)

@@ -158,9 +158,8 @@ def copy(tmp_path) -> Path:
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Call make with the environment of this test run as its .venv, so that it installs nothing."""
     command = ["make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed", *words]
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "ARGS"))
-    }  # `make test` hands its own on
+    of_make_test = ("MAKE", "MFLAGS", "ARGS")  # which hands its own on
+    env = {k: v for k, v in os.environ.items() if not k.startswith(of_make_test)}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=env | {"OMP_NUM_THREADS": "1"}
     )

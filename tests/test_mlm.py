@@ -430,10 +430,10 @@ def test_predict_fills_every_mask_of_texts_of_any_length(start, tmp_path):
 def test_it_overfits(start, masking):
     few = TEXTS[:12]
     metrics = start(
-        {"train": few, "validation": few}, "--masking", masking, "--num_train_epochs", "250", "--learning_rate", "3e-3",
+        {"train": few, "validation": few}, "--masking", masking, "--num_train_epochs", "400", "--learning_rate", "3e-3",
         "--eval_strategy", "no", "--save_strategy", "no", "--mlm_probability", "0.3",
     )  # fmt: skip
-    assert metrics["after_validation_accuracy"] > 0.8
+    assert metrics["after_validation_accuracy"] > 0.9
     assert metrics["after_validation_perplexity"] < 2
 
 
