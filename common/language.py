@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import EvalPrediction, PreTrainedModel
@@ -386,6 +385,8 @@ def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
     """A picture of the losses against the sub-tokens seen; `history` is the trainer's log, `before` the first loss."""
     if not is_main_process():
         return
+    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for key, label, start in (("loss", "training", []), ("eval_loss", "validation", [(0, before)])):

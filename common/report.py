@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from matplotlib.figure import Figure
 
 from common.errors import is_main_process, printable, tell
 from common.hardware import described
@@ -100,6 +99,8 @@ def draw_history(path: str | Path, history: list[dict[str, float]], score: str |
     """
     if not is_main_process():
         return
+    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+
     parts = {"loss (nats a label)": {"loss": "training", "eval_loss": "validation"}}
     if score and any(f"eval_{score}" in entry for entry in history):
         parts[score] = {f"eval_{score}": "validation"}

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from common.errors import is_main_process, printable
@@ -48,7 +45,11 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _picture(path: Path, width: float = 6.0, height: float = 5.0) -> Iterator[Axes]:
+def _picture(path: Path, width: float = 6.0, height: float = 5.0) -> Iterator:
+    """Axes to draw on, which are then saved."""
+    import matplotlib  # only here: what does not draw is spared its time and memory
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     with matplotlib.rc_context({"font.size": 10}):
         yield figure.add_subplot()
