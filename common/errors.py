@@ -1,6 +1,7 @@
 """Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ def command_line(main: Callable[[], object]) -> NoReturn:
 
     A launcher of several processes prints a report of its own after that and exits with a code of its own.
     """
+    gc.freeze()  # a million objects of imported libraries stay to the end: collections need not look at them again
     try:
         main()
     except InputError as error:

@@ -1,5 +1,6 @@
 """Tiny models built from a config, tiny data, and a way to run the recipes as a user does."""
 
+import gc
 import json
 import os
 import subprocess
@@ -43,6 +44,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=wordpiece, model_max_length=128, **{f"{k}_token": v for k, v in names.items()}
     )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # as `command_line` does: the Trainer collects garbage in every run
 
 
 @pytest.fixture(scope="session")
