@@ -5,8 +5,10 @@ before they are used, and the dropout drops with the same probability (to 1e-5) 
 `tests/benchmarks/NOTES.md` has the gains.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,9 +23,9 @@ from transformers.masking_utils import AttentionMaskInterface, bidirectional_mas
 from common.errors import quiet
 from common.layers import watch
 
-#: rows of like length that attention takes at a time, and more of the same length
-ROWS_TOGETHER = 8
-#: but no more than have so many scores a head: those of 12 heads, their gradients and dropout stay in the cache then
+#: rows of up to so many sub-tokens lie end to end in bins of this length, which attention takes one by one
+BIN = 64
+#: and so many scores a head at a time: those of 12 heads, their gradients and dropout stay in the cache then
 SCORES_TOGETHER = 2**17
 #: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel, which knows AMX
 #: (`NOTES.md`)
@@ -51,21 +53,56 @@ class _Rearrange(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _up_to_8(lengths: Tensor) -> Tensor:
-    return -(-lengths.clamp(min=1) // 8) * 8
+def _up_to_8(length: int) -> int:
+    return -(-max(length, 1) // 8) * 8
 
 
-def _group_sizes(lengths: list[int]) -> list[int]:
-    """How many rows attention takes at a time, of rows of `lengths`, the longest first."""
-    sizes = [0]
-    longest = lengths[0]
-    for length in lengths:
-        full = (sizes[-1] + 1) * longest**2 > SCORES_TOGETHER or (sizes[-1] >= ROWS_TOGETHER and length < longest)
-        if full and sizes[-1]:
-            sizes.append(0)
-            longest = length
-        sizes[-1] += 1
-    return sizes
+def _in_bins(lengths: list[int]) -> list[tuple[int, list[list[int]]]]:
+    """Groups of bins for rows of `lengths`: the length of a group's bins, and which rows lie in each, end to end.
+
+    A bin is as long as the longest row that is left, or `BIN`. Into each goes the longest row that still fits, until
+    none does (first-fit decreasing). A group has as many bins as `SCORES_TOGETHER` allows.
+    """
+    left = sorted(range(len(lengths)), key=lengths.__getitem__)
+    sizes = [lengths[row] for row in left]
+    groups = []
+    while left:
+        length = max(BIN, _up_to_8(sizes[-1]))
+        bins: list[list[int]] = []
+        while left and (not bins or (len(bins) + 1) * length**2 <= SCORES_TOGETHER):
+            bins.append([])
+            space = length
+            while fits := bisect_right(sizes, space):
+                space -= sizes.pop(fits - 1)
+                bins[-1].append(left.pop(fits - 1))
+        groups.append((length, bins))
+    return groups
+
+
+@dataclass
+class _Group:
+    """Bins that attention takes at a time, all of one `length`, in which rows lie end to end."""
+
+    length: int
+    bins: int
+    #: of each place in a bin the row that it belongs to, -1 for none: (bins, length)
+    owners: Tensor
+    #: whether no bin has two rows
+    alone: bool
+    #: where in `sorted_firsts` the rows of each bin stand, the first one again where a bin has fewer: (bins, most rows)
+    firsts: Tensor
+    #: where those of the rows, in order, stand in `firsts`
+    found: Tensor
+    #: what is added to the scores, by their type and whether they are of first sub-tokens only; made when first needed
+    biases: dict[tuple[torch.dtype, bool], Tensor] = field(default_factory=dict)
+
+    def hidden(self, queries: Tensor | None = None, causal: bool = False) -> Tensor:
+        """True where a query, of shape (bins, n) all places or the rows `queries`, does not see a key: (bins, 1, n, length)."""
+        queries = self.owners if queries is None else queries
+        hidden = queries[:, :, None] != self.owners[:, None]
+        if causal:
+            hidden |= torch.ones(self.length, self.length, dtype=torch.bool).triu_(1)
+        return hidden[:, None]
 
 
 class PackedBatch:
@@ -74,40 +111,53 @@ class PackedBatch:
     `mask` has shape (rows, length), True at real sub-tokens; with `causal` a sub-token attends to none after it. Three
     arrangements of vectors:
     - padded: rows x length, as the model's embeddings give and its head takes them;
-    - packed: the real sub-tokens one after the other, longest row first, then at least one filler. The filler's
+    - packed: the real sub-tokens one after the other, in the order of the slots, then at least one filler. The filler's
       gradient is always 0, and so it may stand wherever a place has no sub-token;
-    - slots: for attention, groups of rows of like length (`_group_sizes`), each padded to its own longest row.
+    - slots: for attention, bins in which rows lie end to end, and see nothing of one another (`_in_bins`).
     """
 
     def __init__(self, mask: Tensor, causal: bool = False):
         self.causal = causal
         rows, length = mask.shape
-        lengths = mask.sum(1)
-        order = lengths.argsort(descending=True, stable=True)
+        lengths = mask.sum(1).tolist()
+        order: list[int] = []
+        starts: list[int] = []
+        self.groups: list[_Group] = []
+        size = 0
+        for longest, bins in _in_bins(lengths):
+            most = max(map(len, bins))
+            owners = torch.full((len(bins), longest), -1)
+            firsts, found = [], []
+            for i, members in enumerate(bins):
+                firsts.append([])
+                at = 0
+                for row in members:
+                    owners[i, at : at + lengths[row]] = len(order)
+                    starts.append(size + i * longest + at)
+                    found.append(i * most + len(firsts[-1]))
+                    firsts[-1].append(len(order))
+                    order.append(row)
+                    at += lengths[row]
+                firsts[-1] += firsts[-1][:1] * (most - len(members))
+            size += len(bins) * longest
+            self.groups.append(_Group(longest, len(bins), owners, most == 1, torch.tensor(firsts), torch.tensor(found)))
+        order, starts = torch.tensor(order), torch.tensor(starts)
         row, column = mask[order].nonzero(as_tuple=True)
         self.real = len(row)
-        size = (self.real // TOKEN_MULTIPLE + 1) * TOKEN_MULTIPLE
-        self.padded_of_packed = torch.zeros(size, dtype=torch.int64)
+        packed = (self.real // TOKEN_MULTIPLE + 1) * TOKEN_MULTIPLE
+        self.padded_of_packed = torch.zeros(packed, dtype=torch.int64)
         self.padded_of_packed[: self.real] = order[row] * length + column
         self.packed_of_padded = self._inverse(self.padded_of_packed, rows * length)
 
-        lengths = lengths[order]
-        self.groups: list[tuple[int, int, Tensor]] = []  # rows, padded length, True where there is no key
-        starts = []
-        start = 0
-        for group in lengths.split(_group_sizes(_up_to_8(lengths).tolist())):
-            longest = int(_up_to_8(group[0]))
-            starts.append(start + torch.arange(len(group)) * longest)
-            start += len(group) * longest
-            self.groups.append((len(group), longest, torch.arange(longest) >= group[:, None, None, None]))
+        lengths = mask.sum(1)[order]
         starts_of_rows = lengths.cumsum(0) - lengths
         within = torch.arange(self.real) - starts_of_rows[row]
-        self.slot_of_packed = torch.zeros(size, dtype=torch.int64)
-        self.slot_of_packed[: self.real] = torch.cat(starts)[row] + within
-        self.packed_of_slot = self._inverse(self.slot_of_packed, start)
-        #: the first sub-token of each row among the packed, longest row first, and in the order of the rows
-        self.sorted_firsts = starts_of_rows
-        self.firsts = torch.empty_like(order).scatter_(0, order, starts_of_rows)
+        self.slot_of_packed = torch.zeros(packed, dtype=torch.int64)
+        self.slot_of_packed[: self.real] = starts[row] + within
+        self.packed_of_slot = self._inverse(self.slot_of_packed, size)
+        #: the first sub-token of each row among the packed, in the order of the packed, and in that of the rows
+        self.sorted_firsts = starts_of_rows.masked_fill(lengths == 0, self.real)  # of rows with none: the filler
+        self.firsts = torch.empty_like(order).scatter_(0, order, self.sorted_firsts)
         #: of the last layer: which of the packed it computes, None for all; its whole input; what it attends for now
         self.chosen: Tensor | None = None
         self.whole: Tensor | None = None
@@ -140,37 +190,42 @@ class PackedBatch:
         """
         _, heads, packed, width = query.shape
         scaling = width**-0.5 if scaling is None else scaling
-        flat = torch.cat([x.transpose(1, 2).reshape(packed, heads * width) for x in (query, key, value)], dim=-1)
+        query, key, value = (x.transpose(1, 2).reshape(packed, heads * width) for x in (query, key, value))
+        flat = torch.cat([key, value] if self.firsts_only else [query, key, value], dim=-1)
         slots = _Rearrange.apply(flat, self.packed_of_slot, self.slot_of_packed, self.real)
         results = []
-        for part, (rows, length, hidden) in zip(
-            slots.split([rows * length for rows, length, _ in self.groups]), self.groups, strict=True
-        ):
-            q, k, v = part.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+        for part, group in zip(slots.split([g.bins * g.length for g in self.groups]), self.groups, strict=True):
+            *q, k, v = part.view(group.bins, group.length, -1, heads, width).permute(2, 0, 3, 1, 4)
             if self.firsts_only:
-                q = q[:, :, :1]
-            bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, torch.finfo(q.dtype).min)
-            if dropout or (q.dtype == torch.bfloat16 and length <= WRITTEN_OUT):
-                if self.causal:
-                    later = torch.ones(length, length, dtype=torch.bool).triu_(1)
-                    bias = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, torch.finfo(q.dtype).min)
-                scores = (q * scaling) @ k.transpose(-1, -2)
-                if length % 32 and length < 64:  # softmax of bfloat16 takes twice as long where vectors are not full
-                    scores = scores.float()
-                scores += bias
-                weights = scores.softmax(-1).to(q.dtype)
-                result = (quick_dropout(weights, dropout) if dropout else weights) @ v
-            elif self.causal:  # what is padding comes after all that is real
-                result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-            else:
-                result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
-            results.append(result.transpose(1, 2).reshape(-1, heads * width))
+                at = self.sorted_firsts[group.firsts.flatten()]
+                q = [query.index_select(0, at).view(group.bins, -1, heads, width).transpose(1, 2)]
+            result = self._attend(group, q[0], k, v, dropout, scaling).transpose(1, 2).reshape(-1, heads * width)
+            results.append(result.index_select(0, group.found) if self.firsts_only else result)
         flat = torch.cat(results)
         if self.firsts_only:
             flat = flat.new_zeros(packed, heads * width).index_copy(0, self.sorted_firsts, flat)
             return flat.view(1, packed, heads, width)
         flat = _Rearrange.apply(flat, self.slot_of_packed, self.packed_of_slot, len(flat))
         return flat.view(1, packed, heads, width)
+
+    def _attend(self, group: _Group, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float) -> Tensor:
+        """Attention in the bins of a group: q of shape (bins, heads, n, width), k and v of (bins, heads, length, width)."""
+        if not dropout and (q.dtype != torch.bfloat16 or group.length > WRITTEN_OUT):
+            if self.causal and group.alone:  # what is padding comes after all that is real
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(group, q.dtype), scale=scaling)
+        scores = (q * scaling) @ k.transpose(-1, -2)
+        scores += self._bias(group, q.dtype)
+        weights = scores.softmax(-1)
+        return (quick_dropout(weights, dropout) if dropout else weights) @ v
+
+    def _bias(self, group: _Group, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of a group: the least number where a query does not see a key, else 0."""
+        key = (dtype, self.firsts_only)
+        if key not in group.biases:
+            hidden = group.hidden(group.firsts if self.firsts_only else None, self.causal)
+            group.biases[key] = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+        return group.biases[key]
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -326,24 +381,35 @@ def leaves_out_padding(model: nn.Module) -> bool:
 
 
 def quick_dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout of `x` with probability `p`, from 16 random bits an element; torch's draws a double for each."""
+    """Dropout of `x` with probability `p`, from 8 random bits an element; torch's draws a double for each.
+
+    Of so few bits a share can only be a multiple of 1/256: each call drops one of the two beside `p`, drawn so that an
+    element is dropped with probability `p`.
+    """
     return _Dropout.apply(x, p)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = (bits[: x.numel()] >= round(p * 2**16) - 2**15).view(x.shape)
-        keep = keep.view(torch.int8)  # from which the conversion is six times as fast as from bool
+        drawn = torch.empty(x.numel() // 8 + 2, dtype=torch.int64).random_(-(2**63), None)
+        dropped = min(int(p * 2**8 + int(drawn[-1] & 0xFFFF) / 2**16), 255)  # of 256
+        # int8 is as good as bool, and made and read several times as fast
+        keep = torch.empty(x.shape, dtype=torch.int8)
+        torch.ge(drawn.view(torch.int8)[: x.numel()].view(x.shape), dropped - 2**7, out=keep)
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
-        return x * keep.to(x.dtype).mul_(ctx.scale)
+        return _scaled(x, keep, ctx.scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return gradient * keep.to(gradient.dtype).mul_(ctx.scale), None
+        return _scaled(gradient, keep, ctx.scale), None
+
+
+def _scaled(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """x * keep * scale in one pass, but for the conversion."""
+    return torch.addcmul(x.new_zeros(()), x, keep.to(x.dtype), value=scale)
 
 
 class QuickDropout(nn.Dropout):
@@ -472,7 +538,7 @@ class _HeadLosses(torch.autograd.Function):
         cast, weight, gradients = ctx.saved_tensors
         scale = gradient[:, None]
         of_vectors = (gradients @ weight.to(ctx.kind)).float() * scale
-        scaled = cast * scale.to(ctx.kind)
-        of_weight = (gradients.t() @ scaled).to(weight.dtype)
-        of_bias = (gradients.float() * scale).sum(0) if ctx.has_bias else None
+        scale = scale.to(ctx.kind)
+        of_weight = (gradients.t() @ (cast * scale)).to(weight.dtype)
+        of_bias = (gradients.t() @ scale)[:, 0].to(weight.dtype) if ctx.has_bias else None
         return of_vectors, of_weight, of_bias, None, None, None

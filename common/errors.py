@@ -1,7 +1,6 @@
 """Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from transformers.utils import logging
+
+from common.memory import settle
 
 SHOWN = 10
 
@@ -99,7 +100,7 @@ def command_line(main: Callable[[], object]) -> NoReturn:
 
     A launcher of several processes prints a report of its own after that and exits with a code of its own.
     """
-    gc.freeze()  # a million objects of imported libraries stay to the end: collections need not look at them again
+    settle()
     try:
         main()
     except InputError as error:

@@ -118,20 +118,12 @@ def watch(model: PreTrainedModel) -> list[Layer]:
             hooks.append(module.register_forward_hook(lambda *_, n=name: _seen.append(("linear", n))))
         if name in layers:
             hooks.append(module.register_forward_hook(lambda *_, n=name: _seen.append(("layer", n))))
-    before, training = model.config._attn_implementation, model.training
-    ids = torch.ones(2, 4, dtype=torch.int64, device=model.device)
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     _seen.clear()
     try:
-        with quiet(), torch.no_grad():
-            model.set_attn_implementation("watched")
-            model.eval()
-            model.base_model(**inputs)
+        _run(model, "watched")
     finally:
         for hook in hooks:
             hook.remove()
-        model.set_attn_implementation(before)
-        model.train(training)
     events = list(_seen)
     found: dict[str, Layer] = {}
     started = 0
@@ -140,6 +132,49 @@ def watch(model: PreTrainedModel) -> list[Layer]:
             found[name] = _read(Layer(name), [e for e in events[started:i] if e[0] != "layer"], names)
         started = i + 1 if kind == "layer" else started
     return [found[name] for name in layers if name in found]
+
+
+def _run(model: PreTrainedModel, attention: str | None = None) -> None:
+    """Run `model` without its head on a few sub-tokens, with this kernel of attention if one is named."""
+    before, training = model.config._attn_implementation, model.training
+    ids = torch.ones(2, 4, dtype=torch.int64, device=model.device)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    try:
+        with quiet(), torch.no_grad():
+            if attention:
+                model.set_attn_implementation(attention)
+            model.eval()
+            model.base_model(**inputs)
+    finally:
+        if attention:
+            model.set_attn_implementation(before)
+        model.train(training)
+
+
+def sharing_input(model: PreTrainedModel) -> list[list[nn.Linear]]:
+    """The `nn.Linear` maps in the layers of `model`, those in one list that take the very same input one by one.
+
+    So queries, keys and values of self-attention, or keys and values of attention to an encoder.
+    """
+    layers, found, last = layer_names(model), [], None
+
+    def note(module: nn.Linear, args: tuple, output: torch.Tensor) -> None:
+        nonlocal last
+        beside = args[0] is last and (module.bias is None) == (found[-1][-1].bias is None)
+        (found[-1].append if beside else lambda one: found.append([one]))(module)
+        last = args[0]
+
+    hooks = [
+        module.register_forward_hook(note)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and any(name.startswith(f"{layer}.") for layer in layers)
+    ]
+    try:
+        _run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _read(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) -> Layer:

