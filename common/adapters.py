@@ -74,7 +74,7 @@ def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
         width = getattr(model.get_submodule(linear), "out_features", None) or model.get_submodule(linear).nf
         adapter = Bottleneck(width, max(1, width // shape.reduction)).to(weight.device)
         module.add_module(MARK, adapter)
-        # in front of the hook by which the last layer gives padding back (common.cpu)
+        # in front of the hook by which the last layer gives padding back (common.unpadded)
         module.register_forward_hook(_adapt, prepend=True)
     return adapter_names(model)
 

@@ -18,12 +18,12 @@ from transformers.utils import ModelOutput
 
 from common.args import TrainingArguments
 from common.batching import Repeated, StepBatches, step_starts
-from common.cpu import PackedBatch, compute_chosen_only, leaves_out_padding
 from common.errors import InputError, is_main_process, tell
 from common.faults import HOW_TO_GO_ON
 from common.report import print_table
 from common.stream import TextStream
 from common.trainer import Trainer, reading
+from common.unpadded import PackedBatch, compute_chosen_only, leaves_out_padding
 
 WHEN = ("before", "after")
 

@@ -8,6 +8,7 @@ one product of matrices. What is computed is the same, to rounding (`tests/bench
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,11 +24,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kind: torch.dtype, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases = parameters[::2], parameters[1::2]
-        with torch.autocast("cpu", enabled=False):
-            cast, weight = x.reshape(-1, x.shape[-1]).to(kind), _joined(weights, kind)
-            product = (
-                cast @ weight.t() if biases[0] is None else torch.addmm(_joined(biases, kind), cast, weight.t())
-            )
+        cast, weight = x.reshape(-1, x.shape[-1]).to(kind), _joined(weights, kind)
+        product = F.linear(cast, weight, None if biases[0] is None else _joined(biases, kind))
         ctx.save_for_backward(cast, weight)
         ctx.kind, ctx.shape, ctx.type, ctx.sizes = kind, x.shape, x.dtype, [len(w) for w in weights]
         ctx.types = [None if p is None else p.dtype for p in parameters]

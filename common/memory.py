@@ -18,9 +18,9 @@ def settle() -> None:
     # a million objects of imported libraries stay to the end: collections need not look at them again
     gc.freeze()
     # on a CPU oneDNN keeps what it has compiled for each shape of a product, up to 1,024 of them, which batches of many
-    # lengths fill with hundreds of MiB; 64 are as fast
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    # lengths fill with hundreds of MiB; 128 are as fast
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
     # glibc gives a block of 32 MiB or more, such as the gradient of the embeddings, back as soon as it is free, and the
     # kernel then gives it again page by page, filled with zeros, in each step; here the process keeps it
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

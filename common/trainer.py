@@ -47,7 +47,6 @@ from transformers.utils import ModelOutput
 
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
-from common.cpu import leaves_out_padding
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
 from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
@@ -61,6 +60,7 @@ from common.regularisation import (
     twice,
 )
 from common.tuning import callbacks, is_beside, is_gradual, layer_rates
+from common.unpadded import leaves_out_padding
 
 #: values of a configuration: shares of layers that a step leaves out
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
@@ -139,6 +139,7 @@ class Trainer(transformers.Trainer):
         self._step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self._saving, self._saved_step, self._last_whole = False, -1, None
         self._asked = 0
+        self._operations: int | None = None  # of a sub-token
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
@@ -380,6 +381,12 @@ class Trainer(transformers.Trainer):
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in self._early_stopping()
         )
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """As its parent, which walks through all of the model for each batch: here it does once."""
+        if self._operations is None:
+            self._operations = super().floating_point_ops({"input_ids": torch.empty(1)})
+        return inputs["input_ids"].numel() * self._operations
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         whole = self.accelerator.sync_gradients  # the last batch of its step

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from common.memory import settle
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "recipes" / "ner" / "sample"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from common.args import _Parser
-from common.cpu import leave_out_padding
+from common.unpadded import leave_out_padding
 from common.language import Selection, losses_at_labels
 from tests.benchmarks.bench import JOBS, markdown, quantities
 from tests.benchmarks.operations import operations, sizes

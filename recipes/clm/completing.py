@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from common.cpu import leaves_out_padding
+from common.unpadded import leaves_out_padding
 from common.errors import printable, quiet, tell
 
 from .texts import beginning

@@ -4,7 +4,7 @@
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
 embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
-computes real sub-tokens only (`common/cpu.py`), with SDPA's kernel or with attention written out.
+computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from common import cpu
+from common import unpadded
 from common.models import resolve_model
 
 #: kernel, attention dropout, and up to which length packed attention is written out
@@ -35,7 +35,7 @@ def build(kernel: str, dropout: float, device: str):
         path, config=config, attn_implementation="sdpa" if kernel == "packed" else kernel, dtype=torch.float32
     )
     if kernel == "packed":
-        assert cpu.leave_out_padding(model)
+        assert unpadded.leave_out_padding(model)
     return model.to(device).train()
 
 
@@ -75,7 +75,7 @@ def main() -> None:
             times = [[] for _ in ARMS]
             for round_ in range(args.rounds + 1):
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-                    cpu.WRITTEN_OUT = ARMS[arm][2]
+                    unpadded.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
                     if round_:  # the first round warms up
                         times[arm].append(seconds)

@@ -1,0 +1,48 @@
+"""How a process that trains holds its memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+
+MANY_SHAPES = """
+import torch
+from common.memory import settle
+from tests.benchmarks.watched import resident_mib
+settle()
+layer = torch.nn.Linear(384, 384).bfloat16()
+sizes = []
+for rows in range(3, 1200, 3):
+    layer(torch.randn(rows, 384).bfloat16()).sum().backward()
+    sizes.append(resident_mib())
+print(sizes[-1] - sizes[20])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+def test_batches_of_many_lengths_do_not_fill_the_memory():
+    """With the capacity that oneDNN has by itself these 400 shapes took 800 MiB where bfloat16 is native."""
+    assert int(run("-c", MANY_SHAPES).stdout) < 250
+
+
+LARGE_BLOCKS = """
+import resource
+import torch
+from common.memory import settle
+settle()
+for _ in range(60):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = torch.zeros(12_000_000)  # 46 MiB
+    del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(os.confstr_names.get("CS_GNU_LIBC_VERSION") is None, reason="the allocator is glibc's")
+def test_large_blocks_are_not_taken_from_the_kernel_again_and_again():
+    """Each page that the kernel gives is a fault: 11,719 for a block."""
+    assert int(run("-c", LARGE_BLOCKS).stdout) < 1_000
+    given = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # comes first
+    assert int(run("-c", LARGE_BLOCKS, **given).stdout) > 10_000
