@@ -14,11 +14,11 @@ from transformers.utils import ModelOutput
 
 from common.adapters import load_adapters
 from common.args import native_bf16
-from common.unpadded import leave_out_padding
 from common.data import FileReader, Row, read_file
 from common.errors import InputError, quiet, tell
 from common.models import load_config, load_tokenizer, resolve_model
 from common.outputs import fresh_file
+from common.unpadded import leave_out_padding
 
 
 @dataclass

@@ -27,9 +27,10 @@ class _Products(torch.autograd.Function):
         cast, weight = x.reshape(-1, x.shape[-1]).to(kind), _joined(weights, kind)
         product = F.linear(cast, weight, None if biases[0] is None else _joined(biases, kind))
         ctx.save_for_backward(cast, weight)
-        ctx.kind, ctx.shape, ctx.type, ctx.sizes = kind, x.shape, x.dtype, [len(w) for w in weights]
+        ctx.shape, ctx.type, ctx.sizes = x.shape, x.dtype, [len(w) for w in weights]
         ctx.types = [None if p is None else p.dtype for p in parameters]
-        return product.view(*x.shape[:-1], -1).split(ctx.sizes, dim=-1)
+        # unsafe: nothing else reads the product, so that what comes out may be changed in place
+        return product.view(*x.shape[:-1], -1).unsafe_split_with_sizes(ctx.sizes, dim=-1)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:

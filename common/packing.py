@@ -26,7 +26,7 @@ class Blocks:
 def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "blocks"], causal: bool) -> Blocks | None:
     """How rows of several texts go through `model` under a block mask; None where each text is to be a row.
 
-    On a CPU pieces are rows, whose padding `common.unpadded` leaves out. On an accelerator rows stay whole, which holds no
+    On a CPU pieces are rows, whose padding `common.unpadded` leaves out. On an accelerator rows stay whole, hold no
     padding, and go through SDPA under a mask of blocks, with positions that begin anew in each text. Used only where a
     test row gives the scores that its texts give alone; some architectures number positions from another number than
     0, and some take no such mask.

@@ -39,7 +39,7 @@ from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
 from common.methods import TuningArguments
 from common.search import shrinking_search
-from common.trainer import LAYER_DROPS, Trainer, label_losses
+from common.trainer import Trainer, label_losses
 from common.unpadded import UnpaddedPairs
 
 PAD_MULTIPLE = 8
@@ -328,12 +328,9 @@ class Seq2SeqTrainer(Trainer):
         if not self.args.r_drop:  # which compares the scores
             head = HeadLosses(model)
             self._head = head if head.works else None
-        plain, virtual = model, False
-        if isinstance(model, PeftModel):
-            plain, virtual = model.get_base_model(), model.active_peft_config.is_prompt_learning
-        drops = any(getattr(plain.config, name, None) for name in LAYER_DROPS)
-        if not (virtual or drops):  # sub-tokens that no mask shows; layers that are not always there
-            pairs = UnpaddedPairs(plain)
+        tuned = isinstance(model, PeftModel)
+        if not (tuned and model.active_peft_config.is_prompt_learning):  # whose virtual sub-tokens no batch shows
+            pairs = UnpaddedPairs(model.get_base_model() if tuned else model)
             self._unpadded = pairs if pairs.works else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):

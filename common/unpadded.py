@@ -27,8 +27,8 @@ SCORES_TOGETHER = 2**17
 #: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel, which knows AMX
 #: (`NOTES.md`)
 WRITTEN_OUT = 256 if torch.cpu.get_capabilities().get("amx_bf16") else 512
-#: each new shape of matrices costs time and memory, so that the number of sub-tokens is filled up to a multiple of this,
-#: as are the length of bins and their number
+#: each new shape of matrices costs time and memory, so that the number of sub-tokens, the length of bins and their
+#: number are filled up to multiples of these
 TOKEN_MULTIPLE, LENGTH_MULTIPLE, BIN_MULTIPLE = 64, 32, 4
 
 #: bins that attention takes at a time: their length on each side, and which rows lie in each, end to end
@@ -208,7 +208,9 @@ class PackedBatch:
             results.append(_weighed(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
         return self.from_bins(results)
 
-    def _attend_firsts(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+    def _attend_firsts(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
+    ) -> Tensor:
         _, heads, packed, width = query.shape
         firsts = query[0].index_select(1, self.sorted_firsts)  # (heads, rows, width)
         found, begun = [], 0
@@ -247,7 +249,7 @@ class PackedPairs:
         self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-        """Attention of each row's target to its source: as `PackedBatch.attend`, to (1, packed targets, heads, width)."""
+        """Attention of each row's target to its source, as `PackedBatch.attend`: (1, packed targets, heads, width)."""
         results = []
         sides = zip(self.target.to_bins(query), self.source.to_bins(key, value), strict=True)
         for i, ((q,), (k, v)) in enumerate(sides):
@@ -457,12 +459,15 @@ class UnpaddedPairs:
     def __init__(self, model: PreTrainedModel):
         self._pairs: PackedPairs | None = None
         self._sources: tuple[Tensor, Tensor] | None = None  # what the decoder is given, padded and packed
-        self._configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+        self._configs = list(
+            {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+        )
         self._hooks: list[RemovableHandle] = []
         training = model.training
         model.eval()
         try:
-            self._hook(model.get_encoder(), model.get_decoder())
+            self._sides = model.get_encoder(), model.get_decoder()
+            self._hook(*self._sides)
             self.works = self._gives_the_same(model)
         except Exception:  # whatever it is, this architecture cannot
             self.works = False
@@ -484,7 +489,13 @@ class UnpaddedPairs:
 
     @contextmanager
     def at(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
-        """Within it the model takes sources of this mask and targets of these labels, of shape (rows, length) each."""
+        """Within it the model takes sources of this mask and targets of these labels, of shape (rows, length) each.
+
+        Where steps leave layers out (layerdrop), which may be the first or the last, it computes padding as well.
+        """
+        if any(getattr(part, "layerdrop", 0.0) for part in self._sides):
+            yield
+            return
         real = (labels != -100).flip(1).cumsum(1).flip(1) > 0  # up to the last label of a row
         self._pairs = PackedPairs(attention_mask.bool(), real)
         before = [config._attn_implementation for config in self._configs]

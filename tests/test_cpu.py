@@ -1,7 +1,5 @@
 """What a CPU computes faster is what it was: dropout, losses of a head, memory."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import (
@@ -15,7 +13,6 @@ from transformers import (
 
 from common.cpu import HeadLosses, QuickDropout, quick_dropout, quick_functional_dropout, quicken_dropout
 from common.trainer import label_losses
-from tests.conftest import run
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForTokenClassification
 
 from common.layers import sharing_input
-from common.linear import QuickLinear, quicken_linear
+from common.linear import QuickLinear, _Together, quicken_linear
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": 200, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -115,3 +116,22 @@ def test_a_copy_trains_itself_and_operations_are_counted():
             one.train()(**batch(one)).loss.backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
+
+
+def test_what_comes_out_may_be_changed_in_place():
+    """As AdaLoRA adds to the output of a map, and LED divides queries."""
+    plain = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    quick = copy.deepcopy(plain)
+    together = _Together(list(quick))
+    for one in quick:
+        one.__class__, one.together = QuickLinear, together
+    found = []
+    for maps in (plain, quick):
+        x = torch.arange(12.0).view(2, 6).requires_grad_()
+        outputs = [one(x) for one in maps]
+        outputs[0] /= 2
+        outputs[1] += outputs[2] * 3
+        (outputs[0] * outputs[1]).sum().backward()
+        found.append([x.grad, *(weight.grad for weight in maps.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5)

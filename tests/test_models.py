@@ -18,11 +18,11 @@ from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model,
 
 from common import models
 from common.args import DEFAULT_ENCODER, ModelArguments
-from common.unpadded import leaves_out_padding
 from common.errors import InputError
 from common.methods import TuningArguments
 from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
 from common.tuning import merge, tune
+from common.unpadded import leaves_out_padding
 from recipes.ner import train
 from recipes.ner.predict import Tagger
 

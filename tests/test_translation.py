@@ -623,7 +623,7 @@ def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
 
 
 def test_bf16_saves_float32_and_generates_as_the_saved_model_does_in_bf16(arguments, tmp_path):
-    train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "4", "--num_beams", "1"])
+    train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "12", "--num_beams", "1"])
     out = tmp_path / "out"
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.float32}
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -633,7 +633,7 @@ def test_bf16_saves_float32_and_generates_as_the_saved_model_does_in_bf16(argume
         with torch.autocast("cpu", torch.bfloat16):
             ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
         same += tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
-    assert same >= 0.7 * len(rows)  # padding changes how it is rounded, and this model is sure of nothing
+    assert same >= 0.7 * len(rows)  # padding changes how it is rounded, and this model is sure of little
 
 
 def test_generates_in_the_precision_asked_for(arguments, tmp_path):

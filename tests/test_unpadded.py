@@ -258,7 +258,7 @@ def test_rows_lie_end_to_end_in_bins_of_one_length_and_no_more_than_stay_in_the_
         for rows in bins:
             assert all(sum(lengths[row][k] for row in rows) <= side for k, side in enumerate(sides))
     filled = sum(source for source, _ in lengths) / sum(sides[0] for sides, bins in groups for rows in bins if rows)
-    assert filled > 0.85
+    assert filled > 0.8
     assert unpadded.in_bins([(384,), (376,), (8,)]) == [((384,), [[0]]), ((384,), [[1, 2]])]
     assert unpadded.in_bins([(30,)] * 9) == [((64,), [[0, 1], [2, 3], [4, 5], [6, 7], [8], [], [], []])]
     assert unpadded.in_bins([(0,), (5,)]) == [((64,), [[1, 0], [], [], []])]
@@ -290,7 +290,10 @@ def encoder_decoder(kind: str):
         return T5ForConditionalGeneration(T5Config(**T5)).eval()
     if kind != "bert2bert":
         return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **PAIRS)).eval()
-    parts = BertConfig(**SIZES, **NO_DROPOUT), BertConfig(**SIZES, **NO_DROPOUT, is_decoder=True, add_cross_attention=True)
+    parts = (
+        BertConfig(**SIZES, **NO_DROPOUT),
+        BertConfig(**SIZES, **NO_DROPOUT, is_decoder=True, add_cross_attention=True),
+    )
     config = EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
     config.pad_token_id, config.decoder_start_token_id = 1, 0
     return EncoderDecoderModel(config=config).eval()

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from common.unpadded import leaves_out_padding
 from common.errors import printable, quiet, tell
+from common.unpadded import leaves_out_padding
 
 from .texts import beginning
 
