@@ -384,6 +384,8 @@ class Trainer(transformers.Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """As its parent, which walks through all of the model for each batch: here it does once."""
+        if "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
         if self._operations is None:
             self._operations = super().floating_point_ops({"input_ids": torch.empty(1)})
         return inputs["input_ids"].numel() * self._operations

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
@@ -115,6 +116,14 @@ def test_the_seed_decides_order_and_the_same_seed_gives_the_same_weights(tiny, t
     _, other = trained(make(tiny, tokenizer, tmp_path, rows, seed=2))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert [entry["loss"] for entry in log] != [entry["loss"] for entry in other]
+
+
+def test_operations_are_counted_as_the_parent_does(tiny, tokenizer, tmp_path, rows):
+    trainer = make(tiny, tokenizer, tmp_path, rows)
+    for shape in ((3, 7), (2, 5)):
+        inputs = {"input_ids": torch.ones(shape, dtype=torch.int64)}
+        assert trainer.floating_point_ops(inputs) == transformers.Trainer.floating_point_ops(trainer, inputs) > 0
+    assert trainer.floating_point_ops({"inputs_embeds": torch.ones(2, 3, 4)}) == 0
 
 
 def test_resumed_in_the_second_epoch_equals_uninterrupted(tiny, tokenizer, tmp_path, rows):
