@@ -27,6 +27,8 @@ SCORES_TOGETHER = 2**17
 #: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel, which knows AMX
 #: (`NOTES.md`)
 WRITTEN_OUT = 256 if torch.cpu.get_capabilities().get("amx_bf16") else 512
+#: up to this many the softmax is computed in float32, which costs little there, and its gradient is not rounded
+EXACT = 128
 #: each new shape of matrices costs time and memory, so that the number of sub-tokens, the length of bins and their
 #: number are filled up to multiples of these
 TOKEN_MULTIPLE, LENGTH_MULTIPLE, BIN_MULTIPLE = 64, 32, 4
@@ -281,8 +283,10 @@ def _weighed(
         mask = None if is_causal else bias(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling)
     scores = (q * scaling) @ k.transpose(-1, -2)
+    if k.shape[2] <= EXACT:
+        scores = scores.float()
     scores += bias(q.dtype)
-    weights = scores.softmax(-1)
+    weights = scores.softmax(-1).to(q.dtype)
     return (quick_dropout(weights, dropout) if dropout else weights) @ v
 
 
