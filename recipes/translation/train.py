@@ -56,11 +56,11 @@ HEADLINE = ("bleu", "chrf", "ter", "exact", "copy_bleu")
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "3e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
+        default=None, metadata={"help": "1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(
-        default=2048,
+        default=1024,
         metadata={"help": "sub-tokens in a batch, with padding; 0: --per_device_train_batch_size rows"},
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
-        new = 7e-4 if model_args.from_scratch == "base" else 3e-3
+        new = 7e-4 if model_args.from_scratch == "base" else 1e-3
         args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
     args.check_together(generation_args, model_args, tuning_args, (*SCORES, "hit_max_length"))
     set_seed(args.seed)

@@ -4,7 +4,8 @@
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
 embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
-computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out.
+computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out
+(`common/attention.py`).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from common import unpadded
+from common import attention, unpadded
 from common.models import resolve_model
 
 #: kernel, attention dropout, and up to which length packed attention is written out
@@ -75,7 +76,7 @@ def main() -> None:
             times = [[] for _ in ARMS]
             for round_ in range(args.rounds + 1):
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-                    unpadded.WRITTEN_OUT = ARMS[arm][2]
+                    attention.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
                     if round_:  # the first round warms up
                         times[arm].append(seconds)
