@@ -13,9 +13,8 @@ from torch import Tensor
 
 from common.cpu import random_bits
 
-#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel, which knows AMX
-#: (`NOTES.md`)
-WRITTEN_OUT = 256 if torch.cpu.get_capabilities().get("amx_bf16") else 512
+#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel (`NOTES.md`)
+WRITTEN_OUT = 512
 #: up to this many the softmax is computed in float32, which costs little there
 EXACT = 128
 

@@ -118,13 +118,9 @@ class HeadLosses:
             return self._scores(vectors)
         chosen = (self.labels != -100).flatten().nonzero()[:, 0]
         labels = self.labels.flatten()[chosen]
-        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else vectors.dtype
         picked = vectors.flatten(0, 1).index_select(0, chosen)
-        # a number that recurs, as each new shape of matrices costs time and memory
-        more = -len(labels) % LABEL_MULTIPLE
-        picked, labels = F.pad(picked, (0, 0, 0, more)), F.pad(labels, (0, more))
-        found = _HeadLosses.apply(picked, self._layer.weight, self._layer.bias, labels, self.label_smoothing, kind)
-        losses = found.new_zeros(self.labels.numel()).index_copy(0, chosen, found[: len(chosen)])
+        found = head_losses(self._layer, picked, labels, self.label_smoothing)
+        losses = found.new_zeros(self.labels.numel()).index_copy(0, chosen, found)
         return losses.view(*self.labels.shape, 1)
 
     def _gives_the_same(self, model: PreTrainedModel) -> bool:
@@ -145,6 +141,18 @@ class HeadLosses:
             return False
         finally:
             model.train(training)
+
+
+def head_losses(layer: nn.Linear, vectors: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy (n,) of labels (n,), none of them padding, by the scores that `layer` gives vectors (n, width).
+
+    The scores of `LABELS_TOGETHER` labels exist at a time. Of all of them only the gradients are kept.
+    """
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else vectors.dtype
+    # a number that recurs, as each new shape of matrices costs time and memory
+    more = -len(labels) % LABEL_MULTIPLE
+    padded = F.pad(vectors, (0, 0, 0, more)), F.pad(labels, (0, more))
+    return _HeadLosses.apply(padded[0], layer.weight, layer.bias, padded[1], label_smoothing, kind)[: len(labels)]
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -177,15 +185,16 @@ class _HeadLosses(torch.autograd.Function):
                 logs.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=logs.dtype))
                 gradients[part] = logs
         ctx.save_for_backward(cast, weight, gradients)
-        ctx.has_bias, ctx.kind = bias is not None, kind
+        ctx.kind = kind
         return torch.cat(losses) if losses else vectors.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple:
         cast, weight, gradients = ctx.saved_tensors
         scale = gradient[:, None]
-        of_vectors = (gradients @ weight.to(ctx.kind)).float() * scale
+        wanted = ctx.needs_input_grad
+        of_vectors = (gradients @ weight.to(ctx.kind)).float() * scale if wanted[0] else None
         scale = scale.to(ctx.kind)
-        of_weight = (gradients.t() @ (cast * scale)).to(weight.dtype)
-        of_bias = (gradients.t() @ scale)[:, 0].to(weight.dtype) if ctx.has_bias else None
+        of_weight = (gradients.t() @ (cast * scale)).to(weight.dtype) if wanted[1] else None
+        of_bias = (gradients.t() @ scale)[:, 0].to(weight.dtype) if wanted[2] else None
         return of_vectors, of_weight, of_bias, None, None, None

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from common.args import TrainingArguments
 from common.batching import Repeated, StepBatches, step_starts
+from common.cpu import head_losses
 from common.errors import InputError, is_main_process, tell
 from common.faults import HOW_TO_GO_ON
 from common.report import print_table
@@ -36,7 +37,7 @@ class Selection:
     that looks at neighbours, nothing is changed.
 
     With `chunk` the last layer, which scores the vocabulary, also takes only so many vectors at a time, and gives their
-    losses instead of their scores: those of a whole batch never exist at once, neither on the way forth nor back.
+    losses instead of their scores: those of more vectors never exist at once, neither on the way forth nor back.
     `chunked` tells whether that works.
     """
 
@@ -68,14 +69,15 @@ class Selection:
             self.chunked = False
 
     @contextmanager
-    def at(self, labels: Tensor) -> Iterator[None]:
+    def at(self, labels: Tensor, scores: bool = False) -> Iterator[None]:
         """Within it the head sees the n vectors where `labels` (rows, length) is not -100.
 
-        Scores are (1, n, classes), or if `chunked` losses and hits (0 or 1), (1, n, 2).
+        It gives scores (1, n, classes), or if `chunked` and no `scores` are asked for, losses and hits (1, n, 2); hits
+        are 0 or 1, and 0 in a training on a CPU, which needs none.
         """
         chosen = labels != -100
         self.positions = chosen.flatten().nonzero()[:, 0] if self.works else None
-        self.labels = labels[chosen] if self.chunked else None
+        self.labels = labels[chosen] if self.chunked and not scores else None
         try:
             yield
         finally:
@@ -113,10 +115,16 @@ class Selection:
     def _losses(self, vectors: Tensor) -> Tensor:
         if self.labels is None:
             return self._scores(vectors)
-        parts = zip(vectors[0].split(self.chunk), self.labels.split(self.chunk), strict=True)
+        vectors, labels = vectors[0].split(self.chunk), self.labels.split(self.chunk)
+        if len(labels) == 1:  # its gradients are no more than its scores
+            return self._part(vectors[0], labels[0])[None]
+        parts = zip(vectors, labels, strict=True)
         return torch.cat([checkpoint(self._part, *part, use_reentrant=False) for part in parts])[None]
 
     def _part(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and vectors.device.type == "cpu" and type(self._head) is nn.Linear:
+            losses = head_losses(self._head, vectors, labels, self.label_smoothing)
+            return torch.stack([losses, torch.zeros_like(losses)], 1)
         scores = self._scores(vectors).float()
         losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=self.label_smoothing)
         return torch.stack([losses, (scores.argmax(-1) == labels).float()], 1)

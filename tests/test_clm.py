@@ -156,7 +156,10 @@ def test_the_loss_in_chunks_is_the_whole_loss(config, chunk):
     for one, other in zip(gradients, (p.grad for p in model.parameters()), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
     right = (output.logits.argmax(-1) == shifted).sum(1)
+    with torch.no_grad(), selection.at(shifted):
+        found = model(input_ids=ids, attention_mask=mask).logits
     assert chunked_hits(found, shifted).tolist() == right.tolist()
+    assert chunked_losses(found, shifted).sum().item() / count == pytest.approx(loss.item(), abs=1e-6)
     assert model(input_ids=ids).logits.shape == (4, 20, 90)  # outside it is as it was
 
 

@@ -30,7 +30,7 @@ from transformers import (
 
 from common.corpus import CorpusArguments, blocks_of, ends_of, load_corpus, pieces, python_documentation, to_blocks
 from common.errors import InputError
-from common.language import Selection, losses_at_labels
+from common.language import Selection, chunked_losses, losses_at_labels
 from common.packing import find_blocks, to_batch
 from common.scratch import ScratchArguments, train_tokenizer
 from recipes.mlm import predict, train
@@ -330,12 +330,14 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.parametrize("chunk", [None, 5, 1000])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_the_loss_at_masks_alone_is_the_whole_loss(config):
+def test_the_loss_at_masks_alone_is_the_whole_loss(config, chunk):
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config).eval()
-    selection = Selection(model)
+    selection = Selection(model, chunk)
     assert selection.works
+    assert selection.chunked == (chunk is not None and type(model.get_output_embeddings()) is torch.nn.Linear)
     ids = torch.randint(5, 90, (4, 20))
     labels = torch.where(torch.rand(4, 20) < 0.2, ids, -100)
     mask = torch.ones_like(ids)
@@ -344,11 +346,12 @@ def test_the_loss_at_masks_alone_is_the_whole_loss(config):
     whole.backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
+    count = int((labels != -100).sum())
+    with selection.at(labels, scores=True):
+        assert model(input_ids=ids, attention_mask=mask).logits.shape == (1, count, 90)
     with selection.at(labels):
         logits = model(input_ids=ids, attention_mask=mask).logits
-    count = int((labels != -100).sum())
-    assert logits.shape == (1, count, 90)
-    losses = losses_at_labels(logits, labels)
+    losses = (chunked_losses if selection.chunked else losses_at_labels)(logits, labels)
     assert losses.shape == labels.shape
     loss = losses.sum() / count
     loss.backward()

@@ -54,7 +54,7 @@ class Filler:
                 chosen[j, rows[i][1]] = True
             ids, attention, chosen = ids.to(device), attention.to(device), chosen.to(device)
             with (
-                self.selection.at(ids.masked_fill(~chosen, -100)),
+                self.selection.at(ids.masked_fill(~chosen, -100), scores=True),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
                 logits = scores_of(self.model(input_ids=ids, attention_mask=attention))
