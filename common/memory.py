@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 
-GIB = 2**30
+MIB = 2**20
 #: parameters of mallopt(3)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
@@ -22,10 +22,11 @@ def settle() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
     # glibc gives a block of 32 MiB or more, such as the gradient of the embeddings, back as soon as it is free, and the
-    # kernel then gives it again page by page, filled with zeros, in each step; here the process keeps it
+    # kernel then gives it again page by page, filled with zeros, in each step; here the process keeps it, but for
+    # blocks so large that the holes they leave would take more than their pages cost
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):  # musl has none
         if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-            libc.mallopt(MMAP_THRESHOLD, GIB)
+            libc.mallopt(MMAP_THRESHOLD, 48 * MIB)
         if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-            libc.mallopt(TRIM_THRESHOLD, GIB)
+            libc.mallopt(TRIM_THRESHOLD, 1024 * MIB)
