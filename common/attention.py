@@ -2,7 +2,8 @@
 
 SDPA has no CPU kernel that knows dropout, and a slow one for gradients in bfloat16. Written out, attention keeps its
 weights, those of them that dropout leaves and what it drops: 5 bytes a weight in bfloat16. Here it keeps 2, as weights
-are never negative: the sign of each tells whether it is dropped. `tests/benchmarks/NOTES.md` has the gains.
+are never negative: the sign of each tells whether it is dropped. Without dropout it keeps none, and computes them again
+on the way back. `tests/benchmarks/NOTES.md` has the gains.
 """
 
 from collections.abc import Callable
@@ -45,21 +46,19 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, p: float, scaling: float) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            scores = (query * scaling) @ key.transpose(-1, -2)
-            if key.shape[-2] <= EXACT:
-                scores = scores.float()
-            scores += bias
-            weights = scores.softmax(-1).to(query.dtype)
+            weights = _weights(query, key, bias, scaling)
             if p:
                 weights = torch.copysign(weights, _negative(p, weights.shape))
             output = _kept(weights, p) @ (value / (1 - p))
-        ctx.save_for_backward(query, key, value, weights, output)
+        ctx.save_for_backward(query, key, value, weights if p else bias, output)
         ctx.p, ctx.scaling = p, scaling
         return output
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple:
         query, key, value, weights, output = ctx.saved_tensors
+        if not ctx.p:
+            weights = _weights(query, key, weights, ctx.scaling)
         kept = _kept(weights, ctx.p)
         of_value = kept.transpose(-1, -2) @ gradient / (1 - ctx.p)
         # of the softmax: w (g - sum(w g)), where g is 0 at what is dropped; the sum is that of the output's gradient
@@ -72,6 +71,14 @@ class _Attention(torch.autograd.Function):
         of_query = of_scores @ key * ctx.scaling
         of_key = of_scores.transpose(-1, -2) @ query * ctx.scaling
         return of_query, of_key, of_value, None, None, None
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if key.shape[-2] <= EXACT:
+        scores = scores.float()
+    scores += bias
+    return scores.softmax(-1).to(query.dtype)
 
 
 def _negative(p: float, shape: torch.Size) -> Tensor:
