@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
-from common.attention import attention
+from common.cpu import quick_dropout
 from common.errors import quiet
 from common.layers import layer_names, watch
 
@@ -23,6 +24,10 @@ from common.layers import layer_names, watch
 BIN = 64
 #: and so many scores a head at a time: those of 12 heads, their gradients and dropout stay in the cache then
 SCORES_TOGETHER = 2**17
+#: up to this many sub-tokens attention in bfloat16 is faster written out than by SDPA's kernel (`NOTES.md`)
+WRITTEN_OUT = 512
+#: up to this many the softmax is computed in float32, which costs little there, and its gradient is not rounded
+EXACT = 128
 #: each new shape of matrices costs time and memory, so that the number of sub-tokens, the length of bins and their
 #: number are filled up to multiples of these
 TOKEN_MULTIPLE, LENGTH_MULTIPLE, BIN_MULTIPLE = 64, 32, 4
@@ -201,7 +206,7 @@ class PackedBatch:
         for i, (q, k, v) in enumerate(self.to_bins(query, key, value)):
             alone = self._places[i][0] == 1  # a row a bin: what is padding comes after all that is real
             bias = partial(self._bias, i, self.groups[i][1])
-            results.append(attention(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
+            results.append(_weighed(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
         return self.from_bins(results)
 
     def _attend_firsts(
@@ -217,7 +222,7 @@ class PackedBatch:
             rows[places] = torch.arange(begun, begun + len(places))
             q = firsts.index_select(1, rows).view(heads, len(k), most, width).transpose(0, 1)
             bias = partial(self._bias, i, rows.view(-1, most))
-            result = attention(q, k, v, dropout, scaling, bias)
+            result = _weighed(q, k, v, dropout, scaling, bias)
             found.append(result.transpose(1, 2).flatten(0, 1).index_select(0, places))
             begun += len(places)
         found = torch.cat(found)
@@ -249,7 +254,7 @@ class PackedPairs:
         results = []
         sides = zip(self.target.to_bins(query), self.source.to_bins(key, value), strict=True)
         for i, ((q,), (k, v)) in enumerate(sides):
-            results.append(attention(q, k, v, dropout, scaling, partial(self._bias, i)))
+            results.append(_weighed(q, k, v, dropout, scaling, partial(self._bias, i)))
         return self.target.from_bins(results)
 
     def _bias(self, group: int, dtype: torch.dtype) -> Tensor:
@@ -257,6 +262,31 @@ class PackedPairs:
         if key not in self._biases:
             self._biases[key] = _bias_of(self.target.groups[group][1], self.source.groups[group][1], dtype)
         return self._biases[key]
+
+
+def _weighed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    scaling: float | None,
+    bias: Callable[[torch.dtype], Tensor],
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention in bins: q of shape (bins, heads, n, width), k and v of (bins, heads, length, width).
+
+    `bias` gives what is added to the scores. With `is_causal` a kernel that knows what comes after a place needs none.
+    """
+    scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+    if not dropout and (q.dtype != torch.bfloat16 or k.shape[2] > WRITTEN_OUT):
+        mask = None if is_causal else bias(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling)
+    scores = (q * scaling) @ k.transpose(-1, -2)
+    if k.shape[2] <= EXACT:
+        scores = scores.float()
+    scores += bias(q.dtype)
+    weights = scores.softmax(-1).to(q.dtype)
+    return (quick_dropout(weights, dropout) if dropout else weights) @ v
 
 
 def _bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor:

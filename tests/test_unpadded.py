@@ -236,7 +236,7 @@ def test_attention_in_bfloat16_is_that_of_sdpa(causal, monkeypatch):
     exact = torch.randn(3, 1, 2, size, 4)
     found = []
     for written_out, dtype in ((0, torch.float32), (0, torch.bfloat16), (256, torch.bfloat16)):
-        monkeypatch.setattr("common.attention.WRITTEN_OUT", written_out)
+        monkeypatch.setattr(unpadded, "WRITTEN_OUT", written_out)
         inputs = exact.to(dtype, copy=True).requires_grad_()
         out = packed.attend(*inputs, 0.0, None)
         (out[:, : packed.real] ** 2).sum().backward()

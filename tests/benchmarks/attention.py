@@ -4,8 +4,7 @@
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
 embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
-computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out
-(`common/attention.py`).
+computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from common import attention, unpadded
+from common import unpadded
 from common.models import resolve_model
 
 #: kernel, attention dropout, and up to which length packed attention is written out
@@ -76,7 +75,7 @@ def main() -> None:
             times = [[] for _ in ARMS]
             for round_ in range(args.rounds + 1):
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-                    attention.WRITTEN_OUT = ARMS[arm][2]
+                    unpadded.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
                     if round_:  # the first round warms up
                         times[arm].append(seconds)
