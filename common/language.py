@@ -64,7 +64,7 @@ class Selection:
     def make_way(self, model: nn.Module) -> None:
         """Give up `chunked` where tuning has put a layer of its own around the last one of `model`, or in its place."""
         if self.chunked and model.get_output_embeddings() is not self._head:
-            tell("the layer that scores the vocabulary is tuned as well, so --loss_chunk is left out")
+            tell("the layer that scores the vocabulary is tuned as well: the scores of a whole batch exist at once")
             self._head.forward = self._scores
             self.chunked = False
 
