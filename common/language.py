@@ -116,7 +116,7 @@ class Selection:
         if self.labels is None:
             return self._scores(vectors)
         vectors, labels = vectors[0].split(self.chunk), self.labels.split(self.chunk)
-        if len(labels) == 1:  # its gradients are no more than its scores
+        if len(labels) == 1:  # all exist at once anyway
             return self._part(vectors[0], labels[0])[None]
         parts = zip(vectors, labels, strict=True)
         return torch.cat([checkpoint(self._part, *part, use_reentrant=False) for part in parts])[None]

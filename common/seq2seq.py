@@ -331,7 +331,7 @@ class Seq2SeqTrainer(Trainer):
         tuned = isinstance(model, PeftModel)
         virtual = tuned and model.active_peft_config.is_prompt_learning  # sub-tokens that no batch shows
         plain = model.get_base_model() if tuned else model
-        # new models keep their padding: they are small, and bins take as long to lay out (tests/benchmarks/NOTES.md)
+        # new models keep their padding: batches filled by sub-tokens have little (tests/benchmarks/NOTES.md)
         if not virtual and getattr(plain, "pretrained", None):
             pairs = UnpaddedPairs(plain)
             self._unpadded = pairs if pairs.works else None

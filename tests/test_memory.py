@@ -26,7 +26,7 @@ def test_batches_of_many_lengths_do_not_fill_the_memory():
     """With the capacity that oneDNN has by itself these 400 shapes take 700 to 800 MiB where bfloat16 is native."""
     theirs = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}  # come first
     all_of_them = int(run("-c", MANY_SHAPES, **theirs).stdout)
-    assert int(run("-c", MANY_SHAPES).stdout) < max(100, 0.6 * all_of_them)
+    assert int(run("-c", MANY_SHAPES).stdout) < max(100, 0.5 * all_of_them)
 
 
 LARGE_BLOCKS = """

@@ -42,7 +42,7 @@ USAGE = """from transformers import pipeline
 fill = pipeline("fill-mask", model="{folder}")
 fill(f"The function returns a {{fill.tokenizer.mask_token}} of integers.")"""
 #: on a CPU up to so many labels get their losses, and the gradients of their scores, at once
-LABELS_TOGETHER = 1024
+LOSS_CHUNK = 1024
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # of a new tokenizer
 
 
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_dropout(model, args.dropout, model_args.attention_dropout)
     model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     whole = args.r_drop or args.device.type != "cpu"  # R-Drop compares the scores
-    selection = Selection(model, chunk=None if whole else LABELS_TOGETHER)
+    selection = Selection(model, chunk=None if whole else LOSS_CHUNK)
     blocks_taken = None if in_pairs else find_blocks(model, data_args.pack_as, causal=False)
     model = tune(model, tuning_args, None)  # peft has no name for this task
     if in_pairs:
