@@ -1,16 +1,22 @@
 """Greedy and beam search of encoder-decoders in which a row that is done takes no more time.
 
 transformers computes all rows of a batch until the last one is done, so that one output that does not end makes its
-batch as long as outputs may be. Here a row leaves the batch when it is done, and what was computed of its source is
-moved only then, not at each step. What is found is the same.
+batch as long as outputs may be; here a row leaves the batch when it is done. There each beam has the keys and values of
+its source for itself, which are computed, kept and read once a beam; here the beams of a row share them. What is found
+is the same, to rounding.
 """
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     EncoderDecoderCache,
     GenerationConfig,
     LogitsProcessorList,
@@ -21,10 +27,14 @@ from transformers.generation.logits_process import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.utils import ModelOutput
 
 #: what knows the source of each row, and so cannot do without the rows that are done
 OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
+#: what the model is given of the sources
+OF_SOURCES = ("encoder_outputs", "attention_mask")
 
 
 def shrinking_search(
@@ -53,8 +63,23 @@ def shrinking_search(
     ):
         whole = model._beam_search if beams > 1 else model._sample
         return whole(input_ids, logits_processor, stopping_criteria, config, **model_kwargs)
-    device = input_ids.device
+    with _one_source_for_beams(model) if beams > 1 else nullcontext(False) as shared:
+        return _search(model, input_ids, logits_processor, stopping_criteria, config, model_kwargs, shared)
+
+
+def _search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    shared: bool,
+) -> Tensor:
+    """`shrinking_search` where it is not left to transformers. With `shared` the beams of a row have one source."""
+    beams, device = config.num_beams, input_ids.device
     rows, prompt = len(input_ids) // beams, input_ids.shape[1]
+    each = torch.arange(beams, device=device)
     penalty = config.length_penalty if beams > 1 else 0.0
     # every beam may end, in each way that there is, and as many must remain to go on with
     candidates = beams * (1 + config._eos_token_tensor.numel()) if beams > 1 else 1
@@ -64,6 +89,8 @@ def shrinking_search(
     scores[:, 1:] = -torch.inf  # the beams are alike, so that one of them goes on
     ended, ended_scores = torch.full_like(sequences, -1), torch.full_like(scores, -torch.inf)
     found = input_ids.new_full((rows, config.num_return_sequences, config.max_length), -1)
+    if shared:
+        model_kwargs = _rows_of(model_kwargs, torch.arange(len(input_ids), device=device), live * beams)
     outputs = model._prefill(input_ids, config, model_kwargs)
     while True:
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
@@ -101,9 +128,8 @@ def shrinking_search(
             )
             if not len(live):
                 break
-            model_kwargs = _rows_of(
-                model_kwargs, (going[:, None] * beams + torch.arange(beams, device=device)).flatten()
-            )
+            index = (going[:, None] * beams + each).flatten()
+            model_kwargs = _rows_of(model_kwargs, index, going if shared else index)
         if beams > 1:
             first = torch.arange(len(live), device=device)[:, None] * beams
             model_kwargs["past_key_values"].self_attention_cache.reorder_cache((first + beam).flatten())
@@ -121,16 +147,63 @@ def _of(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _rows_of(model_kwargs: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    """What the model is called with, of the rows in `index` only. The cache itself is changed."""
+def _rows_of(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) -> dict[str, Any]:
+    """What the model is called with, of the sequences in `index` only, and of the sources in `of_sources`.
+
+    The cache itself is changed.
+    """
     kept = {}
     for name, value in model_kwargs.items():
+        own = of_sources if name in OF_SOURCES else index
         if isinstance(value, EncoderDecoderCache):
-            value.reorder_cache(index)
+            value.self_attention_cache.reorder_cache(index)
+            value.cross_attention_cache.reorder_cache(of_sources)
         elif isinstance(value, ModelOutput):
-            rows = {key: x.index_select(0, index) for key, x in value.items() if isinstance(x, Tensor)}
+            rows = {key: x.index_select(0, own) for key, x in value.items() if isinstance(x, Tensor)}
             value = type(value)(**value | rows)
         elif isinstance(value, Tensor):
-            value = value.index_select(0, index)
+            value = value.index_select(0, own)
         kept[name] = value
     return kept
+
+
+@contextmanager
+def _one_source_for_beams(model: PreTrainedModel) -> Iterator[bool]:
+    """Within it the decoder of `model` takes fewer sources than sequences, as many sequences each; False: it cannot.
+
+    It can where all its attention goes through transformers' interface to one of the kernels that `SHARED` has.
+    """
+    decoder = model.get_decoder()
+    configs = {id(m.config): m.config for m in decoder.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation for config in configs]
+    if not SHARED.keys() >= set(before) or not decoder._can_set_attn_implementation():
+        yield False
+        return
+    try:
+        for config, kernel in zip(configs, before, strict=True):
+            config._attn_implementation = SHARED[kernel]
+        yield True
+    finally:
+        for config, kernel in zip(configs, before, strict=True):
+            config._attn_implementation = kernel
+
+
+def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
+    """Attention by `kernel`, or None: by the model's own, where as many sequences each may share their keys and values.
+
+    They have a query each, (sequences, heads, 1, width), and so to (sources, heads, length, width) one has several.
+    """
+    kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward
+    sequences, heads, _, width = query.shape
+    if len(key) == sequences:
+        return kernel(module, query, key, value, mask, **kwargs)
+    query = query.view(len(key), -1, heads, width).transpose(1, 2)
+    found, weights = kernel(module, query, key, value, mask, **kwargs | {"is_causal": False})
+    return found.reshape(sequences, 1, heads, width), weights
+
+
+#: kernels of attention, and what they are called where beams share their source
+SHARED = {"eager": "eager_shared", "sdpa": "sdpa_shared"}
+for _name, _kernel, _mask in (("eager", None, eager_mask), ("sdpa", sdpa_attention_forward, sdpa_mask)):
+    AttentionInterface.register(SHARED[_name], partial(_attention, _kernel))
+    AttentionMaskInterface.register(SHARED[_name], _mask)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -12,6 +13,7 @@ from transformers import (
     LogitsProcessorList,
     MarianConfig,
     MarianMTModel,
+    PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -122,6 +124,39 @@ def test_rows_that_are_done_are_computed_no_more(beams):
         ends = (found == 1).long().cumsum(1).bool()
         assert sum(seen) == (~ends).sum() + ends.any(1).sum() - len(found)
     assert sum(seen) < sum(steps)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_beams_of_a_row_share_its_source(kind, kernel):
+    model = model_of(kind, 1)
+    model.set_attn_implementation(kernel)
+    seen = {}
+
+    def look(decoder, args, kwargs, output):
+        shapes = [tuple(layer.keys.shape[:3:2]) for layer in output.past_key_values.cross_attention_cache.layers]
+        seen.setdefault(len(kwargs["encoder_hidden_states"]), set()).update(shapes)
+
+    hook = model.get_decoder().register_forward_hook(look, with_kwargs=True)
+    inputs = sources()
+    expected = model.generate(**inputs, num_beams=3, num_return_sequences=2)
+    assert seen == {36: {(36, 9)}}
+    seen.clear()
+    found = model.generate(**inputs, num_beams=3, num_return_sequences=2, custom_generate=shrinking_search)
+    hook.remove()
+    assert found.tolist() == expected.tolist()
+    assert seen[12] == {(12, 9)}
+    assert all(shapes == {(rows, 9)} for rows, shapes in seen.items())
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    assert {part.config._attn_implementation for part in parts} == {kernel}
+
+
+def test_beams_share_their_source_under_a_prefix_of_keys():
+    model = get_peft_model(model_of("bart", 1), PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4))
+    inputs = sources()
+    expected = model.generate(**inputs, num_beams=3)
+    found = model.generate(**inputs, num_beams=3, custom_generate=shrinking_search)
+    assert found.tolist() == expected.tolist()
 
 
 def test_of_equal_scores_greedy_search_takes_the_first():
