@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -17,8 +18,8 @@ from common.seq2seq import decoded, forced_ids, generating, padded
 
 #: a text that was generated, its log-probability, its number of sub-tokens, and whether it came to its end
 Output = tuple[str, float, int, bool]
-#: scores of the vocabulary that exist at a time when outputs are scored
-SCORES_TOGETHER = 2**22
+#: scores of the vocabulary that a step of the search has, and that exist at a time when outputs are scored
+SCORES_OF_STEP, SCORES_TOGETHER = 2**24, 2**22
 
 
 @dataclass
@@ -36,7 +37,7 @@ class SearchArguments(PredictArguments):
 
 
 class Generator:
-    """A saved model and how it searches. `batch_tokens` bounds a batch, padding included, each source once a beam.
+    """A saved model and how it searches. A batch has up to `batch_tokens` of sources, padding included.
 
     `beams` and `length_penalty` take the place of those that the model was saved with. `prefix` is put in front of each
     source. Generates in bfloat16 where the machine computes it (`precision`), as evaluations do.
@@ -61,7 +62,9 @@ class Generator:
         self.max_length = load_config(path).max_source_length
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
-        self.batch_tokens = max(1, batch_tokens // self.beams)
+        self.batch_tokens = batch_tokens
+        # each beam of each text has a score for each sub-token of the vocabulary
+        self.rows = max(1, SCORES_OF_STEP // (self.beams * self.model.config.get_text_config().vocab_size))
         penalty = search.length_penalty if length_penalty is None else length_penalty
         self.search = {"num_beams": self.beams}
         if self.beams > 1:
@@ -83,30 +86,33 @@ class Generator:
         found: list[list[Output]] = [[("", 0.0, 0, True)] * n_best for _ in texts]
         asked = [i for i, text in enumerate(texts) if text.strip()]
         forced = forced_ids(self.model)
-        for batch in token_batches([len(rows[i]) for i in asked], self.batch_tokens):
+        for batch in token_batches([len(rows[i]) for i in asked], self.batch_tokens, self.rows):
             batch = [asked[i] for i in batch]
             ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
             mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
             with torch.inference_mode(), generating(self.model, torch.bfloat16 if self.bf16 else None):
+                encoded = None  # peft puts virtual tokens in front of the source, and so encodes it itself
+                if isinstance(self.model, PreTrainedModel):
+                    encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
                 outputs = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
                     num_return_sequences=n_best,
                     custom_generate=shrinking_search,
                     **self.search,
+                    **_begun(encoded),
                 )
-                totals = self._log_probabilities(ids, mask, outputs, n_best)
+                totals = self._log_probabilities(ids, mask, encoded, outputs, n_best)
             written, sizes, ended = decoded(outputs.cpu().numpy(), self.tokenizer, forced)
             for at, i in enumerate(batch):
                 own = range(at * n_best, (at + 1) * n_best)
                 found[i] = [(written[k], totals[k], sizes[k], ended[k]) for k in own]
         return found
 
-    def _log_probabilities(self, ids: torch.Tensor, mask: torch.Tensor, outputs: torch.Tensor, n_best: int) -> list:
+    def _log_probabilities(
+        self, ids: Tensor, mask: Tensor, encoded: Tensor | None, outputs: Tensor, n_best: int
+    ) -> list[float]:
         """Log-probability of each output given its source, by the model alone: no penalty, and no share of beams."""
-        plain = isinstance(self.model, PreTrainedModel)  # else peft puts virtual tokens in front of the source
-        if plain:
-            encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         inputs, labels = outputs[:, :-1], outputs[:, 1:]
         ends = (labels == self.tokenizer.eos_token_id).long()
         counted = ends.cumsum(1) == ends  # nothing after the first end
@@ -117,9 +123,8 @@ class Generator:
         together = max(1, SCORES_TOGETHER // (labels.shape[1] * self.model.config.get_text_config().vocab_size))
         for part in torch.arange(len(outputs), device=ids.device).split(together):
             own = source[part]
-            begun = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded[own])} if plain else {}
             logits = self.model(
-                **(begun or {"input_ids": ids[own]}),
+                **({"input_ids": ids[own]} if encoded is None else _begun(encoded[own])),
                 attention_mask=mask[own],
                 decoder_input_ids=inputs[part],
                 use_cache=False,
@@ -127,3 +132,8 @@ class Generator:
             losses = F.cross_entropy(logits.float().transpose(1, 2), labels[part], reduction="none")
             totals += (-losses * counted[part]).sum(1).tolist()
         return totals
+
+
+def _begun(encoded: Tensor | None) -> dict[str, BaseModelOutput]:
+    """Argument of a model whose encoder has given `encoded`, (rows, length, width); none without it."""
+    return {} if encoded is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded)}

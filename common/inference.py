@@ -140,11 +140,11 @@ class Predictor:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(self.device)
 
 
-def token_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, the longest first, of at most `batch_tokens` with padding."""
+def token_batches(lengths: list[int], batch_tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, the longest first, of at most `batch_tokens` with padding, and `rows`."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > batch_tokens or len(batch) == rows):
             yield batch
             batch = []
         batch.append(i)
