@@ -90,7 +90,8 @@ class Generator:
             batch = [asked[i] for i in batch]
             ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
             mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
-            with torch.inference_mode(), generating(self.model, torch.bfloat16 if self.bf16 else None):
+            # not `inference_mode`, in which autocast would cast the weights anew at each step
+            with torch.no_grad(), generating(self.model, torch.bfloat16 if self.bf16 else None):
                 encoded = None  # peft puts virtual tokens in front of the source, and so encodes it itself
                 if isinstance(self.model, PreTrainedModel):
                     encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
