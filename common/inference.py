@@ -43,11 +43,8 @@ class PredictArguments:
             raise InputError("--buffer_rows, --batch_tokens and --max_chars must be at least 1")
 
 
-def load_saved(auto_class: type, folder: str, **kwargs) -> PreTrainedModel:
-    """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart.
-
-    `kwargs` go to `from_pretrained`.
-    """
+def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
+    """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart."""
     path, adapter = Path(folder), Path(folder, "adapter")
     apart = (path / "base").is_dir() and adapter.is_dir()
     with quiet():
@@ -56,7 +53,6 @@ def load_saved(auto_class: type, folder: str, **kwargs) -> PreTrainedModel:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
-            **kwargs,
         )
     if not apart:
         return model

@@ -4,6 +4,8 @@ Depth runs from 0, the embeddings, over 1 to n, the layers (of an encoder-decode
 the head.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +134,31 @@ def watch(model: PreTrainedModel) -> list[Layer]:
             found[name] = _read(Layer(name), [e for e in events[started:i] if e[0] != "layer"], names)
         started = i + 1 if kind == "layer" else started
     return [found[name] for name in layers if name in found]
+
+
+@contextmanager
+def attention_by(model: nn.Module, kernels: Mapping[str, str]) -> Iterator[bool]:
+    """Within it each part of `model` takes, instead of its kernel of attention, that which `kernels` has for it.
+
+    Gives whether that can be: not where a part has another kernel, attention that does not go through transformers'
+    `AttentionInterface`, or no SDPA where that is what it should take. Then nothing is changed.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    can = all(part._can_set_attn_implementation() for part in parts)
+    if "sdpa" in kernels.values():
+        can = can and all(part._supports_sdpa for part in parts)
+    configs = {id(part.config): part.config for part in parts}.values()
+    before = [config._attn_implementation for config in configs]
+    if not can or not kernels.keys() >= set(before):
+        yield False
+        return
+    try:
+        for config, kernel in zip(configs, before, strict=True):
+            config._attn_implementation = kernels[kernel]
+        yield True
+    finally:
+        for config, kernel in zip(configs, before, strict=True):
+            config._attn_implementation = kernel
 
 
 def _run(model: PreTrainedModel, attention: str | None = None) -> None:

@@ -7,8 +7,8 @@ is the same, to rounding.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ from transformers.generation.logits_process import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.utils import ModelOutput
+
+from common.layers import attention_by
 
 #: what knows the source of each row, and so cannot do without the rows that are done
 OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
@@ -63,7 +65,7 @@ def shrinking_search(
     ):
         whole = model._beam_search if beams > 1 else model._sample
         return whole(input_ids, logits_processor, stopping_criteria, config, **model_kwargs)
-    with _one_source_for_beams(model) if beams > 1 else nullcontext(False) as shared:
+    with attention_by(model.get_decoder(), SHARED) if beams > 1 else nullcontext(False) as shared:
         return _search(model, input_ids, logits_processor, stopping_criteria, config, model_kwargs, shared)
 
 
@@ -165,27 +167,6 @@ def _rows_of(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) ->
             value = value.index_select(0, own)
         kept[name] = value
     return kept
-
-
-@contextmanager
-def _one_source_for_beams(model: PreTrainedModel) -> Iterator[bool]:
-    """Within it the decoder of `model` takes fewer sources than sequences, as many sequences each; False: it cannot.
-
-    It can where all its attention goes through transformers' interface to one of the kernels that `SHARED` has.
-    """
-    decoder = model.get_decoder()
-    configs = {id(m.config): m.config for m in decoder.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [config._attn_implementation for config in configs]
-    if not SHARED.keys() >= set(before) or not decoder._can_set_attn_implementation():
-        yield False
-        return
-    try:
-        for config, kernel in zip(configs, before, strict=True):
-            config._attn_implementation = SHARED[kernel]
-        yield True
-    finally:
-        for config, kernel in zip(configs, before, strict=True):
-            config._attn_implementation = kernel
 
 
 def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):

@@ -11,7 +11,7 @@ Beside those of `common.trainer`:
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -37,6 +37,7 @@ from common.batching import TokenBudgetBatches, TrainingBatches, in_dataset_orde
 from common.cpu import HeadLosses, quick_functional_dropout
 from common.encoder_decoder import Seq2SeqModelArguments
 from common.errors import InputError, tell
+from common.layers import attention_by
 from common.methods import TuningArguments
 from common.search import shrinking_search
 from common.trainer import Trainer, label_losses
@@ -243,11 +244,16 @@ def padded(rows: list[list[int]], value: int) -> Tensor:
 def generating(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Generate without the autocast that accelerate wraps a model's forward in, in `dtype`; None: in its weights'.
 
-    That one casts the weights at each step of the search; this one once.
+    That one casts the weights at each step of the search; this one once. A CPU generates by SDPA where the model has
+    it, which is slow at dropout and gradients, but takes less time and memory than other kernels without.
     """
     wrapped = model.__dict__.pop("forward", None)
+    device = next(model.parameters()).device.type
     try:
-        with torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            torch.autocast(device, dtype=dtype, enabled=dtype is not None),
+            attention_by(model, {"eager": "sdpa", "sdpa": "sdpa"}) if device == "cpu" else nullcontext(),
+        ):
             yield
     finally:
         if wrapped is not None:

@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, bidirectional_mas
 
 from common.cpu import quick_dropout
 from common.errors import quiet
-from common.layers import layer_names, watch
+from common.layers import attention_by, layer_names, watch
 
 #: rows of up to so many sub-tokens lie end to end in bins of this length, which attention takes one by one
 BIN = 64
@@ -462,9 +462,7 @@ class UnpaddedPairs:
     def __init__(self, model: PreTrainedModel):
         self._pairs: PackedPairs | None = None
         self._sources: tuple[Tensor, Tensor] | None = None  # what the decoder is given, padded and packed
-        self._configs = list(
-            {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-        )
+        self._model = model
         self._hooks: list[RemovableHandle] = []
         training = model.training
         model.eval()
@@ -501,15 +499,13 @@ class UnpaddedPairs:
             return
         real = (labels != -100).flip(1).cumsum(1).flip(1) > 0  # up to the last label of a row
         self._pairs = PackedPairs(attention_mask.bool(), real)
-        before = [config._attn_implementation for config in self._configs]
         UnpaddedPairs.current = self
         try:
-            for config in self._configs:
-                config._attn_implementation = "packed_pairs"
-            yield
+            with attention_by(self._model, {"eager": "packed_pairs", "sdpa": "packed_pairs"}) as can:
+                if not can:
+                    raise NotImplementedError("attention by another kernel")
+                yield
         finally:
-            for config, kernel in zip(self._configs, before, strict=True):
-                config._attn_implementation = kernel
             UnpaddedPairs.current = self._pairs = self._sources = None
 
     def _begin_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -71,7 +71,6 @@ class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "sub-tokens in a batch, with padding; 0: rows; 4096 abstractive if not given"}
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "rows, or windows, a device takes at once"})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "the same for evaluation and test"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
