@@ -1,11 +1,12 @@
 """Which rows make a batch: in training shuffled and seeded, in evaluation sorted by length and put back in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -266,6 +267,24 @@ class LengthSortedSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self.order)
+
+
+def row_parts(batch: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+    """`batch` in parts of whole rows, each of which begins before `most` sub-tokens of the last part's begin are over.
+
+    Counted are those that `attention_mask`, of shape (rows, length), shows. A batch that has no such mask, or more than
+    values of rows, is one part.
+    """
+    mask = batch.get("attention_mask")
+    if (
+        mask is None
+        or mask.dim() != 2
+        or not all(isinstance(x, Tensor) and len(x) == len(mask) for x in batch.values())
+    ):
+        return [dict(batch)]
+    sizes = mask.sum(1)
+    rows = ((sizes.cumsum(0) - sizes) // most).unique_consecutive(return_counts=True)[1].tolist()
+    return [dict(zip(batch, part, strict=True)) for part in zip(*(x.split(rows) for x in batch.values()), strict=True)]
 
 
 def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -42,11 +42,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ModelOutput
 
 from common import checkpoints
-from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths
+from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths, row_parts
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
 from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
@@ -62,6 +63,8 @@ from common.regularisation import (
 from common.tuning import callbacks, is_beside, is_gradual, layer_rates
 from common.unpadded import leaves_out_padding
 
+#: sub-tokens that a CPU evaluates at a time
+EVALUATED_TOGETHER = 4096
 #: values of a configuration: shares of layers that a step leaves out
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 
@@ -513,17 +516,30 @@ class Trainer(transformers.Trainer):
         return output._replace(predictions=predictions, label_ids=labels)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Reduces a batch on the device to (predictions, summed loss of each row, labels of each row), and labels."""
+        """Reduces a batch on the device to (predictions, summed loss of each row, labels of each row), and labels.
+
+        A CPU takes about `EVALUATED_TOGETHER` sub-tokens of it at a time: more take no less time, but memory. (Not on
+        several processes, which count each part's labels together, and so must have as many parts.)
+        """
+        alone = self.args.device.type == "cpu" and self.args.world_size == 1
+        parts = row_parts(inputs, EVALUATED_TOGETHER) if alone else [inputs]
+        found = [self._reduced(model, part, prediction_loss_only, ignore_keys) for part in parts]
+        if len(found) == 1:
+            return None, *found[0]
+        reduced, labels = zip(*found, strict=True)
+        return None, reduce(nested_concat, reduced), None if labels[0] is None else reduce(nested_concat, labels)
+
+    def _reduced(self, model, inputs, prediction_loss_only, ignore_keys) -> tuple:
         _, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         if labels is None:
-            return None, (logits if self._reduce is None else self._reduce(logits, labels),), None
+            return (logits if self._reduce is None else self._reduce(logits, labels),), None
         losses = self._losses_of(logits, labels, self.args.label_smoothing_factor).view(len(labels), -1).sum(1)
         counts = (labels != -100).view(len(labels), -1).sum(1)
         if self._user_metrics is None or prediction_loss_only:
             reduced = torch.zeros_like(losses)
         else:
             reduced = logits if self._reduce is None else self._reduce(logits, labels)
-        return None, (reduced, losses, counts), labels
+        return (reduced, losses, counts), labels
 
     def _rows(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:
         """Predictions, labels and mean loss from the batches that `prediction_step` made; rows in data set order."""

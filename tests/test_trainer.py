@@ -110,6 +110,38 @@ def test_rows_without_labels_can_be_predicted(tiny, tokenizer, tmp_path, rows):
         assert alone[: len(row["labels"])].tolist() == beside[: len(row["labels"])].tolist()
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_cpu_evaluates_so_many_sub_tokens_at_a_time(tiny, tokenizer, tmp_path, rows, monkeypatch, labelled):
+    seen = []
+
+    def predicted():
+        seen.clear()
+        trainer = make(tiny, tokenizer, tmp_path, rows, lambda p, d: {"rows": len(p.predictions)})
+        trainer.model.register_forward_pre_hook(
+            lambda model, args, kwargs: seen.append(kwargs["attention_mask"].sum(1).tolist()), with_kwargs=True
+        )
+        if not labelled:
+            trainer.data_collator = lambda batch: dict(tokenizer.pad(batch, return_tensors="pt"))
+        return trainer.predict(rows if labelled else rows.remove_columns("labels"))
+
+    whole = predicted()
+    assert [len(batch) for batch in seen] == [64, 26]
+    expected = sum(sum(batch[:-1]) // 200 + 1 for batch in seen)
+    monkeypatch.setattr("common.trainer.EVALUATED_TOGETHER", 200)
+    parts = predicted()
+    assert len(seen) == expected
+    assert all(sum(part[:-1]) < 200 + max(part) for part in seen)
+    assert sorted(size for part in seen for size in part) == sorted(map(len, rows["input_ids"]))
+    for one, other in zip(whole.predictions, parts.predictions, strict=True):
+        assert one.tolist() == other.tolist()
+    if labelled:
+        assert parts.metrics["test_loss"] == pytest.approx(whole.metrics["test_loss"], rel=1e-6)
+        assert parts.metrics["test_rows"] == 90
+        assert [r.tolist() for r in parts.label_ids] == [r.tolist() for r in whole.label_ids]
+    else:
+        assert parts.label_ids is None
+
+
 def test_the_seed_decides_order_and_the_same_seed_gives_the_same_weights(tiny, tokenizer, tmp_path, rows):
     first, log = trained(make(tiny, tokenizer, tmp_path, rows, seed=1))
     again, _ = trained(make(tiny, tokenizer, tmp_path, rows, seed=1))

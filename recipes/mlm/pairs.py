@@ -145,12 +145,14 @@ class PairTrainer(LanguageTrainer):
         if model.training:
             of_pairs = F.cross_entropy(scores, pairs, reduction="sum") / self._pairs_in_step
             loss = loss + of_pairs * self.args.world_size  # whose gradients are averaged
-        self._pair_hits = (scores.argmax(-1) == pairs).long()
+        else:
+            self._pair_hits.append((scores.argmax(-1) == pairs).long())
         return (loss, {"logits": outputs.prediction_logits}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        self._pair_hits = []  # of each part of the batch
         _, (hits, losses, counts), labels = super().prediction_step(model, inputs, False, ignore_keys)
-        return None, (torch.stack([hits, self._pair_hits], 1), losses, counts), labels
+        return None, (torch.stack([hits, torch.cat(self._pair_hits)], 1), losses, counts), labels
 
     @staticmethod
     def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
