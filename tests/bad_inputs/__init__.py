@@ -1,15 +1,19 @@
 """Corrupted variants of a good JSON Lines file, for any recipe: what users' files look like on a bad day.
 
 `variants(rows)` takes the good rows and makes hundreds of files from them, each with a name, its bytes, and the line
-that was touched where there is one. Nothing here knows a task: columns are told apart only by holding a text or a list.
+that was touched where there is one. `tried` runs something on each. Nothing here knows a task: columns are told apart
+only by holding a text or a list.
 """
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from common.errors import InputError
 
 
 @dataclass
@@ -17,6 +21,28 @@ class Variant:
     name: str
     content: bytes
     line: int | None = None  # from 1; where the file was touched, if in one place
+
+
+def tried(found: Iterable[Variant], file: Path, run: Callable[[], Any], also: str | None = None) -> tuple[int, int]:
+    """How many of `found`, each written to `file` in turn, `run` takes, and how many it refuses.
+
+    Fails, with all of them, where some are refused by another error than `InputError`, or by one that names neither the
+    file nor, where that is given, what `also` says.
+    """
+    taken, refused, wrong = 0, 0, []
+    for variant in found:
+        file.write_bytes(variant.content)
+        try:
+            run()
+            taken += 1
+        except InputError as error:
+            refused += 1
+            if str(file) not in str(error) and (also is None or also not in str(error)):
+                wrong.append(f"{variant.name}: {str(error)[:200]}")
+        except Exception as error:
+            wrong.append(f"{variant.name}: {type(error).__name__}: {str(error)[:200]}")
+    assert not wrong, "\n".join(wrong)
+    return taken, refused
 
 
 def as_bytes(rows: list[Any]) -> bytes:
