@@ -172,15 +172,20 @@ def _rows_of(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) ->
 def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
     """Attention by `kernel`, or None: by the model's own, where as many sequences each may share their keys and values.
 
-    They have a query each, (sequences, heads, 1, width), and so to (sources, heads, length, width) one has several.
+    Queries have shape (sequences, heads, n, width), keys and values (sources, heads, length, width). What is beside
+    them is the same for all queries of a source: to it a target attends as a whole.
     """
     kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward
-    sequences, heads, _, width = query.shape
-    if len(key) == sequences:
+    sequences, heads, n, width = query.shape
+    sources = len(key)
+    if sources == sequences:
         return kernel(module, query, key, value, mask, **kwargs)
-    query = query.view(len(key), -1, heads, width).transpose(1, 2)
+    query = query.view(sources, -1, heads, n, width).transpose(1, 2).reshape(sources, heads, -1, width)
+    mask = None if mask is None else mask[:, :, :1]
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = kwargs["position_bias"][:, :, :1]
     found, weights = kernel(module, query, key, value, mask, **kwargs | {"is_causal": False})
-    return found.reshape(sequences, 1, heads, width), weights
+    return found.reshape(sequences, n, heads, width), weights
 
 
 #: kernels of attention, and what they are called where beams share their source

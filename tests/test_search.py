@@ -151,6 +151,18 @@ def test_the_beams_of_a_row_share_its_source(kind, kernel):
     assert {part.config._attn_implementation for part in parts} == {kernel}
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_beams_share_their_source_after_a_begun_target(kind, kernel):
+    model = model_of(kind, 1)
+    model.set_attn_implementation(kernel)
+    inputs = sources() | {"decoder_input_ids": torch.cat([torch.full((12, 1), 2), torch.randint(4, 60, (12, 3))], 1)}
+    expected = model.generate(**inputs, num_beams=3)
+    found = model.generate(**inputs, num_beams=3, custom_generate=shrinking_search)
+    assert found.tolist() == expected.tolist()
+    assert found[:, :4].tolist() == inputs["decoder_input_ids"].tolist()
+
+
 def test_beams_share_their_source_under_a_prefix_of_keys():
     model = get_peft_model(model_of("bart", 1), PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4))
     inputs = sources()
