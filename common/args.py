@@ -173,6 +173,14 @@ class RegularisationArguments:
                 raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
 
 
+#: numbers among the training arguments, and the least that they may be
+LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "early_stopping_patience": 1, "save_min_seconds": 0, "learning_rate": 0, "weight_decay": 0, "num_train_epochs": 0,
+    "warmup_steps": 0, "max_grad_norm": 0, "adam_epsilon": 0,
+}  # fmt: skip
+
+
 @dataclass
 class TrainingArguments(RegularisationArguments, transformers.TrainingArguments):
     """The arguments of transformers with fast, safe defaults, and a few of our own."""
@@ -229,10 +237,7 @@ class TrainingArguments(RegularisationArguments, transformers.TrainingArguments)
             self.resume_from_checkpoint = True  # the newest checkpoint in output_dir
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise InputError("--early_stopping_patience: needs evaluations to count; leave --eval_strategy no out")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise InputError("--early_stopping_patience must be at least 1")
-        if not self.save_min_seconds >= 0:
-            raise InputError(f"--save_min_seconds {self.save_min_seconds}: must be 0 or more")
+        self._check_numbers()
         if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("--auto_find_batch_size: for one process only; with several give a smaller batch")
         if self.save_only_model:
@@ -261,6 +266,17 @@ class TrainingArguments(RegularisationArguments, transformers.TrainingArguments)
                 f"{launched} processes were launched but each sees {self.world_size}: they would train apart into one "
                 "folder; launch with torchrun, or with accelerate launch --multi_gpu"
             )
+
+    def _check_numbers(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not float(value) >= least:  # a NaN is not
+                raise InputError(f"--{name} {value}: must be at least {least}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise InputError(f"--max_steps {self.max_steps}: must be at least 1; leave it out to count epochs")
 
 
 def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:

@@ -32,8 +32,10 @@ class SearchArguments(PredictArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_best < 0 or (self.num_beams is not None and self.num_beams < 1):
-            raise InputError("--n_best must be at least 0, and --num_beams at least 1")
+        if self.n_best < 0:
+            raise InputError(f"--n_best {self.n_best}: must be at least 0")
+        if self.num_beams is not None and self.num_beams < 1:
+            raise InputError(f"--num_beams {self.num_beams}: must be at least 1")
 
 
 class Generator:

@@ -33,6 +33,8 @@ EMBEDDED = {
 }
 #: the release that `--quantize` was written for; it is not in requirements.txt, as few machines need it
 BITSANDBYTES = "0.50.2"
+#: sub-tokens that an input must have room for
+LEAST_LENGTH = 4
 
 
 @cache
@@ -88,8 +90,8 @@ def _from_hub(name: str, revision: str | None) -> str:
         ) from None
     except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many kinds
         raise InputError(
-            f"{name}: not in the cache, and the Hugging Face hub cannot be reached; give a local folder, use the "
-            f"embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) and copy the "
+            f"{name}: no folder here, not in the cache, and the Hugging Face hub cannot be reached; give a local folder, "
+            f"use the embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) and copy the "
             "cache over"
         ) from None
 
@@ -227,6 +229,8 @@ def load_model(
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
         setattr(config, dropout, args.attention_dropout)
     positions = getattr(config, "max_position_embeddings", None)
+    if max_length < LEAST_LENGTH:
+        raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to four")
     if positions and max_length > positions:
         raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
     kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)

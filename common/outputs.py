@@ -177,7 +177,8 @@ class Run:
             raise InputError(
                 f"{where}: is where --model_name_or_path is read from, and would be replaced; give another"
             )
-        tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else "runs the same run again"))
+        same = "holds this very run, and is emptied to run it again"
+        tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else same))
         self._clears = True
 
     def start(self) -> None:

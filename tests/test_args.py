@@ -49,6 +49,15 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
         (["--precision", "bf16", "--save_strategy", "never"], "never is not a valid SaveStrategy"),
         (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: must be at least 0"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be at least 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be at least 1"),
+        (["--weight_decay", "-1"], "--weight_decay -1.0: must be at least 0"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs -1.0: must be at least 0"),
+        (["--adam_beta2", "1.5"], "--adam_beta2 1.5: must be at least 0 and below 1"),
+        (["--max_steps", "-3"], "--max_steps -3: must be at least 1; leave it out to count epochs"),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience 0: must be at least 1"),
     ],
 )
 def test_bad_arguments_fail_with_the_nearest_name(argv, message):

@@ -53,7 +53,9 @@ def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
     with pytest.raises(InputError) as error:
         resolve_model("google-bert/bert-base-cased")
     text = str(error.value)
-    assert text.startswith("google-bert/bert-base-cased: not in the cache, and the Hugging Face hub cannot be reached")
+    assert text.startswith(
+        "google-bert/bert-base-cased: no folder here, not in the cache, and the Hugging Face hub cannot be reached"
+    )
     assert "local folder" in text
     assert DEFAULT_ENCODER in text
     assert "hf download google-bert/bert-base-cased" in text

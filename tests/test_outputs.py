@@ -27,7 +27,7 @@ def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
     assert sha256(out / "model.safetensors") == weights
 
     train.main(arguments)
-    assert "runs the same run again" in capsys.readouterr().out
+    assert "holds this very run, and is emptied to run it again" in capsys.readouterr().out
     assert sha256(out / "model.safetensors") == weights
 
     train.main([*arguments, "--seed", "7", "--overwrite"])
