@@ -90,9 +90,9 @@ def _from_hub(name: str, revision: str | None) -> str:
         ) from None
     except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many kinds
         raise InputError(
-            f"{name}: no folder here, not in the cache, and the Hugging Face hub cannot be reached; give a local folder, "
-            f"use the embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) and copy the "
-            "cache over"
+            f"{name}: no folder here, not in the cache, and the Hugging Face hub cannot be reached; give a local "
+            f"folder, use the embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) "
+            "and copy the cache over"
         ) from None
 
 
