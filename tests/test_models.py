@@ -196,6 +196,8 @@ def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(t
 def test_what_cannot_be_loaded_says_why(tiny, tmp_path):
     with pytest.raises(InputError, match=r"--max_seq_length 500: .* reads 128 sub-tokens at most"):
         load(tiny, max_length=500)
+    with pytest.raises(InputError, match=r"--max_seq_length 0: must be at least 4"):
+        load(tiny, max_length=0)
     (tmp_path / "pickle").mkdir()
     shutil.copy(f"{tiny}/config.json", tmp_path / "pickle")
     torch.save({}, tmp_path / "pickle" / "pytorch_model.bin")
