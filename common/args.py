@@ -270,7 +270,7 @@ class TrainingArguments(RegularisationArguments, transformers.TrainingArguments)
     def _check_numbers(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and not float(value) >= least:  # a NaN is not
+            if value is not None and not value >= least:  # a NaN is not
                 raise InputError(f"--{name} {value}: must be at least {least}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:

@@ -63,8 +63,9 @@ class Generator:
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
         self.batch_tokens = batch_tokens
+        self.vocabulary = self.model.config.get_text_config().vocab_size
         # each beam of each text has a score for each sub-token of the vocabulary
-        self.rows = max(1, SCORES_OF_STEP // (self.beams * self.model.config.get_text_config().vocab_size))
+        self.rows = max(1, SCORES_OF_STEP // (self.beams * self.vocabulary))
         penalty = search.length_penalty if length_penalty is None else length_penalty
         self.search = {"num_beams": self.beams}
         if self.beams > 1:
@@ -121,7 +122,7 @@ class Generator:
         counted[:, : len(forced_ids(self.model))] = False
         source = torch.arange(len(outputs), device=ids.device) // n_best
         totals = []
-        together = max(1, SCORES_TOGETHER // (labels.shape[1] * self.model.config.get_text_config().vocab_size))
+        together = max(1, SCORES_TOGETHER // (labels.shape[1] * self.vocabulary))
         for part in torch.arange(len(outputs), device=ids.device).split(together):
             own = source[part]
             logits = self.model(

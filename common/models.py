@@ -228,9 +228,9 @@ def load_model(
         if dropout is None:
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
         setattr(config, dropout, args.attention_dropout)
-    positions = getattr(config, "max_position_embeddings", None)
     if max_length < LEAST_LENGTH:
         raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to four")
+    positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
         raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
     kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)

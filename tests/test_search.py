@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from common.search import shrinking_search
-from common.seq2seq import BeginWith
+from common.seq2seq import BeginWith, generating
 
 SPECIAL = {"pad_token_id": 3, "eos_token_id": 1, "decoder_start_token_id": 2}
 SIZES = {
@@ -169,6 +169,17 @@ def test_beams_share_their_source_under_a_prefix_of_keys():
     expected = model.generate(**inputs, num_beams=3)
     found = model.generate(**inputs, num_beams=3, custom_generate=shrinking_search)
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_cpu_generates_by_sdpa_and_leaves_the_kernel_of_the_training(kind, kernel):
+    model = model_of(kind, 0)
+    model.set_attn_implementation(kernel)
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    with generating(model, None):
+        assert {part.config._attn_implementation for part in parts} == {"sdpa"}
+    assert {part.config._attn_implementation for part in parts} == {kernel}
 
 
 def test_of_equal_scores_greedy_search_takes_the_first():

@@ -29,7 +29,6 @@ from transformers import (
     MBartTokenizer,
     NllbTokenizer,
     PegasusTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Tokenizer,
 )
@@ -647,16 +646,6 @@ def test_generates_in_the_precision_asked_for(arguments, tmp_path):
         with torch.no_grad(), generating(model, asked):
             model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
         assert seen == {dtype}
-
-
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
-def test_a_cpu_generates_by_sdpa_and_leaves_the_kernel_of_the_training(arguments, tmp_path, kernel):
-    train.main([*arguments, "--num_beams", "1", "--max_steps", "1"])
-    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", attn_implementation=kernel)
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    with generating(model, None):
-        assert {part.config._attn_implementation for part in parts} == {"sdpa"}
-    assert {part.config._attn_implementation for part in parts} == {kernel}
 
 
 def test_predictions_of_another_run_are_compared(arguments, tmp_path):
