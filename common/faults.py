@@ -147,8 +147,13 @@ def _state(host: str, process: int) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the accelerator or for the CPU's allocator."""
+    """Whether `error` says that memory ran out: on the accelerator, for the CPU's allocator, or for oneDNN.
+
+    oneDNN does not tell why a kernel could not be made or run. What a shape or type lacks it says earlier ("could not
+    create a primitive descriptor"), so that it is memory, as a rule (https://github.com/uxlfoundation/oneDNN/issues/914).
+    """
     signs = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    of_onednn = ("could not create a primitive", "could not execute a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+        isinstance(error, RuntimeError) and (str(error) in of_onednn or any(sign in str(error) for sign in signs))
     )

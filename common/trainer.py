@@ -319,7 +319,8 @@ class Trainer(transformers.Trainer):
                         taken = f"up to {budget} sub-tokens"
                         remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
                     raise RunStopped(
-                        f"out of memory in step {self.state.global_step + 1} with {taken} at a time; {remedy}",
+                        f"out of memory in step {self.state.global_step + 1} with {taken} at a time; {remedy} "
+                        f"({one_line(error)[:200]})",
                         code=RunStopped.OUT_OF_MEMORY,
                     ) from None
             # out here the failed step's tensors are gone with its traceback
@@ -507,7 +508,7 @@ class Trainer(transformers.Trainer):
                 raise
             raise RunStopped(
                 f"out of memory in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a "
-                f"smaller --per_device_eval_batch_size; {HOW_TO_GO_ON}",
+                f"smaller --per_device_eval_batch_size; {HOW_TO_GO_ON} ({one_line(error)[:200]})",
                 code=RunStopped.OUT_OF_MEMORY,
             ) from None
         prefix = kwargs.get("metric_key_prefix", "eval")

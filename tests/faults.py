@@ -98,11 +98,16 @@ def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], m
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     if memory:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+        limit_memory(memory)
     trainer.DEFAULT_CALLBACKS.append(_AtStep(log, *kill))
     sys.argv = ["recipes.ner.train", *arguments]
     command_line(lambda: main(arguments))
+
+
+def limit_memory(more: int) -> None:
+    """Let this process take `more` bytes of address space than it has, and none beyond."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
 
 
 class Job:

@@ -19,11 +19,12 @@ from transformers import BertConfig, BertModel
 from common import checkpoints
 from common.batching import TrainingBatches
 from common.errors import InputError
+from common.faults import is_out_of_memory
 from recipes.clm import train as clm
 from recipes.mlm import train as mlm
 from recipes.ner import train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
-from tests.faults import Job, difference, last_checkpoint, make_files, make_texts, words
+from tests.faults import CONTEXT, Job, difference, last_checkpoint, limit_memory, make_files, make_texts, words
 
 
 @pytest.fixture(scope="module")
@@ -497,11 +498,12 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     train_file = write_jsonl(tmp_path / "train.jsonl", rows)
     settings = {"model_name_or_path": str(make_wide(files, tmp_path)), "train_file": train_file, "num_train_epochs": 2}
     settings |= {"save_strategy": "no", "eval_strategy": "no", "per_device_eval_batch_size": 4}
-    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=3 * 2**29)
+    memory = 15 * 2**27  # 4 rows take up to 1,700 MiB and 8 rows 2,100
+    run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=memory)
     assert run.ends() == [6]
     assert "out of memory in step 3 with 8 rows at a time; give --auto_find_batch_size true" in run.output
     settings |= {"auto_find_batch_size": True}
-    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=3 * 2**29)
+    run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=memory)
     run.succeeds()
     assert "out of memory with 8 rows at a time: takes 4, and 2 such batches a step" in run.output
     parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
@@ -513,6 +515,26 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     run = Job(words(files, tmp_path / "eval", **settings), tmp_path / "log", memory=2**30)
     assert run.ends() == [6]
     assert "out of memory in an evaluation with 64 rows at a time; give a smaller --per_device_eval" in run.output
+
+
+def test_a_kernel_for_which_there_is_no_memory_is_out_of_memory(tmp_path):
+    """oneDNN compiles kernels into memory of its own and says only that it "could not create a primitive"."""
+    process = CONTEXT.Process(target=_starved, args=(str(tmp_path / "said"),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "said").read_text() == "True False"
+
+
+def _starved(said: str) -> None:
+    values = torch.randn(64, 64)
+    limit_memory(0)
+    found = []
+    for compute in (lambda: torch.nn.functional.gelu(values), lambda: values @ values[:3]):
+        with pytest.raises(RuntimeError) as raised:
+            compute()
+        found.append(is_out_of_memory(raised.value))
+    Path(said).write_text(" ".join(map(str, found)))
 
 
 def make_wide(files, folder: Path) -> Path:
