@@ -37,6 +37,7 @@ $(RECIPES): $(INSTALLED)
 	$(RUN) recipes.$@.train $(ARGS)
 
 predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
+	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the file to read, and OUTPUT=, the file to write))
 	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
 
 compare: $(INSTALLED) ## tuning methods side by side: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE

@@ -98,6 +98,15 @@ def parse_json(text: str) -> Any:
     return found
 
 
+def _says(error: Exception) -> str:
+    """What is wrong with a JSON text, and where in its line; the message of `json` counts lines within the text."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    line = error.doc.split("\n")[error.lineno - 1]
+    start = max(0, error.colno - 21)
+    return f"{error.msg.removesuffix(' at')} in column {error.colno}, at {line[start : error.colno + 19]!r}"
+
+
 def _read_json_lines(path: Path) -> Iterator[Located]:
     for where, text in numbered_lines(path):
         if text is None:
@@ -106,7 +115,7 @@ def _read_json_lines(path: Path) -> Iterator[Located]:
             try:
                 row = parse_json(text)
             except (ValueError, RecursionError) as error:
-                yield where, f"not a JSON object: {error}"
+                yield where, f"not a JSON object: {_says(error)}; a line is one whole object, as json.dumps writes it"
             else:
                 yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
 
@@ -124,7 +133,7 @@ def _read_json(path: Path) -> Iterator[Located]:
         rows = parse_json(text)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        yield f"{path}{line}", f"not a JSON list: {error}"
+        yield f"{path}{line}", f"not a JSON list: {_says(error)}; write it with json.dump"
         return
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"

@@ -157,13 +157,14 @@ def predict_file(
 
     Memory does not grow with the file; the output appears under its name when it is whole.
     """
-    count = 0
+    count = empty = 0
     with fresh_file(args.output, args.overwrite) as file, tqdm(unit=" rows") as bar:
         rows = (row for _, row in read(args.input))
         while buffer := list(islice(rows, args.buffer_rows)):
             for row in predict(buffer):
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                empty += not str(row.get("predicted", True)).strip()
             count += len(buffer)
             bar.update(len(buffer))
-    tell(f"{count} rows written to {args.output}")
+    tell(f"{count} rows written to {args.output}" + (f", {empty} of them with an empty prediction" if empty else ""))
     return count

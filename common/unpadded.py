@@ -154,7 +154,7 @@ class PackedBatch:
         self.chosen: Tensor | None = None
         self.whole: Tensor | None = None
         self.firsts_only = False
-        self._biases: dict[tuple, Tensor] = {}
+        self._biases: dict[tuple, Tensor | None] = {}
 
     def _inverse(self, index: Tensor, size: int) -> Tensor:
         inverse = torch.full((size,), self.real)
@@ -228,7 +228,7 @@ class PackedBatch:
         found = torch.cat(found)
         return found.new_zeros(packed, heads, width).index_copy(0, self.sorted_firsts, found)[None]
 
-    def _bias(self, group: int, queries: Tensor, dtype: torch.dtype) -> Tensor:
+    def _bias(self, group: int, queries: Tensor, dtype: torch.dtype) -> Tensor | None:
         key = group, dtype, self.firsts_only
         if key not in self._biases:
             owners = self.groups[group][1]
@@ -247,7 +247,7 @@ class PackedPairs:
         groups = in_bins(list(zip(source.sum(1).tolist(), target.sum(1).tolist(), strict=True)))
         self.source = PackedBatch(source, groups=groups, side=0)
         self.target = PackedBatch(target, causal=True, groups=groups, side=1)
-        self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._biases: dict[tuple[int, torch.dtype], Tensor | None] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
         """Attention of each row's target to its source, as `PackedBatch.attend`: (1, packed targets, heads, width)."""
@@ -257,7 +257,7 @@ class PackedPairs:
             results.append(_weighed(q, k, v, dropout, scaling, partial(self._bias, i)))
         return self.target.from_bins(results)
 
-    def _bias(self, group: int, dtype: torch.dtype) -> Tensor:
+    def _bias(self, group: int, dtype: torch.dtype) -> Tensor | None:
         key = group, dtype
         if key not in self._biases:
             self._biases[key] = _bias_of(self.target.groups[group][1], self.source.groups[group][1], dtype)
@@ -270,12 +270,13 @@ def _weighed(
     v: Tensor,
     dropout: float,
     scaling: float | None,
-    bias: Callable[[torch.dtype], Tensor],
+    bias: Callable[[torch.dtype], Tensor | None],
     is_causal: bool = False,
 ) -> Tensor:
     """Attention in bins: q of shape (bins, heads, n, width), k and v of (bins, heads, length, width).
 
-    `bias` gives what is added to the scores. With `is_causal` a kernel that knows what comes after a place needs none.
+    `bias` gives what is added to the scores, if anything. With `is_causal` a kernel that knows what comes after a place
+    needs none.
     """
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if not dropout and (q.dtype != torch.bfloat16 or k.shape[2] > WRITTEN_OUT):
@@ -284,16 +285,23 @@ def _weighed(
     scores = (q * scaling) @ k.transpose(-1, -2)
     if k.shape[2] <= EXACT:
         scores = scores.float()
-    scores += bias(q.dtype)
+    mask = bias(q.dtype)
+    if mask is not None:
+        scores += mask
     weights = scores.softmax(-1).to(q.dtype)
     return (quick_dropout(weights, dropout) if dropout else weights) @ v
 
 
-def _bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor:
-    """The least number where a query does not see a key, else 0: of the rows that they are of, (bins, 1, n, length)."""
+def _bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor | None:
+    """The least number where a query does not see a key, else 0: of the rows that they are of, (bins, 1, n, length).
+
+    None where each query sees each key, as in blocks of text without padding.
+    """
     hidden = queries[:, :, None] != keys[:, None]
     if causal:
         hidden |= torch.ones(hidden.shape[1:], dtype=torch.bool).triu_(1)
+    if not hidden.any():
+        return None
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
 

@@ -175,6 +175,7 @@ def test_a_copied_recipe_is_a_target_and_runs_unedited(copy, arguments):
     out = copy / "outputs" / "contracts"
     assert (out / "model.safetensors").is_file()
     assert not (copy / "outputs" / "ner").exists()
+    assert "give INPUT=" in make(copy, "predict", "RECIPE=contracts").stderr
     (copy / "in.jsonl").write_text('{"text": "Ann left Oslo."}\n')
     done = make(copy, "predict", "RECIPE=contracts", "MODEL=outputs/contracts", "INPUT=in.jsonl", "OUTPUT=found.jsonl")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -688,7 +688,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(arguments):
 # Prediction
 
 
-def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tmp_path):
+def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tmp_path, capsys):
     train.main([*arguments, "--num_train_epochs", "6"])
     out = str(tmp_path / "out")
     document = "May 5, 1999.\n\n" + "On Monday we met 12 people. " * 30 + "The end, at last\n"
@@ -704,6 +704,8 @@ def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tm
     assert found[1]["predicted"].count("\n") == 3
     assert found[3]["pieces"] > 2
     assert found[2]["predicted"] == " "  # as it was
+    empty = sum(not row["predicted"].strip() for row in found)
+    assert f"a.jsonl, {empty} of them with an empty prediction" in capsys.readouterr().out
     for row in found:
         assert len(row["n_best"]) == 2
         assert row["n_best"][0]["predicted"] == row["predicted"]
