@@ -22,7 +22,7 @@ from common.errors import InputError
 from common.faults import is_out_of_memory
 from recipes.clm import train as clm
 from recipes.mlm import train as mlm
-from recipes.ner import train
+from recipes.ner import predict, train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import CONTEXT, Job, difference, last_checkpoint, limit_memory, make_files, make_texts, words
 
@@ -515,6 +515,16 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     run = Job(words(files, tmp_path / "eval", **settings), tmp_path / "log", memory=2**30)
     assert run.ends() == [6]
     assert "out of memory in an evaluation with 64 rows at a time; give a smaller --per_device_eval" in run.output
+
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"tokens": ["the"] * 110}] * 40)
+    written = tmp_path / "predicted.jsonl"
+    command = ["--model", str(tmp_path / "out"), "--input", texts, "--output", str(written), "--precision", "fp32"]
+    run = Job(command, tmp_path / "log", memory=2**30, main=predict.main)
+    assert run.ends() == [6]
+    assert "out of memory after 0 rows, with up to 4096 sub-tokens at a time; give a smaller --batch_t" in run.output
+    assert not written.exists()
+    Job([*command, "--batch_tokens", "256"], tmp_path / "log", memory=2**30, main=predict.main).succeeds()
+    assert len(read_jsonl(written)) == 40
 
 
 def test_a_kernel_for_which_there_is_no_memory_is_out_of_memory(tmp_path):
