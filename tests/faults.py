@@ -90,6 +90,8 @@ class _AtStep(TrainerCallback):
 
 
 def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], memory: int | None, environment: dict):
+    # workers as a run has them; from a server of their own, as this process is, they would outlive it if it is killed
+    multiprocessing.set_start_method("fork", force=True)
     if environment.pop("GROUP", None):
         os.setpgid(0, 0)
     os.environ |= environment
