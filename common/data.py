@@ -98,6 +98,11 @@ def parse_json(text: str) -> Any:
     return found
 
 
+def json_fault(path: Path, error: Exception) -> tuple[str, str]:
+    """Place ("file:line" where it is known) and words of the error that `parse_json` raised for the text of a file."""
+    return f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path), _says(error)
+
+
 def _says(error: Exception) -> str:
     """What is wrong with a JSON text, and where in its line; the message of `json` counts lines within the text."""
     if not isinstance(error, json.JSONDecodeError):
@@ -132,8 +137,8 @@ def _read_json(path: Path) -> Iterator[Located]:
     try:
         rows = parse_json(text)
     except (ValueError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        yield f"{path}{line}", f"not a JSON list: {_says(error)}; write it with json.dump"
+        where, fault = json_fault(path, error)
+        yield where, f"not a JSON list: {fault}; write it with json.dump"
         return
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"

@@ -146,6 +146,22 @@ def _state(host: str, process: int) -> str | None:
     return f"process {process}, {STATES[state]}" if state in STATES else None
 
 
+@contextmanager
+def named_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
+    """End what runs within it by `RunStopped` where memory runs out; `what` tells what was too much, and a remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(what(), error) from None
+
+
+def out_of_memory(what: str, error: BaseException) -> RunStopped:
+    """The end of a run that has no memory for `what`, with the words of the library that asked for it."""
+    return RunStopped(f"out of memory {what} ({one_line(error)[:200]})", code=RunStopped.OUT_OF_MEMORY)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out: on the accelerator, for the CPU's allocator, or for oneDNN.
 

@@ -15,8 +15,8 @@ from transformers.utils import ModelOutput
 from common.adapters import load_adapters
 from common.args import native_bf16
 from common.data import FileReader, Row, read_file
-from common.errors import InputError, RunStopped, one_line, quiet, tell
-from common.faults import is_out_of_memory
+from common.errors import InputError, quiet, tell
+from common.faults import named_out_of_memory
 from common.models import load_config, load_tokenizer, resolve_model
 from common.outputs import fresh_file
 from common.unpadded import leave_out_padding
@@ -160,22 +160,21 @@ def predict_file(
     memory runs out.
     """
     count = empty = 0
-    try:
-        with fresh_file(args.output, args.overwrite) as file, tqdm(unit=" rows") as bar:
-            rows = (row for _, row in read(args.input))
-            while buffer := list(islice(rows, args.buffer_rows)):
-                for row in predict(buffer):
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-                    empty += not str(row.get("predicted", True)).strip()
-                count += len(buffer)
-                bar.update(len(buffer))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunStopped(
-            f"out of memory after {count} rows, with up to {args.batch_tokens} sub-tokens at a time; give a smaller "
-            f"--batch_tokens ({one_line(error)[:200]})",
-            code=RunStopped.OUT_OF_MEMORY,
-        ) from None
+
+    def too_much() -> str:
+        return f"after {count} rows, with up to {args.batch_tokens} sub-tokens at a time; give a smaller --batch_tokens"
+
+    with (
+        named_out_of_memory(too_much),
+        fresh_file(args.output, args.overwrite) as file,
+        tqdm(unit=" rows") as bar,
+    ):
+        rows = (row for _, row in read(args.input))
+        while buffer := list(islice(rows, args.buffer_rows)):
+            for row in predict(buffer):
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                empty += not str(row.get("predicted", True)).strip()
+            count += len(buffer)
+            bar.update(len(buffer))
     tell(f"{count} rows written to {args.output}" + (f", {empty} of them with an empty prediction" if empty else ""))
     return count

@@ -49,7 +49,15 @@ from transformers.utils import ModelOutput
 from common import checkpoints
 from common.batching import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths, row_parts
 from common.errors import InputError, RunStopped, one_line, tell, warn
-from common.faults import HOW_TO_GO_ON, StopSignals, heed_the_parent_only, is_out_of_memory, named_lost_ranks
+from common.faults import (
+    HOW_TO_GO_ON,
+    StopSignals,
+    heed_the_parent_only,
+    is_out_of_memory,
+    named_lost_ranks,
+    named_out_of_memory,
+    out_of_memory,
+)
 from common.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
 from common.regularisation import (
     Adversary,
@@ -318,11 +326,8 @@ class Trainer(transformers.Trainer):
                     if budget := getattr(args, "max_tokens_per_batch", 0):
                         taken = f"up to {budget} sub-tokens"
                         remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
-                    raise RunStopped(
-                        f"out of memory in step {self.state.global_step + 1} with {taken} at a time; {remedy} "
-                        f"({one_line(error)[:200]})",
-                        code=RunStopped.OUT_OF_MEMORY,
-                    ) from None
+                    step = self.state.global_step + 1
+                    raise out_of_memory(f"in step {step} with {taken} at a time; {remedy}", error) from None
             # out here the failed step's tensors are gone with its traceback
             args.per_device_train_batch_size = math.ceil(batch / 2)
             args.gradient_accumulation_steps = math.ceil(self._step_rows / args.per_device_train_batch_size)
@@ -500,17 +505,12 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, dataloader, *args, **kwargs) -> EvalLoopOutput:
         self._evaluated = dataloader.full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
-        try:
-            with named_lost_ranks(), self._averaged():
-                output = super().evaluation_loop(dataloader, *args, **kwargs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunStopped(
-                f"out of memory in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a "
-                f"smaller --per_device_eval_batch_size; {HOW_TO_GO_ON} ({one_line(error)[:200]})",
-                code=RunStopped.OUT_OF_MEMORY,
-            ) from None
+        too_much = (
+            f"in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a smaller "
+            f"--per_device_eval_batch_size; {HOW_TO_GO_ON}"
+        )
+        with named_out_of_memory(lambda: too_much), named_lost_ranks(), self._averaged():
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
         predictions, labels, _ = self._rows(output.predictions, output.label_ids)

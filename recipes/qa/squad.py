@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.data import Located, Row, parse_json, read_file
+from common.data import Located, Row, json_fault, parse_json, read_file
 from common.errors import brief
 
 KEYS = ("text", "answer_start")
@@ -64,8 +64,8 @@ def _nested(path: Path) -> Iterator[Located] | None:
     except (ValueError, RecursionError) as error:
         if not NESTED.match(text):
             return None
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        return iter([(f"{path}{line}", f"not JSON: {error}")])
+        where, fault = json_fault(path, error)
+        return iter([(where, f"not JSON: {fault}; write it with json.dump")])
     return _questions(path, text, found["data"]) if isinstance(found, dict) and "data" in found else None
 
 
