@@ -41,11 +41,11 @@ predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT
 	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
 
 compare: $(INSTALLED) ## tuning methods side by side: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
-	$(BIN)/python -m common.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
+	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
-	$(BIN)/python -m common.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
+	$(BIN)/python -m common.tools.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)

@@ -1,16 +1,17 @@
 """Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
 
-import errno
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, TypeVar
 
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from common.memory import settle
-
+T = TypeVar("T")
 SHOWN = 10
 
 
@@ -93,41 +94,6 @@ def warn(message: str) -> None:
         print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
-def command_line(main: Callable[[], object]) -> NoReturn:
-    """Run a program's `main` and exit: 0 when it returns, 2 with the problems when the input is at fault.
-
-    A run that was stopped (`RunStopped`) exits with the status of that. On several processes each says why it ended.
-
-    A launcher of several processes prints a report of its own after that and exits with a code of its own.
-    """
-    settle()
-    try:
-        main()
-    except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one may lack a file that this one has
-            for problem in str(error).split("\n"):
-                print(f"error: {printable(problem)}", file=sys.stderr)
-        sys.exit(2)
-    except RunStopped as error:
-        print(f"stopped: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("stopped: by SIGINT; nothing was being trained", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = printable(str(error.filename or "the output folder"))
-        print(f"stopped: {where}: {error.strerror}; make room, then begin again or resume", file=sys.stderr)
-        sys.exit(RunStopped.NOT_SAVED)
-    if "LOCAL_RANK" in os.environ:  # threads that still speak with other processes may abort an interpreter that ends
-        import torch.distributed
-
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    sys.exit(0)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back the table of new and unused weights that every load of an encoder under a new head prints."""
@@ -139,3 +105,25 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
+
+
+def nearest_file(path: str) -> str:
+    """The end of an error message about the missing file `path`."""
+    folder = Path(path).parent
+    names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+    found = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f"; did you mean {folder / found[0]}?" if found else ""
+
+
+def in_main_process(function: Callable[[], T]) -> T:
+    """What `function` returns in the main process, for every process of the run; so too the `InputError` it raises."""
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = function()
+        except InputError as error:
+            outcome[1] = str(error)
+    found, problems = broadcast_object_list(outcome)
+    if problems is not None:
+        raise InputError(problems)
+    return found

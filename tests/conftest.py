@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from common.memory import settle
+from common.hardware import configure_allocator
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "recipes" / "ner" / "sample"
@@ -48,7 +48,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pytest_collection_finish():
-    settle()  # as `command_line` does
+    configure_allocator()  # as `command_line` does
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, TrainerCallback, trainer
 from transformers.trainer_pt_utils import safe_globals
 
-from common import checkpoints
-from common.errors import command_line
+from common.cli import command_line
+from common.training import checkpoints
 from recipes.ner import train
 from tests.conftest import SAMPLE, build_tokenizer, read_jsonl, write_jsonl
 

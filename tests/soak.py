@@ -26,10 +26,10 @@ from unittest.mock import patch
 
 import transformers
 
-from common import checkpoints
-from common.faults import StopSignals
-from common.report import print_table
-from common.trainer import Trainer
+from common.run.report import print_table
+from common.training import checkpoints
+from common.training.interrupts import StopSignals
+from common.training.trainer import Trainer
 from recipes.mlm import train as mlm
 from recipes.ner import train
 from tests.conftest import read_jsonl, write_jsonl

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data import load_splits
+from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
 from recipes.ner.tagging import check_row

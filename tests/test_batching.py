@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from common.batching import (
+from common.training.order import (
     LengthSortedSampler,
     TokenBudgetBatches,
     TrainingBatches,

@@ -24,9 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from common.args import _Parser
-from common.language import Selection, losses_at_labels
-from common.unpadded import leave_out_padding
+from common.cli import _Parser
+from common.speed.head import Selection, losses_at_labels
+from common.speed.padding_free import leave_out_padding
 from tests.benchmarks.bench import JOBS, markdown, quantities
 from tests.benchmarks.operations import operations, sizes
 from tests.test_docs import RECIPES

@@ -20,11 +20,11 @@ from transformers import (
     pipeline,
 )
 
-from common.corpus import CorpusArguments
+from common.data.corpus import CorpusArguments
+from common.data.packing import find_blocks
 from common.errors import InputError
-from common.language import Selection, chunked_hits, chunked_losses
-from common.packing import find_blocks
-from common.scratch import ScratchArguments, train_tokenizer
+from common.models.new import ScratchArguments, train_tokenizer
+from common.speed.head import Selection, chunked_hits, chunked_losses
 from recipes.clm import predict, train
 from recipes.clm.completing import Completer
 from recipes.clm.texts import FiveGrams, NextBatches, to_rows

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from common import compare
-from common.args import parse
+from common.cli import parse
 from common.errors import InputError, RunStopped
 from common.hardware import cores
+from common.tools import compare
 from recipes.ner import train
 
 
@@ -186,7 +186,7 @@ def test_processes_are_launched_as_by_the_makefile():
 
 
 def test_the_file_of_regularisers_is_of_arguments_that_go_together():
-    asked = compare.configurations([], "common/regularisers.yaml", [])
+    asked = compare.configurations([], "common/tools/regularisers.yaml", [])
     assert len(asked) > 8
     for words in asked.values():
         parse(train.ARGUMENTS, words)

@@ -11,8 +11,9 @@ from transformers import (
     M2M100ForConditionalGeneration,
 )
 
-from common.cpu import HeadLosses, QuickDropout, quick_dropout, quick_functional_dropout, quicken_dropout
-from common.trainer import label_losses
+from common.speed.dropout import QuickDropout, quick_dropout, quick_functional_dropout, quicken_dropout
+from common.speed.head import HeadLosses
+from common.training.trainer import label_losses
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

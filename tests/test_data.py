@@ -7,7 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from common.args import DataArguments
-from common.data import label_names, load_splits, read_file
+from common.data.files import read_file
+from common.data.rows import label_names, load_splits
 from common.errors import InputError
 from recipes.ner import train
 from recipes.ner.tagging import check_row

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from common.args import _Parser
+from common.cli import _Parser
 from tests.conftest import ROOT
 
 RECIPES = {"clm", "mlm", "ner", "qa", "sentiment", "summarization", "translation"}
@@ -48,7 +48,7 @@ def understood(recipe: str, program: str, words: list[str]) -> None:
 
 
 def beside_the_recipe(program: str, words: list[str]) -> None:
-    """`words` are understood by `common.compare` or `common.sweep`, and what they leave by the recipe."""
+    """`words` are understood by `common.tools.compare` or `common.tools.sweep`, and what they leave by the recipe."""
     options, rest = importlib.import_module(f"common.{program}").read_options(words)
     understood(options.recipe, "train", rest)
     if program == "compare":

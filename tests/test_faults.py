@@ -16,10 +16,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertModel
 
-from common import checkpoints
-from common.batching import TrainingBatches
 from common.errors import InputError
-from common.faults import is_out_of_memory
+from common.hardware import is_out_of_memory
+from common.training import checkpoints
+from common.training.order import TrainingBatches
 from recipes.clm import train as clm
 from recipes.mlm import train as mlm
 from recipes.ner import predict, train

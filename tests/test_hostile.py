@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from common.errors import InputError, printable
-from common.report import ROWS_SHOWN, print_table
+from common.run.report import ROWS_SHOWN, print_table
 from recipes.ner import predict, train
 from tests.conftest import read_jsonl, write_jsonl
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForTokenClassification
 
-from common.layers import sharing_input
-from common.linear import QuickLinear, _Together, quicken_linear
+from common.models.structure import sharing_input
+from common.speed.linear import QuickLinear, _Together, quicken_linear
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": 200, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

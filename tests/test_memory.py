@@ -9,9 +9,9 @@ from tests.conftest import run
 
 MANY_SHAPES = """
 import torch
-from common.memory import settle
+from common.hardware import configure_allocator
 from tests.benchmarks.watched import resident_mib
-settle()
+configure_allocator()
 layer = torch.nn.Linear(384, 384).bfloat16()
 sizes = []
 for rows in range(3, 1200, 3):
@@ -32,8 +32,8 @@ def test_batches_of_many_lengths_do_not_fill_the_memory():
 LARGE_BLOCKS = """
 import resource
 import torch
-from common.memory import settle
-settle()
+from common.hardware import configure_allocator
+configure_allocator()
 for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = torch.zeros(12_000_000)  # 46 MiB

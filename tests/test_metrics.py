@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 
-from common.metrics import StrictSeqeval, invalid_tags
+from recipes.ner.scoring import StrictSeqeval, invalid_tags
 
 GOLD = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O", "B-ORG"]]
 # sentence 1: PER right; LOC has the wrong type. Sentence 2: LOC right; I-ORG is stray, so no entity

@@ -28,11 +28,19 @@ from transformers import (
     pipeline,
 )
 
-from common.corpus import CorpusArguments, blocks_of, ends_of, load_corpus, pieces, python_documentation, to_blocks
+from common.data.corpus import (
+    CorpusArguments,
+    blocks_of,
+    ends_of,
+    load_corpus,
+    pieces,
+    python_documentation,
+    to_blocks,
+)
+from common.data.packing import find_blocks, to_batch
 from common.errors import InputError
-from common.language import Selection, chunked_losses, losses_at_labels
-from common.packing import find_blocks, to_batch
-from common.scratch import ScratchArguments, train_tokenizer
+from common.models.new import ScratchArguments, train_tokenizer
+from common.speed.head import Selection, chunked_losses, losses_at_labels
 from recipes.mlm import predict, train
 from recipes.mlm.masking import INSIDE, START, MaskedBatches, Masker, word_marks
 from recipes.mlm.pairs import segments
@@ -548,7 +556,7 @@ def test_segments_are_next_random_or_exchanged(objective):
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
 def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer, objective, monkeypatch):
-    monkeypatch.setattr("common.trainer.EVALUATED_TOGETHER", 64)  # several parts
+    monkeypatch.setattr("common.training.trainer.EVALUATED_TOGETHER", 64)  # several parts
     few = PARAGRAPHS[:8]
     metrics = start(
         {"train": few, "validation": few}, "--objective", objective, "--num_train_epochs", "120", "--learning_rate",

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
-from common import models
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError
-from common.methods import TuningArguments
-from common.models import attention_kernel, load_model, load_tokenizer, resolve_model
-from common.tuning import merge, tune
-from common.unpadded import leaves_out_padding
+from common.models import load as models
+from common.models.load import attention_kernel, load_model, load_tokenizer, resolve_model
+from common.speed.padding_free import leaves_out_padding
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
 from recipes.ner import train
 from recipes.ner.predict import Tagger
 

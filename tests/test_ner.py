@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, pipeline
 
 from common.errors import InputError
-from common.outputs import sha256
+from common.run.folder import sha256
 from recipes.ner import predict, train
 from recipes.ner.tagging import check_row, entity_spans
 from tests.conftest import SAMPLE, read_jsonl, run, write_jsonl

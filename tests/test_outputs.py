@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checkpoints
+from common.data.files import fresh_file
 from common.errors import InputError
-from common.outputs import fresh_file, sha256
-from common.report import draw_history, write_samples
+from common.run.folder import sha256
+from common.run.report import draw_history, write_samples
+from common.training import checkpoints
 from recipes.ner import train
 from tests.conftest import ROOT
 
@@ -108,7 +109,9 @@ def test_a_start_that_failed_does_not_stand_in_the_way(arguments):
 
 def test_other_code_is_another_run(arguments, monkeypatch):
     train.main(arguments)
-    monkeypatch.setattr("common.outputs._folder_of", lambda arguments: ROOT / "tests")  # as if the recipe were edited
+    monkeypatch.setattr(
+        "common.run.folder._folder_of", lambda arguments: ROOT / "tests"
+    )  # as if the recipe were edited
     with pytest.raises(InputError, match="holds a different run"):
         train.main(arguments)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from common.args import DEFAULT_ENCODER
 from common.errors import InputError
-from common.models import load_tokenizer, resolve_model
+from common.models.load import load_tokenizer, resolve_model
 from recipes.qa import predict, train
 from recipes.qa.scoring import answers, best_threshold, overlap_baseline, pair_scores, question_type, scores
 from recipes.qa.spans import (
@@ -29,7 +29,7 @@ from recipes.qa.spans import (
     positions,
     span_losses,
 )
-from recipes.qa.squad import check_row, mended, read_squad
+from recipes.qa.squad import check_row, fix_offsets, read_squad
 from tests.bad_inputs import of_bytes, tried, variants
 from tests.conftest import ROOT, SPECIAL, read_jsonl, run, write_jsonl
 
@@ -436,7 +436,7 @@ def test_offsets_are_mended_only_on_request_and_only_where_there_is_one_place(st
     assert f"train.jsonl:{at + 1}, id {shifted[at]['id']}" in str(error.value)
     start(rows | {"train": shifted}, "--fix_answer_offsets", "true", "--max_steps", "1")
     assert "--fix_answer_offsets: 1 answers moved" in capsys.readouterr().out
-    assert mended(shifted[at])["answers"]["answer_start"] == own["answer_start"][:1]
+    assert fix_offsets(shifted[at])["answers"]["answer_start"] == own["answer_start"][:1]
     twice = {"question": "?", "context": "so so", "answers": {"text": ["so"], "answer_start": [1]}}
     assert "say which by answer_start" in next(check_row(twice, fix_offsets=True))
     gone = twice | {"answers": {"text": ["sø"], "answer_start": [0]}}

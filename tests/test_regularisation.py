@@ -22,9 +22,10 @@ from transformers import (
 
 from common.args import ModelArguments, TrainingArguments
 from common.errors import InputError
-from common.models import load_model
-from common.regularisation import Adversary, Mixout, WeightAverage, divergence, set_dropout, twice
-from common.trainer import Trainer, label_losses
+from common.models.load import load_model
+from common.models.structure import set_dropout
+from common.training.regularisation import Adversary, Mixout, WeightAverage, divergence, repeat_batch
+from common.training.trainer import Trainer, label_losses
 from tests.conftest import ROOT, SAMPLE, read_jsonl, write_jsonl
 from tests.faults import Job, difference, make_files, words
 
@@ -199,7 +200,7 @@ def test_r_drop_adds_its_weight_times_the_divergence(tiny, tokenizer, tmp_path, 
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     trainer.model.eval()
     assert trainer._loss({"logits": logits}, labels).item() == pytest.approx(label_losses(logits, labels).mean().item())
-    assert torch.equal(twice({"a": torch.tensor([[1], [2]])})["a"], torch.tensor([[1], [2], [1], [2]]))
+    assert torch.equal(repeat_batch({"a": torch.tensor([[1], [2]])})["a"], torch.tensor([[1], [2], [1], [2]]))
 
 
 # Adversarial embeddings

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from common.args import DEFAULT_ENCODER
 from common.errors import InputError
-from common.models import load_tokenizer, resolve_model
+from common.models.load import load_tokenizer, resolve_model
 from recipes.sentiment import predict, train
 from recipes.sentiment.pictures import draw
 from recipes.sentiment.scoring import calibration_error, scores, tune_thresholds

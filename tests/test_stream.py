@@ -12,10 +12,10 @@ import pytest
 from datasets import Dataset
 from transformers import TrainerCallback, trainer
 
-from common.batching import Repeated, StepBatches
-from common.corpus import CorpusArguments, encode, ends_of
+from common.data.corpus import CorpusArguments, encode, ends_of
+from common.data.stream import Shard, TextStream, open_texts
 from common.errors import InputError
-from common.stream import Shard, TextStream, open_texts
+from common.training.order import Repeated, StepBatches
 from recipes.clm import train as clm
 from recipes.mlm import train as mlm
 from recipes.mlm.masking import word_marks

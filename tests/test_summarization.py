@@ -20,10 +20,10 @@ from transformers import (
     PegasusConfig,
 )
 
-from common.bootstrap import bootstrap_p
 from common.errors import InputError
+from common.run.significance import bootstrap_p
 from recipes.summarization import predict, train
-from recipes.summarization.articles import as_text, check_row, flat, look_over, units
+from recipes.summarization.articles import as_text, check_row, check_splits, flatten, units
 from recipes.summarization.extractive import (
     cut,
     document_scores,
@@ -126,10 +126,10 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
     for form in forms:
         args = train.SummarizationDataArguments(**form, validation_file=form["train_file"])
         optional = {"references": args.references_column_name}
-        data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flat)
+        data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flatten)
         found.append(data["train"].to_list())
     assert found[0] == found[1] == [{**row, "id": str(n)} for n, row in enumerate(rows, 1)]
-    assert flat({"document": ["a", "b"], "summary": "s", "references": ["t"]}) == {
+    assert flatten({"document": ["a", "b"], "summary": "s", "references": ["t"]}) == {
         "document": "a\nb", "references": ["s", "t"],
     }  # fmt: skip
 
@@ -174,8 +174,8 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
         args = train.SummarizationDataArguments(train_file=str(file), validation_file=good)
         try:
             optional = {"references": args.references_column_name}
-            data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flat)
-            look_over(data)
+            data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flatten)
+            check_splits(data)
             rows = marked(data, rouge)["train"]
             windows = encode_windows(rows[:], list(range(len(rows))), tokenizer, 32)
         except InputError as error:
@@ -203,7 +203,7 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
 
 def test_what_is_odd_in_the_rows_is_said(capsys):
     rows = {"document": ["a b", "c"], "summary": ["a b", "c d e"]}
-    train.look_over({"train": rows, "test": rows})
+    train.check_splits({"train": rows, "test": rows})
     printed = capsys.readouterr()
     assert "train: 1 of 2 summaries are the document itself" in printed.out
     assert "train: 1 of 2 summaries are longer than their document" in printed.err

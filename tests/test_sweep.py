@@ -10,9 +10,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from common import sweep
-from common.args import given_values, parse
+from common.cli import given_values, parse
 from common.errors import InputError
+from common.tools import sweep
 from recipes.ner import train
 from tests.conftest import ROOT
 from tests.faults import Job, make_files, words

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from common.args import TrainingArguments
-from common.trainer import Trainer, label_losses
+from common.training.trainer import Trainer, label_losses
 
 LABELS = 5
 
@@ -127,7 +127,7 @@ def test_a_cpu_evaluates_so_many_sub_tokens_at_a_time(tiny, tokenizer, tmp_path,
     whole = predicted()
     assert [len(batch) for batch in seen] == [64, 26]
     expected = sum(sum(batch[:-1]) // 200 + 1 for batch in seen)
-    monkeypatch.setattr("common.trainer.EVALUATED_TOGETHER", 200)
+    monkeypatch.setattr("common.training.trainer.EVALUATED_TOGETHER", 200)
     parts = predicted()
     assert len(seen) == expected
     assert all(sum(part[:-1]) < 200 + max(part) for part in seen)

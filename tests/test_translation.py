@@ -33,19 +33,19 @@ from transformers import (
     T5Tokenizer,
 )
 
-from common.encoder_decoder import (
+from common.data.language_codes import Direction, direction, set_direction, target_id
+from common.data.sentences import joined, pieces
+from common.errors import InputError, RunStopped
+from common.models.decoding import finished_ids, generating, label_ids
+from common.models.encoder_decoder import (
     Seq2SeqModelArguments,
     load_encoder_decoder,
     load_seq2seq_tokenizer,
     train_joint_tokenizer,
 )
-from common.errors import InputError, RunStopped
-from common.languages import Direction, direction, set_direction, target_id
-from common.sentences import joined, pieces
-from common.seq2seq import finished_ids, generating, label_ids
 from recipes.translation import predict, train
 from recipes.translation.localisation import sample
-from recipes.translation.pairs import check_row, flat, reader, swapped, upsampled
+from recipes.translation.pairs import check_row, flatten, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
 from tests.conftest import read_jsonl, run, write_jsonl
@@ -199,7 +199,7 @@ def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys
     rows = [{"source": "das ist nicht die Katze", "target": "this is not the cat"}] * 8
     rows += [{"source": "OK", "target": "OK"}] * 2
     data = DatasetDict(train=Dataset.from_list([row | {"pair": "en-de"} for row in rows]))
-    train.look_over(data, WAY)
+    train.check_splits(data, WAY)
     printed = capsys.readouterr()
     assert "train: 2 of 10 rows have the same text on either side" in printed.out
     assert "warning: train: en and de seem to be swapped" in printed.err
@@ -220,9 +220,9 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             train_file=str(file), validation_file=good, source_lang="en", target_lang="de"
         )
         try:
-            check = train.partial(check_row, ways=WAY)
+            check = train.partial(check_row, directions=WAY)
             data = train.flat(train.load_splits(args, args.columns(), check, read=train.reader(WAY, {})), WAY)
-            train.look_over(data, WAY)
+            train.check_splits(data, WAY)
         except InputError as error:
             counts["refused"] += 1
             fault = check_refusal(error, file, variant.line)
@@ -587,11 +587,13 @@ def test_a_language_that_is_null_is_missing(tmp_path):
     rows = [{"en": "a", "de": "b", "cs": None}, {"en": "c", "de": None, "cs": "d"}]
     Dataset.from_list([{"translation": row} for row in rows]).to_parquet(tmp_path / "a.parquet")
     Dataset.from_list(rows).to_parquet(tmp_path / "b.parquet")
-    ways = [("en", "de"), ("en", "cs"), ("de", "en")]
+    directions = [("en", "de"), ("en", "cs"), ("de", "en")]
     for name in "ab":
-        found = [row for _, row in reader(ways, {})(str(tmp_path / f"{name}.parquet"))]
-        assert not [fault for row in found for fault in check_row(row, ways)]
-        data = flat(DatasetDict(train=Dataset.from_list([r | {"id": str(i)} for i, r in enumerate(found)])), ways)
+        found = [row for _, row in reader(directions, {})(str(tmp_path / f"{name}.parquet"))]
+        assert not [fault for row in found for fault in check_row(row, directions)]
+        data = flatten(
+            DatasetDict(train=Dataset.from_list([r | {"id": str(i)} for i, r in enumerate(found)])), directions
+        )
         assert data["train"]["pair"][:] == ["en-de", "de-en", "en-cs"]
         assert data["train"]["target"][:] == ["b", "a", "d"]
 
@@ -870,10 +872,10 @@ def test_families_are_told_several_targets_row_by_row(name, arguments, pairs, tm
         command = ["--model", str(out), "--input", source, "--output", str(tmp_path / f"{target}.out")]
         predict.main([*command, "--target_lang", target, "--precision", "fp32"])
         assert [r["predicted"] for r in read_jsonl(tmp_path / f"{target}.out")] == [r["predicted"] for r in own]
-    ways = AutoConfig.from_pretrained(out).translation
+    directions = AutoConfig.from_pretrained(out).translation
     told = {"t5": "translate English to French: ", "bart": "<2fr> ", "marian-multi": ">>fra<< "}
-    assert ways[1]["source_prefix"] == told.get(name, "")
-    assert ways[1]["target_code"] == {"mbart": "fr_XX", "m2m_100": "fr"}.get(name, "")
+    assert directions[1]["source_prefix"] == told.get(name, "")
+    assert directions[1]["target_code"] == {"mbart": "fr_XX", "m2m_100": "fr"}.get(name, "")
 
 
 def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common.inference.predictor.predictor import load_saved
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -35,15 +36,14 @@ from transformers import (
     T5Config,
 )
 
-from common.adapters import Bottleneck, Shape, insert_adapters
 from common.args import ModelArguments
 from common.errors import InputError
-from common.inference import load_saved
-from common.layers import depths, layer_names, watch
-from common.methods import METHODS, ONLY, TuningArguments
-from common.models import load_model
-from common.peft_methods import orthogonality
-from common.tuning import layer_rates, merge, tune
+from common.models.load import load_model
+from common.models.structure import depths, layer_names, watch
+from common.tuning.adapters import Bottleneck, Shape, insert_adapters
+from common.tuning.methods import METHODS, ONLY, TuningArguments
+from common.tuning.peft_methods import orthogonality
+from common.tuning.tune import layer_rates, merge, tune
 from tests.conftest import ROOT, read_jsonl, run, write_jsonl
 from tests.test_launch import TORCHRUN
 from tests.tuning_cells import (

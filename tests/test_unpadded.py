@@ -21,12 +21,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from common import unpadded
-from common.adapters import Shape, insert_adapters
-from common.language import Selection, losses_at_labels
-from common.layers import watch
-from common.trainer import label_losses
-from common.unpadded import PackedBatch, UnpaddedPairs, leave_out_padding, leaves_out_padding
+from common.models.structure import watch
+from common.speed import padding_free as unpadded
+from common.speed.head import Selection, losses_at_labels
+from common.speed.padding_free import PackedBatch, UnpaddedPairs, leave_out_padding, leaves_out_padding
+from common.training.trainer import label_losses
+from common.tuning.adapters import Shape, insert_adapters
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": 200, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
+from common.inference.predictor.predictor import load_saved
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
@@ -32,15 +33,15 @@ from transformers import (
 )
 
 from common.args import ModelArguments, TrainingArguments
-from common.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
-from common.inference import load_saved
-from common.language import LanguageArguments, LanguageTrainer, Selection
-from common.methods import ONLY, TuningArguments
-from common.models import load_model
-from common.regularisation import set_dropout
-from common.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.trainer import Trainer
-from common.tuning import tune
+from common.models.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
+from common.models.load import load_model
+from common.models.structure import set_dropout
+from common.speed.head import Selection
+from common.training.language_model import LanguageArguments, LanguageTrainer
+from common.training.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from common.training.trainer import Trainer
+from common.tuning.methods import ONLY, TuningArguments
+from common.tuning.tune import tune
 from recipes.qa.spans import answer_in_context, span_losses
 
 WIDTH, INNER, LAYERS, HEADS, VOCAB, POSITIONS = 16, 32, 2, 2, 600, 64

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from common.errors import printable, quiet, tell
-from common.unpadded import leaves_out_padding
+from common.speed.padding_free import leaves_out_padding
 
 from .texts import beginning
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForCausalLM, set_seed
 
-from common.args import parse
-from common.data import Row, check_file
-from common.errors import InputError, command_line
-from common.inference import PredictArguments, Predictor, predict_file
+from common.cli import command_line, parse
+from common.data.files import Row, check_file
+from common.errors import InputError
 
 from .completing import Completer
 

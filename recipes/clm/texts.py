@@ -9,10 +9,11 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data import Row, load_splits
+from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
+from common.data.files import Row
+from common.data.packing import Blocks, to_batch
+from common.data.rows import load_splits
 from common.errors import InputError, tell
-from common.packing import Blocks, to_batch
 
 COUNTED = 10_000_000  # sub-tokens of the training rows that the five-grams are counted on
 LEARNED, GIVEN = 1, 0  # marks of sub-tokens: in the loss, or only read
@@ -51,7 +52,7 @@ def shortest(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, loss_on: str) -> DatasetDict:
-    """The texts of each split as rows of `common.corpus.blocks_of`; `marks` tells which sub-tokens are in the loss.
+    """The texts of each split as rows of `common.data.corpus.blocks_of`; `marks` tells which sub-tokens are in the loss.
 
     A text ends with the tokenizer's eos. Under `loss_on="completion"` the rows have `prompt` and `completion`: only the
     completion is in the loss, and a row is never divided. Of one that is too long the end of the prompt is kept, or of
@@ -101,7 +102,7 @@ def check_completion(row: Row) -> Iterator[str]:
 
 
 class NextBatches:
-    """Collator of rows of `to_rows`: gives what `common.packing.to_batch` does; the label is the next sub-token."""
+    """Collator of rows of `to_rows`: gives what `common.data.packing.to_batch` does; the label is the next sub-token."""
 
     def __init__(self, pad_id: int, blocks: Blocks | None = None):
         self.pad_id, self.blocks = pad_id, blocks

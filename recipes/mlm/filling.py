@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from common.inference.predictor.predictor import token_batches
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.corpus import ends_of, sentences_of
+from common.data.corpus import ends_of, sentences_of
 from common.errors import printable, tell
-from common.inference import token_batches
-from common.language import Selection, scores_of
+from common.speed.head import Selection, scores_of
 
 #: for one mask the sub-tokens that fit best, each with its probability
 Fills = list[tuple[str, float]]

@@ -13,7 +13,7 @@ def begin_as_identity(model: PreTrainedModel) -> None:
     Its decoder is tied to the input embeddings, so that it scores the vocabulary from the start; a random layer in
     front of it would first have to be undone.
     """
-    fresh = {name for name in model.drawn if name.split(".")[0] != model.base_model_prefix}
+    fresh = {name for name in model.new_parameters if name.split(".")[0] != model.base_model_prefix}
     if not fresh:
         return
     for name, module in model.named_modules():

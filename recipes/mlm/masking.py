@@ -10,8 +10,8 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.corpus import padded
-from common.packing import Blocks, to_batch
+from common.data.corpus import padded
+from common.data.packing import Blocks, to_batch
 
 SPECIAL, START, INSIDE = 0, 1, 2  # marks of sub-tokens: special, beginning a word, going on with it
 #: SpanBERT's lengths of spans in words: geometric, cut at ten, of mean 3.8
@@ -141,10 +141,10 @@ class Masker:
 
 
 class MaskedBatches:
-    """Collator of rows of `common.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
+    """Collator of rows of `common.data.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
 
     What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
-    masked already. Gives what `common.packing.to_batch` does, and for rows of `pairs.to_pairs` also token_type_ids,
+    masked already. Gives what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also token_type_ids,
     and pairs, of shape (rows,).
     """
 

@@ -9,9 +9,9 @@ from datasets import Dataset, DatasetDict, Features, Value
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast
 
-from common.corpus import BLOCKS, encode, sentences_of
+from common.data.corpus import BLOCKS, encode, sentences_of
 from common.errors import InputError, tell
-from common.language import LanguageTrainer
+from common.training.language_model import LanguageTrainer
 
 from .masking import SPECIAL, word_marks
 

@@ -17,19 +17,21 @@ from typing import Literal
 
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, set_seed
 
-from common.args import ModelArguments, check_best_metric, parse
-from common.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, load_corpus, load_texts, to_blocks
-from common.errors import InputError, command_line
-from common.language import LanguageArguments, LanguageTrainer, Selection, draw_curve, print_perplexities
-from common.methods import TuningArguments
-from common.models import load_model, load_tokenizer, resolve_model
-from common.outputs import Run
-from common.packing import find_blocks
-from common.regularisation import set_dropout
-from common.report import write_json_lines, write_model_card
-from common.scratch import ScratchArguments, new_model, train_tokenizer
-from common.stream import TextStream, check_streaming, open_texts
-from common.tuning import merge, tune
+from common.args import ModelArguments, check_best_metric
+from common.cli import command_line, parse
+from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, load_corpus, load_texts, to_blocks
+from common.data.packing import find_blocks
+from common.data.stream import TextStream, check_streaming, open_texts
+from common.errors import InputError
+from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.new import ScratchArguments, new_model, train_tokenizer
+from common.models.structure import set_dropout
+from common.run.folder import Run
+from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
+from common.speed.head import Selection
+from common.training.language_model import LanguageArguments, LanguageTrainer
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity

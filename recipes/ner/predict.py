@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
+from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForTokenClassification
 
-from common.args import parse
-from common.data import Row, check_file
-from common.errors import command_line
-from common.inference import PredictArguments, Predictor, predict_file
+from common.cli import command_line, parse
+from common.data.files import Row, check_file
 
 from .tagging import cut_windows, entity_spans, split_words
 

@@ -9,8 +9,8 @@ import regex
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import tell
-from common.metrics import invalid_tags
-from common.report import print_table
+from common.run.report import print_table
+from recipes.ner.scoring import invalid_tags
 
 TAG = re.compile(r"O|[BI]-\S+")
 

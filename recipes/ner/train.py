@@ -24,17 +24,18 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
-from common.data import label_names, load_splits
-from common.errors import InputError, command_line, tell
-from common.methods import TuningArguments
-from common.metrics import StrictSeqeval
-from common.models import load_model, load_tokenizer, resolve_model
-from common.outputs import Run
-from common.regularisation import set_dropout
-from common.report import write_json_lines, write_model_card
-from common.trainer import Trainer
-from common.tuning import merge, tune
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.cli import command_line, parse
+from common.data.rows import label_names, load_splits
+from common.errors import InputError, tell
+from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.structure import set_dropout
+from common.run.folder import Run
+from common.run.report import write_json_lines, write_model_card
+from common.training.trainer import Trainer
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
+from recipes.ner.scoring import StrictSeqeval
 
 from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
 

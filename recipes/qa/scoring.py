@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from common.errors import tell
-from common.report import print_table
+from common.run.report import print_table
 
 from .spans import Spans, trimmed
 

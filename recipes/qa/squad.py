@@ -1,4 +1,4 @@
-"""Questions on texts as files hold them: the nested JSON of SQuAD and flat rows, checked and mended."""
+"""Questions on texts as files hold them: the nested JSON of SQuAD and flat rows, checked and fix_offsets."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.data import Located, Row, json_fault, parse_json, read_file
+from common.data.files import Located, Row, json_fault, parse_json, read_file
 from common.errors import brief
 
 KEYS = ("text", "answer_start")
@@ -15,7 +15,7 @@ NESTED = re.compile(r'\s*\{\s*"(version|data)"')
 
 
 def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
-    """Rows of `id`, `title`, `context`, `question` and `answers`, each with its place; see `common.data.read_file`.
+    """Rows of `id`, `title`, `context`, `question` and `answers`, each with its place; see `common.data.files.read_file`.
 
     Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows of any
     format. The answers of a flat row, in column `answers`, are `{"text": [...], "answer_start": [...]}` or a list of
@@ -143,7 +143,7 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
                 yield f"answer {brief(text)} does not stand in the context; correct it, letter by letter"
 
 
-def mended(row: Row) -> Row:
+def fix_offsets(row: Row) -> Row:
     """The answers as two lists, each `answer_start` where its text stands, and how many had to be `moved`."""
     answers = as_lists(row["answers"])
     starts = [

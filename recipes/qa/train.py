@@ -19,16 +19,17 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerFast, set_seed
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric, parse
-from common.data import load_splits
-from common.errors import InputError, command_line, tell, warn
-from common.methods import TuningArguments
-from common.models import load_model, load_tokenizer, resolve_model
-from common.outputs import Run
-from common.regularisation import set_dropout
-from common.report import write_json_lines, write_model_card
-from common.trainer import Trainer
-from common.tuning import merge, tune
+from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.cli import command_line, parse
+from common.data.rows import load_splits
+from common.errors import InputError, tell, warn
+from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.structure import set_dropout
+from common.run.folder import Run
+from common.run.report import write_json_lines, write_model_card
+from common.training.trainer import Trainer
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
 
 from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores
 from .spans import (
@@ -43,7 +44,7 @@ from .spans import (
     span_losses,
     tell_of_limits,
 )
-from .squad import check_row, mended, read_squad
+from .squad import check_row, fix_offsets, read_squad
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.qa.predict import Reader
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check = partial(check_row, fix_offsets=data_args.fix_answer_offsets)
     read = partial(read_squad, answers=data_args.answer_column_name)
     data = load_splits(data_args, columns, check, read=read, unique_ids=True, carve_by="context")
-    data = data.map(mended)
+    data = data.map(fix_offsets)
     if data_args.fix_answer_offsets:
         tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} answers moved")
     gold = {name: [answers["text"] for answers in split["answers"]] for name, split in data.items()}

@@ -16,8 +16,8 @@ from sklearn.metrics import (
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from common.data import Row
-from common.report import print_table
+from common.data.files import Row
+from common.run.report import print_table
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 

@@ -11,9 +11,10 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.data import MOST_LABELS, Row
+from common.data.files import Row
+from common.data.rows import MOST_LABELS
 from common.errors import InputError, brief, warn
-from common.trainer import label_losses
+from common.training.trainer import label_losses
 
 
 def label_check() -> Callable[[Row], Iterator[str]]:
@@ -153,7 +154,7 @@ def class_weights(asked: list[str] | None, labels: list, names: list[str], sever
 
 
 def loss_with(weights: Tensor | None, several: bool) -> Callable[..., Tensor]:
-    """The losses of labels for `common.trainer.Trainer`: cross-entropy, or binary cross-entropy of each class."""
+    """The losses of labels for `common.training.trainer.Trainer`: cross-entropy, or binary cross-entropy of each class."""
     return partial(_binary_losses if several else _class_losses, weights=weights)
 
 

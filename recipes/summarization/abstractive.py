@@ -3,9 +3,9 @@
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.data.language_codes import Direction, direction, language_codes
 from common.errors import InputError, tell
-from common.languages import Direction, direction, language_codes
-from common.seq2seq import label_ids, set_generation
+from common.models.decoding import label_ids, set_generation
 
 from .arguments import SummaryGenerationArguments
 
@@ -13,7 +13,7 @@ from .arguments import SummaryGenerationArguments
 def language_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, language: str | None, source_prefix: str | None
 ) -> Direction:
-    """How `model` is told to summarize: T5 by "summarize: " in front (Raffel et al. 2020, see `common.languages`).
+    """How `model` is told to summarize: T5 by "summarize: " in front (Raffel et al. 2020, see `common.data.language_codes`).
 
     Models of many languages (mBART, NLLB, M2M100) are told `language` on both sides. Raises `InputError` where they are
     not, or do not know it.

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.args import DEFAULT_ENCODER, DataArguments
-from common.data import Located, parse_json, read_file
-from common.encoder_decoder import Seq2SeqModelArguments
+from common.data.files import Located, parse_json, read_file
 from common.errors import InputError
-from common.seq2seq import GenerationArguments
+from common.models.decoding import GenerationArguments
+from common.models.encoder_decoder import Seq2SeqModelArguments
 
 from .articles import as_text
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from common.data import Row
+from common.data.files import Row
+from common.data.sentences import sentences
 from common.errors import tell, warn
-from common.sentences import sentences
 
 #: what a turn of a dialogue that is an object may call its speaker, and what was said
 SPEAKERS, SAID = ("speaker", "role"), ("text", "utterance", "content")
@@ -58,7 +58,7 @@ def check_row(row: Row) -> Iterator[str]:
         yield f"a group may not be called {row['group']}, under which other scores are reported"
 
 
-def flat(row: Row) -> Row:
+def flatten(row: Row) -> Row:
     """A checked row with its document as one text, and its summary among the `references`."""
     references = row["references"] or []
     own = [] if row["summary"] in references else [row["summary"]]
@@ -82,7 +82,7 @@ def _lines(document: str) -> list[str]:
     return [line.strip() for line in document.splitlines() if line.strip()]
 
 
-def look_over(data: DatasetDict) -> None:
+def check_splits(data: DatasetDict) -> None:
     """Say how many summaries are their document; warn of longer ones, and of documents both trained and scored on."""
     trained = {" ".join(text.split()) for text in data["train"]["document"]}
     for name, rows in data.items():

@@ -15,8 +15,8 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.corpus import ends_of
-from common.seq2seq import padded
+from common.data.corpus import ends_of
+from common.models.decoding import padded
 
 from .articles import units
 from .scoring import Rouge, extract, oracle

@@ -25,16 +25,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from common.inference.predictor.generation import Generator, SearchArguments
+from common.inference.predictor.predictor import Predictor, predict_file
 from transformers import AutoModelForTokenClassification
 
-from common.args import parse
-from common.data import Row, check_file
-from common.errors import InputError, command_line
-from common.generation import Generator, SearchArguments
-from common.inference import Predictor, predict_file
-from common.languages import Direction, set_direction
-from common.models import load_config, resolve_model
-from common.sentences import pieces
+from common.cli import command_line, parse
+from common.data.files import Row, check_file
+from common.data.language_codes import Direction, set_direction
+from common.data.sentences import pieces
+from common.errors import InputError
+from common.models.load import load_config, resolve_model
 
 from .articles import as_text, units
 from .extractive import best_sentences, document_scores, encode_windows, sentence_logits

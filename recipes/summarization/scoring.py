@@ -10,9 +10,9 @@ from datasets import Dataset
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-from common.bootstrap import bootstrap_p
 from common.errors import tell
-from common.report import print_table
+from common.run.report import print_table
+from common.run.significance import bootstrap_p
 
 from .articles import is_dialogue, units
 

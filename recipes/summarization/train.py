@@ -21,24 +21,26 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForTokenClassification, EvalPrediction, set_seed
 
-from common.args import DEFAULT_ENCODER, check_best_metric, parse
-from common.bootstrap import check_comparison
-from common.data import load_splits
-from common.encoder_decoder import tokenizer_and_model
-from common.errors import InputError, command_line
-from common.languages import set_direction
-from common.methods import TuningArguments
-from common.models import load_model, load_tokenizer, resolve_model
-from common.outputs import Run
-from common.regularisation import set_dropout
-from common.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, decoded, forced_ids
-from common.trainer import Trainer
-from common.tuning import merge, tune
+from common.args import DEFAULT_ENCODER, check_best_metric
+from common.cli import command_line, parse
+from common.data.language_codes import set_direction
+from common.data.rows import load_splits
+from common.errors import InputError
+from common.models.decoding import decoded, forced_ids
+from common.models.encoder_decoder import tokenizer_and_model
+from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.structure import set_dropout
+from common.run.folder import Run
+from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
+from common.run.significance import check_comparison
+from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from common.training.trainer import Trainer
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
 
 from .abstractive import encode, language_of, set_search, whole_rows
 from .arguments import SummarizationDataArguments, SummarizationModelArguments, SummaryGenerationArguments, check_method
-from .articles import check_row, flat, look_over
+from .articles import check_row, check_splits, flatten
 from .extractive import LABEL, Picker, WindowCollator, encode_windows, marked, sentence_logits, sentence_losses
 from .scoring import SCORES, Rouge, best_count, compare, lead, means, predictions, print_scores, results
 
@@ -110,8 +112,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Data
     optional = {"references": data_args.references_column_name}
-    data = load_splits(data_args, data_args.columns(), check_row, read=data_args.read, optional=optional).map(flat)
-    look_over(data)
+    data = load_splits(data_args, data_args.columns(), check_row, read=data_args.read, optional=optional).map(flatten)
+    check_splits(data)
     rouge = Rouge(data_args.rouge_words, data["train"]["summary"][:])
     if data_args.compare_to:
         if "test" not in data:

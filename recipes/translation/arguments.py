@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.args import DataArguments
-from common.corpus import files_of
-from common.data import SPLITS
+from common.data.corpus import files_of
+from common.data.rows import SPLITS
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
@@ -82,7 +82,7 @@ class TranslationDataArguments(DataArguments):
                 raise InputError(f"--pairs {pair}: must be two languages, such as en-de (en-zh_Hans)")
             if self.pairs.count(pair) > 1:
                 raise InputError(f"--pairs {pair}: is named twice")
-        several = len(self.ways()) > 1
+        several = len(self.directions()) > 1
         if self.sampling_temperature is not None and (self.sampling_temperature < 1 or not several):
             raise InputError("--sampling_temperature: must be at least 1, and is of several --pairs")
         if several and (self.targets() or self.source_column_name):
@@ -92,7 +92,7 @@ class TranslationDataArguments(DataArguments):
                 more = "" if name == "compare_to" else "; several may be named by the model's codes in --pairs"
                 raise InputError(f"--{name}: is of one pair{more}")
 
-    def ways(self) -> list[tuple[str, str]]:
+    def directions(self) -> list[tuple[str, str]]:
         """Source and target language of each pair."""
         if not self.pairs:
             return [(self.source_lang, self.target_lang)]

@@ -11,10 +11,10 @@ import numpy as np
 from babel.core import get_global
 from datasets import Dataset, DatasetDict
 
-from common.corpus import files_of
-from common.data import NOT_UTF8, Located, Row, numbered_lines, read_file
+from common.data.corpus import files_of
+from common.data.files import NOT_UTF8, Located, Row, numbered_lines, read_file
+from common.data.language_codes import two_letters
 from common.errors import InputError, tell, warn
-from common.languages import two_letters
 
 #: rows that are looked at to tell whether the languages are swapped
 LOOKED_AT = 2000
@@ -41,19 +41,19 @@ _WORD = re.compile(r"[^\W\d_]+")
 OTHERS = ("copy", "compared")
 
 
-def reader(ways: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
-    """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `ways` has pairs of.
+def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
+    """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `directions` has pairs of.
 
     `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
-    names several, are read by `common.data.read_file`; where their rows have no `translation` but columns named by the
+    names several, are read by `common.data.files.read_file`; where their rows have no `translation` but columns named by the
     languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
     languages in one file.
     """
-    languages = list(dict.fromkeys(name for way in ways for name in way))
+    languages = list(dict.fromkeys(name for way in directions for name in way))
 
     def read(path: str) -> Iterator[Located]:
         if path in targets:
-            yield from parallel_lines(path, targets[path], *ways[0])
+            yield from parallel_lines(path, targets[path], *directions[0])
             return
         for where, row in chain.from_iterable(map(read_file, files_of(path))):
             if isinstance(row, dict):
@@ -92,7 +92,7 @@ def parallel_lines(source: str, target: str, source_lang: str, target_lang: str)
             yield (other_where if one.strip() else where), {"translation": {source_lang: one, target_lang: other}}
 
 
-def check_row(row: Row, ways: list[tuple[str, str]]) -> Iterator[str]:
+def check_row(row: Row, directions: list[tuple[str, str]]) -> Iterator[str]:
     """A sentence for each thing that is wrong with a row: a missing language, an empty side, what is no text.
 
     Of several pairs it needs the languages of one.
@@ -101,12 +101,12 @@ def check_row(row: Row, ways: list[tuple[str, str]]) -> Iterator[str]:
     if "translation" in row:
         found = row["translation"]
         if not isinstance(found, dict):
-            yield f'translation must be an object of texts by language, such as {{"{ways[0][0]}": "...", ...}}'
+            yield f'translation must be an object of texts by language, such as {{"{directions[0][0]}": "...", ...}}'
             return
-        whole = [name for way in ways if found.keys() >= set(way) for name in way]
+        whole = [name for way in directions if found.keys() >= set(way) for name in way]
         if not whole:
-            missing = [name for name in ways[0] if name not in found]
-            lacks = " and ".join(missing) if len(ways) == 1 else f"a side of each of {_named(ways)}"
+            missing = [name for name in directions[0] if name not in found]
+            lacks = " and ".join(missing) if len(directions) == 1 else f"a side of each of {_named(directions)}"
             yield f"translation lacks {lacks}; languages here: {', '.join(map(str, found)) or 'none'}"
             return
         sides = {name: found[name] for name in whole}
@@ -121,7 +121,7 @@ def check_row(row: Row, ways: list[tuple[str, str]]) -> Iterator[str]:
         yield f"a group may not be called {row['group']}, under which other scores are reported"
 
 
-def flat(data: DatasetDict, ways: list[tuple[str, str]]) -> DatasetDict:
+def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict:
     """Checked rows with their texts in columns `source` and `target` and the name of their `pair`, such as `en-de`.
 
     A row with the languages of several pairs becomes as many rows. Raises `InputError` where a pair has no training
@@ -131,7 +131,7 @@ def flat(data: DatasetDict, ways: list[tuple[str, str]]) -> DatasetDict:
     def by_pair(rows: dict[str, list]) -> dict[str, list]:
         found: dict[str, list] = {name: [] for name in (*kept, "source", "target", "pair")}
         for number in range(len(rows["id"])):
-            for source, target in ways:
+            for source, target in directions:
                 if "translation" in rows:
                     texts = rows["translation"][number]  # a language that the row has not may be there as None
                     texts = {"source": texts.get(source), "target": texts.get(target)}
@@ -145,11 +145,11 @@ def flat(data: DatasetDict, ways: list[tuple[str, str]]) -> DatasetDict:
 
     kept = [name for name in ("id", "group") if name in data["train"].column_names]
     data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
-    if len(ways) > 1:
+    if len(directions) > 1:
         for name, rows in data.items():
             counts = Counter(rows["pair"])
             tell(f"{name}: " + ", ".join(f"{counts[pair]:,} {pair}" for pair in counts))
-            for pair in _named(ways).split(", "):
+            for pair in _named(directions).split(", "):
                 if pair not in counts and name == "train":
                     raise InputError(f"--pairs {pair}: no training row has both languages")
                 if pair not in counts:
@@ -177,22 +177,22 @@ def upsampled(pairs: list[str], temperature: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
-def look_over(data: DatasetDict, ways: list[tuple[str, str]]) -> None:
+def check_splits(data: DatasetDict, directions: list[tuple[str, str]]) -> None:
     """Say how many rows have the same text on either side, and warn where the languages seem swapped."""
     for name, rows in data.items():
         same = sum(a.strip() == b.strip() for a, b in zip(rows["source"], rows["target"], strict=True))
         if same:
             tell(f"{name}: {same:,} of {len(rows):,} rows have the same text on either side")
         pairs = np.asarray(rows["pair"][:])
-        for source, target in ways:
+        for source, target in directions:
             own = np.flatnonzero(pairs == f"{source}-{target}")[:LOOKED_AT]
             reason = swapped(rows.select(own), source, target)
             if reason:
                 warn(f"{name}: {source} and {target} seem to be swapped: {reason}")
 
 
-def _named(ways: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{source}-{target}" for source, target in ways)
+def _named(directions: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{source}-{target}" for source, target in directions)
 
 
 def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:

@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.args import parse
-from common.data import Row, check_file
-from common.errors import InputError, command_line
-from common.generation import Generator, SearchArguments
-from common.inference import predict_file
-from common.languages import Direction, set_direction
-from common.models import load_config, resolve_model
-from common.sentences import joined, pieces
+from common.inference.predictor.generation import Generator, SearchArguments
+from common.inference.predictor.predictor import predict_file
+
+from common.cli import command_line, parse
+from common.data.files import Row, check_file
+from common.data.language_codes import Direction, set_direction
+from common.data.sentences import joined, pieces
+from common.errors import InputError
+from common.models.load import load_config, resolve_model
 
 WRITTEN = ("predicted", "score", "pieces", "ended", "n_best")
 
@@ -49,10 +50,10 @@ class Translator(Generator):
     """
 
     def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
-        ways = getattr(load_config(resolve_model(model)), "translation", None)
-        if not isinstance(ways, list):
+        directions = getattr(load_config(resolve_model(model)), "translation", None)
+        if not isinstance(directions, list):
             raise InputError(f"--model {model}: names no languages; name a folder that recipes.translation.train saved")
-        self.way = pick([Direction(**way) for way in ways], source_lang, target_lang)
+        self.way = pick([Direction(**way) for way in directions], source_lang, target_lang)
         super().__init__(model, *args, prefix=self.way.source_prefix, **kwargs)
         set_direction(self.tokenizer, self.model, self.way)
 
@@ -83,12 +84,12 @@ class Translator(Generator):
         return results
 
 
-def pick(ways: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
-    """The one of `ways` that has these languages; a language that is not given (None) may be any."""
-    found = [w for w in ways if source_lang in (None, w.source_lang) and target_lang in (None, w.target_lang)]
+def pick(directions: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
+    """The one of `directions` that has these languages; a language that is not given (None) may be any."""
+    found = [w for w in directions if source_lang in (None, w.source_lang) and target_lang in (None, w.target_lang)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(f"{way.source_lang}-{way.target_lang}" for way in found or ways)
+    known = ", ".join(f"{way.source_lang}-{way.target_lang}" for way in found or directions)
     asked = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
     if found:
         raise InputError(

@@ -7,9 +7,9 @@ from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
+from common.data.language_codes import two_letters
 from common.errors import tell
-from common.languages import two_letters
-from common.report import print_table
+from common.run.report import print_table
 
 #: of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
@@ -49,10 +49,10 @@ def sentence_scores(predicted: list[str], gold: list[str]) -> list[float]:
 
 
 class Scorer:
-    """Scores of rows of some pairs of languages, `ways`, by the BLEU of each that `tokenize` says (see `bleu_of`)."""
+    """Scores of rows of some pairs of languages, `directions`, by the BLEU of each that `tokenize` says (see `bleu_of`)."""
 
-    def __init__(self, ways: list[tuple[str, str]], tokenize: str):
-        self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in ways}
+    def __init__(self, directions: list[tuple[str, str]], tokenize: str):
+        self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in directions}
 
     def __call__(self, rows: Dataset, predicted: list[str], ended: list[bool], fast: bool = False) -> dict[str, float]:
         """What `by_pair` says of `predicted`, and of the sources, copied; the share that was cut off; the number.

@@ -20,28 +20,21 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
-from common.args import parse
-from common.bootstrap import check_comparison
-from common.data import load_splits
-from common.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_model
-from common.errors import InputError, command_line, tell
-from common.languages import Direction, directions_of, mark_texts, set_directions, tag_of
-from common.methods import TuningArguments
-from common.outputs import Run
-from common.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.seq2seq import (
-    GenerationArguments,
-    Seq2SeqCollator,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    decoded,
-    label_ids,
-    set_generation,
-)
-from common.tuning import merge, tune
+from common.cli import command_line, parse
+from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tag_of
+from common.data.rows import load_splits
+from common.errors import InputError, tell
+from common.models.decoding import GenerationArguments, decoded, label_ids, set_generation
+from common.models.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_model
+from common.run.folder import Run
+from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
+from common.run.significance import check_comparison
+from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from common.tuning.methods import TuningArguments
+from common.tuning.tune import merge, tune
 
 from .arguments import TranslationDataArguments
-from .pairs import check_row, flat, look_over, reader, upsampled
+from .pairs import check_row, check_splits, flatten, reader, upsampled
 from .scoring import SCORES, Scorer, predictions, print_scores, sentence_scores
 
 HERE = Path(__file__).resolve().parent
@@ -80,20 +73,20 @@ ARGUMENTS = (
 def encode(
     rows: dict[str, list],
     tokenizer: PreTrainedTokenizerBase,
-    ways: dict[str, Direction],
+    directions: dict[str, Direction],
     max_source_length: int,
     max_target_length: int,
     start: int | None = None,
 ) -> dict[str, list]:
     """`input_ids` of the sources and `labels`, cut to the greatest lengths; `cut`: whether that took something off.
 
-    `ways` has the direction of each `pair`; `start` is what the model's decoder begins with.
+    `directions` has the direction of each `pair`; `start` is what the model's decoder begins with.
     """
     found: dict[str, list] = {name: [None] * len(rows["pair"]) for name in ("input_ids", "labels", "cut")}
     for pair in dict.fromkeys(rows["pair"]):
-        mark_texts(tokenizer, ways[pair])
+        mark_texts(tokenizer, directions[pair])
         own = [i for i, name in enumerate(rows["pair"]) if name == pair]
-        sources = [ways[pair].source_prefix + rows["source"][i] for i in own]
+        sources = [directions[pair].source_prefix + rows["source"][i] for i in own]
         targets = [rows["target"][i] for i in own]
         ids = tokenizer(sources, truncation=True, max_length=max_source_length)["input_ids"]
         labels = label_ids(tokenizer, targets, start, max_target_length)
@@ -114,10 +107,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    ways = data_args.ways()
-    read = reader(ways, targets=data_args.targets())
-    data = flat(load_splits(data_args, data_args.columns(), partial(check_row, ways=ways), read=read), ways)
-    look_over(data, ways)
+    pairs = data_args.directions()
+    read = reader(pairs, targets=data_args.targets())
+    data = flatten(load_splits(data_args, data_args.columns(), partial(check_row, directions=pairs), read=read), pairs)
+    check_splits(data, pairs)
     if data_args.compare_to:
         if "test" not in data:
             raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
@@ -127,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
     texts = (text for side in ("source", "target") for text in data["train"][side])
-    targets = dict.fromkeys(target for _, target in ways)
+    targets = dict.fromkeys(target for _, target in pairs)
     tokenizer, model = tokenizer_and_model(
         model_args,
         texts,
@@ -138,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         quantize=tuning_args.quantize,
     )
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
-    directions = directions_of(tokenizer, model, ways, **codes)
+    directions = directions_of(tokenizer, model, pairs, **codes)
     set_generation(model, generation_args)
     forced, begins = set_directions(tokenizer, model, list(directions.values()))
     saved = {"translation": [asdict(way) for way in directions.values()], **limits}
@@ -149,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         remove_columns=data["train"].column_names,
         fn_kwargs={
             "tokenizer": tokenizer,
-            "ways": directions,
+            "directions": directions,
             "start": model.generation_config.decoder_start_token_id,
             **limits,
         },
@@ -169,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    scorer = Scorer(ways, data_args.bleu_tokenize)
+    scorer = Scorer(pairs, data_args.bleu_tokenize)
     watched = args.watched(len(rows["validation"]))
 
     def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
@@ -229,7 +222,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         scores=headline,
         split=scored,
         record=run.record,
-        usage=USAGE.format(folder=args.output_dir, more="" if len(ways) == 1 else f', target_lang="{ways[0][1]}"'),
+        usage=USAGE.format(folder=args.output_dir, more="" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
     )
     trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
     run.finish(scores=metrics, signatures=signature)

@@ -4,7 +4,7 @@
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
 embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
-computes real sub-tokens only (`common/unpadded.py`), with SDPA's kernel or with attention written out.
+computes real sub-tokens only (`common/speed/padding_free.py`), with SDPA's kernel or with attention written out.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from common import unpadded
-from common.models import resolve_model
+from common.models.load import resolve_model
+from common.speed import padding_free as unpadded
 
 #: kernel, attention dropout, and up to which length packed attention is written out
 ARMS = [

@@ -135,7 +135,7 @@ def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
     if folder is not None:
         return {split: list(_rows_in(folder, split)) for split in SPLITS if any(folder.glob(f"{split}.*"))}
     if recipe in ("mlm", "clm"):
-        from common.corpus import CorpusArguments, load_corpus
+        from common.data.corpus import CorpusArguments, load_corpus
 
         found = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
         for texts in found.values():  # which are sorted by module

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config
 
-from common.args import ModelArguments, native_bf16
-from common.language import Selection, chunked_losses, losses_at_labels
-from common.models import load_model, ready_for_training
-from common.regularisation import set_dropout
+from common.args import ModelArguments
+from common.hardware import native_bf16
+from common.models.load import load_model, ready_for_training
+from common.models.structure import set_dropout
+from common.speed.head import Selection, chunked_losses, losses_at_labels
 
 LENGTH = 256
 

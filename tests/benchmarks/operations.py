@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from common import unpadded
+from common.speed import padding_free as unpadded
 
 #: layers by the parts of their names: what stands behind the body of a model, what reads the encoder from a decoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
@@ -28,7 +28,7 @@ def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
 
     Rows, sub-tokens of sources, and of targets, their squares, their products, and labels: float64 of shape (7,), on
     the batch's device, so that a GPU is not waited for. The targets of an encoder-decoder are its labels. Of a batch
-    under a block mask (`common.packing`) each sub-token counts as if it saw its whole row.
+    under a block mask (`common.data.packing`) each sub-token counts as if it saw its whole row.
     """
     source = inputs.get("real", inputs["attention_mask"]).sum(1).double()
     labels = inputs.get("labels")

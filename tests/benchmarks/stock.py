@@ -15,7 +15,7 @@ from datasets import DatasetDict, load_dataset
 from transformers import TrainingArguments, set_seed
 
 from common.args import DEFAULT_ENCODER
-from common.models import resolve_model
+from common.models.load import resolve_model
 
 
 def options_of(argv: list[str] | None, description: str) -> argparse.Namespace:

@@ -25,9 +25,9 @@ from transformers import (
     default_data_collator,
 )
 
-from common.args import native_bf16
-from common.corpus import CorpusArguments, load_texts, to_blocks
-from common.language import losses_at_labels
+from common.data.corpus import CorpusArguments, load_texts, to_blocks
+from common.hardware import native_bf16
+from common.speed.head import losses_at_labels
 from recipes.clm.texts import NextBatches, to_rows
 from recipes.mlm.masking import MaskedBatches, Masker, masked_once, word_marks
 from tests.benchmarks.stock import arguments, keep, load, options_of

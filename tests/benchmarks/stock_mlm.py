@@ -29,8 +29,9 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DEFAULT_ENCODER, native_bf16
-from common.models import resolve_model
+from common.args import DEFAULT_ENCODER
+from common.hardware import native_bf16
+from common.models.load import resolve_model
 from tests.benchmarks.stock_language import batches_of_the_recipe, joined, perplexity
 
 LENGTH, ROWS, LEARNING_RATE = 256, 32, 1e-3

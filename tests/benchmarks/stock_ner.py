@@ -7,7 +7,7 @@ joined.
 import numpy as np
 from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification, Trainer
 
-from common.metrics import StrictSeqeval
+from recipes.ner.scoring import StrictSeqeval
 from tests.benchmarks.stock import arguments, keep, load, options_of
 
 

@@ -14,7 +14,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from common.seq2seq import label_ids
+from common.models.decoding import label_ids
 from recipes.summarization.scoring import Rouge, means
 from recipes.translation.scoring import bleu_of
 from tests.benchmarks.stock import arguments, keep, load, options_of

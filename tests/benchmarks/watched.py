@@ -12,7 +12,7 @@ that makes a Trainer the file holds, in seconds, MiB and numbers:
   `operations` (`tests.benchmarks.operations`)
 - `evaluations`: the same of each `evaluate` and `predict` of the Trainer, with its scores; `prefix` tells them apart
 - `rate`: operations a second of matrices in the `precision` of the training on its `device`, measured when all is done
-- `predict`: of a program that goes through `common.inference.predict_file`, the seconds in that
+- `predict`: of a program that goes through `common.inference.predictor.predict_file`, the seconds in that
 - `resident_mib`: of a recipe, what it held when each phase of its `run.json` began
 - `peak_mib`, and `peak_gpu_mib` where there is one: memory of the process
 """
@@ -218,7 +218,7 @@ def main() -> None:
 
         program.predict_file = predict_file
     if name.startswith("recipes."):
-        outputs = importlib.import_module("common.outputs")
+        outputs = importlib.import_module("common.run.folder")
         reset = outputs._reset_peak_memory
 
         def noted() -> None:
@@ -227,7 +227,7 @@ def main() -> None:
             reset()
 
         outputs._reset_peak_memory = noted
-    from common.errors import command_line
+    from common.cli import command_line
 
     def measured() -> None:
         watch.found["imported"] = time.monotonic()

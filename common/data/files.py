@@ -1,0 +1,307 @@
+"""Read rows from files, each with its file and line; write a file whole or not at all."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+from common.errors import InputError, Problems
+
+Row = dict[str, Any]
+
+
+#: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
+Located = tuple[str, Row | str]
+
+
+FileReader = Callable[[str], Iterator[Located]]
+
+
+def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
+    """Rows of a file, each with its place; the ending of the name decides the format.
+
+    `.jsonl`: an object a line. `.json`: a list of objects, or an object a line. `.csv`, `.tsv`: a header line, then a
+    row a line. `.parquet`. `.conll`, `.bio`, `.iob`, `.iob2`: a word a line, its tag in the last column, an empty line
+    between sentences. `.txt`: plain text, a row a line, or under `txt="conll"` columns as those. Blank lines are no
+    rows. Memory does not grow with the file except for `.json`. Raises `InputError` for an unknown ending or an
+    unreadable file.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    reader = READERS.get(f".{txt}" if ending == ".txt" else ending)
+    if reader is None:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(READERS)}")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def check_file(
+    path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: FileReader = read_file
+) -> None:
+    """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
+    problems = Problems()
+    for where, row in read(path):
+        for message in [row] if isinstance(row, str) else [*check(row), *_too_long(row, max_chars)]:
+            problems.add(where, message)
+    problems.check()
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Place and text of each line; the text is None where the line is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                text = None
+            yield f"{path}:{number}", text
+
+
+NOT_UTF8 = "not UTF-8 text; convert the file, for example: iconv -f LATIN1 -t UTF-8"
+
+
+def parse_json(text: str) -> Any:
+    """What `text` holds as JSON. Raises `ValueError` also for a key that stands twice, NaN, and half a character."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"key {max(names, key=names.count)!r} stands twice in one object")
+        return found
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    if "\\ud" in text.lower():  # half a surrogate pair, such as "\ud83d" alone, is no text
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return found
+
+
+def json_fault(path: Path, error: Exception) -> tuple[str, str]:
+    """Place ("file:line" where it is known) and words of the error that `parse_json` raised for the text of a file."""
+    return f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path), _says(error)
+
+
+def _says(error: Exception) -> str:
+    """What is wrong with a JSON text, and where in its line; the message of `json` counts lines within the text."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    line = error.doc.split("\n")[error.lineno - 1]
+    start = max(0, error.colno - 21)
+    return f"{error.msg.removesuffix(' at')} in column {error.colno}, at {line[start : error.colno + 19]!r}"
+
+
+def _read_json_lines(path: Path) -> Iterator[Located]:
+    for where, text in numbered_lines(path):
+        if text is None:
+            yield where, NOT_UTF8
+        elif text.strip():
+            try:
+                row = parse_json(text)
+            except (ValueError, RecursionError) as error:
+                yield where, f"not a JSON object: {_says(error)}; a line is one whole object, as json.dumps writes it"
+            else:
+                yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+
+
+def _read_json(path: Path) -> Iterator[Located]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        yield from ((where, NOT_UTF8) for where, line in numbered_lines(path) if line is None)
+        return
+    if not text.lstrip().startswith("["):
+        yield from _read_json_lines(path)
+        return
+    try:
+        rows = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        where, fault = json_fault(path, error)
+        yield where, f"not a JSON list: {fault}; write it with json.dump"
+        return
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+
+
+def _read_csv(path: Path) -> Iterator[Located]:
+    bad: list[Located] = []
+
+    def text_lines() -> Iterator[str]:
+        for where, text in numbered_lines(path):
+            if text is None:
+                bad.append((where, NOT_UTF8))
+            yield (text or "") + "\n"
+
+    tabs = path.suffix.lower() == ".tsv"  # tab-separated files quote nothing, and quotation marks in them are text
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(text_lines(), **({"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}), strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            where, start = f"{path}:{start}", reader.line_num + 1
+            yield from bad
+            bad.clear()
+            if not cells:
+                continue
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    yield where, f"two columns of one name in the header: {', '.join(header)}"
+                    return
+            elif len(cells) != len(header):
+                yield where, f"{len(cells)} cells, but the header names {len(header)} columns"
+            else:
+                yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        yield f"{path}:{start}", f"not {'tab' if tabs else 'comma'}-separated text: {error}"
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        yield str(path), f"not a Parquet file: {error}"
+        return
+    try:
+        decode = _class_label_decoder(Features.from_arrow_schema(file.schema_arrow))
+    except ValueError as error:  # a type that datasets has no feature for
+        yield str(path), f"a column cannot be read: {error}"
+        return
+    number = 0
+    try:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", decode(row)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        yield f"{path}, row {number + 1}", f"cannot be read: {error}"
+
+
+def _read_conll(path: Path) -> Iterator[Located]:
+    tokens: list[str] = []
+    tags: list[str] = []
+    first, columns, broken = "", 0, False
+    for where, text in numbered_lines(path):
+        cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
+        cells = [cell.strip() for cell in cells]
+        if text is None:
+            yield where, NOT_UTF8
+            broken = True
+        elif not text.strip() or cells[0] == "-DOCSTART-":
+            if tokens and not broken:
+                yield first, {"tokens": tokens, "ner_tags": tags}
+            tokens, tags, broken = [], [], False
+        elif len(cells) < 2 or (columns and len(cells) != columns) or not all(cells):
+            expected = f"the lines above have {columns}" if columns else "a word and its tag are needed"
+            yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
+            broken = True
+        else:
+            columns = columns or len(cells)
+            first = first if tokens else where
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+    if tokens and not broken:
+        yield first, {"tokens": tokens, "ner_tags": tags}
+
+
+def _read_text(path: Path) -> Iterator[Located]:
+    for where, text in numbered_lines(path):
+        if text is None:
+            yield where, NOT_UTF8
+        elif text.strip():
+            yield where, {"text": text}
+
+
+READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".bio": _read_conll,
+    ".iob": _read_conll,
+    ".iob2": _read_conll,
+    ".txt": _read_text,
+    ".text": _read_text,
+}
+
+
+def _kind(value: Any) -> str:
+    names = {
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _class_label_decoder(features: Features) -> Callable[[Row], Row]:
+    """A function that turns the `ClassLabel` integers of a row into their names."""
+
+    def name(label: ClassLabel, value: int | None) -> str | None:
+        if value is None:
+            return None
+        return label.names[value] if 0 <= value < len(label.names) else f"<unknown class {value}>"
+
+    singles = {c: f for c, f in features.items() if isinstance(f, ClassLabel)}
+    lists = {c: f.feature for c, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel)}
+
+    def decode(row: Row) -> Row:
+        row = row | {c: name(label, row[c]) for c, label in singles.items()}
+        return row | {c: [name(label, v) for v in row[c]] for c, label in lists.items() if row[c] is not None}
+
+    return decode
+
+
+def _too_long(row: Row, max_chars: int) -> Iterator[str]:
+    length = sum(_characters(value) for value in row.values())
+    if length > max_chars:
+        yield f"{length:,} characters in one row, more than --max_chars {max_chars:,}; split it, or allow more"
+
+
+def _characters(value: Any) -> int:
+    """Characters of a text, or of all texts in a list or an object."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, inner))
+
+
+@contextmanager
+def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
+    """A file to write that appears under its name when it is whole. Refuses to replace one without `overwrite`."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; give another name, or --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+"""Rows from files or the hub, checked before anything is trained. Errors name file and line."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from common.args import DataArguments
+from common.data.files import FileReader, Located, Row, _class_label_decoder, _too_long, parse_json, read_file
+from common.errors import InputError, Problems, tell, warn
+
+SPLITS = ("train", "validation", "test")
+CARVE_SEED = 0  # not --seed: runs with other seeds must be scored on the same rows
+
+MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make a head of gigabytes
+
+
+# Files to rows
+
+
+# Hub data sets and folders saved by datasets
+
+
+def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
+    name = args.dataset_name
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, args.dataset_config_name)
+    except Exception as error:  # the library raises a dozen kinds, down to bare RuntimeError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--dataset_name {name}: {reason}; without a network give a folder saved by datasets, or --train_file"
+        ) from None
+    splits = found if isinstance(found, dict) else {"train": found}
+
+    def rows(split: Dataset, title: str) -> Iterator[Located]:
+        decode = _class_label_decoder(split.features)
+        for number, row in enumerate(split, 1):
+            yield f"{name} [{title}], row {number}", decode(row)
+
+    return {title: rows(split, title) for title, split in splits.items()}
+
+
+# Rows to a DatasetDict
+
+
+def load_splits(
+    args: DataArguments,
+    columns: dict[str, str],
+    check: Callable[[Row], Iterable[str]],
+    list_columns: Iterable[str] = (),
+    txt: str = "text",
+    read: FileReader | None = None,
+    unique_ids: bool = False,
+    carve_by: str | None = None,
+    optional: dict[str, str] | None = None,
+) -> DatasetDict:
+    """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
+
+    `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
+    is the number of the row where it has none. Those of `optional` may be missing, and are None there. `check(row)`
+    yields a sentence for each thing that is wrong with a row. In a CSV cell a list column (`list_columns`) holds a JSON
+    list or words separated by spaces. `txt` is as for `read_file`, in whose place `read` reads a file where a task has
+    formats of its own. With `unique_ids` no two rows of a split may have the same `id`. A missing validation
+    split is carved from train, the same rows whatever the seed, and said; rows with one value in the column `carve_by`
+    stay together. Raises `InputError` with up to ten problems, each with file and line.
+    """
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    read = read or partial(read_file, txt=txt)
+    sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
+    unused = [split for split in sources if split not in SPLITS]
+    if unused:
+        warn(f"splits that are not used: {', '.join(unused)}; used are those named {', '.join(SPLITS)}")
+    if "train" not in sources:
+        there = f"; splits there: {', '.join(sources)}" if args.dataset_name else ""
+        raise InputError(f"no training rows{there}; give --train_file or a --dataset_name with a train split")
+    problems = Problems()
+    splits = {}
+    for split in SPLITS:
+        if split in sources:
+            place = files[split] or f"{args.dataset_name} [{split}]"
+            in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
+            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems, optional)
+            splits[split] = list(_without_twins(rows, problems) if unique_ids else (row for _, row in rows))
+    problems.check()
+    _warn_of_shared_files(files)
+    data = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+    if "validation" not in data:
+        _carve_validation(data, args.validation_split_percentage, carve_by)
+    for split, limit in zip(
+        SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True
+    ):
+        if split in data and limit is not None:
+            data[split] = data[split].select(range(min(limit, len(data[split]))))
+    return data
+
+
+def checked(
+    source: Iterable[Located],
+    place: str,
+    columns: dict[str, str],
+    check: Callable[[Row], Iterable[str]],
+    list_columns: tuple[str, ...],
+    max_chars: int,
+    problems: Problems,
+    optional: dict[str, str] | None = None,
+) -> Iterator[tuple[str, Row]]:
+    """Place and row of each row of `source` that nothing is wrong with, as `load_splits` describes.
+
+    What is wrong goes to `problems`.
+    """
+    count = 0
+    for where, found in source:
+        count += 1
+        if isinstance(found, str):
+            problems.add(where, found)
+            continue
+        missing = [theirs for theirs in columns.values() if theirs not in found]
+        if missing:
+            problems.add(
+                where,
+                f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, found)) or 'none'}; "
+                "name yours by the arguments that end in _column_name",
+            )
+            continue
+        row = {ours: found[theirs] for ours, theirs in columns.items()}
+        row |= {ours: found.get(theirs) for ours, theirs in (optional or {}).items()}
+        for name in list_columns:
+            if isinstance(row[name], str):
+                row[name] = _list_of_cell(row[name])
+        wrong = list(check(row)) or list(_too_long(row, max_chars))
+        for message in wrong:
+            problems.add(where, message)
+        if not wrong:
+            yield where, row | {"id": str(found.get("id", count))}
+    if count == 0:
+        problems.add(place, "holds no rows")
+
+
+def _without_twins(rows: Iterable[tuple[str, Row]], problems: Problems) -> Iterator[Row]:
+    places: dict[str, str] = {}
+    for where, row in rows:
+        if row["id"] in places:
+            problems.add(where, f"id {row['id']!r} is that of {places[row['id']]}; each row needs its own")
+        places.setdefault(row["id"], where)
+        yield row
+
+
+def _list_of_cell(cell: str) -> Any:
+    try:
+        return parse_json(cell) if cell.startswith("[") else cell.split()
+    except (ValueError, RecursionError):
+        return cell.split()
+
+
+def _carve_validation(data: DatasetDict, percentage: int, by: str | None) -> None:
+    rows = len(data["train"])
+    groups = np.arange(rows) if by is None else np.unique(data["train"][by][:], return_inverse=True)[1]
+    count = groups.max() + 1
+    if count < 2:
+        one = "one training row" if by is None else f"training rows with one {by}"
+        raise InputError(f"{one} is too few to carve validation rows from; give --validation_file")
+    drawn = np.random.default_rng(CARVE_SEED).permutation(count)[: max(1, count * percentage // 100)]
+    carved = np.isin(groups, drawn)
+    data["train"], data["validation"] = (data["train"].select(np.flatnonzero(p)) for p in (~carved, carved))
+    tell(f"no validation data given: {carved.sum()} of the {rows} training rows are carved for it")
+
+
+def _warn_of_shared_files(files: dict[str, str | None]) -> None:
+    given = [(split, Path(file)) for split, file in files.items() if file and Path(file).is_file()]
+    for i, (split, file) in enumerate(given):
+        for other_split, other in given[i + 1 :]:
+            if file.samefile(other) or file.read_bytes() == other.read_bytes():
+                warn(f"{split} and {other_split} are the same file ({other}): the {other_split} scores say nothing")
+
+
+def label_names(data: DatasetDict, column: str) -> list[str]:
+    """All labels in list column `column` of any split, sorted; warns of those that training never sees."""
+    seen = {split: {label for row in rows[column] for label in row} for split, rows in data.items()}
+    names = sorted(set().union(*seen.values()))
+    if len(names) > MOST_LABELS:
+        raise InputError(
+            f"{column}: {len(names):,} different labels, more than {MOST_LABELS:,}; is it the right column?"
+        )
+    unseen = [name for name in names if name not in seen["train"]]
+    if unseen:
+        splits = [split for split in seen if split != "train" and seen[split] & set(unseen)]
+        warn(f"seen in {' and '.join(splits)} but never in training, so they cannot be learned: {', '.join(unseen)}")
+    return names

@@ -1,0 +1,178 @@
+"""Applying a saved model to a file of any size: rows in, the same rows and what the model says of them out."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from common.data.files import FileReader, Row, fresh_file, read_file
+from common.errors import InputError, quiet, tell
+from common.hardware import native_bf16, reraise_out_of_memory
+from common.models.load import load_config, load_tokenizer, resolve_model
+from common.speed.padding_free import leave_out_padding
+from common.tuning.adapters import load_adapters
+
+
+@dataclass
+class PredictArguments:
+    """Arguments of every recipe's predict."""
+
+    model: str | None = field(default=None, metadata={"help": "folder that train saved, or a hub id"})
+    input: str | None = field(default=None, metadata={"help": "rows: .jsonl, .json, .csv, .parquet or .txt"})
+    output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output file if it is there"})
+    max_chars: int = field(default=1_000_000, metadata={"help": "characters a row may have"})
+    buffer_rows: int = field(default=4096, metadata={"help": "rows sorted by length together"})
+    batch_tokens: int = field(default=4096, metadata={"help": "sub-tokens, padding included, in a batch"})
+    precision: Literal["auto", "bf16", "fp32"] = field(
+        default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.input is None or self.output is None:
+            raise InputError("give --input FILE and --output FILE (with make: INPUT=FILE OUTPUT=FILE)")
+        if min(self.buffer_rows, self.batch_tokens, self.max_chars) < 1:
+            raise InputError("--buffer_rows, --batch_tokens and --max_chars must be at least 1")
+
+
+def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
+    """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart."""
+    path, adapter = Path(folder), Path(folder, "adapter")
+    apart = (path / "base").is_dir() and adapter.is_dir()
+    with quiet():
+        model = auto_class.from_pretrained(
+            str(path / "base" if apart else path),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    if not apart:
+        return model
+    if not (adapter / "adapter_config.json").is_file():
+        load_adapters(model, adapter)
+        return model
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(f"{adapter}: has no adapter_model.safetensors; name a folder that train saved")
+    from peft import PeftModel  # takes seconds, and few models need it
+
+    from common.tuning.virtual_tokens import let_heads_see_the_text_only
+
+    model = PeftModel.from_pretrained(model, str(adapter))
+    let_heads_see_the_text_only(model)
+    return model
+
+
+def virtual_tokens(folder: str) -> int:
+    """How many positions of a saved model are taken by what prompt methods put in front of a text."""
+    about = Path(folder, "adapter", "adapter_config.json")
+    if not Path(folder, "base").is_dir() or not about.is_file():
+        return 0
+    return json.loads(about.read_text(encoding="utf-8"))["num_virtual_tokens"]
+
+
+class Predictor:
+    """A saved model with its tokenizer, ready to run. `batch_tokens` bounds a batch, padding included."""
+
+    def __init__(
+        self,
+        auto_class: type,
+        head: str | tuple[str, ...],
+        model: str,
+        batch_tokens: int = 4096,
+        precision: str = "auto",
+    ):
+        """`head` ends the name of the architecture that is needed, such as `ForTokenClassification`; or several do."""
+        path = resolve_model(model)
+        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
+        self.config: PretrainedConfig = load_config(path)
+        if not any(name.endswith(head) for name in self.config.architectures or []):
+            wanted = head if isinstance(head, str) else " or ".join(head)
+            raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
+        self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
+        if self.device.type == "cpu" and not virtual_tokens(path):
+            leave_out_padding(self.model)
+        positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
+        positions -= virtual_tokens(path)
+        self.max_length = getattr(self.config, "max_seq_length", positions)
+        self.labels = self.model.config.id2label
+        self.batch_tokens = batch_tokens
+        self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
+
+    def logits(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """`outputs` for a model with one kind of logits: these, in float32."""
+        for batch, outputs in self.outputs(columns):
+            yield batch, outputs.logits.float()
+
+    @torch.inference_mode()
+    def outputs(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], ModelOutput]]:
+        """What the model says of the rows of `columns` (`input_ids` and `token_type_ids` of one length), in batches.
+
+        Yields row numbers and the model's outputs, longest rows first: each row once, in no other order.
+        """
+        rows = [torch.tensor(ids) for ids in columns["input_ids"]]
+        others = {name: values for name, values in columns.items() if name in ("token_type_ids",)}
+        for batch in token_batches([len(row) for row in rows], self.batch_tokens):
+            inputs = {"input_ids": self._padded([rows[i] for i in batch], self.tokenizer.pad_token_id)}
+            for name, values in others.items():
+                inputs[name] = self._padded([torch.tensor(values[i]) for i in batch], 0)
+            lengths = torch.tensor([len(rows[i]) for i in batch], device=self.device)
+            inputs["attention_mask"] = (
+                torch.arange(inputs["input_ids"].shape[1], device=self.device) < lengths[:, None]
+            ).long()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                outputs = self.model(**inputs)
+            yield batch, outputs
+
+    def _padded(self, rows: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(self.device)
+
+
+def token_batches(lengths: list[int], batch_tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, the longest first, of at most `batch_tokens` with padding, and `rows`."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > batch_tokens or len(batch) == rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def predict_file(
+    args: PredictArguments,
+    predict: Callable[[list[Row]], Iterable[Row]],
+    read: FileReader = read_file,
+) -> int:
+    """Write what `predict` makes of each buffer of the input rows that `read` reads; returns their number.
+
+    Memory does not grow with the file; the output appears under its name when it is whole. Raises `RunStopped` where
+    memory runs out.
+    """
+    count = empty = 0
+
+    def too_much() -> str:
+        return f"after {count} rows, with up to {args.batch_tokens} sub-tokens at a time; give a smaller --batch_tokens"
+
+    with (
+        reraise_out_of_memory(too_much),
+        fresh_file(args.output, args.overwrite) as file,
+        tqdm(unit=" rows") as bar,
+    ):
+        rows = (row for _, row in read(args.input))
+        while buffer := list(islice(rows, args.buffer_rows)):
+            for row in predict(buffer):
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                empty += not str(row.get("predicted", True)).strip()
+            count += len(buffer)
+            bar.update(len(buffer))
+    tell(f"{count} rows written to {args.output}" + (f", {empty} of them with an empty prediction" if empty else ""))
+    return count

@@ -1,0 +1,195 @@
+"""Greedy and beam search of encoder-decoders in which a row that is done takes no more time.
+
+transformers computes all rows of a batch until the last one is done, so that one output that does not end makes its
+batch as long as outputs may be; here a row leaves the batch when it is done. There each beam has the keys and values of
+its source for itself, which are computed, kept and read once a beam; here the beams of a row share them. What is found
+is the same, to rounding.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.utils import ModelOutput
+
+from common.models.structure import attention_by
+
+#: what knows the source of each row, and so cannot do without the rows that are done
+OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
+#: what the model is given of the sources
+OF_SOURCES = ("encoder_outputs", "attention_mask")
+
+
+def shrinking_search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs,
+) -> Tensor:
+    """What `model.generate` finds, given this as its `custom_generate`: sub-tokens of shape (rows x outputs, length).
+
+    With several beams a row is done when its worst output is better than the best beam would be if it ended now
+    (`early_stopping=False`), as in `GenerationMixin._beam_search`; with one, when it ends. Where there is more to be
+    done than that, such as sampling, or no cache of two parts, transformers' own search does it.
+    """
+    config = generation_config
+    beams = config.num_beams
+    if (
+        config.do_sample
+        or config.return_dict_in_generate
+        or config._eos_token_tensor is None
+        or (beams > 1 and config.early_stopping is not False)
+        or not isinstance(model_kwargs.get("past_key_values"), EncoderDecoderCache)
+        or any(isinstance(processor, OF_ALL_ROWS) for processor in logits_processor)
+    ):
+        whole = model._beam_search if beams > 1 else model._sample
+        return whole(input_ids, logits_processor, stopping_criteria, config, **model_kwargs)
+    with attention_by(model.get_decoder(), SHARED) if beams > 1 else nullcontext(False) as shared:
+        return _search(model, input_ids, logits_processor, stopping_criteria, config, model_kwargs, shared)
+
+
+def _search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    shared: bool,
+) -> Tensor:
+    """`shrinking_search` where it is not left to transformers. With `shared` the beams of a row have one source."""
+    beams, device = config.num_beams, input_ids.device
+    rows, prompt = len(input_ids) // beams, input_ids.shape[1]
+    each = torch.arange(beams, device=device)
+    penalty = config.length_penalty if beams > 1 else 0.0
+    # every beam may end, in each way that there is, and as many must remain to go on with
+    candidates = beams * (1 + config._eos_token_tensor.numel()) if beams > 1 else 1
+    live = torch.arange(rows, device=device)
+    sequences = input_ids.view(rows, beams, prompt)
+    scores = torch.zeros(rows, beams, device=device)
+    scores[:, 1:] = -torch.inf  # the beams are alike, so that one of them goes on
+    ended, ended_scores = torch.full_like(sequences, -1), torch.full_like(scores, -torch.inf)
+    found = input_ids.new_full((rows, config.num_return_sequences, config.max_length), -1)
+    if shared:
+        model_kwargs = _rows_of(model_kwargs, torch.arange(len(input_ids), device=device), live * beams)
+    outputs = model._prefill(input_ids, config, model_kwargs)
+    while True:
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
+        logits = outputs.logits[:, -1].float()
+        # logits processors of greedy search get logits, those of beam search log-probabilities
+        logits = logits_processor(sequences.flatten(0, 1), logits if beams == 1 else logits.log_softmax(-1))
+        vocabulary = logits.shape[-1]
+        totals = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1)
+        # of equal scores greedy search takes the first
+        best, place = totals.max(1, keepdim=True) if beams == 1 else totals.topk(candidates)
+        beam, token = place // vocabulary, place % vocabulary
+        tried = torch.cat([_of(sequences, beam), token[..., None]], dim=2)
+        ends = stopping_criteria(tried.flatten(0, 1), None).view(len(live), candidates)
+
+        length = tried.shape[2] - prompt
+        final = (best / length**penalty).masked_fill(~ends, -torch.inf)
+        ended = torch.cat([F.pad(ended, (0, 1), value=-1), tried[:, :beams]], dim=1)
+        ended_scores, chosen = torch.cat([ended_scores, final[:, :beams]], dim=1).topk(beams)
+        ended = _of(ended, chosen)
+        scores, chosen = best.masked_fill(ends, -torch.inf).topk(beams)
+        sequences, beam = _of(tried, chosen), beam.gather(1, chosen)
+
+        worst = ended_scores[:, -1]
+        if beams == 1:  # no score is compared with that of another length
+            done = worst > -torch.inf
+            scores = torch.zeros_like(scores)
+        else:
+            done = scores[:, 0] / length**penalty <= worst
+        done |= ends.all(1)
+        if done.any():
+            found[live[done], :, : tried.shape[2]] = ended[done, : config.num_return_sequences]
+            going = (~done).nonzero()[:, 0]
+            live, sequences, scores, beam, ended, ended_scores = (
+                x[going] for x in (live, sequences, scores, beam, ended, ended_scores)
+            )
+            if not len(live):
+                break
+            index = (going[:, None] * beams + each).flatten()
+            model_kwargs = _rows_of(model_kwargs, index, going if shared else index)
+        if beams > 1:
+            first = torch.arange(len(live), device=device)[:, None] * beams
+            model_kwargs["past_key_values"].self_attention_cache.reorder_cache((first + beam).flatten())
+        outputs = model(
+            **model.prepare_inputs_for_generation(sequences.flatten(0, 1), next_sequence_length=1, **model_kwargs),
+            return_dict=True,
+        )
+    longest = int((found != -1).any(1).any(0).sum())
+    found = found[:, :, :longest].flatten(0, 1)
+    return found.masked_fill(found == -1, config._pad_token_tensor)
+
+
+def _of(x: Tensor, index: Tensor) -> Tensor:
+    """Sequences (rows, n, length) by `index` (rows, m): (rows, m, length)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def _rows_of(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) -> dict[str, Any]:
+    """What the model is called with, of the sequences in `index` only, and of the sources in `of_sources`.
+
+    The cache itself is changed.
+    """
+    kept = {}
+    for name, value in model_kwargs.items():
+        own = of_sources if name in OF_SOURCES else index
+        if isinstance(value, EncoderDecoderCache):
+            value.self_attention_cache.reorder_cache(index)
+            value.cross_attention_cache.reorder_cache(of_sources)
+        elif isinstance(value, ModelOutput):
+            rows = {key: x.index_select(0, own) for key, x in value.items() if isinstance(x, Tensor)}
+            value = type(value)(**value | rows)
+        elif isinstance(value, Tensor):
+            value = value.index_select(0, own)
+        kept[name] = value
+    return kept
+
+
+def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
+    """Attention by `kernel`, or None: by the model's own, where as many sequences each may share their keys and values.
+
+    Queries have shape (sequences, heads, n, width), keys and values (sources, heads, length, width). What is beside
+    them is the same for all queries of a source: to it a target attends as a whole.
+    """
+    kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward
+    sequences, heads, n, width = query.shape
+    sources = len(key)
+    if sources == sequences:
+        return kernel(module, query, key, value, mask, **kwargs)
+    query = query.view(sources, -1, heads, n, width).transpose(1, 2).reshape(sources, heads, -1, width)
+    mask = None if mask is None else mask[:, :, :1]
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = kwargs["position_bias"][:, :, :1]
+    found, weights = kernel(module, query, key, value, mask, **kwargs | {"is_causal": False})
+    return found.reshape(sequences, n, heads, width), weights
+
+
+#: kernels of attention, and what they are called where beams share their source
+SHARED = {"eager": "eager_shared", "sdpa": "sdpa_shared"}
+for _name, _kernel, _mask in (("eager", None, eager_mask), ("sdpa", sdpa_attention_forward, sdpa_mask)):
+    AttentionInterface.register(SHARED[_name], partial(_attention, _kernel))
+    AttentionMaskInterface.register(SHARED[_name], _mask)

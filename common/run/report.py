@@ -1,0 +1,229 @@
+"""Results for people: a table on the terminal, rows of predictions, a page of samples, a curve, a model card."""
+
+import html
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from common.errors import is_main_process, printable, tell
+from common.hardware import described
+from common.tuning.methods import METHODS
+
+#: what a table on the terminal shows at most
+ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
+FILES_NAMED = 10  # by a model card
+#: rows in each part of a page of samples, and characters of a text there
+SAMPLED, SAMPLE_CHARACTERS = 20, 2000
+STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1.2em; }
+th, td { text-align: left; vertical-align: top; padding: .2em .6em; border-top: 1px solid #ccc; }
+th { width: 7em; font-weight: normal; color: #666; }
+td { white-space: pre-wrap; overflow-wrap: anywhere; }"""
+NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
+`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
+`common.inference.predictor.load_saved`."""
+
+
+def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
+    """Print rows under a header: the first column to the left, numbers to the right, fractions with four digits.
+
+    Of more than `ROWS_SHOWN` rows the first ones are shown, and the `last` ones, which hold the totals.
+    """
+    left_out = len(rows) - ROWS_SHOWN
+    if left_out > 0:
+        rest = [f"... {left_out} more", *[""] * (len(header) - 1)]
+        rows = [*rows[: ROWS_SHOWN - last], rest, *(rows[-last:] if last else [])]
+    cells = [header] + [
+        [f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell), CHARACTERS_SHOWN) for cell in row]
+        for row in rows
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        tell("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+
+
+def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows to a JSON Lines file, from the main process only."""
+    if is_main_process():
+        with open(path, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_samples(
+    path: str | Path, title: str, texts: dict[str, list[str]], scores: list[float], score: str, seed: int = 0
+) -> None:
+    """A page (HTML, no scripts) of rows to read: some at random, then those of the lowest and the highest scores.
+
+    `texts` maps what a text is, such as source, reference and hypothesis, to that of each row, in the order in which
+    they stand below each other; `scores` are the rows', higher is better, and `score` is their name. The same `seed`
+    draws the same rows, so that the pages of two runs can be read side by side.
+    """
+    if not is_main_process():
+        return
+    order = np.argsort(scores, kind="stable")
+    number = min(SAMPLED, len(scores))
+    drawn = np.sort(np.random.default_rng(seed).choice(len(scores), number, replace=False))
+    parts = {"At random": drawn, f"Lowest {score}": order[:number], f"Highest {score}": order[::-1][:number]}
+    body = []
+    for name, rows in parts.items():
+        body.append(f"<h2>{html.escape(name)}</h2>")
+        for row in rows:
+            cells = [(f"row {row + 1}", f"{score} {scores[row]:.1f}"), *((k, v[row]) for k, v in texts.items())]
+            # the direction of writing is that of the text's own letters
+            lines = [f'<tr><th>{html.escape(k)}</th><td dir="auto">{_shown(v)}</td></tr>' for k, v in cells]
+            body.append("<table>" + "\n".join(lines) + "</table>")
+    head = f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    about = f"<p>{len(scores):,} rows, mean {html.escape(score)} of a row {np.mean(scores):.1f}</p>"
+    page = [head, f"<style>{STYLE}</style></head><body>", f"<h1>{html.escape(title)}</h1>", about, *body]
+    Path(path).write_text("\n".join(page) + "\n</body></html>\n", encoding="utf-8")
+
+
+def _shown(text: str) -> str:
+    """`text` as HTML that shows it as it is; what does not print is escaped, what is very long cut."""
+    lines = [html.escape(printable(line)) for line in text[:SAMPLE_CHARACTERS].split("\n")]
+    cut = f"… ({len(text):,} characters)" if len(text) > SAMPLE_CHARACTERS else ""
+    return "\n".join(lines) + cut
+
+
+def draw_history(path: str | Path, history: list[dict[str, float]], score: str | None = None) -> None:
+    """A picture of the losses by step and, below it where evaluations gave it, of the score `eval_<score>`.
+
+    `history` is the trainer's log, in which losses are of smoothed labels where the training smooths them.
+    """
+    if not is_main_process():
+        return
+    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+
+    parts = {"loss (nats a label)": {"loss": "training", "eval_loss": "validation"}}
+    if score and any(f"eval_{score}" in entry for entry in history):
+        parts[score] = {f"eval_{score}": "validation"}
+    figure = Figure(figsize=(6.0, 3.5 * len(parts)), layout="constrained")
+    for number, (name, curves) in enumerate(parts.items(), 1):
+        axes = figure.add_subplot(len(parts), 1, number)
+        axes.set(xlabel="step", ylabel=name)
+        for key, label in curves.items():
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+                axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def write_model_card(
+    folder: str | Path,
+    task: str,
+    base_model: str,
+    scores: dict[str, float],
+    split: str,
+    record: dict[str, Any],
+    usage: str,
+) -> None:
+    """Write the model card `README.md` into `folder`: scores, data, command and how to load the model.
+
+    `task` is a hub task such as `token-classification`, `base_model` the checkpoint it came from, `scores` those of
+    `split`, `record` that of `common.run.folder.Run`, `usage` lines of Python. Metadata as in
+    https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+    """
+    if not is_main_process():
+        return
+    files = [printable(Path(f["file"]).name, 200) for f in record["data"].values()]
+    if len(files) > FILES_NAMED:
+        files[FILES_NAMED:] = [f"{len(files) - FILES_NAMED} more files"]
+    data = record["arguments"].get("dataset_name") or ", ".join(files) or "the documentation of Python"
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=base_model if base_model.count("/") == 1 and not Path(base_model).exists() else None,
+        model_name=printable(Path(folder).resolve().name, 200),
+        tags=["generated_from_trainer"],
+        eval_results=[
+            EvalResult(
+                task_type=task,
+                dataset_type="custom",
+                dataset_name=data,
+                dataset_split=split,
+                metric_type=name,
+                metric_value=round(v, 4),
+            )
+            for name, v in scores.items()
+        ],
+    )
+    tuning = record["arguments"].get("tuning")
+    apart = tuning in METHODS and METHODS[tuning].saved == "apart"
+    lines = [
+        "---",
+        metadata.to_yaml(),
+        "---",
+        "",
+        f"# {_markdown(metadata.model_name)}",
+        "",
+        f"{_markdown(base_model)} fine-tuned for {task} on {_markdown(data)}.",
+        "",
+        f"| score on the {split} rows | value |",
+        "| --- | ---: |",
+        *(f"| {_markdown(name)} | {value:.4f} |" for name, value in scores.items()),
+        "",
+        "## Use",
+        "",
+        *(
+            NOT_MERGED.format(tuning=tuning).split("\n")
+            if apart
+            else ["```python", usage.replace("```", "` ` `"), "```"]
+        ),
+        "",
+        "## Training",
+        "",
+        "```",
+        "python -m " + printable(shlex.join(record["command"]), 10_000).replace("```", "` ` `"),
+        "```",
+        "",
+        f"Run on {record['started'][:10]} on {described(record['hardware'])}; arguments, versions and the sha256 of "
+        "each data file are in `run.json`.",
+        "",
+    ]
+    ModelCard("\n".join(lines)).save(Path(folder) / "README.md")
+
+
+def _markdown(text: str) -> str:
+    """`text` as itself in Markdown: no markup, link or HTML."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", printable(text))
+
+
+WHEN = ("before", "after")
+
+
+def print_perplexities(metrics: dict[str, float]) -> None:
+    """A table of what `LanguageTrainer.scores` found before and after training."""
+    splits = [
+        k.removeprefix("before_").removesuffix("_perplexity") for k in metrics if re.match("before_.*perplexity", k)
+    ]
+    rows = [
+        [split, *(metrics[f"{when}_{split}_{name}"] for name in ("perplexity", "accuracy") for when in WHEN)]
+        for split in splits
+    ]
+    tell("")
+    print_table(["texts", "perplexity before", "after", "accuracy before", "after"], rows)
+
+
+def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
+    """A picture of the losses against the sub-tokens seen; `history` is the trainer's log, `before` the first loss."""
+    if not is_main_process():
+        return
+    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+
+    figure = Figure(figsize=(6.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, start in (("loss", "training", []), ("eval_loss", "validation", [(0, before)])):
+        points = start + [(entry["num_input_tokens_seen"] / 1e6, entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    axes.set(xlabel="sub-tokens seen (millions)", ylabel="loss (nats a label)")
+    axes.legend()
+    figure.savefig(path, dpi=120)

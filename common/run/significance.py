@@ -1,0 +1,57 @@
+"""Two runs on the same test rows: the predictions of another run, and whether a difference of scores is chance."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.data.files import parse_json
+from common.errors import InputError
+
+RESAMPLES = 1000
+
+
+def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
+    """Reference, which is in column `reference`, and prediction of each row of a `predictions_test.jsonl` of a run."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--compare_to {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line)
+            pair = row[reference], row["predicted"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pair = (None, None)
+        if not all(isinstance(text, str) for text in pair):
+            raise InputError(
+                f"{path}:{number}: needs `{reference}` and `predicted`, as in predictions_test.jsonl of a run"
+            )
+        found.append(pair)
+    return found
+
+
+def check_comparison(path: str, gold: list[str], reference: str) -> list[str]:
+    """The predictions in file `path`. Raises `InputError` unless they are of the references `gold`, in that order."""
+    other = read_predictions(path, reference)
+    if len(other) != len(gold):
+        raise InputError(f"--compare_to {path}: has {len(other):,} rows, and there are {len(gold):,} test rows")
+    for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
+        if reference != own:
+            raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")
+    return [predicted for _, predicted in other]
+
+
+def bootstrap_p(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """The chance `p` that the difference of two mean scores is none, by a paired bootstrap over the test rows.
+
+    Both have shape (rows,). The share of `RESAMPLES` samples of rows in which the difference, moved so that its mean is
+    0, is as large as the one found, as in sacreBLEU (Koehn 2004, https://aclanthology.org/W04-3250).
+    """
+    differences = np.asarray(ours) - np.asarray(theirs)
+    random = np.random.default_rng(0)
+    means = np.array(
+        [differences[random.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)]
+    )
+    found = abs(differences.mean())
+    return float((np.sum(np.abs(means - differences.mean()) >= found) + 1) / (RESAMPLES + 1))

@@ -1,0 +1,325 @@
+"""Search for the best values of a recipe's arguments, with Optuna.
+
+    make sweep RECIPE=ner TRIALS=20
+    make sweep RECIPE=ner ARGS="--train_file my.jsonl --validation_file dev.jsonl"
+    python -m common.tools.sweep ner --space my_space.yaml --folder /shared/sweep --trials 50
+    python -m recipes.ner.train --config outputs/sweep/ner/best.yaml
+
+The space is `recipes/RECIPE/sweep.yaml`: for each argument its bounds (`low`, `high`, `log: true` for even steps of the
+logarithm, whole numbers where both bounds are) or `choices`, and by `first` the value of the first trial. All other
+arguments are those of every trial.
+
+A trial trains the recipe and ends with its training: the validation rows alone decide, by the score that picks the best
+checkpoint, and the test rows are never looked at. After each evaluation a trial that is worse than the median of those
+before it at the same evaluation is pruned (Golovin et al. 2017, section 3.2.2). Values come from the tree-structured
+Parzen estimator (Bergstra et al. 2011, https://papers.nips.cc/paper/4443).
+
+What is known lies in `journal.log` in the folder `outputs/sweep/RECIPE`, and the best arguments so far in `best.yaml`
+beside it, which `--config` takes. The same command goes on with a sweep that was stopped, in the middle of its trial;
+on several machines that share the folder it makes one sweep of all. A GPU each: `CUDA_VISIBLE_DEVICES=0 make sweep &`.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import optuna
+import transformers
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from transformers import TrainerCallback
+
+from common.args import TrainingArguments
+from common.cli import command_line, given_values, parse
+from common.errors import InputError, Problems, RunStopped, one_line, tell
+from common.training import checkpoints
+
+#: arguments that a sweep sets itself
+OWN = ("--output_dir", "--overwrite", "--resume_from_checkpoint")
+KEYS = {"low", "high", "log", "choices", "first"}
+STOPPED = (130, 143)
+
+
+class Trained(Exception):
+    """The training of a trial has come to its end; what the recipe does after it is left out."""
+
+
+class Failed(Exception):
+    """A trial that cannot come to its end, such as with a loss that is not finite; the sweep goes on without it."""
+
+
+class Report(TrainerCallback):
+    """Hands each evaluation's score to the trial, which may be pruned then, and ends the run with its training."""
+
+    def __init__(self, trial: Trial, so_far: dict[int, float]):
+        self.trial, self.scores = trial, so_far
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        number = sum(f"eval_{name}" in entry for entry in state.log_history)  # a resumed run knows those before it
+        if number in self.scores:
+            return
+        self.scores[number] = metrics[f"eval_{name}"]
+        self.trial.report(self.scores[number], number)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def on_train_end(self, args, state, control, **kwargs):
+        raise Trained
+
+
+# The space
+
+
+def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[str, Any]]:
+    """The search space in a YAML file. `fits(name, value)` raises `InputError` for what the recipe does not take."""
+    try:
+        space = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from None
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"{path}: must hold a line for each argument, such as: weight_decay: {{low: 0.0, high: 0.1}}")
+    problems = Problems()
+    for name, about in space.items():
+        try:
+            if not isinstance(about, dict) or not about.keys() <= KEYS:
+                raise InputError(f"must hold low and high, or choices; beside them log and first: not {about}")
+            choices = about.get("choices")
+            if choices is None:
+                bounds = [_number(about.get(key)) for key in ("low", "high")]
+                if bounds[0] >= bounds[1] or (about.get("log") and bounds[0] <= 0):
+                    raise InputError(f"low must be below high, and above 0 where log is true: not {about}")
+                about["low"], about["high"] = bounds
+            elif not isinstance(choices, list) or not choices or "low" in about or "high" in about:
+                raise InputError(f"choices must be a list, without low and high beside it: not {about}")
+            if choices is None and "first" in about:
+                about["first"] = _number(about["first"])
+            if "first" in about and not (
+                about["first"] in choices if choices else about["low"] <= about["first"] <= about["high"]
+            ):
+                raise InputError(f"first is not in the space: {about}")
+            for value in choices or bounds:
+                fits(str(name), value)
+        except InputError as error:
+            problems.add(str(path), f"{name}: {error}")
+    problems.check()
+    return space
+
+
+def _number(value: Any) -> float | int:
+    """A number as YAML gives it, or as it is mostly written: 2e-5 is text to YAML."""
+    if isinstance(value, bool) or value is None:
+        raise InputError(f"low and high must be numbers, not {value}")
+    try:
+        return value if isinstance(value, int) else float(value)
+    except ValueError:
+        raise InputError(f"low and high must be numbers, not {value}") from None
+
+
+def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Values of a trial for all arguments of the space."""
+    found = {}
+    for name, about in space.items():
+        if "choices" in about:
+            found[name] = trial.suggest_categorical(name, about["choices"])
+        elif isinstance(about["low"], int) and isinstance(about["high"], int):
+            found[name] = trial.suggest_int(name, about["low"], about["high"], log=bool(about.get("log")))
+        else:
+            found[name] = trial.suggest_float(name, about["low"], about["high"], log=bool(about.get("log")))
+    return found
+
+
+# Trials
+
+
+def run(main: Callable, words: list[str], folder: Path, trial: Trial, so_far: dict[int, float]) -> dict[int, float]:
+    """Train in `folder`, or go on there, and report to `trial`. Returns the score of each evaluation by its number."""
+    report = Report(trial, so_far)
+    again = ["--resume_from_checkpoint", "true"] if checkpoints.in_order(folder) else ["--overwrite"]
+    folder.mkdir(parents=True, exist_ok=True)
+    transformers.trainer.DEFAULT_CALLBACKS.append(report)
+    try:
+        with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            main([*words, "--output_dir", str(folder), *again])
+    except Trained:
+        pass
+    finally:
+        transformers.trainer.DEFAULT_CALLBACKS.remove(report)
+    return report.scores
+
+
+def go_on_with_stopped(study: optuna.Study) -> None:
+    """Queue anew the trials of this machine that were stopped or killed, each to go on from its checkpoint.
+
+    (Optuna's own way, a heartbeat, is for databases only.)
+    """
+    here, all_trials = socket.gethostname(), study.get_trials(deepcopy=False)
+    gone_on = {trial.user_attrs.get("goes_on") for trial in all_trials}
+    for old in all_trials:
+        about = old.user_attrs
+        dead = old.state == TrialState.RUNNING and about.get("machine") == here and not _alive(about["process"])
+        if not dead and not (about.get("stopped") == here and old.number not in gone_on):
+            continue
+        if dead:
+            study.tell(old.number, state=TrialState.FAIL)
+        study.enqueue_trial(old.params, user_attrs={"goes_on": old.number, "folder": about["folder"]})
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # an earlier process of the same number
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def done(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: all that came to an end, be it a failure, but those that were stopped and went on."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [t for t in ended if t.state != TrialState.FAIL or t.user_attrs.get("failed")]
+
+
+# Arguments of the winner
+
+
+def write_config(path: Path, values: dict[str, Any], comment: str) -> None:
+    """Write a YAML file that `--config` takes, whole or not at all."""
+    lines = [f"# {comment}", *(f"{name}: {json.dumps(value)}" for name, value in values.items())]
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a sweep, and the words that are arguments of all its trials."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.tools.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--trials", type=int, default=20, help="trials in all, those of earlier calls included")
+    parser.add_argument("--unpruned", type=int, default=5, help="trials that must be complete before one is pruned")
+    parser.add_argument("--space", type=Path, help="YAML file; recipes/RECIPE/sweep.yaml when not given")
+    parser.add_argument("--folder", type=Path, help="where all lies; outputs/sweep/RECIPE when not given")
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> optuna.Study:
+    options, words = read_options(argv)
+    if not Path("recipes", options.recipe, "train.py").is_file():
+        raise InputError(f"{options.recipe}: no such recipe here; run it where the folder recipes/ is")
+    recipe = importlib.import_module(f"recipes.{options.recipe}.train")
+    taken = [word for word in words if word.split("=")[0] in OWN]
+    if taken:
+        raise InputError(f"{taken[0]}: a sweep sets it itself")
+    args = next(a for a in parse(recipe.ARGUMENTS, words) if isinstance(a, TrainingArguments))
+    if args.eval_strategy == "no":
+        raise InputError("--eval_strategy no: a sweep is decided by evaluations; leave it out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a sweep is not launched: each trial takes one process; start it once for each GPU instead")
+    given = given_values(recipe.ARGUMENTS, words)
+    space_file = options.space or Path("recipes", options.recipe, "sweep.yaml")
+
+    def fits(name: str, value: Any) -> None:
+        if name in given:
+            raise InputError(f"is searched for, and given as --{name} as well")
+        parse(recipe.ARGUMENTS, [*words, f"--{name}={value}"])
+
+    space = read_space(space_file, fits)
+    folder = (options.folder or Path("outputs", "sweep", options.recipe)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    # Study
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    direction = "maximize" if args.greater_is_better else "minimize"
+    study = optuna.create_study(study_name=options.recipe, storage=storage, direction=direction, load_if_exists=True)
+    about = json.loads(json.dumps({"recipe": options.recipe, "arguments": given, "space": space}))
+    if study.user_attrs.get("about", about) != about:
+        raise InputError(f"{folder}: holds a sweep with other arguments or another space; give another --folder")
+    if study.direction.name.lower() != direction:
+        raise InputError(f"{folder}: holds a sweep of another score; give another --folder")
+    study.set_user_attr("about", about)
+    go_on_with_stopped(study)
+    first = {name: about["first"] for name, about in space.items() if "first" in about}
+    if first and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(first)
+    study.sampler = optuna.samplers.TPESampler(constant_liar=True)  # unseeded, or all machines would try the same
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=options.unpruned)
+
+    def objective(trial: Trial) -> float:
+        if "folder" not in trial.user_attrs:
+            trial.set_user_attr("folder", f"trial-{trial.number}")
+        trial.set_user_attr("process", os.getpid())
+        trial.set_user_attr("machine", socket.gethostname())  # last: where it is, the others are
+        own = folder / trial.user_attrs["folder"]
+        values, so_far = suggest(trial, space), {}
+        before = trial.user_attrs.get("goes_on")
+        if before is not None and checkpoints.in_order(own):
+            so_far = dict(study.trials[before].intermediate_values)
+            for number, score in so_far.items():
+                trial.report(score, number)
+        try:
+            arguments = [*words, *(f"--{name}={value}" for name, value in values.items())]
+            scores = run(recipe.main, arguments, own, trial, so_far)
+        except (RunStopped, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or error.code in STOPPED:
+                trial.set_user_attr("stopped", socket.gethostname())
+                raise
+            trial.set_user_attr("failed", str(error))
+            raise Failed from None
+        finally:
+            if "stopped" not in trial.user_attrs:
+                for path in [*own.glob("*.safetensors"), *checkpoints.in_order(own)]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return (max if args.greater_is_better else min)(scores.values())
+
+    def told(study: optuna.Study, trial: FrozenTrial) -> None:
+        count = len(done(study))
+        values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
+        outcome = {
+            TrialState.COMPLETE: lambda: f"{trial.value:.4f}",
+            TrialState.PRUNED: lambda: f"pruned after evaluation {trial.last_step}",
+            TrialState.FAIL: lambda: trial.user_attrs["failed"],
+        }[trial.state]()
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = f" (best {study.best_value:.4f}, trial {study.best_trial.number})" if complete else ""
+        tell(f"{count} of {options.trials}: trial {trial.number}: {values}: {outcome}{best}")
+        if complete:
+            comment = f"trial {study.best_trial.number} of {count}: {args.metric_for_best_model} {study.best_value:.4f}"
+            write_config(folder / "best.yaml", given | study.best_params, comment)
+        if count >= options.trials:
+            study.stop()
+
+    if len(done(study)) < options.trials:
+        try:
+            # a Trainer is in a circle of references, and its model with it
+            study.optimize(objective, catch=(Failed,), callbacks=[told], gc_after_trial=True)
+        except RunStopped as error:
+            if error.code in STOPPED:
+                raise RunStopped(f"{error}; the same command goes on with the sweep", error.code) from None
+            raise
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise InputError(f"{folder}: no trial came to its end; {folder}/trial-*.log say why")
+    tell(f"best: {study.best_value:.4f}, trial {study.best_trial.number}: {folder}/best.yaml")
+    return study
+
+
+if __name__ == "__main__":
+    command_line(main)
