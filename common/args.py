@@ -97,6 +97,15 @@ class DataArguments:
 
 
 @dataclass
+class SpeedArguments:
+    """Whether `common.speed` may change how a model computes."""
+
+    speed: Literal["auto", "off"] = field(
+        default="auto", metadata={"help": "auto: faster code with the same results; off: plain transformers"}
+    )
+
+
+@dataclass
 class RegularisationArguments:
     """What keeps a model from fitting its rows too closely, each off unless given. Code: `common.training.regularisation`."""
 
@@ -169,7 +178,7 @@ LEAST = {
 
 
 @dataclass
-class TrainingArguments(RegularisationArguments, transformers.TrainingArguments):
+class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.TrainingArguments):
     """The arguments of transformers with fast, safe defaults, and a few of our own."""
 
     _argument_group_name = "training"

@@ -20,8 +20,8 @@ DOCUMENTS = [
 PROGRAMS = [
     *(ROOT / "recipes").glob("*/train.py"),
     *(ROOT / "recipes").glob("*/predict.py"),
-    ROOT / "common" / "compare.py",
-    ROOT / "common" / "sweep.py",
+    ROOT / "common" / "tools" / "compare.py",
+    ROOT / "common" / "tools" / "sweep.py",
 ]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
 
@@ -49,7 +49,7 @@ def understood(recipe: str, program: str, words: list[str]) -> None:
 
 def beside_the_recipe(program: str, words: list[str]) -> None:
     """`words` are understood by `common.tools.compare` or `common.tools.sweep`, and what they leave by the recipe."""
-    options, rest = importlib.import_module(f"common.{program}").read_options(words)
+    options, rest = importlib.import_module(f"common.tools.{program}").read_options(words)
     understood(options.recipe, "train", rest)
     if program == "compare":
         assert options.methods or options.settings
@@ -68,7 +68,7 @@ def test_documented_commands_are_understood(file, command):
         for config in re.findall(r"--config_file (\S+)", command):
             assert (ROOT / config).is_file()
         return
-    if match := re.search(r"-m common\.(compare|sweep) (.*)", command):
+    if match := re.search(r"-m common\.tools\.(compare|sweep) (.*)", command):
         beside_the_recipe(match[1], shlex.split(match[2]))
         return
     if match := re.search(r"-m (tests\.\w+\.\w+)", command):

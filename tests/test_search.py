@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from common.inference.predictor.search import shrinking_search
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import (
     BartConfig,
@@ -19,6 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from common.inference.search import shrinking_search
 from common.models.decoding import BeginWith, generating
 
 SPECIAL = {"pad_token_id": 3, "eos_token_id": 1, "decoder_start_token_id": 2}

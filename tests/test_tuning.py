@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from common.inference.predictor.predictor import load_saved
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -38,6 +37,7 @@ from transformers import (
 
 from common.args import ModelArguments
 from common.errors import InputError
+from common.inference.predictor import load_saved
 from common.models.load import load_model
 from common.models.structure import depths, layer_names, watch
 from common.tuning.adapters import Bottleneck, Shape, insert_adapters

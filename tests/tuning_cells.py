@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from common.inference.predictor.predictor import load_saved
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
@@ -33,6 +32,7 @@ from transformers import (
 )
 
 from common.args import ModelArguments, TrainingArguments
+from common.inference.predictor import load_saved
 from common.models.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
 from common.models.load import load_model
 from common.models.structure import set_dropout

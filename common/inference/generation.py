@@ -10,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.errors import InputError
 from common.hardware import native_bf16
-from common.inference.predictor.predictor import PredictArguments, load_saved, token_batches
-from common.inference.predictor.search import shrinking_search
+from common.inference.predictor import PredictArguments, load_saved, token_batches
+from common.inference.search import shrinking_search
 from common.models.decoding import decoded, forced_ids, generating, padded
 from common.models.encoder_decoder import load_seq2seq_tokenizer
 from common.models.load import load_config, resolve_model

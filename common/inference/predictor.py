@@ -12,16 +12,17 @@ from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
+from common.args import SpeedArguments
 from common.data.files import FileReader, Row, fresh_file, read_file
 from common.errors import InputError, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
-from common.models.load import load_config, load_tokenizer, resolve_model
-from common.speed.padding_free import leave_out_padding
+from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
+from common.speed import apply
 from common.tuning.adapters import load_adapters
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(SpeedArguments):
     """Arguments of every recipe's predict."""
 
     model: str | None = field(default=None, metadata={"help": "folder that train saved, or a hub id"})
@@ -87,6 +88,7 @@ class Predictor:
         model: str,
         batch_tokens: int = 4096,
         precision: str = "auto",
+        speed: str = "auto",
     ):
         """`head` ends the name of the architecture that is needed, such as `ForTokenClassification`; or several do."""
         path = resolve_model(model)
@@ -97,8 +99,7 @@ class Predictor:
             wanted = head if isinstance(head, str) else " or ".join(head)
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
         self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
-        if self.device.type == "cpu" and not virtual_tokens(path):
-            leave_out_padding(self.model)
+        self.speed = apply(LoadedModel(self.model, self.tokenizer), SpeedArguments(speed))
         positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
         positions -= virtual_tokens(path)
         self.max_length = getattr(self.config, "max_seq_length", positions)

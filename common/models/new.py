@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from common.args import ModelArguments
 from common.errors import InputError, in_main_process, one_line, tell
-from common.models.load import attention_kernel, load_config, ready_for_training, resolve_model
+from common.models.load import LoadedModel, load_config, resolve_model
 
 #: kinds of tokenizers, and how each is learned
 MODELS = {
@@ -128,8 +128,8 @@ def new_model(
     model_args: ModelArguments,
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
-) -> PreTrainedModel:
-    """Model of `auto_class` with random weights, drawn from the global random state, for `tokenizer`.
+) -> LoadedModel:
+    """Make a model of `auto_class` with random weights, drawn from the global random state, for `tokenizer`.
 
     With `--model_size` of architecture `family`, such as `BertConfig`; else with the configuration of
     `--model_name_or_path`. `--config_overrides` changes values of either. Raises `InputError` for one that it has not,
@@ -155,16 +155,13 @@ def new_model(
         raise InputError(f"--max_seq_length {max_length}: the model would read {positions} sub-tokens at most")
     if model_args.attention_dropout is not None:
         raise InputError("--attention_dropout: with a new model give it in --config_overrides")
-    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-    dropout = next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)
-    kernel = attention_kernel(model_args.attn_implementation, dropout, max_length)
+    kernel = None if model_args.attn_implementation == "auto" else model_args.attn_implementation
     try:
         model = auto_class.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no model can be made so: {one_line(error)}") from None
+        raise InputError(f"invalid model configuration: {one_line(error)}") from None
     tell(f"a new {config.model_type} model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
-    model.new_parameters, model.pretrained = set(), set()
-    return ready_for_training(model, model_args)
+    return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
 def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:

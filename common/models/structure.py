@@ -4,7 +4,7 @@ Depth runs from 0, the embeddings, over 1 to n, the layers (of an encoder-decode
 the head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,8 @@ class Layer:
     """
 
     name: str
+    #: modules that call the attention kernel
+    attention: list[str] = field(default_factory=list)
     query: list[str] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     value: list[str] = field(default_factory=list)
@@ -41,40 +43,60 @@ class Layer:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of the layers, from input to output: the elements of the outermost lists of modules with weights."""
+    """List the layers of the Transformer in `model`, from input to output: its outermost module lists with weights."""
     found: list[str] = []
+    inside = {id(module) for module in transformer_of(model).modules()}
     for name, module in model.named_modules():
-        nested = any(name.startswith(f"{other}.") for other in found)
+        nested = id(module) not in inside or any(name.startswith(f"{other}.") for other in found)
         if isinstance(module, nn.ModuleList) and not nested and any(True for _ in module.parameters()):
             found += [f"{name}.{i}" for i in range(len(module))]
     return found
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Parameters that are the head's alone: none where it is the input embeddings again (tied)."""
-    if model.base_model is not model:
-        inside = {id(weight) for weight in model.base_model.parameters()}
+def transformer_of(model: nn.Module) -> PreTrainedModel:
+    """Return the Transformer without its head: the `base_model`, or the first one inside a module of your own.
+
+    Raises:
+        InputError: `model` contains no `PreTrainedModel`.
+    """
+    found = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if found is None:
+        raise InputError(f"{type(model).__name__}: contains no model of transformers; build it around one")
+    return found.base_model
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """Return the layer that scores the vocabulary; None in a model with another head."""
+    return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """List the parameters of the head: none if the head is the input embeddings once more (tied)."""
+    transformer = transformer_of(model)
+    if transformer is not model:
+        inside = {id(weight) for weight in transformer.parameters()}
         return [name for name, weight in model.named_parameters() if id(weight) not in inside]
     output, tied = model.get_output_embeddings(), model.get_input_embeddings().weight
     own = {id(weight) for weight in output.parameters() if weight is not tied} if output is not None else set()
     return [name for name, weight in model.named_parameters() if id(weight) in own]
 
 
-def fresh_names(model: PreTrainedModel) -> list[str]:
-    """Parameters without which no method can do: the head of a task, and whatever the checkpoint did not have.
+def fresh_names(model: nn.Module, new_parameters: Collection[str]) -> list[str]:
+    """List the parameters that every tuning method trains: the head of a task, and all `new_parameters`.
 
-    The head of a language model is pretrained, and fresh only where the checkpoint came without it.
+    The head of a language model is pretrained. It counts as new only if the checkpoint has none.
     """
-    fresh = set(model.new_parameters)
-    if model.get_output_embeddings() is None:
+    fresh = set(new_parameters)
+    if output_embeddings(model) is None:
         fresh |= set(head_names(model))
-    embeddings = model.get_input_embeddings().weight
+    embeddings = transformer_of(model).get_input_embeddings().weight
     return [name for name, weight in model.named_parameters() if name in fresh and weight is not embeddings]
 
 
-def depths(model: PreTrainedModel) -> dict[str, int]:
-    """The depth of each parameter. What is neither in a layer nor an embedding belongs to the layer before it."""
-    layers, top, seen, found = layer_names(model), set(head_names(model)) | set(fresh_names(model)), 0, {}
+def depths(model: nn.Module, new_parameters: Collection[str]) -> dict[str, int]:
+    """Return the depth of each parameter. One outside the layers and embeddings belongs to the layer before it."""
+    layers, seen, found = layer_names(model), 0, {}
+    top = set(head_names(model)) | set(fresh_names(model, new_parameters))
     for name, _ in model.named_parameters():
         at = next((i for i, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
         seen = seen if at is None else at
@@ -107,7 +129,7 @@ AttentionInterface.register("watched", _watched)
 AttentionMaskInterface.register("watched", sdpa_mask)
 
 
-def watch(model: PreTrainedModel) -> list[Layer]:
+def watch(model: nn.Module) -> list[Layer]:
     """Run `model` on a few sub-tokens and see which linear maps it calls in which layer, before and after attention.
 
     Attention that does not go through transformers' `AttentionInterface` cannot be seen; `query` and its like are empty
@@ -161,8 +183,9 @@ def attention_by(model: nn.Module, kernels: Mapping[str, str]) -> Iterator[bool]
             config._attn_implementation = kernel
 
 
-def _run(model: PreTrainedModel, attention: str | None = None) -> None:
-    """Run `model` without its head on a few sub-tokens, with this kernel of attention if one is named."""
+def _run(model: nn.Module, attention: str | None = None) -> None:
+    """Run the Transformer of `model` without its head on a few tokens, with this attention kernel if one is named."""
+    model = transformer_of(model)
     before, training = model.config._attn_implementation, model.training
     ids = torch.ones(2, 4, dtype=torch.int64, device=model.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
@@ -171,7 +194,7 @@ def _run(model: PreTrainedModel, attention: str | None = None) -> None:
             if attention:
                 model.set_attn_implementation(attention)
             model.eval()
-            model.base_model(**inputs)
+            model(**inputs)
     finally:
         if attention:
             model.set_attn_implementation(before)
@@ -211,6 +234,7 @@ def _read(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) ->
     after = False
     for kind, what in events:
         if kind == "attention":
+            layer.attention.append(names[id(what)])
             inside = [n for n in pending if n.startswith(f"{names[id(what)]}.")]
             if len(inside) in (1, 3):  # queries, keys and values, in this order in all of transformers; or one for all
                 layer.query.append(inside[0])

@@ -30,6 +30,7 @@ from common.hardware import hardware
 from common.training import checkpoints
 from common.training.checkpoints import sha256
 
+COMMON = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
 #: what a run writes, and so what `--overwrite` takes away
 WRITTEN = (
@@ -83,7 +84,7 @@ class Run:
                 for n, f in data_args.files().items()
             },
             "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
-            "code": _sha256_of([*Path(__file__).parent.glob("*.py"), *_folder_of(data_args).glob("*.py")]),
+            "code": _sha256_of([*COMMON.rglob("*.py"), *_folder_of(data_args).glob("*.py")]),
             "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "git_commit": _git_commit(),
@@ -287,7 +288,7 @@ def _local_weights(model: str | None) -> list[Path]:
 
 
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
+    here = COMMON
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)

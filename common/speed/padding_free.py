@@ -399,7 +399,7 @@ def compute_chosen_only(
     try:
         part = watch(model)[-1]
         layer = model.get_submodule(part.name)
-        attention = model.get_submodule(part.query[-1].rpartition(".")[0])
+        attention = model.get_submodule(part.attention[-1])
         with torch.no_grad():
             expected = run()
             hooks = [

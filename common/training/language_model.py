@@ -13,10 +13,11 @@ from transformers.utils import ModelOutput
 from common.args import TrainingArguments
 from common.data.stream import TextStream
 from common.errors import InputError, tell
-from common.speed.head import Selection, chunked_hits, chunked_losses, hits_at_labels, losses_at_labels, scores_of
+from common.speed.head import chunked_hits, chunked_losses, hits_at_labels, losses_at_labels, scores_of
 from common.training.interrupts import HOW_TO_GO_ON
 from common.training.order import Repeated, StepBatches, step_starts
 from common.training.trainer import Trainer, reading
+from common.tuning import TunedModel
 
 
 @dataclass
@@ -29,12 +30,15 @@ class LanguageArguments(TrainingArguments):
         default=None, metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps"}
     )
     batch_ramp_steps: int | None = field(default=None, metadata={"help": "steps over which the batch grows"})
+    loss_chunk: int = field(default=1024, metadata={"help": "tokens whose scores of the vocabulary exist at a time"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
     remove_unused_columns: bool = field(default=False)  # the collator takes them
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss_chunk < 1:
+            raise InputError("--loss_chunk must be at least 1")
         if (self.batch_ramp_start is None) != (self.batch_ramp_steps is None):
             raise InputError("--batch_ramp_start and --batch_ramp_steps: give both, or none")
         if self.batch_ramp_start is None:
@@ -66,24 +70,25 @@ class LanguageTrainer(Trainer):
     With a `TextStream` to train on, or a batch that grows, the run is one epoch, and its rows are numbered through.
     """
 
-    def __init__(self, *, args: LanguageArguments, train_dataset: Dataset | TextStream, selection: Selection, **kwargs):
-        selection.make_way(kwargs["model"])
-        chunked = selection.chunked
+    def __init__(self, model: TunedModel, args: LanguageArguments, *, train_dataset: Dataset | TextStream, **kwargs):
         if args.ramp is not None and isinstance(train_dataset, Dataset):
             rows = len(train_dataset) * args.num_train_epochs
             train_dataset = Repeated(train_dataset, args.seed if args.data_seed is None else args.data_seed)
         if not isinstance(train_dataset, Dataset):
             self._one_epoch(args, rows if isinstance(train_dataset, Repeated) else 0)
         super().__init__(
-            args=args,
+            model,
+            args,
             train_dataset=train_dataset,
-            losses=chunked_losses if chunked else losses_at_labels,
-            preprocess_logits_for_metrics=chunked_hits if chunked else hits_at_labels,
+            losses=losses_at_labels,
+            preprocess_logits_for_metrics=hits_at_labels,
             compute_metrics=self._accuracy,
             **kwargs,
         )
-        self.selection = selection
-        selection.label_smoothing = self.args.label_smoothing_factor
+        if self.speed.selection is not None:
+            self.speed.selection.label_smoothing = self.args.label_smoothing_factor
+            if self.speed.selection.chunked:
+                self._losses_of, self._reduce = chunked_losses, chunked_hits
         self.label_names = ["labels"]  # whatever else the model's own loss would take
         self._loss_shifts_labels = False  # each label stands where it is predicted
 
@@ -162,7 +167,7 @@ class LanguageTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs.pop("owner", None)
         inputs.pop("real", None)
-        with self.selection.at(inputs["labels"]):
+        with self.speed.at_labels(inputs["labels"]):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

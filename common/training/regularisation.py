@@ -128,12 +128,13 @@ def _lengths(rows: Tensor) -> Tensor:
 # Toward the pretrained weights
 
 
-def pretrained_parameters(model: PreTrainedModel, argument: str) -> dict[str, nn.Parameter]:
-    """The parameters of `model` that came with the checkpoint, by name, whether or not they are trained at first.
+def pretrained_parameters(model: nn.Module, pretrained: set[str], argument: str) -> dict[str, nn.Parameter]:
+    """Return the parameters of `model` that are named in `pretrained`, trained at first or not.
 
-    Raises `InputError` where none of them is trained: in a new model, and where matrices beside them are (LoRA).
+    Raises:
+        InputError: none of them is trained, as in a new model, or if matrices beside them are (LoRA).
     """
-    found = {name: value for name, value in model.named_parameters() if name in model.pretrained}
+    found = {name: value for name, value in model.named_parameters() if name in pretrained}
     if not any(value.requires_grad for value in found.values()):
         raise InputError(f"--{argument}: holds pretrained weights where they are, and this run trains none of them")
     return found

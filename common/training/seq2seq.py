@@ -11,7 +11,6 @@ Beside those of `common.training.trainer`:
 """
 
 from collections.abc import Collection
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -19,7 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import (
     EvalPrediction,
@@ -32,12 +30,10 @@ from transformers.trainer_utils import TrainOutput
 
 from common.args import TrainingArguments, check_best_metric
 from common.errors import InputError, tell
-from common.inference.predictor.search import shrinking_search
+from common.inference.search import shrinking_search
 from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
-from common.speed.dropout import quick_functional_dropout
-from common.speed.head import HeadLosses
-from common.speed.padding_free import UnpaddedPairs
+from common.speed.apply import training_pass
 from common.training import checkpoints
 from common.training.order import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
 from common.training.trainer import Trainer, label_losses
@@ -182,23 +178,6 @@ class Seq2SeqTrainer(Trainer):
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
-        self._on_cpu = not torch.accelerator.is_available()
-        self._head = self._unpadded = None
-        if self._on_cpu:
-            self._quicken(self.accelerator.unwrap_model(self.model))
-
-    def _quicken(self, model: PreTrainedModel | PeftModel) -> None:
-        """Make ready what a CPU trains faster, where this model and its training can do with it."""
-        if not self.args.r_drop:  # which compares the scores
-            head = HeadLosses(model)
-            self._head = head if head.works else None
-        tuned = isinstance(model, PeftModel)
-        virtual = tuned and model.active_peft_config.is_prompt_learning  # sub-tokens that no batch shows
-        plain = model.get_base_model() if tuned else model
-        # new models keep their padding: batches filled by sub-tokens have little (tests/benchmarks/NOTES.md)
-        if not virtual and getattr(plain, "pretrained", None):
-            pairs = UnpaddedPairs(plain)
-            self._unpadded = pairs if pairs.works else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -217,18 +196,12 @@ class Seq2SeqTrainer(Trainer):
         return self._train_batches
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        with ExitStack() as quicker:
-            # layers that are computed again on the way back are so outside of this, and must do the same
-            if self._on_cpu and not self.model.is_activation_checkpointing:
-                quicker.enter_context(quick_functional_dropout())
-                if self._unpadded is not None:
-                    quicker.enter_context(self._unpadded.at(inputs["attention_mask"], inputs["labels"]))
-            if self._head is not None:
-                quicker.enter_context(self._head.at(inputs["labels"], self.args.label_smoothing_factor))
+        recomputes = self.model.is_activation_checkpointing
+        with training_pass(self.speed, inputs, self.args.label_smoothing_factor, recomputes):
             return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
 
     def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        if self._head is not None and self._head.labels is not None:
+        if self.speed.head is not None and self.speed.head.labels is not None:
             return logits[..., 0]
         return label_losses(logits, labels, label_smoothing)
 

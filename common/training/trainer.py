@@ -39,17 +39,18 @@ from accelerate.utils import release_memory
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ModelOutput
 
+from common.args import TrainingArguments
 from common.data.workers import ignore_group_signals
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.hardware import is_out_of_memory, out_of_memory, reraise_out_of_memory
-from common.speed.padding_free import leaves_out_padding
+from common.speed import apply
 from common.training import checkpoints
 from common.training.interrupts import HOW_TO_GO_ON, StopSignals, reraise_lost_ranks
 from common.training.order import LengthSortedSampler, TrainingBatches, in_dataset_order, row_lengths, row_parts
@@ -63,7 +64,7 @@ from common.training.regularisation import (
     repeat_batch,
 )
 from common.tuning.peft_methods import allocation, is_adalora, orthogonality, restore_allocation
-from common.tuning.tune import callbacks, is_beside, is_gradual, layer_rates
+from common.tuning.tune import TunedModel, callbacks, is_beside, is_gradual, layer_rates
 
 #: sub-tokens that a CPU evaluates at a time
 EVALUATED_TOGETHER = 4096
@@ -128,16 +129,22 @@ class Trainer(transformers.Trainer):
 
     def __init__(
         self,
-        *args,
+        model: TunedModel | nn.Module,
+        args: TrainingArguments,
+        *,
         compute_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         losses: Callable[[Tensor, Tensor, float], Tensor] = label_losses,
         **kwargs,
     ):
-        super().__init__(*args, compute_metrics=self._metrics, compute_loss_func=self._loss, **kwargs)
+        self.tuned = model if isinstance(model, TunedModel) else TunedModel(model, kwargs.get("processing_class"))
+        self.speed = apply(self.tuned, args)
+        if isinstance(model, TunedModel):
+            kwargs.setdefault("processing_class", model.tokenizer)
+        super().__init__(self.tuned.model, args, compute_metrics=self._metrics, compute_loss_func=self._loss, **kwargs)
         self.args.eval_do_concat_batches = False  # lists of batches: joining them pads all rows to the longest
         if self.args.train_sampling_strategy == "auto":
-            self.args.train_sampling_strategy = "random" if leaves_out_padding(self.model) else "group_by_length"
+            self.args.train_sampling_strategy = "random" if self.speed.without_padding else "group_by_length"
         self._user_metrics = compute_metrics
         self._reduce = preprocess_logits_for_metrics
         self._losses_of = losses
@@ -149,7 +156,7 @@ class Trainer(transformers.Trainer):
             self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        for callback in callbacks(self.model):
+        for callback in callbacks(self.tuned):
             self.add_callback(callback)
         if self.args.label_names is None:
             self.label_names = ["labels"]  # which the signature of a wrapped model does not show
@@ -166,9 +173,11 @@ class Trainer(transformers.Trainer):
                     f"--{name}: not where FSDP or DeepSpeed shards the weights; launch with multi_gpu.yaml"
                 )
         if args.l2_sp:
-            self._pull = PullToPretrained(pretrained_parameters(self.model, "l2_sp"), args.l2_sp)
+            self._pull = PullToPretrained(pretrained_parameters(self.model, self.tuned.pretrained, "l2_sp"), args.l2_sp)
         if args.mixout:
-            self._mixout = Mixout(self.model, pretrained_parameters(self.model, "mixout"), args.mixout, seed)
+            self._mixout = Mixout(
+                self.model, pretrained_parameters(self.model, self.tuned.pretrained, "mixout"), args.mixout, seed
+            )
         if args.adversarial:
             freelb = args.adversarial_steps, args.adversarial_step_size
             self._adversary = Adversary(self.model, args.adversarial_epsilon, *freelb, seed)
@@ -181,7 +190,7 @@ class Trainer(transformers.Trainer):
 
     def _build_accelerator_args(self, **kwargs) -> dict:
         drops = any(getattr(self.model.config, name, None) for name in LAYER_DROPS)
-        if drops or is_gradual(self.model):  # processes must not wait for gradients of what is left out or held fast
+        if drops or is_gradual(self.tuned):  # processes must not wait for gradients of what is left out or held fast
             self.args.ddp_find_unused_parameters = True
         return super()._build_accelerator_args(**kwargs)
 
@@ -203,7 +212,7 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """As its parent does; under `--layerwise_lr_decay` with the rate of its layer for each parameter."""
-        shares = layer_rates(self.model)
+        shares = layer_rates(self.tuned)
         if shares is None or self.optimizer is not None:
             return super().create_optimizer(model)
         decays = set(self.get_decay_parameter_names(self.model))
@@ -329,7 +338,7 @@ class Trainer(transformers.Trainer):
             self.optimizer = self.lr_scheduler = None
             self.model_wrapped = self.model
             self.model.zero_grad()
-            if is_gradual(self.model):  # the new optimizer is to have what is unfrozen later, too
+            if is_gradual(self.tuned):  # the new optimizer is to have what is unfrozen later, too
                 self.model.requires_grad_(True)
             release_memory()
             resume_from_checkpoint = self._last_whole
@@ -626,9 +635,9 @@ class Trainer(transformers.Trainer):
         model = self.accelerator.unwrap_model(self.model)
         kept = model.state_dict().keys()
         buffers = {k: v for k, v in model.named_buffers() if k in kept}
-        every = is_gradual(model)
+        every = is_gradual(self.tuned)
         # PiSSA takes the principal components out of its frozen weights, which another machine may round otherwise
-        changed = is_beside(model) and getattr(model.tuning, "method", None) == "pissa"
+        changed = is_beside(model) and self.tuned.tuning.method == "pissa"
         return {
             k: v for k, v in model.named_parameters() if v.requires_grad or every or (changed and ".base_layer." in k)
         } | buffers

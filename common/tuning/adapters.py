@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.errors import InputError
-from common.models.structure import watch
+from common.models.structure import transformer_of, watch
 
 WEIGHTS, ABOUT = "adapter.safetensors", "adapter.json"
 MARK = "bottleneck_adapter"
@@ -63,7 +63,7 @@ def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
         if shape.placement == "houlsby":
             if not layer.attention_output:
                 raise InputError(
-                    f"--adapter_placement houlsby: the attention of a {model.config.model_type} model cannot be found; "
+                    f"--adapter_placement houlsby: the attention of a {transformer_of(model).config.model_type} model cannot be found; "
                     "take pfeiffer"
                 )
             adapted += [(name, name) for name in [*layer.attention_output, layer.output]]

@@ -4,6 +4,7 @@ import difflib
 import math
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError, one_line
-from common.models.structure import Layer, fresh_names, norm_names, watch
-from common.speed.dropout import quicken_dropout
-from common.speed.padding_free import leaves_out_padding
+from common.models.load import LoadedModel
+from common.models.structure import Layer, fresh_names, norm_names, output_embeddings, transformer_of, watch
 from common.tuning.methods import TuningArguments
 from common.tuning.virtual_tokens import let_heads_see_the_text_only
 
@@ -41,24 +41,23 @@ REFUSED = {
 SCHEDULE = {"total_step", "tinit", "tfinal", "deltaT"}
 
 
-def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | None) -> PeftModel:
-    """`model` frozen, with the trainable parts of peft's method `args.method` and its fresh weights trainable.
+def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None) -> PeftModel:
+    """The model frozen, with the trainable parts of peft's method `args.method` and its fresh weights trainable.
 
     Those, the head of a task or what the checkpoint did not have, are trained where they are: peft would copy them, and
     a copy of a tied head is no longer tied. Raises `InputError` where the method cannot go with the model.
     """
     asked = "--peft_config" if args.peft_config else "--lora_target_modules" if args.lora_target_modules else args.asked
+    model, transformer = loaded.model, transformer_of(loaded.model)
     layers = watch(model)
-    fresh = [dict(model.named_parameters())[name] for name in fresh_names(model)]
+    fresh = [dict(model.named_parameters())[name] for name in fresh_names(model, loaded.new_parameters)]
     config = _from_file(args.peft_config) if args.peft_config else _config(model, args, layers)
     if config.is_prompt_learning:
-        _check_room(model, args, config.num_virtual_tokens)
+        _check_room(loaded, args, config.num_virtual_tokens)
         only_keys = config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
-        width = model.config.hidden_size if only_keys else model.get_input_embeddings().embedding_dim
+        width = transformer.config.hidden_size if only_keys else transformer.get_input_embeddings().embedding_dim
         config.token_dim = config.token_dim or width
-        config.num_attention_heads = config.num_attention_heads or model.config.num_attention_heads
-        if leaves_out_padding(model):  # it counts the sub-tokens of the text alone
-            model.set_attn_implementation("sdpa")
+        config.num_attention_heads = config.num_attention_heads or transformer.config.num_attention_heads
         lm = task_type in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
         config.task_type = task_type if lm else TaskType.FEATURE_EXTRACTION  # whose head peft leaves alone
         if config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
@@ -66,7 +65,7 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
     else:
         if args.peft_config and getattr(config, "target_modules", "") is None:
             _aim(config, model, args, layers)
-        config.task_type = task_type if model.get_output_embeddings() is not None else None
+        config.task_type = task_type if output_embeddings(model) is not None else None
     holders = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
     try:
         with warnings.catch_warnings():
@@ -75,15 +74,13 @@ def wrap(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | No
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise InputError(f"{asked}: {one_line(error)}") from None
     if not any(weight.requires_grad for weight in wrapped.parameters()):
-        raise InputError(f"{asked}: found nothing to train in a {model.config.model_type} model")
+        raise InputError(f"{asked}: found nothing to train in a {transformer.config.model_type} model")
     if config.peft_type != PeftType.TRAINABLE_TOKENS:  # which changes them all alike
         _check_ties(wrapped, holders, asked)
     for weight in fresh:
         weight.requires_grad_(True)
     if config.is_prompt_learning:
         let_heads_see_the_text_only(wrapped)
-    if not torch.accelerator.is_available():
-        quicken_dropout(wrapped)
     return wrapped
 
 
@@ -95,7 +92,7 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
             return peft.PrefixTuningConfig(**tokens)
         if method == "prompt":  # Lester et al. 2021 find embeddings of sub-tokens the better beginning
             return peft.PromptTuningConfig(**tokens, prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB)
-        width = model.get_input_embeddings().embedding_dim
+        width = transformer_of(model).get_input_embeddings().embedding_dim
         return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=width)
     targets: Any = args.lora_target_modules
     if targets == ["all-linear"]:
@@ -140,7 +137,7 @@ def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> 
     scaled = [name for layer in layers for name in [*layer.key, *layer.value]]
     if not scaled:
         raise InputError(
-            f"--tuning ia3: keys and values of a {model.config.model_type} model cannot be found; name the linear maps "
+            f"--tuning ia3: keys and values of a {transformer_of(model).config.model_type} model cannot be found; name the linear maps "
             "by --peft_config"
         )
     forward = [layer.output for layer in layers]
@@ -203,12 +200,12 @@ def _check_ties(model: PeftModel, holders: Counter[int], asked: str) -> None:
             )
 
 
-def _check_room(model: PreTrainedModel, args: TuningArguments, tokens: int) -> None:
-    """Raise `InputError` where virtual tokens leave the positions of the model no room for its text."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and model.read_length + tokens > positions:
+def _check_room(loaded: LoadedModel, args: TuningArguments, tokens: int) -> None:
+    """Raise `InputError` if virtual tokens and text together exceed the positions of the model."""
+    positions = getattr(transformer_of(loaded.model).config, "max_position_embeddings", None)
+    if positions and loaded.read_length and loaded.read_length + tokens > positions:
         raise InputError(
-            f"{args.asked}: {tokens} virtual tokens and {model.read_length} of text are more than the {positions} "
+            f"{args.asked}: {tokens} virtual tokens and {loaded.read_length} of text are more than the {positions} "
             "positions of the model; lower --num_virtual_tokens or the length of the text"
         )
 
@@ -216,7 +213,7 @@ def _check_room(model: PreTrainedModel, args: TuningArguments, tokens: int) -> N
 # Saving
 
 
-def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None) -> None:
+def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None, new_parameters: Collection[str]) -> None:
     """Write what `model` has beyond its base, fresh weights included, so that peft puts it on that base again."""
     if not model.active_peft_config.is_prompt_learning:  # there the task decides where the virtual tokens go
         model.peft_config["default"].task_type = task_type
@@ -225,7 +222,7 @@ def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None) -> No
         model.get_base_model(),
         "base_model." if model.active_peft_config.is_prompt_learning else "base_model.model.",
     )
-    names = set(fresh_names(base))
+    names = set(fresh_names(base, new_parameters))
     own = {name: weight for name, weight in base.named_parameters(remove_duplicate=False) if name in names}
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path) | {f"{prefix}{n}": w.detach().cpu().contiguous() for n, w in own.items()}, path)

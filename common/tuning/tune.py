@@ -6,6 +6,7 @@ it trains (`callbacks`, `layer_rates`), and writes checkpoints of what is traine
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +16,16 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError, tell
-from common.models.structure import bias_names, depths, fresh_names, head_names, layer_names, norm_names
+from common.models.load import LoadedModel
+from common.models.structure import (
+    bias_names,
+    depths,
+    fresh_names,
+    head_names,
+    layer_names,
+    norm_names,
+    transformer_of,
+)
 from common.tuning.adapters import MARK, Shape, insert_adapters, save_adapters
 from common.tuning.methods import TuningArguments
 from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wrap
@@ -24,31 +34,55 @@ from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wra
 BASE, ADAPTER = "base", "adapter"
 
 
-def tune(model: PreTrainedModel, args: TuningArguments, task_type: TaskType | None) -> PreTrainedModel | PeftModel:
-    """`model` with what `--tuning` trains, and nothing else, trainable. `task_type` is what peft calls the task.
+@dataclass
+class TunedModel(LoadedModel):
+    """A loaded model of which training changes what `--tuning` says.
 
-    Raises `InputError` where the method cannot go with this model, or this way of launching.
+    Attributes:
+        model: the model; a `PeftModel` around it if peft has the method.
+        tuning: the method and its arguments.
+        task_type: the name that peft has for the task.
     """
+
+    tuning: TuningArguments = field(default_factory=TuningArguments)
+    task_type: TaskType | None = None
+
+    @property
+    def pretrained(self) -> set[str]:
+        """Names of the parameters that the checkpoint holds; none in a `PeftModel`, which trains matrices beside them."""
+        return set() if isinstance(self.model, PeftModel) else super().pretrained
+
+
+def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None) -> TunedModel:
+    """Make the parameters trainable that `--tuning` names, and freeze all others.
+
+    Args:
+        loaded: the model; it is changed, and must not be used by itself afterwards.
+        args: the method and its arguments.
+        task_type: the name that peft has for the task; None if it has none.
+
+    Raises:
+        InputError: the method does not work with this model, or with this way of launching.
+    """
+    model = loaded.model
     for name in ("FSDP", "DEEPSPEED"):  # they shard the weights that an adapter is merged into
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and args.method != "full":
             raise InputError(f"{args.asked}: cannot be merged and saved under {name}; launch with multi_gpu.yaml")
-    model.task_type = task_type
     if args.method == "adapter":
-        fresh = fresh_names(model)
+        fresh = fresh_names(model, loaded.new_parameters)
         trained = fresh + insert_adapters(model, Shape(args.adapter_placement, args.adapter_reduction))
         _train_only(model, trained)
     elif args.method in IN_PLACE:
-        _train_only(model, IN_PLACE[args.method](model, args))
+        _train_only(model, IN_PLACE[args.method](loaded, args))
     elif args.method not in ("full", "gradual"):
-        model = wrap(model, args, task_type)
+        model = wrap(loaded, args, task_type)
     elif args.method == "gradual" and not layer_names(model):
-        raise InputError(f"{args.asked}: no layers were found in a {model.config.model_type} model")
-    model.tuning = args
+        raise InputError(f"{args.asked}: no layers were found in a {transformer_of(model).config.model_type} model")
     if args.method != "full":
         weights = list(model.parameters())
         count = sum(weight.numel() for weight in weights if weight.requires_grad)
         tell(f"{args.tuning}: {count:,} of {sum(weight.numel() for weight in weights):,} parameters are trained")
-    return model
+    return TunedModel(**vars(loaded) | {"model": model}, tuning=args, task_type=task_type)
 
 
 def _train_only(model: nn.Module, names: Iterable[str]) -> None:
@@ -57,31 +91,33 @@ def _train_only(model: nn.Module, names: Iterable[str]) -> None:
         weight.requires_grad_(name in names)
 
 
-def _head(model: PreTrainedModel, args: TuningArguments) -> list[str]:
-    found = head_names(model) + fresh_names(model)
+def _head(loaded: LoadedModel, args: TuningArguments) -> list[str]:
+    found = head_names(loaded.model) + fresh_names(loaded.model, loaded.new_parameters)
     if not found:
         raise InputError(
-            f"{args.asked}: the head of {type(model).__name__} is its input embeddings once more (tied), so nothing "
+            f"{args.asked}: the head of {type(loaded.model).__name__} is its input embeddings once more (tied), so nothing "
             "would be trained; take top:1, or lora"
         )
     return found
 
 
-def _top(model: PreTrainedModel, args: TuningArguments) -> list[str]:
-    last = len(layer_names(model))
+def _top(loaded: LoadedModel, args: TuningArguments) -> list[str]:
+    last = len(layer_names(loaded.model))
     if args.top > last:
         raise InputError(f"{args.asked}: the model has {last} layers")
-    return [name for name, depth in depths(model).items() if depth > last - args.top]
+    return [name for name, depth in depths(loaded.model, loaded.new_parameters).items() if depth > last - args.top]
 
 
-def _bias(model: PreTrainedModel, args: TuningArguments) -> list[str]:
-    if not any(depth <= len(layer_names(model)) for n, depth in depths(model).items() if n in bias_names(model)):
-        raise InputError(f"{args.asked}: a {model.config.model_type} model has no biases; take layernorm, or lora")
-    return bias_names(model) + fresh_names(model)
+def _bias(loaded: LoadedModel, args: TuningArguments) -> list[str]:
+    biases, last = bias_names(loaded.model), len(layer_names(loaded.model))
+    if not any(depth <= last for n, depth in depths(loaded.model, loaded.new_parameters).items() if n in biases):
+        kind = transformer_of(loaded.model).config.model_type
+        raise InputError(f"{args.asked}: a {kind} model has no biases; take layernorm, or lora")
+    return biases + fresh_names(loaded.model, loaded.new_parameters)
 
 
-def _norm(model: PreTrainedModel, args: TuningArguments) -> list[str]:
-    return norm_names(model) + fresh_names(model)
+def _norm(loaded: LoadedModel, args: TuningArguments) -> list[str]:
+    return norm_names(loaded.model) + fresh_names(loaded.model, loaded.new_parameters)
 
 
 IN_PLACE = {"head": _head, "top": _top, "bias": _bias, "layernorm": _norm}
@@ -96,9 +132,10 @@ class GradualUnfreezing(TrainerCallback):
     Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, section 3.3.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.depth, self.last = model, depths(model), len(layer_names(model))
-        if not head_names(model) + fresh_names(model):
+    def __init__(self, tuned: TunedModel):
+        self.model, self.last = tuned.model, len(layer_names(tuned.model))
+        self.depth = depths(tuned.model, tuned.new_parameters)
+        if not head_names(tuned.model) + fresh_names(tuned.model, tuned.new_parameters):
             self.last -= 1  # no head of its own: it begins with the last layer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -108,20 +145,16 @@ class GradualUnfreezing(TrainerCallback):
                 weight.grad = None
 
 
-def callbacks(model: PreTrainedModel | PeftModel) -> list[TrainerCallback]:
-    """What the trainer of a tuned model has to call."""
-    if is_gradual(model):
-        return [GradualUnfreezing(model)]
-    return [RankSchedule(model)] if is_adalora(model) else []
+def callbacks(tuned: TunedModel) -> list[TrainerCallback]:
+    """Return the callbacks that the trainer of a tuned model needs."""
+    if is_gradual(tuned):
+        return [GradualUnfreezing(tuned)]
+    return [RankSchedule(tuned.model)] if is_adalora(tuned.model) else []
 
 
-def is_gradual(model: nn.Module) -> bool:
-    """Whether other weights are trained in other epochs."""
-    return _tuning_of(model) is not None and _tuning_of(model).method == "gradual"
-
-
-def _tuning_of(model: nn.Module) -> TuningArguments | None:
-    return getattr(model, "tuning", None)  # a model that went through no `tune` has none
+def is_gradual(tuned: TunedModel) -> bool:
+    """Return whether each epoch trains other weights."""
+    return tuned.tuning.method == "gradual"
 
 
 def is_beside(model: nn.Module) -> bool:
@@ -129,43 +162,43 @@ def is_beside(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) or any(f".{MARK}." in name for name, _ in model.named_parameters())
 
 
-def layer_rates(model: PreTrainedModel) -> dict[str, float] | None:
+def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
     """Under `--layerwise_lr_decay` the share of the learning rate for each parameter; None without.
 
     The head has all of it, each layer below the given share of the one above it (Howard and Ruder 2018; for BERT
     Sun et al. 2019, https://arxiv.org/abs/1905.05583, section 5.3.4).
     """
-    args = _tuning_of(model)
-    if args is None or args.layerwise_lr_decay is None:
+    decay = tuned.tuning.layerwise_lr_decay
+    if decay is None:
         return None
-    top = len(layer_names(model)) + 1
-    return {name: args.layerwise_lr_decay ** (top - depth) for name, depth in depths(model).items()}
+    top = len(layer_names(tuned.model)) + 1
+    return {name: decay ** (top - depth) for name, depth in depths(tuned.model, tuned.new_parameters).items()}
 
 
 # After it
 
 
-def merge(model: PreTrainedModel | PeftModel, output_dir: str, save: bool) -> PreTrainedModel:
-    """The plain model that `model` amounts to: what was trained beside its weights added into them, wrapper gone.
+def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
+    """The plain model that `tuned` amounts to: what was trained beside its weights added into them, wrapper gone.
 
-    It computes what `model` computes, to rounding, and loads like any other checkpoint. With `save`, what was trained
+    It computes what `tuned.model` computes, to rounding, and loads like any other checkpoint. With `save`, what was trained
     is kept alone in `output_dir/adapter` as well. Where nothing can be added, a model is returned that saves itself
     into `base/` of the folder it is given, which with `adapter/` makes the whole (`common.inference.predictor.load_saved`): so
     no one loads it by itself and takes it for what was trained.
     """
-    folder = Path(output_dir, ADAPTER)
+    folder, model, args = Path(output_dir, ADAPTER), tuned.model, tuned.tuning
     if isinstance(model, PeftModel):
         if save:
-            save_alone(model, folder, model.task_type)
+            save_alone(model, folder, tuned.task_type, tuned.new_parameters)
         base = model.get_base_model()
         if model.active_peft_config.is_prompt_learning:
             return _saved_apart(base)
-        if model.tuning.quantize:
+        if args.quantize:
             return _merge_quantized(model)
         return model.merge_and_unload()
     if is_beside(model):
         if save:
-            save_adapters(model, Shape(model.tuning.adapter_placement, model.tuning.adapter_reduction), folder)
+            save_adapters(model, Shape(args.adapter_placement, args.adapter_reduction), folder)
         return _saved_apart(model)
     return model
 

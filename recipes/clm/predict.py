@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForCausalLM, set_seed
 
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
 from common.errors import InputError
+from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .completing import Completer
 

@@ -23,16 +23,14 @@ from common.cli import command_line, parse
 from common.data.corpus import CorpusArguments, load_corpus, load_texts
 from common.data.packing import find_blocks
 from common.data.stream import TextStream, check_streaming, open_texts
-from common.errors import InputError, tell
+from common.errors import InputError
 from common.models.load import load_model, load_tokenizer, resolve_model
 from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
-from common.speed.head import Selection
 from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .completing import Completer, compare_completions, prompts_from
 from .texts import (
@@ -95,7 +93,6 @@ class ClmTrainingArguments(LanguageArguments):
         default=None, metadata={"help": "1e-3 from nothing, else 1e-4 in full, 1e-3 under LoRA, ... when not given"}
     )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "rows a device takes at a time"})
-    loss_chunk: int = field(default=1024, metadata={"help": "sub-tokens whose scores exist at a time"})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training texts; 10 from nothing, 2 else when not given"}
     )
@@ -115,8 +112,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args.num_train_epochs = 10 if scratch_args.from_scratch else 2
     if args.learning_rate is None:
         args.learning_rate = 1e-3 if scratch_args.from_scratch else tuning_args.rate(full=1e-4)
-    if args.loss_chunk < 1:
-        raise InputError("--loss_chunk must be at least 1")
     check_streaming(data_args, args)
     if data_args.pack_as == "blocks" and model_args.attn_implementation == "auto":
         model_args.attn_implementation = "sdpa"
@@ -145,17 +140,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
     if scratch_args.from_scratch:
-        model = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
-        model.config.max_seq_length = length  # saved with it, so that predict goes no further than it was trained
+        loaded = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length)
+        loaded.model.config.max_seq_length = (
+            length  # saved with it, so that predict goes no further than it was trained
+        )
     else:
-        model = load_model(AutoModelForCausalLM, model_args, None, length, quantize=tuning_args.quantize)
+        loaded = load_model(AutoModelForCausalLM, model_args, None, length, quantize=tuning_args.quantize)
+    model = loaded.model
     check_causal(model)
     set_dropout(model, args.dropout, model_args.attention_dropout)
-    selection = Selection(model, chunk=None if args.r_drop else args.loss_chunk)  # R-Drop compares the scores
-    if not selection.chunked:
-        tell("this model's last layer cannot be cut into chunks: the scores of a whole batch exist at once")
     blocks_taken = find_blocks(model, data_args.pack_as, causal=True)
-    model = tune(model, tuning_args, TaskType.CAUSAL_LM)
+    tuned = tune(loaded, tuning_args, TaskType.CAUSAL_LM)
     blocks = to_rows(texts, tokenizer, data_args, data_args.loss_on)
     if stream:
         encoded, ends = partial(encode_texts, tokenizer=tokenizer), (beginning(tokenizer), [])
@@ -164,13 +159,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Trainer
     check_best_metric(args, ("perplexity", "accuracy"))
     trainer = LanguageTrainer(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        processing_class=tokenizer,
         data_collator=NextBatches(tokenizer.pad_token_id, blocks_taken),
-        selection=selection,
     )
     completer = Completer(model, tokenizer, length)
     prompts = prompts_from(texts["validation"][:])
@@ -198,7 +191,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     trainer.model.config.use_cache = True  # off while it was trained
     write_model_card(
         args.output_dir,

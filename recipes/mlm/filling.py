@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from common.inference.predictor.predictor import token_batches
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import ends_of, sentences_of
 from common.errors import printable, tell
-from common.speed.head import Selection, scores_of
+from common.inference.predictor import token_batches
+from common.speed import Speed
+from common.speed.head import scores_of
 
 #: for one mask the sub-tokens that fit best, each with its probability
 Fills = list[tuple[str, float]]
@@ -20,10 +21,8 @@ _WORD = re.compile(r"[^\W\d_]{5,}")
 class Filler:
     """Fills the masks in texts by a model; its head computes at the masks only."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, selection: Selection, max_length: int
-    ):
-        self.model, self.tokenizer, self.selection = model, tokenizer, selection
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, speed: Speed, max_length: int):
+        self.model, self.tokenizer, self.speed = model, tokenizer, speed
         self.ends = ends_of(tokenizer)
         self.room = max_length - sum(map(len, self.ends))
 
@@ -54,11 +53,11 @@ class Filler:
                 chosen[j, rows[i][1]] = True
             ids, attention, chosen = ids.to(device), attention.to(device), chosen.to(device)
             with (
-                self.selection.at(ids.masked_fill(~chosen, -100), scores=True),
+                self.speed.at_labels(ids.masked_fill(~chosen, -100), scores=True),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
                 logits = scores_of(self.model(input_ids=ids, attention_mask=attention))
-            logits = logits[0] if self.selection.works else logits[chosen]
+            logits = logits[chosen] if logits.shape[:2] == chosen.shape else logits[0]
             best = logits.float().softmax(-1).topk(top)
             fills = iter([self._named(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
             for i in batch:

@@ -5,15 +5,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from common.errors import tell
+from common.models.load import LoadedModel
 
 
-def begin_as_identity(model: PreTrainedModel) -> None:
+def begin_as_identity(loaded: LoadedModel) -> None:
     """Let the untrained head of a checkpoint without one begin by passing the encoder's vectors on; says so.
 
     Its decoder is tied to the input embeddings, so that it scores the vocabulary from the start; a random layer in
     front of it would first have to be undone.
     """
-    fresh = {name for name in model.new_parameters if name.split(".")[0] != model.base_model_prefix}
+    model: PreTrainedModel = loaded.model
+    fresh = {name for name in loaded.new_parameters if name.split(".")[0] != model.base_model_prefix}
     if not fresh:
         return
     for name, module in model.named_modules():

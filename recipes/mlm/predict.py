@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForMaskedLM
 
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
 from common.errors import InputError
-from common.speed.head import Selection
+from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .filling import Filler
 
@@ -47,7 +46,7 @@ class FillMask(Predictor):
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
         super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision)
-        self.fill = Filler(self.model, self.tokenizer, Selection(self.model), self.max_length)
+        self.fill = Filler(self.model, self.tokenizer, self.speed, self.max_length)
 
     def __call__(self, texts: list[str], top: int) -> list[list[list[dict]]]:
         """For each text and each mask in it the `top` sub-tokens: `token` and `probability`."""

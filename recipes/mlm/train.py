@@ -28,10 +28,8 @@ from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
-from common.speed.head import Selection
 from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity
@@ -43,8 +41,6 @@ USAGE = """from transformers import pipeline
 
 fill = pipeline("fill-mask", model="{folder}")
 fill(f"The function returns a {{fill.tokenizer.mask_token}} of integers.")"""
-#: on a CPU up to so many labels get their losses, and the gradients of their scores, at once
-LOSS_CHUNK = 1024
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # of a new tokenizer
 
 
@@ -120,18 +116,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     length, in_pairs = data_args.max_seq_length, data_args.objective != "mlm"
     auto_class = AutoModelForPreTraining if in_pairs else AutoModelForMaskedLM
     if scratch_args.from_scratch:
-        model = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
+        loaded = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
     else:
-        model = load_model(auto_class, model_args, None, length, quantize=tuning_args.quantize)
-        begin_as_identity(model)
+        loaded = load_model(auto_class, model_args, None, length, quantize=tuning_args.quantize)
+        begin_as_identity(loaded)
+    model = loaded.model
     if in_pairs:
         check_pair_head(model)
     set_dropout(model, args.dropout, model_args.attention_dropout)
     model.config.max_seq_length = length  # saved with the model, so that predict reads as much
-    whole = args.r_drop or args.device.type != "cpu"  # R-Drop compares the scores
-    selection = Selection(model, chunk=None if whole else LOSS_CHUNK)
     blocks_taken = None if in_pairs else find_blocks(model, data_args.pack_as, causal=False)
-    model = tune(model, tuning_args, None)  # peft has no name for this task
+    tuned = tune(loaded, tuning_args, None)  # peft has no name for this task
     if in_pairs:
         blocks = to_pairs(texts, tokenizer, length, data_args.objective)
     else:
@@ -149,15 +144,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_best_metric(args, ("perplexity", "accuracy", *(("pair_accuracy",) if in_pairs else ())))
     masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
     trainer = (PairTrainer if in_pairs else LanguageTrainer)(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        processing_class=tokenizer,
         data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, blocks_taken),
-        selection=selection,
     )
-    filler = Filler(model, tokenizer, selection, length)
+    filler = Filler(model, tokenizer, trainer.speed, length)
     gaps = sentences_with_a_gap(texts["validation"]["text"][:], tokenizer)
 
     # Train
@@ -180,7 +173,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     scored = "test" if "test" in blocks else "validation"
     write_model_card(
         args.output_dir,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
+from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .tagging import cut_windows, entity_spans, split_words
 

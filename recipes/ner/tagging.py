@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import tell
 from common.run.report import print_table
-from recipes.ner.scoring import invalid_tags
+
+from .scoring import invalid_tags
 
 TAG = re.compile(r"O|[BI]-\S+")
 

@@ -28,15 +28,14 @@ from common.args import DataArguments, ModelArguments, TrainingArguments, check_
 from common.cli import command_line, parse
 from common.data.rows import label_names, load_splits
 from common.errors import InputError, tell
-from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import write_json_lines, write_model_card
 from common.training.trainer import Trainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
-from recipes.ner.scoring import StrictSeqeval
+from common.tuning import TuningArguments, merge, tune
 
+from .scoring import StrictSeqeval
 from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
 
 HERE = Path(__file__).resolve().parent
@@ -130,9 +129,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
-    tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
-    model = load_model(AutoModelForTokenClassification, model_args, labels, length, quantize=tuning_args.quantize)
+    loaded = load_model(AutoModelForTokenClassification, model_args, labels, length, quantize=tuning_args.quantize)
+    model, tokenizer = loaded.model, loaded.tokenizer
     labels = list(model.config.id2label.values())
     cut = {"max_seq_length": data_args.max_seq_length, "doc_stride": data_args.doc_stride}
     model.config.update(cut)  # saved with the model, so that predict cuts the same windows
@@ -144,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
     )
     set_dropout(model, args.dropout, model_args.attention_dropout)
-    model = tune(model, tuning_args, TaskType.TOKEN_CLS)
+    tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
     metric = StrictSeqeval(keep_in_memory=True)
@@ -158,11 +157,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
 
     trainer = Trainer(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
@@ -196,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")}
     write_model_card(
         args.output_dir,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
 from common.errors import InputError
+from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .spans import CANDIDATES, Spans, best_positions, best_spans, context_mask, cut_windows, trimmed
 from .squad import read_squad

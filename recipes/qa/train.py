@@ -23,13 +23,12 @@ from common.args import DataArguments, ModelArguments, TrainingArguments, check_
 from common.cli import command_line, parse
 from common.data.rows import load_splits
 from common.errors import InputError, tell, warn
-from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import write_json_lines, write_model_card
 from common.training.trainer import Trainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores
 from .spans import (
@@ -161,9 +160,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
-    tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length, labels = data_args.max_seq_length, ["LABEL_0", "LABEL_1"]
-    model = load_model(AutoModelForQuestionAnswering, model_args, labels, length, quantize=tuning_args.quantize)
+    loaded = load_model(AutoModelForQuestionAnswering, model_args, labels, length, quantize=tuning_args.quantize)
+    model, tokenizer = loaded.model, loaded.tokenizer
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     model.config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
     windows = data.map(
@@ -176,7 +175,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tell_of_limits(windows["train"], len(data["train"]))
     set_dropout(model, args.dropout, model_args.attention_dropout)
     answer_in_context(model)
-    model = tune(model, tuning_args, TaskType.QUESTION_ANS)
+    tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)
 
     # Trainer
     questions, contexts = ({name: split[c][:] for name, split in data.items()} for c in ("question", "context"))
@@ -196,11 +195,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     check_best_metric(args, scores(questions["validation"], gold["validation"], [""] * len(gold["validation"])))
     trainer = Trainer(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        processing_class=tokenizer,
         data_collator=SpanCollator(tokenizer),
         preprocess_logits_for_metrics=best_positions,
         compute_metrics=score_validation,
@@ -240,7 +238,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
     write_model_card(
         args.output_dir,

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from common.inference.predictor.predictor import PredictArguments, Predictor, predict_file
 from transformers import AutoModelForSequenceClassification
 
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
+from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .scoring import predictions, probabilities
 from .texts import cut

@@ -28,13 +28,12 @@ from common.args import DataArguments, ModelArguments, TrainingArguments, check_
 from common.cli import command_line, parse
 from common.data.rows import load_splits
 from common.errors import InputError, tell
-from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import write_json_lines, write_model_card
 from common.training.trainer import Trainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .pictures import draw
 from .scoring import bag_of_words, hardest, predictions, print_scores, probabilities, scores, tune_thresholds
@@ -122,9 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
-    tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
-    model = load_model(AutoModelForSequenceClassification, model_args, labels, length, quantize=tuning_args.quantize)
+    loaded = load_model(AutoModelForSequenceClassification, model_args, labels, length, quantize=tuning_args.quantize)
+    model, tokenizer = loaded.model, loaded.tokenizer
     labels = list(model.config.id2label.values())
     model.config.problem_type = "multi_label_classification" if several else "single_label_classification"
     reading = {"max_seq_length": data_args.max_seq_length, "keep": data_args.keep}
@@ -138,7 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tell(f"longer than --max_seq_length, so only their {data_args.keep} is read: {np.mean(rows['train']['cut']):.1%}")
     set_dropout(model, args.dropout, model_args.attention_dropout)
     weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
-    model = tune(model, tuning_args, TaskType.SEQ_CLS)
+    tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
     def score(prediction: EvalPrediction, _: Dataset) -> dict[str, float]:
@@ -149,11 +148,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     chance = np.full((len(gold), len(labels)), 1 / len(labels))
     check_best_metric(args, scores(chance, gold, labels, [0.5] * len(labels) if several else None))
     trainer = Trainer(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,
@@ -203,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, labels)
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
     write_model_card(
         args.output_dir,

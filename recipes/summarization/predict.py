@@ -25,8 +25,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from common.inference.predictor.generation import Generator, SearchArguments
-from common.inference.predictor.predictor import Predictor, predict_file
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
@@ -34,6 +32,8 @@ from common.data.files import Row, check_file
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import pieces
 from common.errors import InputError
+from common.inference.generation import Generator, SearchArguments
+from common.inference.predictor import Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .articles import as_text, units

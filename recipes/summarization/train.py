@@ -28,15 +28,14 @@ from common.data.rows import load_splits
 from common.errors import InputError
 from common.models.decoding import decoded, forced_ids
 from common.models.encoder_decoder import tokenizer_and_model
-from common.models.load import load_model, load_tokenizer, resolve_model
+from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.run.significance import check_comparison
 from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.training.trainer import Trainer
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .abstractive import encode, language_of, set_search, whole_rows
 from .arguments import SummarizationDataArguments, SummarizationModelArguments, SummaryGenerationArguments, check_method
@@ -123,8 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Model
     if extractive:
-        tokenizer = load_tokenizer(resolve_model(model_args.model_name_or_path, model_args.model_revision))
-        model = load_model(
+        loaded = load_model(
             AutoModelForTokenClassification,
             model_args,
             [LABEL],
@@ -132,6 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             argument="max_source_length",
             quantize=tuning_args.quantize,
         )
+        model, tokenizer = loaded.model, loaded.tokenizer
         set_dropout(model, args.dropout, model_args.attention_dropout)
         rows = marked(data, rouge).map(
             encode_windows,
@@ -140,10 +139,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             remove_columns=["parts", "oracle"],
             fn_kwargs={"tokenizer": tokenizer, "max_length": window},
         )
-        model = tune(model, tuning_args, TaskType.TOKEN_CLS)
+        tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
     else:
         limits = {"max_source_length": window, "max_target_length": generation_args.max_target_length}
-        tokenizer, model = tokenizer_and_model(
+        loaded = tokenizer_and_model(
             model_args,
             (text for side in ("document", "summary") for text in data["train"][side]),
             *limits.values(),
@@ -151,6 +150,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             dropout=args.dropout,
             quantize=tuning_args.quantize,
         )
+        model, tokenizer = loaded.model, loaded.tokenizer
         way = language_of(tokenizer, model, data_args.language, data_args.source_prefix)
         set_search(model, generation_args)
         set_direction(tokenizer, model, way)
@@ -163,10 +163,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         rows, cut = whole_rows(rows)
         collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
-        model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
+        tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    shared = {"model": model, "args": args, "train_dataset": rows["train"], "processing_class": tokenizer}
+    shared = {"model": tuned, "args": args, "train_dataset": rows["train"]}
     validation = data["validation"]["references"][:]
     if extractive:
         picker = {name: Picker(data[name]["document"][:], rows[name]) for name in rows}
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Save
     found = {"method": args.method, "document_column_name": data_args.document_column_name}
     found |= {"sentences": count} if extractive else {"source_code": way.source_code, "prefix": way.source_prefix}
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     trainer.model.config.update({"summarization": found, "max_source_length": window})  # for predict
     write_model_card(
         args.output_dir,

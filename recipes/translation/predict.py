@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.inference.predictor.generation import Generator, SearchArguments
-from common.inference.predictor.predictor import predict_file
-
 from common.cli import command_line, parse
 from common.data.files import Row, check_file
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import joined, pieces
 from common.errors import InputError
+from common.inference.generation import Generator, SearchArguments
+from common.inference.predictor import predict_file
 from common.models.load import load_config, resolve_model
 
 WRITTEN = ("predicted", "score", "pieces", "ended", "n_best")

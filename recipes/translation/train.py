@@ -30,8 +30,7 @@ from common.run.folder import Run
 from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.run.significance import check_comparison
 from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.tuning.methods import TuningArguments
-from common.tuning.tune import merge, tune
+from common.tuning import TuningArguments, merge, tune
 
 from .arguments import TranslationDataArguments
 from .pairs import check_row, check_splits, flatten, reader, upsampled
@@ -121,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
     texts = (text for side in ("source", "target") for text in data["train"][side])
     targets = dict.fromkeys(target for _, target in pairs)
-    tokenizer, model = tokenizer_and_model(
+    loaded = tokenizer_and_model(
         model_args,
         texts,
         *limits.values(),
@@ -130,6 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         dropout=args.dropout,
         quantize=tuning_args.quantize,
     )
+    model, tokenizer = loaded.model, loaded.tokenizer
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     directions = directions_of(tokenizer, model, pairs, **codes)
     set_generation(model, generation_args)
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows["train"] = rows["train"].select([whole[i] for i in drawn])
     rows = rows.remove_columns("cut")
     collator = Seq2SeqCollator(tokenizer, model)
-    model = tune(model, tuning_args, TaskType.SEQ_2_SEQ_LM)
+    tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
     scorer = Scorer(pairs, data_args.bleu_tokenize)
@@ -170,11 +170,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return scorer(data["validation"].select(watched), predicted, ended, fast=True)
 
     trainer = Seq2SeqTrainer(
-        model=model,
+        model=tuned,
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
-        processing_class=tokenizer,
         data_collator=collator,
         compute_metrics=score,
         begins=begins,
@@ -213,7 +212,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, signature["bleu"])
 
     # Save
-    trainer.model = merge(trainer.model, args.output_dir, save=args.should_save)
+    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE}
     write_model_card(
         args.output_dir,
