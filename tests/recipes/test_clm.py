@@ -27,7 +27,7 @@ from common.models.new import ScratchArguments, train_tokenizer
 from common.speed.head import Selection, chunked_hits, chunked_losses
 from recipes.clm import predict, train
 from recipes.clm.completing import Completer
-from recipes.clm.texts import FiveGrams, NextBatches, to_rows
+from recipes.clm.texts import FiveGrams, NextTokenCollator, to_rows
 from tests.bad_inputs import tried, variants
 from tests.conftest import read_jsonl, run, write_jsonl
 from tests.recipes.test_mlm import TEXTS
@@ -89,7 +89,7 @@ def settings(model: str, folder) -> list[str]:
 def test_each_sub_token_is_labelled_by_the_next_in_its_own_text(spelling):
     data = DatasetDict(train=Dataset.from_dict({"text": TEXTS[:30]}))
     rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "all")["train"]
-    batch = NextBatches(0)(list(rows))
+    batch = NextTokenCollator(0)(list(rows))
     found = []
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         real = int(mask.sum())
@@ -108,7 +108,7 @@ def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
     data = DatasetDict(train=Dataset.from_list([*DIALOGUES, long, endless]))
     rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "completion")["train"]
     assert any(len(row["lengths"]) > 1 for row in rows)
-    batch = NextBatches(0)(list(rows))
+    batch = NextTokenCollator(0)(list(rows))
     assert len(batch["input_ids"]) == len(DIALOGUES) + 2
     eos = spelling.eos_token_id
     for row, labels in zip(DIALOGUES, batch["labels"], strict=False):
@@ -187,7 +187,7 @@ def test_texts_under_a_block_mask_have_the_scores_that_each_has_alone(config):
     for lengths in ([5, 9, 3], [12, 4], [7]):
         ids = chance.integers(5, 90, sum(lengths))
         rows.append({"input_ids": ids, "marks": np.ones(len(ids)), "lengths": np.array(lengths)})
-    packed, alone = NextBatches(0, blocks)(rows), NextBatches(0)(rows)
+    packed, alone = NextTokenCollator(0, blocks)(rows), NextTokenCollator(0)(rows)
     assert (packed["labels"] != -100).sum() == (alone["labels"] != -100).sum()
     names = ["input_ids", "attention_mask", "position_ids"]
     with torch.no_grad():
