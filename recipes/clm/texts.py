@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data.files import Row
+from common.data.files import TABLES, Row
 from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits
 from common.errors import InputError, tell
@@ -89,7 +89,7 @@ def load_completions(args: CorpusArguments, columns: dict[str, str]) -> DatasetD
     """Rows with `prompt` and `completion` by split. Raises `InputError` for broken rows, with file and line."""
     if not (args.train_file or args.dataset_name):
         raise InputError("--loss_on completion: needs rows with prompt and completion; give --train_file")
-    return load_splits(args, columns, check_completion, txt="none")
+    return load_splits(args, columns, check_completion, readers=TABLES)
 
 
 def check_completion(row: Row) -> Iterator[str]:

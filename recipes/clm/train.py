@@ -27,10 +27,9 @@ from common.errors import InputError
 from common.models.load import load_model, load_tokenizer, resolve_model
 from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
+from common.run import Run, draw_curve, print_perplexities, write_json_lines
 from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .completing import Completer, compare_completions, prompts_from
 from .texts import (
@@ -71,7 +70,8 @@ class ClmDataArguments(CorpusArguments):
         default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
     )
     loss_on: Literal["all", "completion"] = field(
-        default="all", metadata={"help": "all of a text, or of rows with prompt and completion the latter only"}
+        default="all",
+        metadata={"help": "all of a text, or of rows with prompt and completion the latter only", "resume": "fixed"},
     )
     prompt_column_name: str = field(default="prompt", metadata={"help": "column with the prompt"})
     completion_column_name: str = field(default="completion", metadata={"help": "column with the completion"})
@@ -130,13 +130,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=rows)
 
     # Model
-    if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
+    if scratch_args.tokenizer_train and not run.checkpoint:
         learned = stream.sample(data_args) if stream else texts["train"]
         if data_args.loss_on == "completion":
             learned = learned.map(joined)
         tokenizer = train_tokenizer(scratch_args, learned, SPECIAL)
     else:  # a run that goes on has its own tokenizer
-        own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
+        own = run.checkpoint if scratch_args.tokenizer_train else None
         tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
     length = data_args.max_seq_length
     if scratch_args.from_scratch:
@@ -173,10 +173,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with run.phase("before"):
         metrics = trainer.scores(blocks, "before")
         completed = completer(prompts, new_tokens=24)
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
 
     # Test
     with run.phase("after"):
@@ -191,21 +188,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    trainer.model.config.use_cache = True  # off while it was trained
-    write_model_card(
-        args.output_dir,
+    model.config.use_cache = True  # off while it was trained
+    run.publish(
+        trainer,
         task="text-generation",
-        base_model="A new model" if scratch_args.from_scratch else model_args.model_name_or_path,
-        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        scores=("loss", "perplexity", "accuracy"),
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
+        base_model="A new model" if scratch_args.from_scratch else None,
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

@@ -26,10 +26,9 @@ from common.errors import InputError
 from common.models.load import load_model, load_tokenizer, resolve_model
 from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
+from common.run import Run, draw_curve, print_perplexities, write_json_lines
 from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity
@@ -50,7 +49,8 @@ class MlmDataArguments(CorpusArguments):
         default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
     )
     objective: Literal["mlm", "mlm+nsp", "mlm+sop"] = field(
-        default="mlm", metadata={"help": "masks alone, or also: is a second segment the next, are two in order"}
+        default="mlm",
+        metadata={"help": "masks alone, or also: is a second segment the next, are two in order", "resume": "fixed"},
     )
     masking: Masking = field(default="token", metadata={"help": "what is masked as one: token, whole_word, span"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the sub-tokens that are masked"})
@@ -106,10 +106,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=rows)
 
     # Model
-    if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
+    if scratch_args.tokenizer_train and not run.checkpoint:
         tokenizer = train_tokenizer(scratch_args, stream.sample(data_args) if stream else texts["train"], SPECIAL)
     else:  # a run that goes on has its own tokenizer
-        own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
+        own = run.checkpoint if scratch_args.tokenizer_train else None
         tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
     if tokenizer.mask_token is None:
         raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; take an encoder")
@@ -158,10 +158,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with run.phase("before"):
         metrics = trainer.scores(blocks, "before")
         filled = filler([text for text, _ in gaps], top=5)
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
 
     # Test
     with run.phase("after"):
@@ -173,21 +170,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     scored = "test" if "test" in blocks else "validation"
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="fill-mask",
-        base_model="A new model" if scratch_args.from_scratch else model_args.model_name_or_path,
-        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        scores=("loss", "perplexity", "accuracy"),
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
+        base_model="A new model" if scratch_args.from_scratch else None,
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

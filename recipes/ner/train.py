@@ -12,6 +12,7 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -26,15 +27,15 @@ from transformers import (
 
 from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.rows import label_names, load_splits
+from common.data import label_names, load_splits
 from common.errors import InputError, tell
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import write_json_lines, write_model_card
+from common.run import Run, write_json_lines
 from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
+from .conll import TAGGED
 from .scoring import StrictSeqeval
 from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
 
@@ -47,22 +48,22 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 
 @dataclass
 class NerDataArguments(DataArguments):
+    sample: ClassVar[Path | None] = HERE / "sample"
+
     text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
     label_column_name: str = field(
         default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
     )
-    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a window; longer texts take several"})
+    max_seq_length: int = field(
+        default=256, metadata={"help": "sub-tokens in a window; longer texts take several", "resume": "fixed"}
+    )
     doc_stride: int | None = field(
-        default=None, metadata={"help": "sub-tokens that neighbouring windows share; a quarter when not given"}
+        default=None,
+        metadata={"help": "sub-tokens that neighbouring windows share; a quarter when not given", "resume": "fixed"},
     )
     repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
         super().__post_init__()
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Data
     columns = {"tokens": data_args.text_column_name, "ner_tags": data_args.label_column_name}
     check = partial(check_row, repair_bio=data_args.repair_bio)
-    data = load_splits(data_args, columns, check, list_columns=columns, txt="conll")
+    data = load_splits(data_args, columns, check, list_columns=columns, readers=TAGGED)
     if data_args.repair_bio:
         data = data.map(repair_tags)
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
@@ -167,11 +168,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     with run.phase("eval"):
         metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
@@ -194,21 +191,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="token-classification",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores=("precision", "recall", "f1", "accuracy"),
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

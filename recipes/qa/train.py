@@ -13,6 +13,7 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -21,14 +22,13 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 
 from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.rows import load_splits
+from common.data import load_splits
 from common.errors import InputError, tell, warn
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import write_json_lines, write_model_card
+from common.run import Run, write_json_lines
 from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores
 from .spans import (
@@ -55,6 +55,8 @@ HEADLINE = ("exact_match", "f1", "HasAns_f1", "NoAns_f1")
 
 @dataclass
 class QaDataArguments(DataArguments):
+    sample: ClassVar[Path | None] = HERE / "sample"
+
     question_column_name: str = field(default="question", metadata={"help": "column with the question"})
     context_column_name: str = field(default="context", metadata={"help": "column with the text to find it in"})
     answer_column_name: str = field(
@@ -64,18 +66,17 @@ class QaDataArguments(DataArguments):
         default=False,
         metadata={"help": "correct the offset of an answer that stands elsewhere in its context, but once"},
     )
-    max_seq_length: int = field(default=384, metadata={"help": "sub-tokens in a window; longer texts take several"})
-    doc_stride: int = field(default=128, metadata={"help": "sub-tokens that neighbouring windows share"})
+    max_seq_length: int = field(
+        default=384, metadata={"help": "sub-tokens in a window; longer texts take several", "resume": "fixed"}
+    )
+    doc_stride: int = field(
+        default=128, metadata={"help": "sub-tokens that neighbouring windows share", "resume": "fixed"}
+    )
     max_question_length: int = field(default=64, metadata={"help": "sub-tokens of a question that are read"})
     max_answer_length: int = field(default=30, metadata={"help": "sub-tokens that an answer may have"})
     f1_unit: str = field(default="word", metadata={"help": "what F1 counts: word, or character (Chinese, Japanese)"})
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.json"))
         super().__post_init__()
         if self.f1_unit not in UNITS:
             raise InputError(f"--f1_unit {self.f1_unit}: must be {' or '.join(UNITS)}")
@@ -206,11 +207,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     with run.phase("eval"):
         output = trainer.predict(windows["validation"], metric_key_prefix="eval")
     metrics, scored = output.metrics, "eval"
@@ -238,21 +235,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="question-answering",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores=HEADLINE,
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

@@ -12,6 +12,7 @@ More in README.md.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -26,14 +27,13 @@ from transformers import (
 
 from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.rows import load_splits
+from common.data import TABLES, load_splits
 from common.errors import InputError, tell
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import write_json_lines, write_model_card
+from common.run import Run, write_json_lines
 from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .pictures import draw
 from .scoring import bag_of_words, hardest, predictions, print_scores, probabilities, scores, tune_thresholds
@@ -50,20 +50,17 @@ SPEED = ("test_runtime", "test_samples_per_second", "test_steps_per_second", "te
 
 @dataclass
 class SentimentDataArguments(DataArguments):
+    sample: ClassVar[Path | None] = HERE / "sample"
+
     text_column_name: str = field(default="text", metadata={"help": "column with the text"})
     text_pair_column_name: str | None = field(default=None, metadata={"help": "column with a second text"})
     label_column_name: str = field(
         default="label", metadata={"help": "column with the label: text, integer, or a list of labels"}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "sub-tokens of a text that are read"})
+    max_seq_length: int = field(default=128, metadata={"help": "sub-tokens of a text that are read", "resume": "fixed"})
     keep: str = field(default="head", metadata={"help": "which part of a longer text: head, tail, head+tail"})
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
         super().__post_init__()
         if self.keep not in ("head", "tail", "head+tail"):
             raise InputError(f"--keep {self.keep}: must be head, tail or head+tail")
@@ -71,6 +68,8 @@ class SentimentDataArguments(DataArguments):
 
 @dataclass
 class SentimentTrainingArguments(TrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("calibration_error",)
+
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
@@ -116,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.text_pair_column_name:
         columns["text_pair"] = data_args.text_pair_column_name
     check = label_check()
-    data = load_splits(data_args, columns, check, txt="none")
+    data = load_splits(data_args, columns, check, readers=TABLES)
     several, labels = class_names(data)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
@@ -159,11 +158,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     with run.phase("eval"):
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
     metrics, scored = output.metrics, "eval"
@@ -201,21 +196,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, labels)
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="text-classification",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores=HEADLINE,
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from common.args import DEFAULT_ENCODER, DataArguments
 from common.data.files import Located, parse_json, read_file
@@ -13,7 +13,6 @@ from common.models.encoder_decoder import Seq2SeqModelArguments
 
 from .articles import as_text
 
-SAMPLE = Path(__file__).resolve().parent / "sample"
 WORDS = ("auto", "english", "unicode")
 #: arguments that one of the two methods has no use for, by the method that takes them
 FOR_ONE = {
@@ -29,6 +28,8 @@ FOR_ONE = {
 @dataclass
 class SummarizationDataArguments(DataArguments):
     """Where the rows come from, which columns hold what, and how they are scored."""
+
+    sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     document_column_name: str = field(
         default="document", metadata={"help": "column with the text to summarize, or with a list of turns"}
@@ -57,12 +58,8 @@ class SummarizationDataArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--train_file or --dataset_name is missing; without any the sample is summarized")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(SAMPLE / f"{split}.jsonl"))
-            self.group_column_name = "domain"
+        if not self.has_source():
+            self.group_column_name = "domain"  # of the sample
         super().__post_init__()
         if self.summary_sentences is not None and self.summary_sentences < 1:
             raise InputError("--summary_sentences must be at least 1")

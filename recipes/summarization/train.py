@@ -14,7 +14,7 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -23,19 +23,17 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, set_se
 
 from common.args import DEFAULT_ENCODER, check_best_metric
 from common.cli import command_line, parse
+from common.data import load_splits
 from common.data.language_codes import set_direction
-from common.data.rows import load_splits
 from common.errors import InputError
 from common.models.decoding import decoded, forced_ids
 from common.models.encoder_decoder import tokenizer_and_model
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.run.significance import check_comparison
+from common.run import Run, check_comparison, draw_history, write_json_lines, write_samples
 from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .abstractive import encode, language_of, set_search, whole_rows
 from .arguments import SummarizationDataArguments, SummarizationModelArguments, SummaryGenerationArguments, check_method
@@ -58,8 +56,10 @@ DEFAULTS = {
 
 @dataclass
 class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+
     method: Literal["extractive", "abstractive"] = field(
-        default="extractive", metadata={"help": "pick sentences of the document, or write a summary"}
+        default="extractive", metadata={"help": "pick sentences of the document, or write a summary", "resume": "fixed"}
     )
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             model_args,
             (text for side in ("document", "summary") for text in data["train"][side]),
             *limits.values(),
-            checkpoint=args.resume_from_checkpoint,
+            checkpoint=run.checkpoint,
             dropout=args.dropout,
             quantize=tuning_args.quantize,
         )
@@ -204,11 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     args.predict_with_generate = True
     metrics: dict[str, float] = {}
 
@@ -248,21 +244,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Save
     found = {"method": args.method, "document_column_name": data_args.document_column_name}
     found |= {"sentences": count} if extractive else {"source_code": way.source_code, "prefix": way.source_prefix}
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    trainer.model.config.update({"summarization": found, "max_source_length": window})  # for predict
-    write_model_card(
-        args.output_dir,
+    model.config.update({"summarization": found, "max_source_length": window})  # for predict
+    run.publish(
+        trainer,
         task="summarization",
-        base_model=model_args.model_name_or_path,
-        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE},
+        scores=HEADLINE,
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
+        signatures={"rouge": rouge.signature},
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics, signatures={"rouge": rouge.signature})
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

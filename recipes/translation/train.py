@@ -15,22 +15,21 @@ More in README.md.
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
+from common.data import load_splits
 from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tag_of
-from common.data.rows import load_splits
 from common.errors import InputError, tell
 from common.models.decoding import GenerationArguments, decoded, label_ids, set_generation
 from common.models.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_model
-from common.run.folder import Run
-from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
-from common.run.significance import check_comparison
+from common.run import Run, check_comparison, draw_history, write_json_lines, write_samples
 from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.tuning import TuningArguments, merge, tune
+from common.tuning import TuningArguments, tune
 
 from .arguments import TranslationDataArguments
 from .pairs import check_row, check_splits, flatten, reader, upsampled
@@ -46,6 +45,8 @@ HEADLINE = ("bleu", "chrf", "ter", "exact", "copy_bleu")
 
 @dataclass
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         texts,
         *limits.values(),
         tags=map(tag_of, targets) if len(targets) > 1 else (),
-        checkpoint=args.resume_from_checkpoint,
+        checkpoint=run.checkpoint,
         dropout=args.dropout,
         quantize=tuning_args.quantize,
     )
@@ -180,11 +181,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     args.predict_with_generate = True
     metrics = {}
 
@@ -212,21 +209,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print_scores(metrics, scored, signature["bleu"])
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in HEADLINE}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="translation",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores=HEADLINE,
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir, more="" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
+        signatures=signature,
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics, signatures=signature)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 
