@@ -166,7 +166,8 @@ def test_edited_code_runs_again_and_is_warned_of_by_a_run_that_resumes(arguments
 
 
 def test_a_run_that_resumes_takes_no_other_argument_than_it_can(arguments, tmp_path, capsys):
-    train.main([*arguments, "--save_total_limit", "5"])
+    arguments += ["--save_total_limit", "5"]
+    train.main(arguments)
     resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
     for words, message in [
         (["--seed", "7"], "--seed: the run has 42, so it cannot go on with 7"),
@@ -190,7 +191,7 @@ def test_a_run_writes_nothing_into_its_arguments(arguments, tmp_path):
     args.resume_from_checkpoint = True
     before = repr(args)
     run = Run(args, data_args, *groups[::2][:1], groups[2], rows=load_splits(data_args, COLUMNS, check_row))
-    assert run.checkpoint == str(tmp_path / "out" / "checkpoint-6")
+    assert run.checkpoint == str(tmp_path / "out" / "checkpoint-8")
     assert repr(args) == before
 
 
