@@ -1,6 +1,7 @@
 """Command lines: parse arguments over a YAML file over defaults, and exit with a message instead of a traceback."""
 
 import argparse
+import copy
 import difflib
 import errno
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,6 +87,13 @@ class _Parser(HfArgumentParser):
         for action in self._actions:  # one spelling of each name in the help: `--a_b`, not `--a_b, --a-b`, nor --no_a
             if action.option_strings[0].startswith("--no_"):
                 action.help = argparse.SUPPRESS
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
+        """Add a field without the keys of its metadata that argparse does not know (`common.args`)."""
+        known = copy.copy(field)
+        known.metadata = {key: value for key, value in field.metadata.items() if key != "resume"}
+        HfArgumentParser._parse_dataclass_field(parser, known)
 
     def error(self, message: str) -> None:
         raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))

@@ -1,0 +1,33 @@
+"""Files to checked rows."""
+
+from common.data.files import (
+    NOT_UTF8,
+    READERS,
+    TABLES,
+    Located,
+    Readers,
+    Row,
+    check_file,
+    json_fault,
+    numbered_lines,
+    parse_json,
+    read_file,
+)
+from common.data.rows import MOST_LABELS, label_names, load_splits
+
+__all__ = [
+    "MOST_LABELS",
+    "NOT_UTF8",
+    "READERS",
+    "TABLES",
+    "Located",
+    "Readers",
+    "Row",
+    "check_file",
+    "json_fault",
+    "label_names",
+    "load_splits",
+    "numbered_lines",
+    "parse_json",
+    "read_file",
+]

@@ -62,26 +62,39 @@ class CorpusArguments(DataArguments):
     text_unit: Literal["line", "paragraph", "document"] = field(
         default="line", metadata={"help": "what of a .txt file is a text: a line, a paragraph, the whole file"}
     )
-    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a row; longer texts take several"})
+    max_seq_length: int = field(
+        default=256, metadata={"help": "sub-tokens in a row; longer texts take several", "resume": "fixed"}
+    )
     pack: bool = field(
-        default=True, metadata={"help": "fill rows with several texts, none of which sees the others; else one a row"}
+        default=True,
+        metadata={
+            "help": "fill rows with several texts, none of which sees the others; else one a row",
+            "resume": "fixed",
+        },
     )
     pack_as: Literal["auto", "pieces", "blocks"] = field(
         default="auto",
-        metadata={"help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware"},
+        metadata={
+            "help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware",
+            "resume": "fixed",
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "read the training texts while training, never all; needs --max_steps"}
+        default=False,
+        metadata={"help": "read the training texts while training, never all; needs --max_steps", "resume": "fixed"},
     )
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "of a stream: texts that are shuffled together"})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "of a stream: texts that are shuffled together", "resume": "fixed"}
+    )
     stream_shares: int | None = field(
         default=None,
-        metadata={"help": "of a stream: parts that are read side by side; processes times workers when not given"},
+        metadata={
+            "help": "of a stream: parts that are read side by side; processes times workers when not given",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name) and (self.validation_file or self.test_file):
-            raise InputError("--validation_file and --test_file need --train_file beside them")
         super().__post_init__()
         if self.forgetting_file:
             self.check_path("forgetting_file", self.forgetting_file)

@@ -48,19 +48,31 @@ class Seq2SeqModelArguments(ModelArguments):
     )
     warm_start: Literal["both", "encoder"] | None = field(
         default=None,
-        metadata={"help": "make an encoder an encoder-decoder: its weights on both sides, or a decoder drawn anew"},
+        metadata={
+            "help": "make an encoder an encoder-decoder: its weights on both sides, or a decoder drawn anew",
+            "resume": "fixed",
+        },
     )
     from_scratch: Literal["tiny", "small", "base"] | None = field(
-        default=None, metadata={"help": "a new model: 2, 4 or 6 layers a side, 192, 256 or 512 wide; tiny if not given"}
+        default=None,
+        metadata={
+            "help": "a new model: 2, 4 or 6 layers a side, 192, 256 or 512 wide; tiny if not given",
+            "resume": "fixed",
+        },
     )
     tokenizer_train: Literal["bpe", "unigram"] | None = field(
-        default=None, metadata={"help": "kind of a new model's tokenizer, trained on both sides of the rows; bpe"}
+        default=None,
+        metadata={"help": "kind of a new model's tokenizer, trained on both sides of the rows; bpe", "resume": "fixed"},
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000"}
+        default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000", "resume": "fixed"}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4"}
+        default=None,
+        metadata={
+            "help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:

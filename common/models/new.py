@@ -32,14 +32,21 @@ class ScratchArguments:
     _argument_group_name = "from scratch"
 
     tokenizer_train: Literal["wordpiece", "bpe", "unigram"] | None = field(
-        default=None, metadata={"help": "train a tokenizer of this kind on the training texts"}
+        default=None, metadata={"help": "train a tokenizer of this kind on the training texts", "resume": "fixed"}
     )
-    vocab_size: int = field(default=8000, metadata={"help": "sub-tokens of that tokenizer, special ones included"})
+    vocab_size: int = field(
+        default=8000, metadata={"help": "sub-tokens of that tokenizer, special ones included", "resume": "fixed"}
+    )
     model_size: Literal["tiny", "small", "base"] | None = field(
-        default=None, metadata={"help": "2, 6 or 12 layers, 128, 384 or 768 wide; else as --model_name_or_path"}
+        default=None,
+        metadata={"help": "2, 6 or 12 layers, 128, 384 or 768 wide; else as --model_name_or_path", "resume": "fixed"},
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "values of the configuration, such as: num_hidden_layers=4,hidden_size=256"}
+        default=None,
+        metadata={
+            "help": "values of the configuration, such as: num_hidden_layers=4,hidden_size=256",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -24,12 +25,17 @@ from common.tuning import TunedModel
 class LanguageArguments(TrainingArguments):
     """Training of language models."""
 
+    lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
+
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
     batch_ramp_start: int | None = field(
-        default=None, metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps"}
+        default=None,
+        metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps", "resume": "fixed"},
     )
-    batch_ramp_steps: int | None = field(default=None, metadata={"help": "steps over which the batch grows"})
+    batch_ramp_steps: int | None = field(
+        default=None, metadata={"help": "steps over which the batch grows", "resume": "fixed"}
+    )
     loss_chunk: int = field(default=1024, metadata={"help": "tokens whose scores of the vocabulary exist at a time"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")

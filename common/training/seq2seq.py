@@ -48,7 +48,11 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     """Training arguments of encoder-decoders."""
 
     max_tokens_per_batch: int = field(
-        default=0, metadata={"help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows"}
+        default=0,
+        metadata={
+            "help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows",
+            "resume": "splits_step",
+        },
     )
     predict_with_generate: bool = field(
         default=True, metadata={"help": "evaluate by generating; false: by the loss alone, until the training is over"}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
 from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data.files import Row
+from common.data.files import TABLES, Row
 from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits
 from common.data.stream import Corpus, TextStream
@@ -117,7 +117,7 @@ def load_completions(args: ClmDataArguments) -> Corpus:
     if not (args.train_file or args.dataset_name):
         raise InputError("--loss_on completion: needs rows with prompt and completion; give --train_file")
     columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
-    return Corpus(load_splits(args, columns, check_completion, txt="none"))
+    return Corpus(load_splits(args, columns, check_completion, readers=TABLES))
 
 
 def check_completion(row: Row) -> Iterator[str]:

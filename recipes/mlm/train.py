@@ -147,10 +147,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="fill-mask",
-        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        scores=("loss", "perplexity", "accuracy"),
         split=scored,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE.format(folder=args.output_dir),
+        base_model=loaded.source or "A new model",
     )
     return metrics
 

@@ -12,6 +12,8 @@ from common.args import DataArguments
 from common.data.rows import load_splits
 from common.errors import tell
 
+from .conll import TAGGED
+
 TAG = re.compile(r"O|[BI]-\S+")
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"  # written without spaces: a character is a word
@@ -82,7 +84,7 @@ def load_tagged(args: DataArguments) -> DatasetDict:
     """Load the splits with columns `tokens` and `ner_tags`, every row checked, and tags repaired if asked for."""
     columns = {"tokens": args.text_column_name, "ner_tags": args.label_column_name}
     check = partial(check_row, repair_bio=args.repair_bio)
-    data = load_splits(args, columns, check, list_columns=columns, txt="conll")
+    data = load_splits(args, columns, check, list_columns=columns, readers=TAGGED)
     if args.repair_bio:
         data = data.map(repair_tags)
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")

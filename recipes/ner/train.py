@@ -22,15 +22,15 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
-from common.errors import InputError
 from common.models import load_model
 from common.run import Run, write_json_lines
 from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, tune
 
+from .arguments import NerDataArguments
 from .scoring import StrictSeqeval, compare, gazetteer_f1, print_scores, tag_sequences
 from .tagging import cut_windows, load_tagged
 
@@ -39,31 +39,6 @@ USAGE = """from transformers import pipeline
 
 tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
 tagger("Ada Lovelace met Charles Babbage in London.")"""
-
-
-@dataclass
-class NerDataArguments(DataArguments):
-    text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
-    label_column_name: str = field(
-        default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
-    )
-    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a window; longer texts take several"})
-    doc_stride: int | None = field(
-        default=None, metadata={"help": "sub-tokens that neighbouring windows share; a quarter when not given"}
-    )
-    repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
-        super().__post_init__()
-        if self.doc_stride is None:
-            self.doc_stride = self.max_seq_length // 4
-        if not 0 <= self.doc_stride <= self.max_seq_length // 2:
-            raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
 
 
 @dataclass
@@ -171,10 +146,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="token-classification",
-        scores={name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")},
+        scores=("precision", "recall", "f1", "accuracy"),
         split=scored,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE.format(folder=args.output_dir),
     )
     return metrics
 

@@ -18,15 +18,15 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerFast, set_seed
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.errors import InputError
 from common.models import load_model
 from common.run import Run, write_json_lines
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
-from .scoring import UNITS, SquadScorer, print_scores
+from .arguments import QaDataArguments
+from .scoring import SquadScorer, print_scores
 from .spans import (
     NULL,
     SpanCollator,
@@ -47,41 +47,6 @@ USAGE = """from recipes.qa.predict import Reader
 reader = Reader("{folder}")
 reader(["Who met Charles Babbage?"], ["Ada Lovelace met Charles Babbage in London."])"""
 HEADLINE = ("exact_match", "f1", "HasAns_f1", "NoAns_f1")
-
-
-@dataclass
-class QaDataArguments(DataArguments):
-    question_column_name: str = field(default="question", metadata={"help": "column with the question"})
-    context_column_name: str = field(default="context", metadata={"help": "column with the text to find it in"})
-    answer_column_name: str = field(
-        default="answers", metadata={"help": "column with the answers, {text: [...], answer_start: [...]}"}
-    )
-    fix_answer_offsets: bool = field(
-        default=False,
-        metadata={"help": "correct the offset of an answer that stands elsewhere in its context, but once"},
-    )
-    max_seq_length: int = field(default=384, metadata={"help": "sub-tokens in a window; longer texts take several"})
-    doc_stride: int = field(default=128, metadata={"help": "sub-tokens that neighbouring windows share"})
-    max_question_length: int = field(default=64, metadata={"help": "sub-tokens of a question that are read"})
-    max_answer_length: int = field(default=30, metadata={"help": "sub-tokens that an answer may have"})
-    f1_unit: str = field(default="word", metadata={"help": "what F1 counts: word, or character (Chinese, Japanese)"})
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.json"))
-        super().__post_init__()
-        if self.f1_unit not in UNITS:
-            raise InputError(f"--f1_unit {self.f1_unit}: must be {' or '.join(UNITS)}")
-        if min(self.doc_stride, self.max_question_length, self.max_answer_length) < 1:
-            raise InputError("--doc_stride, --max_question_length and --max_answer_length must be at least 1")
-        if self.max_question_length + self.doc_stride + 8 > self.max_seq_length:  # 8: special tokens, and some step
-            raise InputError(
-                f"--max_seq_length {self.max_seq_length}: too short for a question of {self.max_question_length} "
-                f"sub-tokens and windows that share {self.doc_stride}; lower --max_question_length or --doc_stride"
-            )
 
 
 @dataclass
@@ -210,10 +175,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="question-answering",
-        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics},
+        scores=HEADLINE,
         split=scored,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE.format(folder=args.output_dir),
     )
     return metrics
 

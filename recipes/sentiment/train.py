@@ -24,15 +24,16 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data import load_splits
-from common.errors import InputError, tell
+from common.data import TABLES, load_splits
+from common.errors import tell
 from common.models import load_model
 from common.run import Run
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
+from .arguments import SentimentDataArguments
 from .pictures import draw
 from .scoring import (
     bag_of_words,
@@ -54,28 +55,9 @@ HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mcc", "roc_auc", "calibration_e
 
 
 @dataclass
-class SentimentDataArguments(DataArguments):
-    text_column_name: str = field(default="text", metadata={"help": "column with the text"})
-    text_pair_column_name: str | None = field(default=None, metadata={"help": "column with a second text"})
-    label_column_name: str = field(
-        default="label", metadata={"help": "column with the label: text, integer, or a list of labels"}
-    )
-    max_seq_length: int = field(default=128, metadata={"help": "sub-tokens of a text that are read"})
-    keep: str = field(default="head", metadata={"help": "which part of a longer text: head, tail, head+tail"})
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
-        super().__post_init__()
-        if self.keep not in ("head", "tail", "head+tail"):
-            raise InputError(f"--keep {self.keep}: must be head, tail or head+tail")
-
-
-@dataclass
 class SentimentTrainingArguments(TrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("calibration_error",)
+
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
@@ -120,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     columns = {"text": data_args.text_column_name, "label": data_args.label_column_name}
     if data_args.text_pair_column_name:
         columns["text_pair"] = data_args.text_pair_column_name
-    data = load_splits(data_args, columns, label_check(), txt="none")
+    data = load_splits(data_args, columns, label_check(), readers=TABLES)
     several, labels = class_names(data)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
@@ -191,10 +173,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="text-classification",
-        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE if f"{scored}_{name}" in metrics},
+        scores=HEADLINE,
         split=scored,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE.format(folder=args.output_dir),
     )
     return metrics
 

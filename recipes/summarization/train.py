@@ -161,10 +161,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="summarization",
-        scores={name: metrics[f"{scored}_{name}"] for name in HEADLINE},
+        scores=HEADLINE,
         split=scored,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE.format(folder=args.output_dir),
         signatures={"rouge": rouge.signature},
     )
     return metrics

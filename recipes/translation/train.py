@@ -14,6 +14,7 @@ More in README.md.
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from datasets import Dataset
 from peft import TaskType
@@ -40,12 +41,14 @@ from .scoring import SCORES, Scorer, print_scores, write_split
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.translation.predict import Translator
 
-translate = Translator("{folder}"TARGET)
+translate = Translator("{folder}"{more})
 translate(["A text, or a document of any length."])"""
 
 
 @dataclass
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+
     output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
@@ -53,10 +56,10 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(
         default=1024,
-        metadata={"help": "sub-tokens in a batch, with padding; 0: --per_device_train_batch_size rows"},
+        metadata={"help": "tokens in a batch, with padding; 0: --per_device_train_batch_size rows"},
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    label_smoothing_factor: float = field(default=0.1, metadata={"help": "weight spread over all sub-tokens"})
+    label_smoothing_factor: float = field(default=0.1, metadata={"help": "weight spread over all tokens"})
     metric_for_best_model: str | None = field(default="bleu", metadata={"help": "score that picks the best checkpoint"})
 
 
@@ -174,10 +177,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="translation",
-        scores={name: metrics[f"{scored}_{name}"] for name in ("bleu", "chrf", "ter", "exact", "copy_bleu")},
+        scores=("bleu", "chrf", "ter", "exact", "copy_bleu"),
         split=scored,
         metrics=metrics,
-        usage=USAGE.replace("TARGET", "" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
+        usage=USAGE.format(folder=args.output_dir, more="" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
         signatures=scorer.signatures(),
     )
     return metrics
