@@ -11,6 +11,7 @@ A field says by `metadata={"resume": ...}` what a new value means for a run that
 """
 
 import difflib
+import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -226,7 +227,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     lower_is_better: ClassVar[tuple[str, ...]] = ()
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "where model and results go", "resume": "incidental"}
+        default=None,
+        metadata={"help": "where model and results go; outputs/RECIPE when not given", "resume": "incidental"},
     )
     seed: int = field(default=42, metadata={"help": "seed of weights, order and dropout", "resume": "fixed"})
     data_seed: int | None = field(
@@ -305,6 +307,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     )
 
     def __post_init__(self) -> None:
+        if self.output_dir is None:  # named after the folder of the recipe, so that a copy has its own
+            self.output_dir = f"outputs/{Path(inspect.getfile(type(self))).resolve().parent.name}"
         if not torch.accelerator.is_available():
             self.use_cpu = True  # also what makes torchrun start one run of many processes, and not many runs of one
         if self.precision != "auto":

@@ -249,11 +249,11 @@ def load_model(
             labels = of_checkpoint  # its head is kept, and so must be its order
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    dropout = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
+    name = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
-        if dropout is None:
+        if name is None:
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
-        setattr(config, dropout, args.attention_dropout)
+        setattr(config, name, args.attention_dropout)
     if max_length < LEAST_LENGTH:
         raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to four")
     positions = getattr(config, "max_position_embeddings", None)

@@ -210,11 +210,28 @@ class Run:
 
     def train(self, trainer: Trainer) -> None:
         """Start the run, train from `checkpoint` on, and save the state and scores of the training."""
-        self.start()
         with self.phase("train"):
             result = trainer.train(resume_from_checkpoint=self.checkpoint)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
+
+    def save_scores(
+        self, trainer: Trainer, split: str, measured: dict[str, float], scores: dict[str, float]
+    ) -> dict[str, float]:
+        """Write the scores of a split to `<split>_results.json`.
+
+        Args:
+            trainer: the trainer.
+            split: prefix of the names of the scores, such as `test`.
+            measured: what the trainer measured, under names with the prefix.
+            scores: further scores, under names without it.
+
+        Returns:
+            All of them, under names with the prefix.
+        """
+        found = measured | {f"{split}_{name}": value for name, value in scores.items()}
+        trainer.save_metrics(split, found)
+        return found
 
     def publish(
         self,
@@ -305,6 +322,7 @@ class Run:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure seconds and peak memory of a part of the run and put them into the record."""
+        self.start()
         _reset_peak_memory()
         start = time.perf_counter()
         yield

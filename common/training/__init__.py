@@ -1,0 +1,17 @@
+"""The Trainer and its promises."""
+
+from common.speed.head import losses_at_labels
+from common.training.language_model import LanguageArguments, LanguageTrainer
+from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from common.training.trainer import Trainer, label_losses
+
+__all__ = [
+    "LanguageArguments",
+    "LanguageTrainer",
+    "Seq2SeqCollator",
+    "Seq2SeqTrainer",
+    "Seq2SeqTrainingArguments",
+    "Trainer",
+    "label_losses",
+    "losses_at_labels",
+]

@@ -86,7 +86,7 @@ class LanguageTrainer(Trainer):
             model,
             args,
             train_dataset=train_dataset,
-            losses=losses_at_labels,
+            losses=kwargs.pop("losses", losses_at_labels),
             preprocess_logits_for_metrics=hits_at_labels,
             compute_metrics=self._accuracy,
             **kwargs,

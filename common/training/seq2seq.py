@@ -178,6 +178,7 @@ class Seq2SeqTrainer(Trainer):
     """
 
     def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
+        kwargs.pop("losses", None)
         super().__init__(*args, losses=self._label_losses, **kwargs)
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")

@@ -30,7 +30,6 @@ from .arguments import ClmDataArguments, ClmModelArguments, ClmScratchArguments
 from .completing import Completer, compare_completions, prompts_from
 from .texts import NextTokenCollator, bits_of, check_causal, encode_corpus, load_completions, texts_to_learn
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 write = pipeline("text-generation", model="{folder}")
@@ -40,7 +39,6 @@ SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # of a 
 
 @dataclass
 class ClmTrainingArguments(LanguageArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from nothing, else 1e-4 in full, 1e-3 under LoRA, ... when not given"}
     )

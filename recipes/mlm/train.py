@@ -37,7 +37,6 @@ from .heads import start_as_identity
 from .masking import MaskedBatches, Masker, encode_texts, mask_once
 from .pairs import check_pair_head, pair_losses, to_pairs
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 fill = pipeline("fill-mask", model="{folder}")
@@ -47,7 +46,6 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 @dataclass
 class MlmTrainingArguments(LanguageArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
     )

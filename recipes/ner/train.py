@@ -34,7 +34,6 @@ from .arguments import NerDataArguments
 from .scoring import StrictSeqeval, compare, gazetteer_f1, print_scores, tag_sequences
 from .tagging import cut_windows, load_tagged
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
@@ -43,7 +42,6 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 
 @dataclass
 class NerTrainingArguments(TrainingArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
     )
@@ -135,9 +133,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        own = output.metrics | {"test_gazetteer_f1": gazetteer_f1(data["train"], data["test"], metric)}
-        trainer.save_metrics("test", own)
-        metrics |= own
+        own = {"gazetteer_f1": gazetteer_f1(data["train"], data["test"], metric)}
+        metrics |= run.save_scores(trainer, "test", output.metrics, own)
         predicted = tag_sequences(windows["test"], output.predictions, output, labels)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), compare(data["test"], predicted))
     print_scores(metrics, scored)

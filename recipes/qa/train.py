@@ -28,20 +28,18 @@ from common.tuning import TuningArguments, tune
 from .arguments import QaDataArguments
 from .scoring import SquadScorer, print_scores
 from .spans import (
-    NULL,
     SpanCollator,
     Spans,
     answer_in_context,
     best_positions,
     best_spans,
     cut_windows,
-    positions,
+    label_windows,
     print_limits,
     span_losses,
 )
 from .squad import load_questions
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.qa.predict import Reader
 
 reader = Reader("{folder}")
@@ -51,14 +49,12 @@ HEADLINE = ("exact_match", "f1", "HasAns_f1", "NoAns_f1")
 
 @dataclass
 class QaTrainingArguments(TrainingArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     remove_unused_columns: bool = field(default=False)  # the collator needs to know where the context begins
 
 
@@ -73,27 +69,12 @@ def encode(
     doc_stride: int,
     max_question_length: int,
 ) -> dict[str, list]:
-    """Windows with `labels`: first and last sub-token of the first answer, `NULL` twice where the window has none.
+    """Encode questions with windows of their contexts, with `labels`: first and last token of the first answer.
 
-    -100 twice where the answer is in no window of its context as a whole, which makes the row `lost`.
+    See `label_windows` for windows without an answer.
     """
     windows = cut_windows(rows["question"], rows["context"], tokenizer, max_seq_length, doc_stride, max_question_length)
-    labels, answered, of = [], set(), windows["row"]
-    context = (windows[name] for name in ("begin", "starts", "ends"))
-    for i, (row, begin, starts, ends) in enumerate(zip(of, *context, strict=True)):
-        labels.append([NULL, NULL])
-        if rows["answers"][row]["text"]:
-            start = rows["answers"][row]["answer_start"][0]
-            end = start + len(rows["answers"][row]["text"][0])
-            first, last = i == 0 or of[i - 1] != row, i + 1 == len(of) or of[i + 1] != row
-            found = positions(starts, ends, start, end, first, last)
-            if found is not None:
-                labels[-1] = [begin + position for position in found]
-                answered.add(row)
-    windows["lost"] = [bool(rows["answers"][row]["text"]) and row not in answered for row in of]
-    windows["labels"] = [[-100, -100] if lost else own for own, lost in zip(labels, windows["lost"], strict=True)]
-    windows["row"] = [indices[row] for row in of]
-    return windows
+    return label_windows(windows, rows["answers"], indices)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -164,9 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             output = trainer.predict(windows["test"], metric_key_prefix="test")
         scorer, found = scorers["test"], spans(output, windows["test"])
         own = scorer(found, config.no_answer_threshold) | scorer.baseline()
-        own = output.metrics | {f"test_{name}": value for name, value in own.items()}
-        trainer.save_metrics("test", own)
-        metrics |= own
+        metrics |= run.save_scores(trainer, "test", output.metrics, own)
         predicted = scorer.predictions(found, config.no_answer_threshold)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), predicted)
     print_scores(metrics, scored)

@@ -11,7 +11,7 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -35,18 +35,9 @@ from common.tuning import TuningArguments, tune
 
 from .arguments import SentimentDataArguments
 from .pictures import draw
-from .scoring import (
-    bag_of_words,
-    print_scores,
-    probabilities,
-    score_names,
-    scores,
-    tune_thresholds,
-    write_predictions,
-)
+from .scoring import Scorer, bag_of_words, print_scores
 from .texts import class_names, class_weights, cut, label_check, loss_with, one_hot
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 classify = pipeline("text-classification", model="{folder}")
@@ -58,7 +49,6 @@ HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mcc", "roc_auc", "calibration_e
 class SentimentTrainingArguments(TrainingArguments):
     lower_is_better: ClassVar[tuple[str, ...]] = ("calibration_error",)
 
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
     )
@@ -126,11 +116,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
-    def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
-        found, gold = probabilities(prediction.predictions, several), np.array(prediction.label_ids)
-        return scores(found, gold, labels, tune_thresholds(found, gold) if several else None)
+    scorer = Scorer(labels, several)
+    check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
 
-    check_best_metric(args, score_names(rows["validation"]["labels"][:], labels, several))
+    def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
+        return scorer(prediction, scorer.thresholds(prediction))
+
     trainer = Trainer(
         model=tuned,
         args=args,
@@ -148,8 +139,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
     metrics = output.metrics
     trainer.save_metrics("eval", metrics)
-    found, gold = probabilities(output.predictions, several), np.array(output.label_ids)
-    thresholds = tune_thresholds(found, gold) if several else None  # for the test rows and for predict
+    thresholds = scorer.thresholds(output)  # for the test rows and for predict
     if several:
         config.thresholds = thresholds
 
@@ -158,15 +148,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(rows["test"], metric_key_prefix="test")
-        found, gold = probabilities(output.predictions, several), np.array(output.label_ids)
-        own = scores(found, gold, labels, thresholds) | bag_of_words(data["train"][:], data["test"][:], labels, several)
-        own = output.metrics | {f"test_{name}": value for name, value in own.items()}
-        trainer.save_metrics("test", own)
-        metrics |= own
-        shown = data["test"].select_columns(["id", *columns])
-        write_predictions(args.output_dir, shown, found, gold, labels, thresholds)
+        own = scorer(output, thresholds) | bag_of_words(data["train"][:], data["test"][:], labels, several)
+        metrics |= run.save_scores(trainer, "test", output.metrics, own)
+        scorer.write(args.output_dir, data["test"].select_columns(["id", *columns]), output, thresholds)
     history, picked_by = trainer.state.log_history, args.metric_for_best_model or "loss"
-    draw(args.output_dir, found, gold, labels, thresholds, history, picked_by)
+    draw(args.output_dir, *scorer.read(output), labels, thresholds, history, picked_by)
     print_scores(metrics, scored, labels)
 
     # Save

@@ -10,6 +10,7 @@ from common.data.language_codes import Direction, direction, language_codes
 from common.errors import InputError, tell
 from common.models.decoding import GenerationArguments, set_generation
 from common.models.encoder_decoder import Seq2SeqModelArguments
+from common.tuning import TuningArguments
 
 from .arguments import SummarizationDataArguments
 
@@ -43,6 +44,15 @@ class AbstractiveGenerationArguments(GenerationArguments):
         super().__post_init__()
         if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
             raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
+
+
+#: arguments of a run, beside those of the training
+GROUPS = (
+    AbstractiveModelArguments,
+    AbstractiveDataArguments,
+    AbstractiveGenerationArguments,
+    TuningArguments,
+)
 
 
 def direction_of(

@@ -32,7 +32,6 @@ from .arguments import SummarizationDataArguments
 from .extractive import LABEL, Picker, WindowCollator, encode_windows, marked, sentence_logits, sentence_losses
 from .scoring import HEADLINE, SCORES, Rouge, best_count, lead, means, print_scores, score_split, write_split
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.summarization.predict import load
 
 summarize = load("{folder}")
@@ -56,9 +55,6 @@ class ExtractiveDataArguments(SummarizationDataArguments):
 
 @dataclass
 class ExtractiveTrainingArguments(TrainingArguments):
-    output_dir: str | None = field(
-        default=f"outputs/{HERE.name}", metadata={"help": "where model and results go", "resume": "incidental"}
-    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "2e-4 in full, 4e-3 under LoRA, ... when not given"}
     )
@@ -68,7 +64,6 @@ class ExtractiveTrainingArguments(TrainingArguments):
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,9 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted = pickers[name].summaries(output.predictions, count)
         more = [{"sentences": numbers} for numbers in pickers[name].sentences(output.predictions, count)]
         own = score_split(rouge, data[name], predicted, (first, count), compared if name == "test" else None)
-        own = output.metrics | {f"{split}_{key}": value for key, value in (own | {"sentences": count}).items()}
-        trainer.save_metrics(split, own)
-        metrics |= own
+        metrics |= run.save_scores(trainer, split, output.metrics, own | {"sentences": count})
         write_split(args.output_dir, name, rouge, data[name], predicted, more)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in windows else "eval"

@@ -2,7 +2,6 @@
 
     make summarization-abstractive ARGS="--train_file train.jsonl --output_dir outputs/written"
     make summarization-abstractive ARGS="--model_name_or_path facebook/bart-base --train_file train.jsonl"
-    make summarization-abstractive ARGS="--from_scratch tiny --train_file train.jsonl --num_beams 1"
     python -m recipes.summarization.train_abstractive --config my.yaml
 
 Without --model_name_or_path the embedded encoder gets a decoder (--warm_start both), which needs many rows.
@@ -15,6 +14,7 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -26,16 +26,9 @@ from common.data.language_codes import set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
-from common.tuning import TuningArguments, tune
+from common.tuning import tune
 
-from .abstractive import (
-    AbstractiveDataArguments,
-    AbstractiveGenerationArguments,
-    AbstractiveModelArguments,
-    direction_of,
-    drop_cut_summaries,
-    set_search,
-)
+from .abstractive import GROUPS, direction_of, drop_cut_summaries, set_search
 from .scoring import HEADLINE, SCORES, Rouge, best_count, lead, means, print_scores, score_split, write_split
 
 HERE = Path(__file__).resolve().parent
@@ -47,9 +40,10 @@ summarize(["A document of any length."])"""
 
 @dataclass
 class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
+    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+
     output_dir: str | None = field(
-        default=f"outputs/{HERE.name}-abstractive",
-        metadata={"help": "where model and results go", "resume": "incidental"},
+        default=f"outputs/{HERE.name}-abstractive", metadata={"help": "where all results go"}
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x20"}
@@ -63,14 +57,9 @@ class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
-    lower_is_better = ("hit_max_length",)
 
 
-ARGUMENTS = (
-    *(AbstractiveModelArguments, AbstractiveDataArguments, AbstractiveGenerationArguments),
-    *(TuningArguments, AbstractiveTrainingArguments),
-)
+ARGUMENTS = (*GROUPS, AbstractiveTrainingArguments)
 
 
 def encode(
@@ -156,9 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
         own |= score_split(rouge, data[name], predicted, (first, first), compared if name == "test" else None)
-        own = output.metrics | {f"{split}_{key}": value for key, value in own.items()}
-        trainer.save_metrics(split, own)
-        metrics |= own
+        metrics |= run.save_scores(trainer, split, output.metrics, own)
         write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in rows else "eval"

@@ -3,8 +3,6 @@
     make translation
     make translation ARGS="--train_file train.jsonl --validation_file dev.jsonl --source_lang en --target_lang de"
     make translation ARGS="--train_file t.en --train_target_file t.de --source_lang en --target_lang de --num_beams 1"
-    make translation ARGS="--model_name_or_path google-t5/t5-small --train_file t.csv --source_lang en --target_lang de"
-    make translation ARGS="--train_file 'data/*/train.jsonl' --pairs en-de en-cs --sampling_temperature 5"
     python -m recipes.translation.train --config my.yaml
 
 The sample, localisation from English to German, tiny model from scratch, 2 cores (Intel Xeon, bf16), 2.5 minutes:
@@ -22,14 +20,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
 from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tags_of
-from common.models import (
-    GenerationArguments,
-    Seq2SeqModelArguments,
-    decoded,
-    label_ids,
-    load_seq2seq,
-    set_generation,
-)
+from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
 from common.tuning import TuningArguments, tune
@@ -38,7 +29,6 @@ from .arguments import TranslationDataArguments
 from .pairs import select_rows
 from .scoring import SCORES, Scorer, print_scores, write_split
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.translation.predict import Translator
 
 translate = Translator("{folder}"{more})
@@ -49,26 +39,19 @@ translate(["A text, or a document of any length."])"""
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
 
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
-    max_tokens_per_batch: int = field(
-        default=1024,
-        metadata={"help": "tokens in a batch, with padding; 0: --per_device_train_batch_size rows"},
-    )
+    max_tokens_per_batch: int = field(default=1024, metadata={"help": "tokens in a batch, with padding; 0: rows"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "weight spread over all tokens"})
     metric_for_best_model: str | None = field(default="bleu", metadata={"help": "score that picks the best checkpoint"})
 
 
 ARGUMENTS = (
-    Seq2SeqModelArguments,
-    TranslationDataArguments,
-    GenerationArguments,
-    TuningArguments,
-    TranslationTrainingArguments,
+    *(Seq2SeqModelArguments, TranslationDataArguments, GenerationArguments),
+    *(TuningArguments, TranslationTrainingArguments),
 )
 
 
@@ -76,11 +59,10 @@ def encode(
     rows: dict[str, list],
     tokenizer: PreTrainedTokenizerBase,
     directions: dict[str, Direction],
-    max_source_length: int,
-    max_target_length: int,
+    lengths: tuple[int, int],
     start: int | None = None,
 ) -> dict[str, list]:
-    """Encode sources as `input_ids` and targets as `labels`, both cut to the greatest lengths.
+    """Encode sources as `input_ids` and targets as `labels`, both cut to `lengths` tokens.
 
     `cut` tells which rows were longer. `directions` has that of each `pair`; the decoder begins with the token `start`.
     """
@@ -90,12 +72,12 @@ def encode(
         own = [i for i, name in enumerate(rows["pair"]) if name == pair]
         sources = [directions[pair].source_prefix + rows["source"][i] for i in own]
         targets = [rows["target"][i] for i in own]
-        ids = tokenizer(sources, truncation=True, max_length=max_source_length)["input_ids"]
-        labels = label_ids(tokenizer, targets, start, max_target_length)
+        ids = tokenizer(sources, truncation=True, max_length=lengths[0])["input_ids"]
+        labels = label_ids(tokenizer, targets, start, lengths[1])
         whole = tokenizer(sources, verbose=False)["input_ids"], label_ids(tokenizer, targets, start)
         for k, i in enumerate(own):
             found["input_ids"][i], found["labels"][i] = ids[k], labels[k]
-            found["cut"][i] = len(whole[0][k]) > max_source_length or len(whole[1][k]) > max_target_length
+            found["cut"][i] = len(whole[0][k]) > lengths[0] or len(whole[1][k]) > lengths[1]
     return found
 
 
@@ -114,18 +96,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
     # Model
-    limits = {name: getattr(generation_args, name) for name in ("max_source_length", "max_target_length")}
+    lengths = generation_args.max_source_length, generation_args.max_target_length
     texts = (text for side in ("source", "target") for text in data["train"][side])
     options = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
-    loaded = load_seq2seq(model_args, texts, *limits.values(), tags=tags_of(pairs), **options)
+    loaded = load_seq2seq(model_args, texts, *lengths, tags=tags_of(pairs), **options)
     model, tokenizer = loaded.model, loaded.tokenizer
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
     directions = directions_of(tokenizer, model, pairs, **codes)
     set_generation(model, generation_args)
     forced, begins = set_directions(tokenizer, model, list(directions.values()))
-    model.config.update({"translation": [asdict(direction) for direction in directions.values()], **limits})
+    saved = {"translation": [asdict(direction) for direction in directions.values()]}
+    model.config.update(saved | dict(zip(("max_source_length", "max_target_length"), lengths, strict=True)))
     start = model.generation_config.decoder_start_token_id
-    settings = {"tokenizer": tokenizer, "directions": directions, "start": start, **limits}
+    settings = {"tokenizer": tokenizer, "directions": directions, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
     rows = select_rows(rows, data["train"]["pair"][:], data_args.sampling_temperature, args.seed)
     collator = Seq2SeqCollator(tokenizer, model)
@@ -165,9 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         own = scorer(data[name], predicted, ended)
         if name == "test" and compared:
             own |= scorer.compare(data[name], compared, predicted)
-        own = output.metrics | {f"{split}_{key}": value for key, value in own.items()}
-        trainer.save_metrics(split, own)
-        metrics |= own
+        metrics |= run.save_scores(trainer, split, output.metrics, own)
         write_split(args.output_dir, name, data[name], predicted, ended)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "bleu")
     scored = "test" if "test" in rows else "eval"
