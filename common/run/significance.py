@@ -11,7 +11,7 @@ RESAMPLES = 1000
 
 
 def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
-    """Return the reference, from column `reference`, and the prediction of each row of a run's `predictions_test.jsonl`."""
+    """Return reference and prediction of each row of a run's `predictions_test.jsonl`; `reference` names the column."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +36,9 @@ def check_comparison(path: str, gold: list[str], reference: str) -> list[str]:
     """Return the predictions in a file; raise `InputError` unless they are of the references `gold`, in that order."""
     other = read_predictions(path, reference)
     if len(other) != len(gold):
-        raise InputError(f"{path}: has {len(other):,} rows, and there are {len(gold):,} test rows; compare on the same rows")
+        raise InputError(
+            f"{path}: has {len(other):,} rows, and there are {len(gold):,} test rows; compare on the same rows"
+        )
     for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
         if reference != own:
             raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")
