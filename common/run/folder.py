@@ -366,8 +366,9 @@ def _remove(folder: Path, record: dict[str, Any]) -> None:
     for name in [*_written(folder, record), RECORD]:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        while path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path = path.parent
+    parents = {folder / parent for name in record["files"] for parent in Path(name).parents} - {folder}
+    for path in sorted((path for path in folder.rglob("*") if path in parents), reverse=True):  # the inner ones first
+        if not any(path.iterdir()):
             path.rmdir()
 
 

@@ -12,7 +12,7 @@ RESAMPLES = 1000
 
 
 def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
-    """Return the reference, from column `reference`, and the prediction of each row of a run's `predictions_test.jsonl`."""
+    """Return reference and prediction of each row of a run's `predictions_test.jsonl`; `reference` names the column."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
