@@ -41,7 +41,10 @@ def batches_of_the_recipe(
     found = load_texts(texts, corpus)
     found = DatasetDict(validation=found.select(range(min(most or len(found), len(found)))))
     if tokenizer.mask_token is None:
-        rows, collate = to_rows(found, tokenizer, corpus, "all")["validation"], NextTokenCollator(tokenizer.pad_token_id)
+        rows, collate = (
+            to_rows(found, tokenizer, corpus, "all")["validation"],
+            NextTokenCollator(tokenizer.pad_token_id),
+        )
     else:
         masker = Masker(tokenizer, "token", 0.15)
         rows = to_blocks(found, tokenizer, corpus, word_marks)["validation"]
