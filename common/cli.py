@@ -106,20 +106,7 @@ class _Parser(HfArgumentParser):
         found = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
         return f"; did you mean {found[0]}?" if found else "; --help_all lists them all"
 
-    def training_module(recipe: str) -> str:
-    """Return the module that a target of `make` runs: `a` is `recipes.a.train`, and `a-b` is `recipes.a.train_b`.
-
-    Raises:
-        InputError: there is no such script in the working directory.
-    """
-    folder, _, more = recipe.partition("-")
-    script = f"train_{more}" if more else "train"
-    if not Path("recipes", folder, f"{script}.py").is_file():
-        raise InputError(f"{recipe}: no such recipe here; run it in the folder that holds recipes/")
-    return f"recipes.{folder}.{script}"
-
-
-def parse(self, argv: list[str]) -> argparse.Namespace:
+    def parse(self, argv: list[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(argv)
         for word in unknown:
             if word.startswith("-"):
@@ -146,6 +133,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.default in (None, argparse.SUPPRESS) or "%(default)" in help:
             return help
         return f"{help} (default: %(default)s)"
+
+
+def training_module(recipe: str) -> str:
+    """Return the module that a target of `make` runs: `a` is `recipes.a.train`, and `a-b` is `recipes.a.train_b`.
+
+    Raises:
+        InputError: there is no such script in the working directory.
+    """
+    folder, _, more = recipe.partition("-")
+    script = f"train_{more}" if more else "train"
+    if not Path("recipes", folder, f"{script}.py").is_file():
+        raise InputError(f"{recipe}: no such recipe here; run it in the folder that holds recipes/")
+    return f"recipes.{folder}.{script}"
 
 
 def training_module(recipe: str) -> str:
