@@ -148,19 +148,6 @@ def training_module(recipe: str) -> str:
     return f"recipes.{folder}.{script}"
 
 
-def training_module(recipe: str) -> str:
-    """Return the module that a target of `make` runs: `a` is `recipes.a.train`, and `a-b` is `recipes.a.train_b`.
-
-    Raises:
-        InputError: there is no such script in the working directory.
-    """
-    folder, _, more = recipe.partition("-")
-    script = f"train_{more}" if more else "train"
-    if not Path("recipes", folder, f"{script}.py").is_file():
-        raise InputError(f"{recipe}: no such recipe here; run it in the folder that holds recipes/")
-    return f"recipes.{folder}.{script}"
-
-
 def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, description: str | None = None) -> tuple:
     """Fill `dataclass_types` from `argv` (default: the command line) over `--config FILE` over their own defaults.
 

@@ -34,7 +34,7 @@ def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
 
 
 def other_predictions(path: str | None, data: DatasetDict, reference: str) -> list[str] | None:
-    """Return the test predictions of the run that `--compare_to` names; None without that argument.
+    """Return the test predictions of another run; None if `path` is None.
 
     Args:
         path: `predictions_test.jsonl` of the other run.
@@ -47,7 +47,7 @@ def other_predictions(path: str | None, data: DatasetDict, reference: str) -> li
     if path is None:
         return None
     if "test" not in data:
-        raise InputError("--compare_to: there are no test rows to compare on; give --test_file")
+        raise InputError(f"{path}: there are no test rows to compare with; give --test_file")
     return check_comparison(path, data["test"][reference][:], reference)
 
 
