@@ -1,11 +1,13 @@
 """Make a model compute faster on this hardware, with the results of plain transformers."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from common.args import SpeedArguments, TrainingArguments
@@ -13,6 +15,7 @@ from common.errors import tell
 from common.models.load import LoadedModel
 from common.models.structure import output_embeddings, transformer_of
 from common.speed.dropout import quick_functional_dropout, quicken_dropout
+from common.speed.encoder_decoder import PaddingFreePairs
 from common.speed.head import HeadAtLabels, read_first_tokens
 from common.speed.padding_free import leave_out_padding
 
@@ -20,6 +23,8 @@ from common.speed.padding_free import leave_out_padding
 ATTENTION_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "dropout_rate", "attn_pdrop")
 #: without attention dropout the kernel of SDPA is the faster one from this many tokens on
 LONG = 256
+#: why a context of the forward pass is not entered: the backward pass computes layers again outside of it
+RECOMPUTES = "--gradient_checkpointing computes layers twice"
 
 
 @dataclass
@@ -30,11 +35,13 @@ class Speed:
         applied: names of the features that were applied, in order.
         fell_back: name of a feature that was not applied -> the reason.
         head: computes the head of a language model at the labels only; None if the head computes every position.
+        pairs: leaves out the padding of an encoder-decoder in training; None if its layers compute padding.
     """
 
     applied: list[str] = field(default_factory=list)
     fell_back: dict[str, str] = field(default_factory=dict)
     head: HeadAtLabels | None = None
+    pairs: PaddingFreePairs | None = None
 
     def note(self, name: str, reason: str | None) -> bool:
         """Record the feature `name` as applied, or with the reason why it was not; return whether it was."""
@@ -55,9 +62,17 @@ class Speed:
         """Within it the head of a language model computes only where there are labels (see `HeadAtLabels.at`)."""
         return nullcontext() if self.head is None else self.head.at(labels, label_smoothing, scores)
 
-    def functional_dropout(self) -> AbstractContextManager[None]:
-        """Within it `torch.nn.functional.dropout` is the faster dropout, if that was applied."""
-        return quick_functional_dropout() if "functional_dropout" in self.applied else nullcontext()
+    @contextmanager
+    def training_pass(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
+        """Within it the layers of an encoder-decoder leave out padding and drop faster, as far as that was applied.
+
+        Args:
+            attention_mask: of the sources, (rows, length).
+            labels: of the targets, (rows, length).
+        """
+        dropout = quick_functional_dropout() if "functional_dropout" in self.applied else nullcontext()
+        with dropout, nullcontext() if self.pairs is None else self.pairs.at(attention_mask, labels):
+            yield
 
     def record(self) -> dict[str, list[str] | dict[str, str]]:
         """Return `applied` and `fell_back` for `run.json`."""
@@ -86,46 +101,66 @@ def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
     if args.speed == "off":
         return speed
     plain = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-    training = isinstance(args, TrainingArguments)
     if not torch.accelerator.is_available():
-        _apply_to_layers(speed, loaded, plain, training)
-        if training and transformer_of(plain).config.is_encoder_decoder:
-            recomputes = "--gradient_checkpointing draws it again" if args.gradient_checkpointing else None
-            speed.note("functional_dropout", recomputes)
+        _apply_to_layers(speed, loaded, plain, args)
     if output_embeddings(plain) is not None:
         _apply_to_head(speed, plain, args)
-    if training:
+    if isinstance(args, TrainingArguments):
         tell(speed.line())
     return speed
 
 
-def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, training: bool) -> None:
-    """Leave out padding, choose the kernel of attention, and take the faster dropout: on a CPU alone."""
-    if loaded.attn_implementation is not None:
-        reason = f"attn_implementation is {loaded.attn_implementation}"
-    elif isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
+def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: SpeedArguments) -> None:
+    """Choose the kernel of attention, leave out padding, and take the faster dropout: on a CPU alone."""
+    training = isinstance(args, TrainingArguments)
+    transformer = transformer_of(plain)
+    both_sides = transformer.config.is_encoder_decoder
+    eager = False
+    if training and loaded.attn_implementation is None:
+        eager = _choose_kernel(transformer, loaded.read_length or LONG)
+    if isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
         reason = "virtual tokens are in no batch"
+    elif both_sides:
+        reason = _leave_out_padding_of_pairs(speed, loaded, plain, args) if training else "generation keeps padding"
+    elif loaded.attn_implementation is not None:
+        reason = f"attn_implementation is {loaded.attn_implementation}"
     else:
         reason = leave_out_padding(plain)
     if speed.note("padding_free", reason) and type(plain).__name__.endswith("ForSequenceClassification"):
         speed.note("last_layer_at_first_token", read_first_tokens(plain))
-    if training and not speed.without_padding and loaded.attn_implementation is None:
-        _choose_kernel(speed, transformer_of(plain), loaded.read_length or LONG)
+    if eager and not speed.without_padding:
+        speed.note("eager_attention", None)
     quicken_dropout(loaded.model)
     speed.note("dropout", None)
+    if training and both_sides:
+        speed.note("functional_dropout", RECOMPUTES if args.gradient_checkpointing else None)
 
 
-def _choose_kernel(speed: Speed, transformer: nn.Module, length: int) -> None:
-    """Take eager attention where it is the faster kernel of a CPU.
+def _leave_out_padding_of_pairs(
+    speed: Speed, loaded: LoadedModel, plain: nn.Module, args: TrainingArguments
+) -> str | None:
+    """Leave out the padding of an encoder-decoder; return why not, or None."""
+    if args.gradient_checkpointing:
+        return RECOMPUTES
+    if not loaded.pretrained:
+        return "batches of a new model have little padding"
+    pairs = PaddingFreePairs(plain)
+    speed.pairs = pairs if pairs.reason is None else None
+    return pairs.reason
+
+
+def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
+    """Take eager attention where it is the faster kernel of a CPU; return whether it was taken.
 
     SDPA has no fast kernel with attention dropout there, and eager attention takes 1.1 to 1.5 times less a step in
     bfloat16; without dropout SDPA wins on long rows. `python -m tests.benchmarks.attention` measures it.
     """
     values = vars(transformer.config)
     dropout = max((values[name] for name in ATTENTION_DROPOUTS if isinstance(values.get(name), float)), default=0.0)
-    if dropout or length < LONG:
+    eager = dropout > 0 or length < LONG
+    if eager:
         transformer.set_attn_implementation("eager")
-        speed.note("eager_attention", None)
+    return eager
 
 
 def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None:

@@ -32,8 +32,7 @@ BIAS_AFTER_HEAD = frozenset({"bart", "marian", "mbart", "pegasus"})
 #: model types whose last layer may compute only what the head reads; a test compares each with plain transformers
 LAST_LAYER = frozenset(
     {
-        "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "roberta", "roberta-prelayernorm",
-        "xlm-roberta", "xlm-roberta-xl",
+        "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "roberta", "xlm-roberta",
     }
 )  # fmt: skip
 

@@ -35,8 +35,8 @@ EXACT = 128
 #: number are filled up to multiples of these
 TOKEN_MULTIPLE, LENGTH_MULTIPLE, BIN_MULTIPLE = 64, 32, 4
 
-#: bins that attention takes at a time: their length, and which rows lie in each, end to end
-Group = tuple[int, list[list[int]]]
+#: bins that attention takes at a time: their length on each side, and which rows lie in each, end to end
+Group = tuple[tuple[int, ...], list[list[int]]]
 
 
 class _Rearrange(torch.autograd.Function):
@@ -56,36 +56,39 @@ class _Rearrange(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def in_bins(lengths: list[int]) -> list[Group]:
-    """Return groups of bins for rows of `lengths`.
+def in_bins(lengths: list[tuple[int, ...]]) -> list[Group]:
+    """Return groups of bins for rows of `lengths`, of one side each, or of two: a source and a target.
 
-    A bin is as long as the longest row that is left, or `BIN`. Longest rows first, each goes into the first bin where
-    it fits (first-fit decreasing). A group has as many bins as `SCORES_TOGETHER` allows; some may be empty.
+    On each side a bin is as long as the longest row that is left, or `BIN`. Longest rows first, each goes into the
+    first bin where all its sides fit (first-fit decreasing). A group has as many bins as `SCORES_TOGETHER` allows; some
+    may be empty.
     """
-    left = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    left = sorted(range(len(lengths)), key=lambda row: max(lengths[row]), reverse=True)
     groups: list[Group] = []
     while left:
-        size = max(BIN, _multiple(LENGTH_MULTIPLE, lengths[left[0]]))
-        least = lengths[left[-1]]
-        most = max(1, SCORES_TOGETHER // size**2)
+        by_side = list(zip(*(lengths[row] for row in left), strict=True))
+        sides = tuple(max(BIN, _multiple(LENGTH_MULTIPLE, max(of_side))) for of_side in by_side)
+        least = [min(of_side) for of_side in by_side]
+        most = max(1, SCORES_TOGETHER // max(sides) ** 2)
         bins: list[list[int]] = []
-        room: dict[int, int] = {}  # of bins that are not full
+        open_bins: list[tuple[list[int], list[int]]] = []  # which rows, and the room that is left on each side
         later = []
         for row in left:
-            place = next((i for i, free in room.items() if free >= lengths[row]), None)
-            if place is None and len(bins) == most:
+            own = lengths[row]
+            found = next((b for b in open_bins if all(map(int.__ge__, b[1], own))), None)
+            if found is None and len(bins) == most:
                 later.append(row)
                 continue
-            if place is None:
-                place = len(bins)
-                bins.append([])
-                room[place] = size
-            bins[place].append(row)
-            room[place] -= lengths[row]
-            if room[place] < least:
-                del room[place]
+            if found is None:
+                found = [], list(sides)
+                bins.append(found[0])
+                open_bins.append(found)
+            found[0].append(row)
+            found[1][:] = map(int.__sub__, found[1], own)
+            if not all(map(int.__ge__, found[1], least)):
+                open_bins.remove(found)
         bins += [[] for _ in range(min(most, _multiple(BIN_MULTIPLE, len(bins))) - len(bins))]
-        groups.append((size, bins))
+        groups.append((sides, bins))
         left = later
     return groups
 
@@ -106,7 +109,7 @@ class PackedBatch:
     - slots: for attention, bins in which rows lie end to end, and see nothing of one another (`in_bins`).
     """
 
-    def __init__(self, mask: Tensor, causal: bool = False):
+    def __init__(self, mask: Tensor, causal: bool = False, groups: list[Group] | None = None, side: int = 0):
         self.causal = causal
         rows, length = mask.shape
         lengths = mask.sum(1).tolist()
@@ -118,8 +121,8 @@ class PackedBatch:
         order: list[int] = []
         starts: list[int] = []
         size = 0
-        for length_of_bins, bins in in_bins(lengths):
-            owners = torch.full((len(bins), length_of_bins), -1)
+        for sides, bins in in_bins([(n,) for n in lengths]) if groups is None else groups:
+            owners = torch.full((len(bins), sides[side]), -1)
             most = max(map(len, bins))
             places = []
             for i, members in enumerate(bins):
@@ -130,8 +133,8 @@ class PackedBatch:
                     places.append(i * most + k)
                     order.append(row)
                     at += lengths[row]
-                size += length_of_bins
-            self.groups.append((length_of_bins, owners))
+                size += sides[side]
+            self.groups.append((sides[side], owners))
             self._places.append((most, torch.tensor(places)))
         order, starts = torch.tensor(order), torch.tensor(starts)
         row, column = mask[order].nonzero(as_tuple=True)
@@ -206,7 +209,7 @@ class PackedBatch:
         for i, (q, k, v) in enumerate(self.to_bins(query, key, value)):
             alone = self._places[i][0] == 1  # a row a bin: what is padding comes after all that is real
             bias = partial(self._bias, i, self.groups[i][1])
-            results.append(_weighed(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
+            results.append(weighed(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
         return self.from_bins(results)
 
     def _attend_firsts(
@@ -222,7 +225,7 @@ class PackedBatch:
             rows[places] = torch.arange(begun, begun + len(places))
             q = firsts.index_select(1, rows).view(heads, len(k), most, width).transpose(0, 1)
             bias = partial(self._bias, i, rows.view(-1, most))
-            result = _weighed(q, k, v, dropout, scaling, bias)
+            result = weighed(q, k, v, dropout, scaling, bias)
             found.append(result.transpose(1, 2).flatten(0, 1).index_select(0, places))
             begun += len(places)
         found = torch.cat(found)
@@ -232,11 +235,11 @@ class PackedBatch:
         key = group, dtype, self.firsts_only
         if key not in self._biases:
             owners = self.groups[group][1]
-            self._biases[key] = _bias_of(queries, owners, dtype, self.causal and not self.firsts_only)
+            self._biases[key] = bias_of(queries, owners, dtype, self.causal and not self.firsts_only)
         return self._biases[key]
 
 
-def _weighed(
+def weighed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -264,7 +267,7 @@ def _weighed(
     return (quick_dropout(weights, dropout) if dropout else weights) @ v
 
 
-def _bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor | None:
+def bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor | None:
     """The least number where a query does not see a key, else 0: of the rows that they are of, (bins, 1, n, length).
 
     None where each query sees each key, as in blocks of text without padding.
@@ -277,8 +280,9 @@ def _bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = F
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
 
-def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    if isinstance(attention_mask, PackedBatch):
+def packed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Compute attention by the packed batch that stands in for the mask; by SDPA where a mask or none is given."""
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
         return attention_mask.attend(query, key, value, dropout, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
@@ -290,7 +294,7 @@ def _mask(mask_function, attention_mask: Tensor | None = None, **kwargs) -> Pack
     return None if attention_mask is None else PackedBatch(attention_mask.bool(), causal)
 
 
-AttentionInterface.register("packed", _attention)
+AttentionInterface.register("packed", packed_attention)
 AttentionMaskInterface.register("packed", _mask)
 
 
@@ -299,12 +303,14 @@ def packed_batch(args: tuple, kwargs: dict) -> PackedBatch | None:
     return next((x for x in (*args, *kwargs.values()) if isinstance(x, PackedBatch)), None)
 
 
-def _pack(layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+def pack_input(layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    """Pack the input of the first layer: a forward pre-hook."""
     batch = packed_batch(args, kwargs)
     return None if batch is None else ((batch.pack(args[0]), *args[1:]), kwargs)
 
 
-def _unpack(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+def unpack_output(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    """Unpack the output of the last layer: a forward hook."""
     batch = packed_batch(args, kwargs)
     if batch is None:
         return output
@@ -352,8 +358,8 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
     with torch.no_grad():
         expected = model.base_model(input_ids=ids, attention_mask=mask)[0]
         hooks = [
-            layers[0].register_forward_pre_hook(_pack, with_kwargs=True),
-            layers[-1].register_forward_hook(_unpack, with_kwargs=True),
+            layers[0].register_forward_pre_hook(pack_input, with_kwargs=True),
+            layers[-1].register_forward_hook(unpack_output, with_kwargs=True),
         ]
         with quiet():
             model.set_attn_implementation("packed")

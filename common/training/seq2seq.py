@@ -197,7 +197,7 @@ class Seq2SeqTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         at_labels = self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor)
-        with self.speed.functional_dropout(), at_labels:
+        with self.speed.training_pass(inputs["attention_mask"], inputs["labels"]), at_labels:
             return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:

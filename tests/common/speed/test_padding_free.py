@@ -303,18 +303,20 @@ def test_attention_in_bfloat16_is_that_of_sdpa(causal, full, monkeypatch):
 
 
 def test_rows_lie_end_to_end_in_bins_of_one_length_and_no_more_than_stay_in_the_cache(monkeypatch):
-    lengths = torch.randint(1, 120, (90,), generator=torch.Generator().manual_seed(0)).tolist()
+    lengths = torch.randint(1, 120, (90, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    lengths = [(source, min(target, 40)) for source, target in lengths]
     groups = padding_free.in_bins(lengths)
     assert sorted(row for _, bins in groups for rows in bins for row in rows) == list(range(90))
-    for size, bins in groups:
-        assert size % 32 == 0
-        assert size >= 64
-        assert len(bins) * size**2 <= padding_free.SCORES_TOGETHER
-        assert all(sum(lengths[row] for row in rows) <= size for rows in bins)
-    assert sum(lengths) / sum(size for size, bins in groups for rows in bins if rows) > 0.8
-    assert padding_free.in_bins([384, 376, 8]) == [(384, [[0]]), (384, [[1, 2]])]
-    assert padding_free.in_bins([30] * 9) == [(64, [[0, 1], [2, 3], [4, 5], [6, 7], [8], [], [], []])]
-    assert padding_free.in_bins([0, 5]) == [(64, [[1, 0], [], [], []])]
+    for sides, bins in groups:
+        assert all(side % 32 == 0 and side >= 64 for side in sides)
+        assert len(bins) * max(sides) ** 2 <= padding_free.SCORES_TOGETHER
+        for rows in bins:
+            assert all(sum(lengths[row][k] for row in rows) <= side for k, side in enumerate(sides))
+    filled = sum(source for source, _ in lengths) / sum(sides[0] for sides, bins in groups for rows in bins if rows)
+    assert filled > 0.8
+    assert padding_free.in_bins([(384,), (376,), (8,)]) == [((384,), [[0]]), ((384,), [[1, 2]])]
+    assert padding_free.in_bins([(30,)] * 9) == [((64,), [[0, 1], [2, 3], [4, 5], [6, 7], [8], [], [], []])]
+    assert padding_free.in_bins([(0,), (5,)]) == [((64,), [[1, 0], [], [], []])]
 
     mask = batch()["attention_mask"].bool()
     vectors = torch.randn(3, *mask.shape, 8)
