@@ -17,12 +17,14 @@ from common.models.structure import output_embeddings, transformer_of
 from common.speed.dropout import quick_functional_dropout, quicken_dropout
 from common.speed.encoder_decoder import PaddingFreePairs
 from common.speed.head import HeadAtLabels, read_first_tokens
-from common.speed.padding_free import leave_out_padding
+from common.speed.padding_free import leave_out_padding, leaves_out_padding
 
 #: names that configurations have for the dropout of attention
 ATTENTION_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "dropout_rate", "attn_pdrop")
 #: without attention dropout the kernel of SDPA is the faster one from this many tokens on
 LONG = 256
+#: how the names of decoders end; they have labels nearly everywhere
+DECODERS = ("CausalLM", "LMHeadModel")
 #: why a context of the forward pass is not entered: the backward pass computes layers again outside of it
 RECOMPUTES = "--gradient_checkpointing computes layers twice"
 
@@ -179,7 +181,7 @@ def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None
     if not speed.note("head_at_labels", head.reason):
         return
     speed.head = head
-    if speed.without_padding:
+    if leaves_out_padding(plain) and not type(plain).__name__.endswith(DECODERS):
         speed.note("last_layer_at_labels", head.last_layer_reason)
     if training:
         speed.note("head_losses", head.losses_reason if not args.r_drop else "--r_drop compares scores")
