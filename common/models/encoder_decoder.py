@@ -328,6 +328,10 @@ def _warm_started(
     if not any("crossattention" in name for name, _ in decoder.named_parameters()):
         raise ValueError(f"a {config.model_type} model has no form with cross-attention")
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    for side in (model.encoder, model.decoder):
+        for module in side.modules():  # it copies the configurations; the layers would never hear of another kernel
+            if isinstance(vars(module).get("config"), PretrainedConfig):
+                module.config = side.config
     model.config.update(
         {
             "decoder_start_token_id": tokenizer.bos_token_id,

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from common.args import TrainingArguments
 from common.data.stream import TextStream
 from common.errors import InputError, tell
-from common.speed.head import chunked_hits, chunked_losses, hits_at_labels, losses_at_labels, scores_of
+from common.speed.head import hits_at_labels, losses_at_labels, scores_of
 from common.training.interrupts import HOW_TO_GO_ON
 from common.training.order import Repeated, StepBatches, step_starts
 from common.training.trainer import Trainer, reading
@@ -91,10 +91,6 @@ class LanguageTrainer(Trainer):
             compute_metrics=self._accuracy,
             **kwargs,
         )
-        if self.speed.selection is not None:
-            self.speed.selection.label_smoothing = self.args.label_smoothing_factor
-            if self.speed.selection.chunked:
-                self._losses_of, self._reduce = chunked_losses, chunked_hits
         self.label_names = ["labels"]  # whatever else the model's own loss would take
         self._loss_shifts_labels = False  # each label stands where it is predicted
 
@@ -173,7 +169,7 @@ class LanguageTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs.pop("owner", None)
         inputs.pop("real", None)
-        with self.speed.at_labels(inputs["labels"]):
+        with self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -33,10 +33,10 @@ from common.errors import InputError, tell
 from common.inference.search import shrinking_search
 from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
-from common.speed.apply import training_pass
+from common.speed.head import losses_at_labels
 from common.training import checkpoints
 from common.training.order import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
-from common.training.trainer import Trainer, label_losses
+from common.training.trainer import Trainer
 from common.tuning.methods import TuningArguments
 
 #: the search of evaluations during training: beams take several times as long, and rank checkpoints much the same
@@ -178,8 +178,7 @@ class Seq2SeqTrainer(Trainer):
     """
 
     def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
-        kwargs.pop("losses", None)
-        super().__init__(*args, losses=self._label_losses, **kwargs)
+        super().__init__(*args, **kwargs)
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
@@ -201,14 +200,9 @@ class Seq2SeqTrainer(Trainer):
         return self._train_batches
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        recomputes = self.model.is_activation_checkpointing
-        with training_pass(self.speed, inputs, self.args.label_smoothing_factor, recomputes):
+        at_labels = self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor)
+        with self.speed.training_pass(inputs["attention_mask"], inputs["labels"]), at_labels:
             return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
-
-    def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        if self.speed.head is not None and self.speed.head.labels is not None:
-            return logits[..., 0]
-        return label_losses(logits, labels, label_smoothing)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if self.args.max_tokens_per_batch and self.args.max_steps > 0:
@@ -262,9 +256,10 @@ class Seq2SeqTrainer(Trainer):
                 search = GREEDY if self.is_in_train else {}
                 kept |= {"synced_gpus": True} if shared else {"custom_generate": shrinking_search}
                 return None, (plain.generate(**kept, **search),), labels
-        with torch.no_grad(), self.compute_loss_context_manager():
+        smoothing = self.args.label_smoothing_factor
+        with torch.no_grad(), self.compute_loss_context_manager(), self.speed.at_labels(labels, smoothing):
             logits = self._logits(model(**inputs, use_cache=False))
-        losses = label_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
+        losses = losses_at_labels(logits, labels, smoothing).sum(1)
         return None, (torch.zeros_like(losses), losses, (labels != -100).sum(1)), labels
 
     def _rows(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:

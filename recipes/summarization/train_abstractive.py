@@ -25,7 +25,7 @@ from common.cli import command_line, parse
 from common.data.language_codes import set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, other_predictions
-from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
+from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import tune
 
 from .abstractive import GROUPS, direction_of, drop_cut_summaries, set_search
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
         data_collator=collator,
-        losses=label_losses,
+        losses=losses_at_labels,
         compute_metrics=score,
     )
 

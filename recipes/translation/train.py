@@ -22,7 +22,7 @@ from common.cli import command_line, parse
 from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tags_of
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, other_predictions
-from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
+from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import TuningArguments, tune
 
 from .arguments import TranslationDataArguments
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
         data_collator=collator,
-        losses=label_losses,
+        losses=losses_at_labels,
         compute_metrics=score,
         begins=begins,
     )
