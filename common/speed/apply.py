@@ -144,7 +144,7 @@ def _leave_out_padding_of_pairs(
     """Leave out the padding of an encoder-decoder; return why not, or None."""
     if args.gradient_checkpointing:
         return RECOMPUTES
-    if not loaded.pretrained:
+    if loaded.source is None:
         return "batches of a new model have little padding"
     pairs = PaddingFreePairs(plain)
     speed.pairs = pairs if pairs.reason is None else None

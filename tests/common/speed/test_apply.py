@@ -20,6 +20,7 @@ from common.training.trainer import Trainer
 from common.tuning import TuningArguments, tune
 from tests.common.speed.models import NO_DROPOUT, SIZES, language_model
 
+TASK_TYPES = {"clm": TaskType.CAUSAL_LM, "seq2seq": TaskType.SEQ_2_SEQ_LM}
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="a CPU has these features")
 
 
@@ -97,7 +98,7 @@ def trained(name: str, speed: str, folder: Path, method: str = "full", **setting
     model = MODELS[name]()
     loaded = LoadedModel(model, None, source="a checkpoint", read_length=30)
     tuning = TuningArguments(tuning=method, **({"lora_dropout": 0.0} if method == "lora" else {}))
-    tuned = tune(loaded, tuning, None if task == "ner" else TaskType.CAUSAL_LM)
+    tuned = tune(loaded, tuning, TASK_TYPES.get(task))
     trainer_class = {"mlm": LanguageTrainer, "clm": LanguageTrainer, "seq2seq": Seq2SeqTrainer}.get(task, Trainer)
     trainer = trainer_class(tuned, args, train_dataset=rows(), data_collator=collate_for(task))
     trainer.train()
@@ -208,3 +209,9 @@ def test_a_sequence_classifier_computes_first_tokens_in_its_last_layer():
     batch.pop("labels")
     with torch.no_grad():
         assert torch.allclose(model(**batch).logits, plain(**batch).logits, atol=1e-5)
+
+
+@on_cpu
+def test_an_encoder_decoder_under_lora_leaves_out_padding(tmp_path):
+    _, auto = compare("seq2seq", tmp_path, "lora")
+    assert {"padding_free", "head_at_labels", "head_losses"} <= set(auto.speed.applied)
