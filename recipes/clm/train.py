@@ -29,7 +29,7 @@ from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
-from common.training.language_model import LanguageArguments, LanguageTrainer
+from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, merge, tune
 
 from .completing import Completer, compare_completions, prompts_from
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
         data_collator=NextBatches(tokenizer.pad_token_id, blocks_taken),
+        losses=losses_at_labels,
     )
     completer = Completer(model, tokenizer, length)
     prompts = prompts_from(texts["validation"][:])

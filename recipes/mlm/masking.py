@@ -145,7 +145,7 @@ class MaskedBatches:
 
     What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
     masked already. Gives what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also token_type_ids,
-    and pairs, of shape (rows,).
+    and pair, of shape (rows,).
     """
 
     def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
@@ -166,7 +166,7 @@ class MaskedBatches:
         if "pair" in rows[0]:
             longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
-            batch["pairs"] = torch.tensor([int(row["pair"]) for row in rows])
+            batch["pair"] = torch.tensor([int(row["pair"]) for row in rows])
         return batch
 
 

@@ -28,13 +28,13 @@ from common.models.new import ScratchArguments, new_model, train_tokenizer
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
-from common.training.language_model import LanguageArguments, LanguageTrainer
+from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, merge, tune
 
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import begin_as_identity
 from .masking import MaskedBatches, Masker, Masking, masked_once, word_marks
-from .pairs import PairTrainer, check_pair_head, to_pairs
+from .pairs import check_pair_head, pair_hits, pair_losses, to_pairs
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
@@ -143,12 +143,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Trainer
     check_best_metric(args, ("perplexity", "accuracy", *(("pair_accuracy",) if in_pairs else ())))
     masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
-    trainer = (PairTrainer if in_pairs else LanguageTrainer)(
+    trainer = LanguageTrainer(
         model=tuned,
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
         data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, blocks_taken),
+        losses={"labels": losses_at_labels} | ({"pair": pair_losses} if in_pairs else {}),
+        preprocess_logits_for_metrics={"pair": pair_hits},
     )
     filler = Filler(model, tokenizer, trainer.speed, length)
     gaps = sentences_with_a_gap(texts["validation"]["text"][:], tokenizer)

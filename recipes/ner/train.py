@@ -32,7 +32,7 @@ from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import write_json_lines, write_model_card
-from common.training.trainer import Trainer
+from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, merge, tune
 
 from .scoring import StrictSeqeval
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
         data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
+        losses=label_losses,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
     )

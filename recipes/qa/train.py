@@ -27,7 +27,7 @@ from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import write_json_lines, write_model_card
-from common.training.trainer import Trainer
+from common.training import Trainer
 from common.tuning import TuningArguments, merge, tune
 
 from .scoring import UNITS, answers, best_threshold, compare, overlap_baseline, print_scores, scores

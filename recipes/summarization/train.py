@@ -33,8 +33,7 @@ from common.models.structure import set_dropout
 from common.run.folder import Run
 from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.run.significance import check_comparison
-from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.training.trainer import Trainer
+from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, label_losses
 from common.tuning import TuningArguments, merge, tune
 
 from .abstractive import encode, language_of, set_search, whole_rows
@@ -200,6 +199,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             **shared,
             eval_dataset=rows["validation"].select(watched),
             data_collator=collator,
+            losses=label_losses,
             compute_metrics=score,
         )
 

@@ -29,7 +29,7 @@ from common.models.encoder_decoder import Seq2SeqModelArguments, tokenizer_and_m
 from common.run.folder import Run
 from common.run.report import draw_history, write_json_lines, write_model_card, write_samples
 from common.run.significance import check_comparison
-from common.training.seq2seq import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, label_losses
 from common.tuning import TuningArguments, merge, tune
 
 from .arguments import TranslationDataArguments
@@ -175,6 +175,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
         data_collator=collator,
+        losses=label_losses,
         compute_metrics=score,
         begins=begins,
     )
