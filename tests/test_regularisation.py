@@ -24,8 +24,9 @@ from common.args import ModelArguments, TrainingArguments
 from common.errors import InputError
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.training.regularisation import Adversary, Mixout, WeightAverage, divergence, repeat_batch
 from common.training import Trainer, label_losses
+from common.training.regularisation import Adversary, Mixout, WeightAverage, divergence, repeat_batch
+from common.tuning import TuningArguments, tune
 from tests.conftest import ROOT, SAMPLE, read_jsonl, write_jsonl
 from tests.faults import Job, difference, make_files, words
 
@@ -51,9 +52,9 @@ def make(tiny, tokenizer, tmp_path, rows, callbacks=(), **arguments) -> Trainer:
     defaults |= {"weight_decay": 0.0, "lr_scheduler_type": "constant"}
     args = TrainingArguments(output_dir=str(tmp_path / "out"), **defaults | arguments)
     model_args = ModelArguments(model_name_or_path=tiny)
-    model = load_model(AutoModelForTokenClassification, model_args, [str(i) for i in range(LABELS)], 64)
+    loaded = load_model(AutoModelForTokenClassification, model_args, [str(i) for i in range(LABELS)], 64)
     return Trainer(
-        model=model,
+        model=tune(loaded, TuningArguments(), None),
         args=args,
         train_dataset=rows,
         eval_dataset=rows,
@@ -119,7 +120,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_decay_takes_matrices_and_neither_biases_nor_norms(family, tmp_path):
     model = AutoModel.from_config(AutoConfig.for_model(family, **SMALL | FAMILIES[family]))
-    trainer = Trainer(model, TrainingArguments(str(tmp_path), weight_decay=0.1, eval_strategy="no", precision="fp32"))
+    args = TrainingArguments(str(tmp_path), weight_decay=0.1, eval_strategy="no", precision="fp32")
+    trainer = Trainer(model, args, losses=label_losses)
     groups = trainer.create_optimizer().param_groups
     names = {id(value): name for name, value in model.named_parameters()}
     decayed = {names[id(value)] for group in groups for value in group["params"] if group["weight_decay"] == 0.1}
@@ -200,7 +202,9 @@ def test_r_drop_adds_its_weight_times_the_divergence(tiny, tokenizer, tmp_path, 
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten()) + 0.5 * divergence(logits, labels) / 12
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     trainer.model.eval()
-    assert trainer.mean_loss({"logits": logits}, {"labels": labels}).item() == pytest.approx(label_losses(logits, labels).mean().item())
+    assert trainer.mean_loss({"logits": logits}, {"labels": labels}).item() == pytest.approx(
+        label_losses(logits, labels).mean().item()
+    )
     assert torch.equal(repeat_batch({"a": torch.tensor([[1], [2]])})["a"], torch.tensor([[1], [2], [1], [2]]))
 
 
@@ -379,7 +383,7 @@ def test_what_holds_pretrained_weights_is_refused_where_none_is_trained(tiny, to
     for name in ("l2_sp", "mixout"):
         args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", **{name: 0.5})
         with pytest.raises(InputError, match=f"--{name}: holds pretrained weights where they are, and this run trains"):
-            Trainer(trainer.model, args)
+            Trainer(trainer.tuned, args, losses=label_losses)
 
 
 # Averages of weights

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with exact resume, atomic checkpoints and correct losses; sequence-to-sequence and language models."""
+"""Trainers with exact resume, atomic checkpoints and correct losses."""
 
 from common.speed.head import losses_at_labels
 from common.training.language_model import LanguageArguments, LanguageTrainer

@@ -254,7 +254,7 @@ def _missing(folder: Path) -> str | None:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a whole model in a checkpoint folder, by name; none if it holds a part, or no safetensors."""
+    """Return the weights of a whole model in a checkpoint folder, by name; none if there are no safetensors of one."""
     return {
         name: value for file in sorted(folder.glob("model*.safetensors")) for name, value in load_file(file).items()
     }

@@ -1,4 +1,4 @@
-"""Promise: SIGTERM and SIGINT save a checkpoint and exit with 143 and 130; a lost process ends the run in a sentence."""
+"""Promise: SIGTERM and SIGINT save a checkpoint and exit with 143 and 130; a lost process ends the run."""
 
 import os
 import select
@@ -135,7 +135,7 @@ def _state(host: str, process: int) -> str | None:
 
 
 class OrderlyStop(transformers.Trainer):
-    """Saves a checkpoint and exits by `RunStopped` after the step in which a signal came. A lost process ends the run."""
+    """Saves a checkpoint after the step in which a signal came, and raises `RunStopped`."""
 
     _signals: StopSignals
     #: the signal that the processes agreed on; 0 for none

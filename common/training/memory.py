@@ -1,6 +1,6 @@
 """Promise: exhausted memory ends the run in a sentence, or under `--auto_find_batch_size` halves the batch.
 
-The smaller batches make the same optimizer steps. (The stock Trainer goes on with half-trained weights and other steps.)
+The smaller batches make the same optimizer steps. (The stock Trainer goes on with half-trained weights.)
 """
 
 import math

@@ -34,9 +34,9 @@ def repeat_batch(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def divergence(logits: Logits, labels: Tensor) -> Tensor:
     """What R-Drop makes small: (KL(p, q) + KL(q, p)) / 2, summed over the labels that are not -100.
 
-    p and q are the distributions that the first and the second half of the rows of a batch of `repeat_batch` get. `logits` has
-    shape (rows, ..., classes) for `labels` of (rows, ...), or (1, labels, classes) without those that are -100, or the
-    shape of `labels`, each then being of a class of its own; or is one (rows, classes) for each column of `labels`.
+    p and q are the distributions of the first and the second half of the rows of a batch of `repeat_batch`. `logits`
+    has shape (rows, ..., classes) for `labels` of (rows, ...), or (1, labels, classes) without those that are -100, or
+    the shape of `labels`, each then being of a class of its own; or is one (rows, classes) for each column of `labels`.
     Liang et al. 2021, https://arxiv.org/abs/2106.14448, equation 2.
     """
     if isinstance(logits, tuple):

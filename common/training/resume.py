@@ -107,7 +107,7 @@ class ExactResume(transformers.Trainer):
         return json.loads(Path(self.resumed_from, checkpoints.STATE).read_text(encoding="utf-8"))
 
     def set_initial_training_values(self, args, dataloader: DataLoader) -> tuple:
-        """Return what the parent does, with no epochs where the resumed run had ended: the parent trains a step more."""
+        """Return what the parent does, but no epochs for a run that had ended: the parent would train a step."""
         self.epochs, *rest = super().set_initial_training_values(args, dataloader)
         return (0 if self._was_over(max_steps=rest[-1]) else self.epochs, *rest)
 

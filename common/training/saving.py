@@ -99,7 +99,7 @@ class WholeCheckpoints(transformers.Trainer):
         return bool(soon)
 
     def changing_weights(self) -> dict[str, Tensor]:
-        """Return what training changes and a checkpoint holds: trained parameters, also those yet frozen, and buffers."""
+        """Return what training changes: trained parameters, also those that are frozen so far, and buffers."""
         model = self.accelerator.unwrap_model(self.model)
         kept = model.state_dict().keys()
         buffers = {k: v for k, v in model.named_buffers() if k in kept}

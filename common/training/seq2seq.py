@@ -6,8 +6,8 @@ Beside those of `common.training.trainer`:
   The loss is not computed beside it; under `--predict_with_generate false` it is, and nothing is generated.
 - During training it searches greedily, afterwards as `GenerationArguments` say.
 - It generates in the precision of the training.
-- `--max_tokens_per_batch` fills each batch up to a budget of sub-tokens (`common.training.order.TokenBudgetBatches`), and a
-  run that is resumed goes on bit for bit with it too.
+- `--max_tokens_per_batch` fills each batch up to a budget of tokens (`common.training.order.TokenBudgetBatches`). A
+  resumed run goes on bit for bit with it too.
 """
 
 from collections.abc import Collection

@@ -42,9 +42,9 @@ class TaskRows(TorchDataset):
 class TaskBatches(BatchRebalanceSampler):
     """Batch sampler of several tasks, in an order that `seed` and epoch alone decide.
 
-    The rows of each task are shuffled and cut into steps of at least `step_rows` rows, as even as possible; the steps of
-    all tasks are shuffled, so that a task takes part by its size (Liu et al. 2019, https://arxiv.org/abs/1901.11504,
-    algorithm 1). Every row is taken once an epoch. A task of fewer rows than two steps makes one larger step.
+    The rows of each task are shuffled and cut into even steps of at least `step_rows` rows. The steps of all tasks are
+    shuffled, so that a task takes part by its size (Liu et al. 2019, https://arxiv.org/abs/1901.11504, algorithm 1).
+    Every row is taken once an epoch. A task of fewer rows than two steps makes one larger step.
 
     Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
     """
@@ -98,9 +98,9 @@ class TaskCollator:
 class SeveralTasks(transformers.Trainer):
     """Trains on a dictionary of training sets, by task.
 
-    `losses` then has a function for each task, of its column `labels`; `data_collator` may have a collator for each. The
-    model gets the name of the task as argument `task`, and returns `logits`. `eval_dataset` is a dictionary by task as
-    well; a data set that is evaluated otherwise needs a column `task`.
+    `losses` then has a function for each task, of its column `labels`; `data_collator` may have a collator for each.
+    The model gets the name of the task as argument `task`, and returns `logits`. `eval_dataset` is a dictionary by task
+    as well; a data set that is evaluated otherwise needs a column `task`.
     """
 
     def take_tasks(self, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
