@@ -159,8 +159,8 @@ class MaskedBatches:
     """Collator of rows of `common.data.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
 
     What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
-    masked already. Gives what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also
-    token_type_ids, and pairs, of shape (rows,).
+    masked already. Returns what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also
+    token_type_ids, and pair, of shape (rows,).
     """
 
     def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
@@ -181,7 +181,7 @@ class MaskedBatches:
         if "pair" in rows[0]:
             longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
-            batch["pairs"] = torch.tensor([int(row["pair"]) for row in rows])
+            batch["pair"] = torch.tensor([int(row["pair"]) for row in rows])
         return batch
 
 

@@ -35,7 +35,7 @@ from .arguments import MlmDataArguments
 from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import start_as_identity
 from .masking import MaskedBatches, Masker, encode_texts, mask_once
-from .pairs import check_pair_head, pair_losses, to_pairs
+from .pairs import check_pair_head, pair_hits, pair_losses, to_pairs
 
 USAGE = """from transformers import pipeline
 
@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
         data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing),
-        losses={"labels": losses_at_labels, "pairs": pair_losses} if in_pairs else losses_at_labels,
+        losses={"labels": losses_at_labels} | ({"pair": pair_losses} if in_pairs else {}),
+        preprocess_logits_for_metrics={"pair": pair_hits},
     )
     fill = Filler(loaded.model, tokenizer, trainer.speed, length)
     gaps = sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from common.data.files import Row
 from common.data.rows import MOST_LABELS
 from common.errors import InputError, brief, warn
-from common.training.trainer import label_losses
+from common.training import label_losses
 
 
 def label_check() -> Callable[[Row], Iterator[str]]:

@@ -508,7 +508,7 @@ def test_segments_are_next_random_or_exchanged(objective):
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
 def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer, objective, monkeypatch):
-    monkeypatch.setattr("common.training.trainer.EVALUATED_TOGETHER", 64)  # several parts
+    monkeypatch.setattr("common.training.evaluation.EVALUATED_TOGETHER", 64)  # several parts
     few = PARAGRAPHS[:8]
     metrics = start(
         {"train": few, "validation": few}, "--objective", objective, "--num_train_epochs", "120", "--learning_rate",
