@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config
 
 from common.args import ModelArguments
 from common.hardware import native_bf16
-from common.models.load import load_model, ready_for_training
+from common.models.load import load_model
 from common.models.structure import set_dropout
 from common.speed.head import Selection, chunked_losses, losses_at_labels
 
@@ -28,7 +28,7 @@ LENGTH = 256
 
 
 def head(rows: int, rounds: int) -> None:
-    model = load_model(AutoModelForMaskedLM, ModelArguments(), None, LENGTH).train()
+    model = load_model(AutoModelForMaskedLM, ModelArguments(), None, LENGTH).model.train()
     set_dropout(model, 0.0)
     selection = Selection(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -56,7 +56,7 @@ def head(rows: int, rounds: int) -> None:
 
 def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
     config = GPT2Config(n_embd=128, n_layer=2, n_head=2, n_positions=LENGTH, vocab_size=vocabulary, use_cache=False)
-    model = ready_for_training(AutoModelForCausalLM.from_config(config), ModelArguments()).train()
+    model = AutoModelForCausalLM.from_config(config).train()
     selection = Selection(model, 1024 if kind == "chunks" else None)
     ids = torch.randint(0, vocabulary, (rows, LENGTH))
     shifted = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1)
