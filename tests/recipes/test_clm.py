@@ -29,7 +29,8 @@ from recipes.clm import predict, train
 from recipes.clm.completing import Completer
 from recipes.clm.texts import FiveGrams, NextBatches, to_rows
 from tests.bad_inputs import tried, variants
-from tests.conftest import read_jsonl, run, write_jsonl
+from tests.conftest import read_jsonl, write_jsonl
+from tests.faults import Job
 from tests.recipes.test_mlm import TEXTS
 
 DIALOGUES = [{"prompt": f"Q: how many are {n} and one?\nA:", "completion": f" {n + 1} apples"} for n in range(40)]
@@ -318,8 +319,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(decoder, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.clm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     for name in ("before_validation_loss", "after_validation_loss", "after_validation_accuracy"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)

@@ -47,7 +47,8 @@ from recipes.mlm.pairs import segments
 from recipes.ner import train as ner
 from recipes.sentiment import train as sentiment
 from tests.bad_inputs import tried, variants
-from tests.conftest import ROOT, build_tokenizer, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, build_tokenizer, read_jsonl, write_jsonl
+from tests.faults import Job
 
 TEXTS = [" ".join(row["tokens"]) for row in read_jsonl(ROOT / "recipes" / "ner" / "sample" / "train.jsonl")]
 HARD = [
@@ -510,8 +511,7 @@ def test_two_processes_give_what_one_gives(start, tiny, tmp_path):
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(tiny, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.mlm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     for when in ("before", "after"):
         for score in ("loss", "perplexity", "accuracy"):
@@ -582,8 +582,7 @@ def test_pairs_accumulated_and_on_two_processes_take_the_same_steps(start, tiny,
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(tiny, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.mlm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
 

@@ -31,7 +31,8 @@ from recipes.qa.spans import (
 )
 from recipes.qa.squad import check_row, fix_offsets, read_squad
 from tests.bad_inputs import of_bytes, tried, variants
-from tests.conftest import ROOT, SPECIAL, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, SPECIAL, read_jsonl, write_jsonl
+from tests.faults import Job
 
 SAMPLE = ROOT / "recipes" / "qa" / "sample"
 SPLITS = ("train", "validation", "test")
@@ -563,9 +564,9 @@ def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
     words += ["--max_question_length", "32", "--precision", "fp32", "--max_steps", "1", "--learning_rate", "0"]
     words += ["--disable_tqdm", "true", "--use_cpu", "true"]
     results = []
-    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc_per_node", "2"))):
-        done = run(*launcher, "-m", "recipes.qa.train", *words, "--output_dir", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+    for processes, name in enumerate(("one", "two"), 1):
+        arguments = [*words, "--output_dir", str(tmp_path / name)]
+        Job(arguments, tmp_path / "log", processes=processes, main=train.main).succeeds()
         results.append(json.loads((tmp_path / name / "all_results.json").read_text()))
     compared = [k for k in results[0] if k.startswith("test_") and "second" not in k and "runtime" not in k]
     assert {"test_exact_match", "test_HasAns_f1", "test_NoAns_f1"} < set(compared)

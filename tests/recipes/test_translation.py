@@ -49,8 +49,8 @@ from recipes.translation.pairs import check_row, flatten, reader, swapped, upsam
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
-from tests.common.training.test_launch import TORCHRUN
-from tests.conftest import read_jsonl, run, write_jsonl
+from tests.conftest import read_jsonl, write_jsonl
+from tests.faults import Job
 
 
 @pytest.fixture(scope="module")
@@ -449,14 +449,12 @@ def test_another_budget_cannot_be_resumed_unless_the_step_is_the_same(arguments,
 
 def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
     sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1", "--max_predict_samples", "19"]
-    done = run(
-        *TORCHRUN, "-m", "recipes.translation.train", *arguments, *sgd, "--max_tokens_per_batch", "256",
-        "--per_device_eval_batch_size", "3", "--output_dir", str(tmp_path / "two"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("source, copied") == 1
-    done = run("-m", "recipes.translation.train", *arguments, *sgd, "--output_dir", str(tmp_path / "one"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    halves = ["--max_tokens_per_batch", "256", "--per_device_eval_batch_size", "3"]
+    halves += ["--output_dir", str(tmp_path / "two")]
+    job = Job([*arguments, *sgd, *halves], tmp_path / "log", processes=2, main=train.main)
+    job.succeeds()
+    assert job.output.count("source, copied") == 1
+    train.main([*arguments, *sgd, "--output_dir", str(tmp_path / "one")])
     two, one = tmp_path / "two", tmp_path / "one"
     assert read_jsonl(two / "predictions_test.jsonl") == read_jsonl(one / "predictions_test.jsonl")
     for name in ("test_bleu", "test_chrf", "test_ter", "eval_bleu", "test_hit_max_length"):
@@ -469,8 +467,7 @@ def test_layers_left_out_at_random_train_under_two_processes(arguments, tmp_path
     """A layer that a step leaves out has no gradient, which DDP must be told to look for."""
     drops = ["--from_scratch", "tiny", "--config_overrides", "encoder_layerdrop=0.5,decoder_layerdrop=0.5"]
     few = ["--max_steps", "6", "--eval_strategy", "no", "--save_strategy", "no", "--max_predict_samples", "4"]
-    done = run(*TORCHRUN, "-m", "recipes.translation.train", *arguments, *drops, *few)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job([*arguments, *drops, *few], tmp_path / "log", processes=2, main=train.main).succeeds()
     found = json.loads((tmp_path / "out" / "train_results.json").read_text())
     assert found["train_steps_per_second"] > 0
     assert "train_samples_per_second" not in found  # which a budget of sub-tokens does not know

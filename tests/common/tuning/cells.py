@@ -1,7 +1,6 @@
 """What tests/common/tuning/test_tune.py runs: a method on a tiny model of a task, here, in another process, or in two.
 
-python -m tests.common.tuning.cells serve: compares what saved folders compute, a line of JSON each.
-torchrun ... -m tests.common.tuning.cells both FOLDER CELL ...: trains cells on two processes.
+python -m tests.common.tuning.cells: compares what saved folders compute, a line of JSON each.
 """
 
 import contextlib
@@ -42,6 +41,7 @@ from common.training.trainer import Trainer
 from common.tuning.methods import ONLY, TuningArguments
 from common.tuning.tune import tune
 from recipes.qa.spans import answer_in_context, span_losses
+from tests.conftest import build_tokenizer
 
 WIDTH, INNER, LAYERS, HEADS, VOCAB, POSITIONS = 16, 32, 2, 2, 600, 64
 PAD, MASK, ROWS, EPOCHS = 0, 4, 16, 3
@@ -266,12 +266,10 @@ def compare(task: str, model, folder: Path) -> float:
     return max((found - expected[str(i)]).abs().max().item() for i, found in enumerate(logits(task, model)))
 
 
-def both(folder: Path, cells: list[str]) -> None:
-    """Train cells, each on all processes, and keep what was trained."""
-    from tests.conftest import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    for name in cells:
+def train_on_both(words: list[str]) -> None:
+    """Train cells, each on all processes, and keep what was trained. `words` are a folder and the cells."""
+    folder, tokenizer = Path(words[0]), build_tokenizer()
+    for name in words[1:]:
         method, task = name.split("/")
         half = {"per_device_train_batch_size": 2} | EXACT
         cell = Cell(folder / "checkpoints", task, method, folder / "two" / name, tokenizer, **half)
@@ -288,7 +286,4 @@ def both(folder: Path, cells: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
-    else:
-        both(Path(sys.argv[2]), sys.argv[3:])
+    serve()

@@ -44,7 +44,6 @@ from common.tuning.adapters import Bottleneck, Shape, insert_adapters
 from common.tuning.methods import METHODS, ONLY, TuningArguments
 from common.tuning.peft_methods import orthogonality
 from common.tuning.tune import layer_rates, merge, tune
-from tests.common.training.test_launch import TORCHRUN
 from tests.common.tuning.cells import (
     BERT,
     EXACT,
@@ -58,9 +57,11 @@ from tests.common.tuning.cells import (
     WIDTH,
     Cell,
     make_checkpoints,
+    train_on_both,
 )
 from tests.common.tuning.cells import logits as cell_logits
-from tests.conftest import ROOT, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.faults import Job
 
 CELLS = [("top:1" if method == "top" else method, task) for method in METHODS for task in TASKS]
 #: cells that cannot be had, and what their error says
@@ -74,17 +75,17 @@ ON_TWO = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("tuning")
     make_checkpoints(folder / "checkpoints", tokenizer)
     return folder / "checkpoints"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def other_process() -> Iterator[subprocess.Popen]:
     """A process that loads saved folders; it takes seconds to start, so there is one."""
-    command = [sys.executable, "-m", "tests.common.tuning.cells", "serve"]
+    command = [sys.executable, "-m", "tests.common.tuning.cells"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     yield process
     process.stdin.close()
@@ -588,8 +589,7 @@ def test_layers_are_found_in_their_order(tmp_path, tokenizer):
 
 def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
-    done = run(*TORCHRUN, "-m", "tests.common.tuning.cells", "both", str(tmp_path), *ON_TWO)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job([str(tmp_path), *ON_TWO], tmp_path / "log", processes=2, main=train_on_both).succeeds()
     for name in ON_TWO:
         method, task = name.split("/")
         cell = Cell(checkpoints, task, method, tmp_path / "one", tokenizer, **EXACT)
