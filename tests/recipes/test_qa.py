@@ -492,7 +492,8 @@ def test_a_carved_validation_split_shares_no_context(start, tmp_path):
     assert record["rows"].keys() == {"train", "validation"}
 
 
-def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_path, capsys):
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_path, capsys, every):
     good = rows["train"][:12]
     nested = json.dumps(as_nested(good), indent=1).encode()
     flat_or_nested = {
@@ -504,11 +505,11 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_pat
         assert len(found) >= 150
         words = "--train_file", str(tmp_path / name), "--max_steps", "1", "--save_strategy", "no"
         run = partial(start, {"validation": good}, *words, "--eval_strategy", "no")
-        own = tried(found, tmp_path / name, run)
+        own = tried(found[::every], tmp_path / name, run)
         trained, refused = trained + own[0], refused + own[1]
     capsys.readouterr()
-    assert trained > 30
-    assert refused > 150
+    assert trained > 30 // every
+    assert refused > 150 // every
 
 
 # Whole runs
