@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,14 @@ def decoder(tmp_path_factory, spelling) -> str:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     spelling.save_pretrained(folder)
     return str(folder)
+
+
+def few(folder: Path) -> list[str]:
+    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
+    for number, file in enumerate(files.values()):
+        file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
+    return [word for split, file in files.items() for word in (f"--{split}_file", str(file))]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,14 @@ HARD = [
     "👍🏽 emoji👩‍👩‍👧 inside, snake_case_names and CamelCaseNames()",
 ]
 WORD = re.compile(r"(?:(?![\u3040-\u30ff\u4e00-\u9fff])[^\W_])+")
+
+
+def few(folder: Path) -> list[str]:
+    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
+    for number, file in enumerate(files.values()):
+        file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
+    return [word for split, file in files.items() for word in (f"--{split}_file", str(file))]
 
 
 @pytest.fixture
