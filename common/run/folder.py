@@ -272,8 +272,7 @@ class Run:
             usage=NOT_MERGED.format(tuning=tuning.tuning) if apart else f"```python\n{fenced(usage)}\n```",
         )
         trainer.save_model(_internal_call=True)  # saves without a push, which follows once the folder is complete
-        speed = {"applied": trainer.speed.applied, "fell_back": trainer.speed.fell_back}
-        self.finish(scores=metrics, speed=speed, **record)
+        self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()
 

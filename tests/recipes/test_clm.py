@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from recipes.clm import predict, train
 from recipes.clm.completing import Completer
 from recipes.clm.texts import FiveGrams, NextTokenCollator, to_rows
 from tests.bad_inputs import tried, variants
-from tests.conftest import read_jsonl, run, write_jsonl
+from tests.conftest import read_jsonl, write_jsonl
+from tests.faults import Job
 from tests.recipes.test_mlm import TEXTS
 
 DIALOGUES = [{"prompt": f"Q: how many are {n} and one?\nA:", "completion": f" {n + 1} apples"} for n in range(40)]
@@ -54,6 +56,14 @@ def decoder(tmp_path_factory, spelling) -> str:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     spelling.save_pretrained(folder)
     return str(folder)
+
+
+def few(folder: Path) -> list[str]:
+    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
+    for number, file in enumerate(files.values()):
+        file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
+    return [word for split, file in files.items() for word in (f"--{split}_file", str(file))]
 
 
 @pytest.fixture
@@ -270,8 +280,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(decoder, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.clm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     for name in ("before_validation_loss", "after_validation_loss", "after_validation_accuracy"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
@@ -303,10 +312,12 @@ def test_an_encoder_is_told(tiny, start):
         start({"train": TEXTS[:30]}, "--model_name_or_path", tiny)
 
 
-def test_corrupted_files_are_refused_or_train_as_they_stand(decoder, tmp_path, capsys):
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+def test_corrupted_files_are_refused_or_train_as_they_stand(decoder, tmp_path, capsys, every):
     good = DIALOGUES[:12]
     found = list(variants(good))
     assert len(found) >= 150
+    found = found[::every]
     whole = write_jsonl(tmp_path / "good.jsonl", good)
     file = tmp_path / "bad.jsonl"
     words = [
@@ -315,5 +326,5 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(decoder, tmp_path, c
     ]  # fmt: skip
     trained, refused = tried(found, file, lambda: train.main(words))
     capsys.readouterr()
-    assert trained > 30
-    assert refused > 60
+    assert trained > 30 // every
+    assert refused > 60 // every

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ from recipes.mlm.pairs import segments
 from recipes.ner import train as ner
 from recipes.sentiment import train as sentiment
 from tests.bad_inputs import tried, variants
-from tests.conftest import ROOT, build_tokenizer, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, build_tokenizer, read_jsonl, write_jsonl
+from tests.faults import Job
 
 TEXTS = [" ".join(row["tokens"]) for row in read_jsonl(ROOT / "recipes" / "ner" / "sample" / "train.jsonl")]
 HARD = [
@@ -54,6 +56,14 @@ HARD = [
     "👍🏽 emoji👩‍👩‍👧 inside, snake_case_names and CamelCaseNames()",
 ]
 WORD = re.compile(r"(?:(?![\u3040-\u30ff\u4e00-\u9fff])[^\W_])+")
+
+
+def few(folder: Path) -> list[str]:
+    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
+    for number, file in enumerate(files.values()):
+        file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
+    return [word for split, file in files.items() for word in (f"--{split}_file", str(file))]
 
 
 @pytest.fixture
@@ -462,8 +472,7 @@ def test_two_processes_give_what_one_gives(start, tiny, tmp_path):
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(tiny, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.mlm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     for when in ("before", "after"):
         for score in ("loss", "perplexity", "accuracy"):
@@ -534,8 +543,7 @@ def test_pairs_accumulated_and_on_two_processes_take_the_same_steps(start, tiny,
     words = [w for split in texts for w in (f"--{split}_file", str(tmp_path / f"{split}.txt"))]
     words += [*settings(tiny, tmp_path), *more, "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     words[words.index("--output_dir") + 1] = str(tmp_path / "two")
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recipes.mlm.train", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job(words, tmp_path / "log", processes=2, main=train.main).succeeds()
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
 
@@ -661,10 +669,12 @@ def test_texts_that_are_too_short_are_counted(start, capsys):
     assert "train: 1 of 31 texts are shorter than 3 sub-tokens and left out" in capsys.readouterr().out
 
 
-def test_corrupted_files_are_refused_or_train_as_they_stand(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+def test_corrupted_files_are_refused_or_train_as_they_stand(tiny, tmp_path, capsys, every):
     good = [{"text": text} for text in TEXTS[:12]]
     found = list(variants(good))
     assert len(found) >= 150
+    found = found[::every]
     whole = write_jsonl(tmp_path / "good.jsonl", good)
     file = tmp_path / "bad.jsonl"
     words = [
@@ -673,8 +683,8 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(tiny, tmp_path, caps
     ]  # fmt: skip
     trained, refused = tried(found, file, lambda: train.main(words))
     capsys.readouterr()
-    assert trained > 30
-    assert refused > 60
+    assert trained > 30 // every
+    assert refused > 60 // every
 
 
 def test_the_documentation_of_python_is_split_by_module():

@@ -1,11 +1,11 @@
 """The NER metric against cases computed by hand, and across processes."""
 
 import json
-import multiprocessing
 
 import pytest
 
 from recipes.ner.scoring import StrictSeqeval, invalid_tags
+from tests.faults import CONTEXT
 
 GOLD = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O", "B-ORG"]]
 # sentence 1: PER right; LOC has the wrong type. Sentence 2: LOC right; I-ORG is stray, so no entity
@@ -56,9 +56,8 @@ def _score_half(rank: int, folder: str, queue) -> None:
 
 
 def test_two_processes_get_the_scores_of_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_score_half, args=(rank, str(tmp_path), queue)) for rank in range(2)]
+    queue = CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=_score_half, args=(rank, str(tmp_path), queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
     results = dict(queue.get(timeout=120) for _ in workers)

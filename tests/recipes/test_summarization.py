@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -35,8 +34,8 @@ from recipes.summarization.extractive import (
 from recipes.summarization.scoring import KINDS, Rouge, UnicodeWords, oracle, scores, style
 from tests.bad_inputs import variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
-from tests.common.training.test_launch import TORCHRUN
-from tests.conftest import ROOT, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.faults import Job
 from tests.recipes.test_translation import family
 
 SAMPLE = {s: read_jsonl(ROOT / f"recipes/summarization/sample/{s}.jsonl") for s in ("train", "validation", "test")}
@@ -369,21 +368,6 @@ def test_extraction_overfits_to_the_oracle(picking, tmp_path, lora):
     assert (tmp_path / "out" / "adapter").exists() == lora
 
 
-def test_extraction_resumed_equals_uninterrupted_bit_for_bit(picking, tmp_path):
-    steps = ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no", "--save_total_limit", "20"]
-    train.main([*picking, *steps, "--output_dir", str(tmp_path / "whole")])
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    checkpoints = sorted((tmp_path / "cut").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for path in checkpoints[len(checkpoints) // 2 + 1 :]:
-        shutil.rmtree(path)
-    (tmp_path / "cut" / ".lock").unlink()
-    record = json.loads((tmp_path / "cut" / "run.json").read_text())
-    (tmp_path / "cut" / "run.json").write_text(json.dumps(record | {"finished": None}))
-    train.main([*picking, *steps, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
-    whole, cut_off = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[k], cut_off[k]) for k in whole)
-
-
 def test_a_document_of_100_000_sub_tokens_is_read_to_its_end(picking, tmp_path):
     train.main([*picking, "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"])
     model = predict.load(str(tmp_path / "out"), precision="fp32", sentences=1)
@@ -457,21 +441,11 @@ def test_two_processes_give_the_scores_of_one(picking, writing, tmp_path):
     sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--max_predict_samples", "9"]
     split = {"one": (["--per_device_train_batch_size", "8"], ["--max_tokens_per_batch", "512"]),
              "two": (["--per_device_train_batch_size", "4"], ["--max_tokens_per_batch", "256"])}  # fmt: skip
-    commands = {}
-    for name, halves in split.items():
-        commands[name] = [
-            [*base, *sgd, *half, "--output_dir", str(tmp_path / f"{name}{number}"), "--per_device_eval_batch_size", "3"]
-            for number, (base, half) in enumerate(zip((picking, writing), halves, strict=True))
-        ]
-    script = tmp_path / "both.py"
-    script.write_text(
-        "from recipes.summarization import train\n"
-        f"if __name__ == '__main__':\n    for words in {commands['two']!r}:\n        train.main(words)\n"
-    )
-    done = run(*TORCHRUN, str(script), PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr[-3000:]
-    for number, words in enumerate(commands["one"]):
-        train.main(words)
+    for number, base in enumerate((picking, writing)):
+        for processes, name in enumerate(split, 1):
+            words = [*base, *sgd, *split[name][number], "--output_dir", str(tmp_path / f"{name}{number}")]
+            words += ["--per_device_eval_batch_size", "3"]
+            Job(words, tmp_path / "log", processes=processes, main=train.main).succeeds()
         two, one = tmp_path / f"two{number}", tmp_path / f"one{number}"
         assert read_jsonl(two / "predictions_test.jsonl") == read_jsonl(one / "predictions_test.jsonl")
         for name in ("test_rouge1", "test_rouge2", "test_rougeLsum", "eval_rouge_mean", "test_oracle_rouge1"):

@@ -43,14 +43,21 @@ from common.models.encoder_decoder import (
     load_seq2seq_tokenizer,
     train_joint_tokenizer,
 )
+from common.speed import apply
+from common.training.seq2seq import Seq2SeqTrainingArguments
 from recipes.translation import predict, train
 from recipes.translation.localisation import sample
 from recipes.translation.pairs import check_row, flatten, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
-from tests.common.training.test_launch import TORCHRUN
-from tests.conftest import read_jsonl, run, write_jsonl
+from tests.conftest import read_jsonl, write_jsonl
+from tests.faults import Job
+
+#: dimensions of new models
+SMALL = "d_model=64,encoder_ffn_dim=128,decoder_ffn_dim=128,encoder_attention_heads=2,decoder_attention_heads=2"
+
+WIDER = "d_model=128,encoder_ffn_dim=256,decoder_ffn_dim=256,encoder_attention_heads=2,decoder_attention_heads=2"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,8 @@ def arguments(small, tmp_path) -> list[str]:
     files = [word for split, file in small.items() for word in (f"--{split}_file", file)]
     return [
         *files,
-        *("--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--dropout", "0", "--num_beams", "2"),
+        *("--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--config_overrides", SMALL),
+        *("--dropout", "0", "--num_beams", "2"),
         *("--output_dir", str(tmp_path / "out"), "--precision", "fp32", "--num_train_epochs", "2"),
         *("--max_source_length", "64", "--max_target_length", "40", "--max_tokens_per_batch", "512"),
         *("--save_min_seconds", "0", "--disable_tqdm", "true"),
@@ -221,7 +229,7 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
         )
         try:
             check = train.partial(check_row, directions=WAY)
-            data = train.flat(train.load_splits(args, args.columns(), check, read=train.reader(WAY, {})), WAY)
+            data = train.flatten(train.load_splits(args, args.columns(), check, read=train.reader(WAY, {})), WAY)
             train.check_splits(data, WAY)
         except InputError as error:
             counts["refused"] += 1
@@ -366,20 +374,22 @@ ADAPTED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_overfits_on_bleu_and_predict_translates_the_same(arguments, pairs, tmp_path, lora):
-    few = rows_of(pairs["train"][96:120])
-    file = write_jsonl(tmp_path / "few.jsonl", few)
+    file = write_jsonl(tmp_path / "few.jsonl", rows_of(pairs["train"][96:104]))
     out = tmp_path / "over"
-    same = [*(w for s in ("train", "validation", "test") for w in (f"--{s}_file", file)), "--output_dir", str(out)]
-    more = ["--eval_strategy", "no", "--save_strategy", "no", "--label_smoothing_factor", "0", "--weight_decay", "0"]
+    arguments[arguments.index("--config_overrides") + 1] = WIDER
+    arguments += [w for s in ("train", "validation", "test") for w in (f"--{s}_file", file)]
+    arguments += ["--eval_strategy", "no", "--save_strategy", "no", "--label_smoothing_factor", "0"]
+    arguments += ["--weight_decay", "0", "--max_tokens_per_batch", "1024", "--learning_rate", "4e-3"]
+    more = ["--num_train_epochs", "140"]
     if lora:
-        train.main([*arguments, "--num_train_epochs", "40", "--eval_strategy", "no"])  # to adapt what is trained
-        more += ["--model_name_or_path", str(tmp_path / "out"), "--lora_r", "64", "--lora_dropout", "0"]
-        more += ["--lora_target_modules", *ADAPTED, "--learning_rate", "5e-3"]
+        begun = train.main([*arguments, "--num_train_epochs", "60"])  # the model to adapt
+        assert begun["test_bleu"] < 60
+        more = ["--num_train_epochs", "100", "--model_name_or_path", str(tmp_path / "out"), "--lora_r", "32"]
+        more += ["--lora_dropout", "0", "--lora_target_modules", *ADAPTED]
         at = arguments.index("--vocab_size")
-        arguments[at : at + 4] = []
-    epochs = "150" if lora else "80"
-    metrics = train.main([*arguments, *same, *more, "--num_train_epochs", epochs, "--max_tokens_per_batch", "256"])
-    assert metrics["test_bleu"] > (50 if lora else 90)  # unadapted, the LoRA run starts from other sentences
+        arguments[at : at + 6] = []
+    metrics = train.main([*arguments, *more, "--output_dir", str(out)])
+    assert metrics["test_bleu"] > 90
     assert metrics["test_hit_max_length"] == 0
     report = read_jsonl(out / "predictions_test.jsonl")
     predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
@@ -449,14 +459,12 @@ def test_another_budget_cannot_be_resumed_unless_the_step_is_the_same(arguments,
 
 def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
     sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1", "--max_predict_samples", "19"]
-    done = run(
-        *TORCHRUN, "-m", "recipes.translation.train", *arguments, *sgd, "--max_tokens_per_batch", "256",
-        "--per_device_eval_batch_size", "3", "--output_dir", str(tmp_path / "two"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("source, copied") == 1
-    done = run("-m", "recipes.translation.train", *arguments, *sgd, "--output_dir", str(tmp_path / "one"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    halves = ["--max_tokens_per_batch", "256", "--per_device_eval_batch_size", "3"]
+    halves += ["--output_dir", str(tmp_path / "two")]
+    job = Job([*arguments, *sgd, *halves], tmp_path / "log", processes=2, main=train.main)
+    job.succeeds()
+    assert job.output.count("source, copied") == 1
+    train.main([*arguments, *sgd, "--output_dir", str(tmp_path / "one")])
     two, one = tmp_path / "two", tmp_path / "one"
     assert read_jsonl(two / "predictions_test.jsonl") == read_jsonl(one / "predictions_test.jsonl")
     for name in ("test_bleu", "test_chrf", "test_ter", "eval_bleu", "test_hit_max_length"):
@@ -467,10 +475,9 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
 
 def test_layers_left_out_at_random_train_under_two_processes(arguments, tmp_path):
     """A layer that a step leaves out has no gradient, which DDP must be told to look for."""
-    drops = ["--from_scratch", "tiny", "--config_overrides", "encoder_layerdrop=0.5,decoder_layerdrop=0.5"]
+    drops = ["--from_scratch", "tiny", "--config_overrides", f"{SMALL},encoder_layerdrop=0.5,decoder_layerdrop=0.5"]
     few = ["--max_steps", "6", "--eval_strategy", "no", "--save_strategy", "no", "--max_predict_samples", "4"]
-    done = run(*TORCHRUN, "-m", "recipes.translation.train", *arguments, *drops, *few)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job([*arguments, *drops, *few], tmp_path / "log", processes=2, main=train.main).succeeds()
     found = json.loads((tmp_path / "out" / "train_results.json").read_text())
     assert found["train_steps_per_second"] > 0
     assert "train_samples_per_second" not in found  # which a budget of sub-tokens does not know
@@ -831,7 +838,7 @@ def test_families_are_told_the_languages_in_their_own_way(name, arguments, tmp_p
     family(name, tmp_path / "base")
     file = write_jsonl(tmp_path / "f.jsonl", [{"translation": {"en": t, "de": t[::-1]}} for t in TEXTS * 4])
     at = arguments.index("--vocab_size")
-    arguments[at : at + 4] = []
+    arguments[at : at + 6] = []
     for split in ("train", "validation", "test"):
         arguments[arguments.index(f"--{split}_file") + 1] = file
     train.main([*arguments, "--model_name_or_path", str(tmp_path / "base"), "--num_train_epochs", "1"])
@@ -862,7 +869,7 @@ def test_families_are_told_the_languages_in_their_own_way(name, arguments, tmp_p
 def test_families_are_told_several_targets_row_by_row(name, arguments, pairs, tmp_path):
     family(name, tmp_path / "base")
     data = in_two_files(pairs, tmp_path, languages=("de", "fr"))
-    few = without_data(arguments, "vocab_size", "dropout")
+    few = without_data(arguments, "vocab_size", "config_overrides", "dropout")
     few += ["--model_name_or_path", str(tmp_path / "base"), "--max_steps", "4", "--eval_strategy", "no"]
     train.main([*few, *data, "--max_target_length", "12", "--max_source_length", "100"])
     out = tmp_path / "out"
@@ -893,7 +900,7 @@ def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refu
     with pytest.raises(InputError, match="--vocab_size: of a new model, and"):
         train.main([*arguments, "--model_name_or_path", tiny])
     at = arguments.index("--vocab_size")
-    arguments[at : at + 2] = []
+    arguments[at : at + 4] = []
     with pytest.raises(InputError, match="give it one by --warm_start both"):
         train.main([*arguments, "--model_name_or_path", tiny])
     with pytest.raises(InputError, match="new weights are trained in full"):
@@ -911,23 +918,24 @@ def test_a_model_made_of_two_has_the_kernel_that_their_dropout_wants(tiny, tmp_p
     model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(own, own))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    training = Seq2SeqTrainingArguments(output_dir=str(tmp_path / "out"), precision="fp32")
     for dropout, kernel in ((None, "eager"), (0.0, "sdpa"), (0.2, "eager")):
         args = Seq2SeqModelArguments(model_name_or_path=str(tmp_path), attention_dropout=dropout)
-        model = load_encoder_decoder(args, tokenizer, 512, 40)
-        for config in (model.encoder.config, model.decoder.config):
+        loaded = load_encoder_decoder(args, tokenizer, 512, 40)
+        apply(loaded, training)
+        for config in (loaded.model.encoder.config, loaded.model.decoder.config):
             assert config._attn_implementation == kernel
             assert config.attention_probs_dropout_prob == (0.1 if dropout is None else dropout)
 
 
 def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path, capfd):
     at = arguments.index("--vocab_size")
-    arguments[at : at + 4] = []
+    arguments[at : at + 6] = []
     tokenizer = load_seq2seq_tokenizer(tiny)
     encoder = AutoModel.from_pretrained(tiny).state_dict()
     for how in ("both", "encoder"):
-        model = load_encoder_decoder(
-            Seq2SeqModelArguments(model_name_or_path=tiny, warm_start=how), tokenizer, 64, 40
-        ).state_dict()
+        args = Seq2SeqModelArguments(model_name_or_path=tiny, warm_start=how)
+        model = load_encoder_decoder(args, tokenizer, 64, 40).model.state_dict()
         same = {k: torch.equal(v, model[f"decoder.bert.{k}"]) for k, v in encoder.items() if "pooler" not in k}
         assert all(torch.equal(v, model[f"encoder.{k}"]) for k, v in encoder.items())
         assert same["embeddings.word_embeddings.weight"]

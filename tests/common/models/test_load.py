@@ -14,12 +14,20 @@ from huggingface_hub import constants
 from peft import TaskType
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForTokenClassification, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForTokenClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+)
 
-from common.args import DEFAULT_ENCODER, ModelArguments
+from common.args import DEFAULT_ENCODER, ModelArguments, TrainingArguments
 from common.errors import InputError
 from common.models import load as models
-from common.models.load import attention_kernel, load_model, load_tokenizer, resolve_model
+from common.models.load import LoadedModel, load_model, load_tokenizer, resolve_model
+from common.speed import apply
 from common.speed.padding_free import leaves_out_padding
 from common.tuning.methods import TuningArguments
 from common.tuning.tune import merge, tune
@@ -152,7 +160,7 @@ def test_labels_are_set_and_weights_are_float32_whatever_the_checkpoint(tiny, tm
     save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    model = load(str(tmp_path / "half"))
+    model = load(str(tmp_path / "half")).model
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.config.id2label == {0: "B-X", 1: "I-X", 2: "O"}
     assert model.config.label2id == {"B-X": 0, "I-X": 1, "O": 2}
@@ -162,11 +170,11 @@ def test_the_head_is_drawn_from_the_seed_and_replaced_for_other_labels(tiny, tmp
     heads = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        heads.append(load(tiny).classifier.weight)
+        heads.append(load(tiny).model.classifier.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     AutoModelForTokenClassification.from_pretrained(tiny, num_labels=9).save_pretrained(tmp_path / "nine")
-    assert load(str(tmp_path / "nine")).classifier.out_features == 3
+    assert load(str(tmp_path / "nine")).model.classifier.out_features == 3
 
 
 def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(tiny, tmp_path, capsys):
@@ -175,7 +183,7 @@ def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(t
         made = AutoModelForTokenClassification.from_pretrained(tiny, id2label=dict(enumerate(labels)))
         made.save_pretrained(folder)
         capsys.readouterr()
-        model = load(str(folder))
+        model = load(str(folder)).model
         kept = torch.equal(model.classifier.weight, made.classifier.weight)
         told = "untrained weights, drawn by the seed: classifier.bias, classifier.weight" in capsys.readouterr().out
         assert torch.equal(
@@ -206,19 +214,34 @@ def test_what_cannot_be_loaded_says_why(tiny, tmp_path):
 
 
 def test_attention_dropout_reaches_the_model(tiny):
-    assert load(tiny, attention_dropout=0.25).config.attention_probs_dropout_prob == 0.25
+    assert load(tiny, attention_dropout=0.25).model.config.attention_probs_dropout_prob == 0.25
     with pytest.raises(InputError, match="between 0 and 1"):
         load(tiny, attention_dropout=2.0)
 
 
-def test_attention_kernel_follows_the_hardware(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert attention_kernel("auto", dropout=0.1, max_length=512) == "eager"
-    assert attention_kernel("auto", dropout=0.0, max_length=64) == "eager"
-    assert attention_kernel("auto", dropout=0.0, max_length=512) is None
-    assert attention_kernel("flex_attention", 0.1, 64) == "flex_attention"
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert attention_kernel("auto", dropout=0.1, max_length=64) is None
+@pytest.mark.parametrize(
+    ("accelerator", "dropout", "read_length", "asked", "kernel"),
+    [
+        (False, 0.1, 512, None, "eager"),
+        (False, 0.0, 64, None, "eager"),
+        (False, 0.0, 512, None, "sdpa"),
+        (False, 0.1, 64, "sdpa", "sdpa"),
+        (True, 0.1, 64, None, "sdpa"),
+    ],
+)
+def test_attention_kernel_follows_the_hardware(
+    tokenizer, tmp_path, monkeypatch, accelerator, dropout, read_length, asked, kernel
+):
+    """An encoder-decoder shows the kernel; an encoder without padding hides it."""
+    config = BartConfig(
+        vocab_size=100, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, attention_dropout=dropout,
+    )  # fmt: skip
+    args = TrainingArguments(output_dir=str(tmp_path), precision="fp32")
+    model = BartForConditionalGeneration(config)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    apply(LoadedModel(model, tokenizer, read_length=read_length, attn_implementation=asked), args)
+    assert model.config._attn_implementation == kernel
 
 
 @pytest.fixture
@@ -265,8 +288,9 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(tiny, tmp_path, monkeypa
 def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tmp_path):
     torch.manual_seed(0)
     plain = load(tiny)
-    head = sum(p.numel() for p in plain.classifier.parameters())
-    model = tune(plain, TuningArguments(lora_r=4, lora_target_modules=["query", "value"]), TaskType.TOKEN_CLS)
+    head = sum(p.numel() for p in plain.model.classifier.parameters())
+    tuned = tune(plain, TuningArguments(lora_r=4, lora_target_modules=["query", "value"]), TaskType.TOKEN_CLS)
+    model = tuned.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == head + 2 * 2 * 4 * (64 + 64)  # layers, matrices, rank, in + out
     for name, weight in model.named_parameters():
@@ -275,9 +299,9 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
     ids = torch.randint(5, 500, (3, 20))
     with torch.no_grad():
         unmerged = model.eval()(input_ids=ids).logits
-        merged = merge(model, str(tmp_path), save=True).eval()
+        merged = merge(tuned, str(tmp_path), save=True).eval()
         assert (merged(input_ids=ids).logits - unmerged).abs().max() < 1e-5
-        assert (load(tiny).eval()(input_ids=ids).logits - unmerged).abs().max() > 1e-2
+        assert (load(tiny).model.eval()(input_ids=ids).logits - unmerged).abs().max() > 1e-2
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert adapter["r"] == 4
     assert adapter["base_model_name_or_path"] == tiny

@@ -13,7 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 
+from recipes.ner import train
 from tests.conftest import ROOT, read_jsonl, run
+from tests.faults import Job
 
 #: tests that run side by side must not share a port
 PORT = 29517 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -34,19 +36,22 @@ def results(folder: Path) -> dict:
 
 @pytest.fixture
 def two_and_one(arguments, tmp_path):
-    """Runs the recipe under a launcher of two processes and alone with the same global batch."""
+    """Runs the recipe on two processes, by a launcher if one is given, and on one with the same global batch."""
 
-    def compare(launcher: tuple[str, ...], module: str = "recipes.ner.train") -> tuple[dict, dict]:
+    def compare(launcher: tuple[str, ...] = ()) -> tuple[dict, dict]:
         more = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1"]
-        done = run(
-            *launcher, "-m", module, *arguments, *more,
-            "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "6",
-            "--output_dir", str(tmp_path / "two"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("all (micro)") == 1  # the main process alone speaks
-        done = run("-m", module, *arguments, *more, "--output_dir", str(tmp_path / "one"))
-        assert done.returncode == 0, done.stderr[-3000:]
+        halves = ["--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "6"]
+        halves += ["--output_dir", str(tmp_path / "two")]
+        if launcher:
+            done = run(*launcher, "-m", "recipes.ner.train", *arguments, *more, *halves)
+            assert done.returncode == 0, done.stderr[-3000:]
+            printed = done.stdout
+        else:
+            job = Job([*arguments, *more, *halves], tmp_path / "log", processes=2)
+            job.succeeds()
+            printed = job.output
+        assert printed.count("all (micro)") == 1  # the main process alone speaks
+        train.main([*arguments, *more, "--output_dir", str(tmp_path / "one")])
         assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
         return results(tmp_path / "two"), results(tmp_path / "one")
 
@@ -75,35 +80,32 @@ def test_accelerate_launch_gives_what_one_process_gives(two_and_one):
 
 def test_the_last_small_batch_counts_every_row_once_under_two_processes(two_and_one, arguments):
     arguments += ["--max_train_samples", "37", "--max_predict_samples", "19", "--max_eval_samples", "13"]
-    same(*two_and_one(TORCHRUN))
+    same(*two_and_one())
 
 
 def test_lora_under_two_processes(two_and_one, arguments, tmp_path):
     arguments += ["--lora_r", "4", "--lora_dropout", "0", "--lora_target_modules", "query", "value"]
-    same(*two_and_one(TORCHRUN))
+    same(*two_and_one())
     assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_bad_input_under_two_processes_is_told_once(arguments, tmp_path):
     arguments[arguments.index("--train_file") + 1] = str(tmp_path / "none.jsonl")
-    done = run(*TORCHRUN, "-m", "recipes.ner.train", *arguments)
-    assert done.returncode != 0
-    assert done.stderr.count("none.jsonl: no such file") == 1
+    job = Job(arguments, tmp_path / "log", processes=2)
+    assert all(job.ends())
+    assert job.output.count("none.jsonl: no such file") == 1
+
+
+def see_no_other_process(argv: list[str]) -> dict[str, float]:
+    """Train on an accelerator that torch.distributed does not know, such as a Mac's."""
+    torch.accelerator.is_available = lambda: True
+    return train.main(argv)
 
 
 def test_processes_that_would_train_apart_are_refused(arguments, tmp_path):
-    # on an accelerator that torch.distributed does not know (a Mac's), torchrun starts runs that do not see each other
-    script = tmp_path / "apart.py"
-    script.write_text(
-        "import sys, torch\n"
-        "torch.accelerator.is_available = lambda: True\n"
-        "from common.errors import command_line\n"
-        "from recipes.ner.train import main\n"
-        "command_line(lambda: main(sys.argv[1:]))\n"
-    )
-    done = run(*TORCHRUN, str(script), *arguments, PYTHONPATH=str(ROOT))
-    assert done.returncode != 0
-    assert "2 processes were launched but each sees 1" in done.stderr
+    job = Job(arguments, tmp_path / "log", processes=2, main=see_no_other_process)
+    assert all(job.ends())
+    assert "2 processes were launched but each sees 1" in job.output
     assert not (tmp_path / "out").exists()
 
 
@@ -201,13 +203,6 @@ def test_help_lists_every_target_in_one_line(copy):
         "bench",
         "lint",
         "format",
-        "clm",
-        "contracts",
-        "mlm",
-        "ner",
-        "qa",
-        "sentiment",
-        "summarization",
-        "translation",
+        *sorted({"contracts"} | {path.parent.name for path in (ROOT / "recipes").glob("*/train.py")}),
     ]
     assert all(len(line.split()) > 3 for line in lines)

@@ -1,7 +1,6 @@
 """What tests/common/tuning/test_tune.py runs: a method on a tiny model of a task, here, in another process, or in two.
 
-python -m tests.common.tuning.cells serve: compares what saved folders compute, a line of JSON each.
-torchrun ... -m tests.common.tuning.cells both FOLDER CELL ...: trains cells on two processes.
+python -m tests.common.tuning.cells: compares what saved folders compute, a line of JSON each.
 """
 
 import contextlib
@@ -36,13 +35,13 @@ from common.inference.predictor import load_saved
 from common.models.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.speed.head import Selection
 from common.training.language_model import LanguageArguments, LanguageTrainer
 from common.training.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.training.trainer import Trainer
 from common.tuning.methods import ONLY, TuningArguments
 from common.tuning.tune import tune
 from recipes.qa.spans import answer_in_context, span_losses
+from tests.conftest import build_tokenizer
 
 WIDTH, INNER, LAYERS, HEADS, VOCAB, POSITIONS = 16, 32, 2, 2, 600, 64
 PAD, MASK, ROWS, EPOCHS = 0, 4, 16, 3
@@ -178,16 +177,17 @@ class Cell:
         **settings,
     ):
         self.task, self.method = task, method
-        self.plain = load(checkpoints, task, attention)
+        loaded = load(checkpoints, task, attention)
+        self.plain = loaded.model
         sizes = {"lora_r": 4, "num_virtual_tokens": 5, "adapter_reduction": 4}
         more = {name: value for name, value in (sizes | (tuning or {})).items() if method in ONLY.get(name, (method,))}
         self.args = TuningArguments(tuning=method, **more)
-        selection = Selection(self.plain, 8 if task == "clm" else None) if task in ("mlm", "clm") else None
         set_dropout(self.plain, dropout)
         if task == "qa":
             answer_in_context(self.plain)
         torch.manual_seed(2)
-        self.model = tune(self.plain, self.args, TASKS[task].task_type)
+        self.tuned = tune(loaded, self.args, TASKS[task].task_type)
+        self.model = self.tuned.model
         kinds = {"seq2seq": Seq2SeqTrainingArguments, "mlm": LanguageArguments, "clm": LanguageArguments}
         values = {
             "precision": "fp32", "disable_tqdm": True, "num_train_epochs": EPOCHS, "logging_steps": 1,
@@ -195,14 +195,14 @@ class Cell:
             "metric_for_best_model": "scripted", "greater_is_better": True, "remove_unused_columns": False,
             "learning_rate": self.args.rate(full=5e-4), "warmup_steps": 0,
         }  # fmt: skip
-        values |= {"predict_with_generate": False} if task == "seq2seq" else {}
+        values |= {"seq2seq": {"predict_with_generate": False}, "clm": {"loss_chunk": 8}}.get(task, {})
         args = kinds.get(task, TrainingArguments)(output_dir=str(folder), **values | settings)
-        given = {"model": self.model, "args": args, "train_dataset": data(task), "eval_dataset": data(task)}
-        given |= {"processing_class": tokenizer, "data_collator": COLLATORS.get(task, collate)}
+        given = {"model": self.tuned, "args": args, "train_dataset": data(task), "eval_dataset": data(task)}
+        given |= {"data_collator": COLLATORS.get(task, collate)}
         if task == "seq2seq":
             self.trainer = Seq2SeqTrainer(**given)
-        elif selection is not None:
-            self.trainer = LanguageTrainer(**given, selection=selection)
+        elif task in ("mlm", "clm"):
+            self.trainer = LanguageTrainer(**given)
         else:
             self.trainer = Trainer(**given, **({"losses": span_losses} if task == "qa" else {}))
         self.start = self.state()
@@ -255,7 +255,7 @@ def serve() -> None:
             with contextlib.suppress(OSError):  # it has no weights where those of the method lie apart
                 answer["plain"] = compare(task, TASKS[task].auto_class.from_pretrained(folder), folder)
             if request["merged"]:
-                base = load(Path(request["checkpoints"]), task)
+                base = load(Path(request["checkpoints"]), task).model
                 answer["peft"] = compare(task, PeftModel.from_pretrained(base, str(folder / "adapter")), folder)
         print(json.dumps(answer), flush=True)
 
@@ -266,12 +266,10 @@ def compare(task: str, model, folder: Path) -> float:
     return max((found - expected[str(i)]).abs().max().item() for i, found in enumerate(logits(task, model)))
 
 
-def both(folder: Path, cells: list[str]) -> None:
-    """Train cells, each on all processes, and keep what was trained."""
-    from tests.conftest import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    for name in cells:
+def train_on_both(words: list[str]) -> None:
+    """Train cells, each on all processes, and keep what was trained. `words` are a folder and the cells."""
+    folder, tokenizer = Path(words[0]), build_tokenizer()
+    for name in words[1:]:
         method, task = name.split("/")
         half = {"per_device_train_batch_size": 2} | EXACT
         cell = Cell(folder / "checkpoints", task, method, folder / "two" / name, tokenizer, **half)
@@ -288,7 +286,4 @@ def both(folder: Path, cells: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
-    else:
-        both(Path(sys.argv[2]), sys.argv[3:])
+    serve()

@@ -44,7 +44,6 @@ from common.tuning.adapters import Bottleneck, Shape, insert_adapters
 from common.tuning.methods import METHODS, ONLY, TuningArguments
 from common.tuning.peft_methods import orthogonality
 from common.tuning.tune import layer_rates, merge, tune
-from tests.common.training.test_launch import TORCHRUN
 from tests.common.tuning.cells import (
     BERT,
     EXACT,
@@ -58,9 +57,11 @@ from tests.common.tuning.cells import (
     WIDTH,
     Cell,
     make_checkpoints,
+    train_on_both,
 )
 from tests.common.tuning.cells import logits as cell_logits
-from tests.conftest import ROOT, read_jsonl, run, write_jsonl
+from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.faults import Job
 
 CELLS = [("top:1" if method == "top" else method, task) for method in METHODS for task in TASKS]
 #: cells that cannot be had, and what their error says
@@ -74,17 +75,17 @@ ON_TWO = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("tuning")
     make_checkpoints(folder / "checkpoints", tokenizer)
     return folder / "checkpoints"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def other_process() -> Iterator[subprocess.Popen]:
     """A process that loads saved folders; it takes seconds to start, so there is one."""
-    command = [sys.executable, "-m", "tests.common.tuning.cells", "serve"]
+    command = [sys.executable, "-m", "tests.common.tuning.cells"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     yield process
     process.stdin.close()
@@ -181,7 +182,7 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
 
     # saved, and loaded by another process
     before = cell.logits()
-    cell.trainer.model = merge(cell.trainer.model, str(tmp_path), save=True)
+    cell.trainer.model = merge(cell.tuned, str(tmp_path), save=True)
     cell.trainer.save_model(_internal_call=True)
     saved = METHODS[cell.args.method].saved
     after = before if saved == "apart" else cell.logits()
@@ -218,7 +219,7 @@ def test_each_method_trains_and_predicts_in_bfloat16(checkpoints, tmp_path, toke
     cell.trainer.train()
     assert cell.trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=0.5)
     assert {weight.dtype for weight in cell.model.parameters()} == {torch.float32}
-    cell.trainer.model = merge(cell.trainer.model, str(tmp_path), save=True)
+    cell.trainer.model = merge(cell.tuned, str(tmp_path), save=True)
     cell.trainer.save_model(_internal_call=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for logits in cell_logits(task, load_saved(TASKS[task].auto_class, str(tmp_path))):
@@ -247,7 +248,7 @@ def bert_with(
 
 def test_unfreezing_goes_from_the_top_down(checkpoints, tmp_path, tokenizer):
     cell = Cell(checkpoints, "ner", "gradual", tmp_path, tokenizer, num_train_epochs=4, scores=(0.1, 0.2, 0.3, 0.4))
-    start, depth = cell.state(), depths(cell.model)
+    start, depth = cell.state(), depths(cell.model, cell.tuned.new_parameters)
     cell.trainer.train()
     for epoch, weights in enumerate(cell.weights):
         moved = {depth[name] for name in start if not torch.equal(start[name], weights[name])}
@@ -290,7 +291,7 @@ def test_the_orthogonality_loss_by_hand(checkpoints, tmp_path, tokenizer):
 
 def test_layerwise_rates(checkpoints, tmp_path, tokenizer):
     cell = Cell(checkpoints, "ner", "full", tmp_path, tokenizer, tuning={"layerwise_lr_decay": 0.5}, learning_rate=0.1)
-    shares = layer_rates(cell.model)
+    shares = layer_rates(cell.tuned)
     assert shares["classifier.weight"] == 1
     assert shares["bert.encoder.layer.1.output.dense.bias"] == 0.5
     assert shares["bert.encoder.layer.0.attention.self.query.weight"] == 0.25
@@ -319,7 +320,7 @@ def test_a_bottleneck_is_that_of_the_paper():
 
 
 def test_adapters_stand_where_the_papers_put_them(tmp_path, tokenizer):
-    model = bert_with("bert", tmp_path, tokenizer, attn_implementation="sdpa").eval()
+    model = bert_with("bert", tmp_path, tokenizer, attn_implementation="sdpa").model.eval()
     layer = model.bert.encoder.layer[0]
     hidden = torch.randn(2, 4, WIDTH)
     with torch.no_grad():
@@ -336,7 +337,7 @@ def test_adapters_stand_where_the_papers_put_them(tmp_path, tokenizer):
         expected = layer.output.LayerNorm(second(fed) + x)
         found = layer(hidden)
         assert torch.allclose(found if isinstance(found, torch.Tensor) else found[0], expected, atol=1e-5)
-        model = bert_with("bert", tmp_path, tokenizer, attn_implementation="sdpa").eval()
+        model = bert_with("bert", tmp_path, tokenizer, attn_implementation="sdpa").model.eval()
         insert_adapters(model, Shape("pfeiffer", 4))
         adapter = model.bert.encoder.layer[0].bottleneck_adapter
         for weight in adapter.parameters():
@@ -356,7 +357,7 @@ def test_houlsby_adapters_number_two_a_layer_and_three_in_a_decoder(checkpoints,
 @pytest.mark.parametrize("method", ["lora", "adapter", "prompt"])
 def test_a_head_that_the_checkpoint_lacks_is_trained_and_kept(tmp_path, tokenizer, method):
     model = bert_with("bert", tmp_path, tokenizer, AutoModelForMaskedLM, attn_implementation="sdpa")
-    model = tune(model, TuningArguments(tuning=method), None)
+    model = tune(model, TuningArguments(tuning=method), None).model
     base = model if method == "adapter" else model.get_base_model()
     fresh = {n for n, w in base.named_parameters() if w.requires_grad and n.startswith("cls.")}
     assert fresh == {
@@ -372,14 +373,14 @@ def test_a_missing_pooler_is_trained(tmp_path, tokenizer):
     BertModel(BertConfig(**BERT), add_pooling_layer=False).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     model = load_model(AutoModelForSequenceClassification, ModelArguments(str(tmp_path / "bert")), ["a", "b"], 16)
-    model = tune(model, TuningArguments(lora_r=2), TASKS["classification"].task_type)
+    model = tune(model, TuningArguments(lora_r=2), TASKS["classification"].task_type).model
     assert all(weight.requires_grad for weight in model.get_base_model().bert.pooler.parameters())
 
 
 def test_all_linear_leaves_the_head_out(tmp_path, tokenizer):
     for rank, targets in ((2, ["all-linear"]), (2, None)):
         model = bert_with("bert", tmp_path, tokenizer)
-        model = tune(model, TuningArguments(lora_r=rank, lora_target_modules=targets), TASKS["ner"].task_type)
+        model = tune(model, TuningArguments(lora_r=rank, lora_target_modules=targets), TASKS["ner"].task_type).model
         adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
         assert len(adapted) == LAYERS * (6 if targets else 2)
         assert not any("classifier" in name for name in adapted)
@@ -391,7 +392,7 @@ def test_any_method_of_peft_by_a_file(checkpoints, tmp_path, tokenizer):
     cell = Cell(checkpoints, "ner", None, tmp_path / "out", tokenizer, tuning={"peft_config": str(path)})
     cell.trainer.train()
     before = cell.logits()
-    cell.trainer.model = merge(cell.trainer.model, str(tmp_path / "out"), save=True)
+    cell.trainer.model = merge(cell.tuned, str(tmp_path / "out"), save=True)
     assert max((a - b).abs().max().item() for a, b in zip(before, cell.logits(), strict=True)) < 1e-4
 
 
@@ -431,7 +432,7 @@ def test_tokens_of_a_tied_head_are_trained_with_it(checkpoints, tmp_path, tokeni
     assert cell.trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     start = cell.plain.get_input_embeddings().weight.detach().clone()
     cell.trainer.train()
-    model = merge(cell.trainer.model, str(tmp_path / "out"), save=False)
+    model = merge(cell.tuned, str(tmp_path / "out"), save=False)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     moved = (model.get_input_embeddings().weight != start).any(-1).nonzero()[:, 0]
     assert moved.tolist() == [12, 13]
@@ -559,7 +560,7 @@ def test_virtual_tokens_are_as_wide_as_embeddings(tmp_path, tokenizer, method):
     distil = DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER)
     for name, config, width in (("electra", narrow, 8), ("distilbert", distil, WIDTH)):
         model = bert_with(name, tmp_path, tokenizer, config=config)
-        model = tune(model, TuningArguments(tuning=method, num_virtual_tokens=4), TASKS["ner"].task_type)
+        model = tune(model, TuningArguments(tuning=method, num_virtual_tokens=4), TASKS["ner"].task_type).model
         assert model.active_peft_config.token_dim == width
         found = model(input_ids=torch.ones(2, 6, dtype=torch.int64), attention_mask=torch.ones(2, 6)).logits
         assert found.shape == (2, 6, 3)
@@ -588,8 +589,7 @@ def test_layers_are_found_in_their_order(tmp_path, tokenizer):
 
 def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
-    done = run(*TORCHRUN, "-m", "tests.common.tuning.cells", "both", str(tmp_path), *ON_TWO)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Job([str(tmp_path), *ON_TWO], tmp_path / "log", processes=2, main=train_on_both).succeeds()
     for name in ON_TWO:
         method, task = name.split("/")
         cell = Cell(checkpoints, task, method, tmp_path / "one", tokenizer, **EXACT)
