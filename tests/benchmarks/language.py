@@ -57,11 +57,7 @@ def head(rows: int, rounds: int) -> None:
 def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
     config = GPT2Config(n_embd=128, n_layer=2, n_head=2, n_positions=LENGTH, vocab_size=vocabulary, use_cache=False)
     model = AutoModelForCausalLM.from_config(config).train()
-<<<<<<< HEAD
     head_at_labels = HeadAtLabels(model, kind == "chunks", 1024)
-=======
-    selection = Selection(model, 1024 if kind == "chunks" else None)
->>>>>>> tests
     ids = torch.randint(0, vocabulary, (rows, LENGTH))
     shifted = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1)
     seconds = []
