@@ -97,7 +97,7 @@ def test_processes_that_would_train_apart_are_refused(arguments, tmp_path):
     script.write_text(
         "import sys, torch\n"
         "torch.accelerator.is_available = lambda: True\n"
-        "from common.errors import command_line\n"
+        "from common.cli import command_line\n"
         "from recipes.ner.train import main\n"
         "command_line(lambda: main(sys.argv[1:]))\n"
     )
