@@ -34,10 +34,10 @@ from recipes.summarization.extractive import (
 )
 from recipes.summarization.scoring import KINDS, Rouge, UnicodeWords, oracle, scores, style
 from tests.bad_inputs import variants
+from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
+from tests.common.training.test_launch import TORCHRUN
 from tests.conftest import ROOT, read_jsonl, run, write_jsonl
-from tests.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
-from tests.test_launch import TORCHRUN
-from tests.test_translation import family
+from tests.recipes.test_translation import family
 
 SAMPLE = {s: read_jsonl(ROOT / f"recipes/summarization/sample/{s}.jsonl") for s in ("train", "validation", "test")}
 

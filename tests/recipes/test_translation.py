@@ -48,9 +48,9 @@ from recipes.translation.localisation import sample
 from recipes.translation.pairs import check_row, flatten, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
+from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
+from tests.common.training.test_launch import TORCHRUN
 from tests.conftest import read_jsonl, run, write_jsonl
-from tests.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
-from tests.test_launch import TORCHRUN
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""What tests/test_tuning.py runs: a method on a tiny model of a task, here, in another process, or in two.
+"""What tests/common/tuning/test_tune.py runs: a method on a tiny model of a task, here, in another process, or in two.
 
-python -m tests.tuning_cells serve: compares what saved folders compute, a line of JSON each.
-torchrun ... -m tests.tuning_cells both FOLDER CELL ...: trains cells on two processes.
+python -m tests.common.tuning.cells serve: compares what saved folders compute, a line of JSON each.
+torchrun ... -m tests.common.tuning.cells both FOLDER CELL ...: trains cells on two processes.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Each method of `--tuning` on each kind of task: what it trains, saves and loads, and what cannot be had and why.
 
-The cells train tiny models of random weights, in this process (`tests/tuning_cells.py`); one other process, for all of
+The cells train tiny models of random weights, in this process (`cells.py`); one other process, for all of
 them, loads what they save. Resumed and uninterrupted runs are compared for every cell, two processes with one for
 those of `ON_TWO`.
 """
@@ -44,9 +44,8 @@ from common.tuning.adapters import Bottleneck, Shape, insert_adapters
 from common.tuning.methods import METHODS, ONLY, TuningArguments
 from common.tuning.peft_methods import orthogonality
 from common.tuning.tune import layer_rates, merge, tune
-from tests.conftest import ROOT, read_jsonl, run, write_jsonl
-from tests.test_launch import TORCHRUN
-from tests.tuning_cells import (
+from tests.common.training.test_launch import TORCHRUN
+from tests.common.tuning.cells import (
     BERT,
     EXACT,
     GPT2,
@@ -60,7 +59,8 @@ from tests.tuning_cells import (
     Cell,
     make_checkpoints,
 )
-from tests.tuning_cells import logits as cell_logits
+from tests.common.tuning.cells import logits as cell_logits
+from tests.conftest import ROOT, read_jsonl, run, write_jsonl
 
 CELLS = [("top:1" if method == "top" else method, task) for method in METHODS for task in TASKS]
 #: cells that cannot be had, and what their error says
@@ -84,7 +84,7 @@ def checkpoints(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def other_process() -> Iterator[subprocess.Popen]:
     """A process that loads saved folders; it takes seconds to start, so there is one."""
-    command = [sys.executable, "-m", "tests.tuning_cells", "serve"]
+    command = [sys.executable, "-m", "tests.common.tuning.cells", "serve"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     yield process
     process.stdin.close()
@@ -588,7 +588,7 @@ def test_layers_are_found_in_their_order(tmp_path, tokenizer):
 
 def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
-    done = run(*TORCHRUN, "-m", "tests.tuning_cells", "both", str(tmp_path), *ON_TWO)
+    done = run(*TORCHRUN, "-m", "tests.common.tuning.cells", "both", str(tmp_path), *ON_TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ON_TWO:
         method, task = name.split("/")

@@ -21,7 +21,7 @@ from recipes.mlm import train as mlm
 from recipes.mlm.masking import word_marks
 from tests.conftest import write_jsonl
 from tests.faults import Job, difference, make_files, make_texts, words
-from tests.test_mlm import TEXTS, settings
+from tests.recipes.test_mlm import TEXTS, settings
 
 LENGTH = 32
 

@@ -30,7 +30,7 @@ from recipes.clm.completing import Completer
 from recipes.clm.texts import FiveGrams, NextBatches, to_rows
 from tests.bad_inputs import tried, variants
 from tests.conftest import read_jsonl, run, write_jsonl
-from tests.test_mlm import TEXTS
+from tests.recipes.test_mlm import TEXTS
 
 DIALOGUES = [{"prompt": f"Q: how many are {n} and one?\nA:", "completion": f" {n + 1} apples"} for n in range(40)]
 
