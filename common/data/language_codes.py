@@ -87,7 +87,7 @@ def tags_of(pairs: list[tuple[str, str]]) -> list[str]:
 def directions_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, directions: list[tuple[str, str]], **given: str | None
 ) -> dict[str, Direction]:
-    """The direction of each pair of `directions`, by its name such as `en-de`; arguments and errors as for `direction`."""
+    """Return the direction of each pair by its name, such as `en-de`; arguments and errors as for `direction`."""
     several = len({target for _, target in directions}) > 1
     return {
         f"{source}-{target}": direction(tokenizer, model, source, target, **given, tag=several)

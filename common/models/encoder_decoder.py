@@ -229,8 +229,8 @@ def load_encoder_decoder(
     """The model of `--model_name_or_path`, pretrained or by `--warm_start`, in float32 whatever the checkpoint's type.
 
     `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own;
-    `quantize` as of `common.models.load.quantization`. Raises `InputError` for a checkpoint of another kind, one without
-    safetensors, and one that reads fewer sub-tokens.
+    `quantize` as of `common.models.load.quantization`. Raises `InputError` for a checkpoint of another kind, one
+    without safetensors, and one that reads fewer tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)

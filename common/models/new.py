@@ -155,11 +155,19 @@ def new_model(
     max_length: int,
     dropout: float | None = None,
 ) -> LoadedModel:
-    """Make a model of `auto_class` with random weights, drawn from the global random state, for `tokenizer`.
+    """Make a model with random weights, drawn from the global random state.
 
-    With `--model_size` of architecture `family`, such as `BertConfig`; else with the configuration of
-    `--model_name_or_path`. `--config_overrides` changes values of either; `dropout` as of `set_dropout`. Raises `InputError` for one that it has not,
-    or that makes no model.
+    Args:
+        auto_class: class of the model, such as `AutoModelForCausalLM`.
+        family: configuration of `--model_size`; without that argument the one of `--model_name_or_path` is used.
+        args: `--model_size` and `--config_overrides`, which changes values of the configuration.
+        model_args: names the checkpoint, and the attention kernel.
+        tokenizer: decides the size of the vocabulary and the special tokens.
+        max_length: longest input, in tokens.
+        dropout: see `set_dropout`.
+
+    Raises:
+        InputError: `--config_overrides` names a value that the configuration lacks, or makes no model.
     """
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     config = (

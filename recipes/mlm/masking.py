@@ -147,7 +147,7 @@ class Masker:
 def encode_texts(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, training: TrainingArguments
 ) -> DatasetDict:
-    """Encode each split as rows of tokens with the marks of words; training rows that are streamed as a `TextStream`."""
+    """Encode each split as rows of tokens with marks of words; streamed training rows become a `TextStream`."""
     rows = to_blocks(corpus.texts, tokenizer, args, word_marks)
     if corpus.stream:
         encoded = partial(encode, tokenizer=tokenizer, marks=word_marks)

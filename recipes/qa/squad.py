@@ -20,7 +20,7 @@ NESTED = re.compile(r'\s*\{\s*"(version|data)"')
 
 
 def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
-    """Rows of `id`, `title`, `context`, `question` and `answers`, each with its place; see `common.data.files.read_file`.
+    """Yield rows of `id`, `title`, `context`, `question` and `answers`, each with its place.
 
     Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows of any
     format. The answers of a flat row, in column `answers`, are `{"text": [...], "answer_start": [...]}` or a list of

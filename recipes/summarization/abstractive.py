@@ -58,7 +58,7 @@ GROUPS = (
 def direction_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, language: str | None, source_prefix: str | None
 ) -> Direction:
-    """How `model` is told to summarize: T5 by "summarize: " in front (Raffel et al. 2020, see `common.data.language_codes`).
+    """Return how `model` is prompted to summarize: T5 by the prefix "summarize: " (Raffel et al. 2020).
 
     Models of many languages (mBART, NLLB, M2M100) are told `language` on both sides. Raises `InputError` where they are
     not, or do not know it.

@@ -45,8 +45,8 @@ def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callab
     """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `directions` has pairs of.
 
     `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
-    names several, are read by `common.data.files.read_file`; where their rows have no `translation` but columns named by the
-    languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
+    names several, are read by `common.data.files.read_file`; where their rows have no `translation` but columns
+    named by the languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
     languages in one file.
     """
     languages = list(dict.fromkeys(name for way in directions for name in way))

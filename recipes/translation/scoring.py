@@ -50,7 +50,7 @@ def sentence_scores(predicted: list[str], gold: list[str]) -> list[float]:
 
 
 class Scorer:
-    """Scores of rows of some pairs of languages, `directions`, by the BLEU of each that `tokenize` says (see `bleu_of`)."""
+    """Scores of rows of the language pairs `directions`, each by the BLEU that `tokenize` names (see `bleu_of`)."""
 
     def __init__(self, directions: list[tuple[str, str]], tokenize: str):
         self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in directions}
