@@ -42,12 +42,14 @@ OTHERS = ("copy", "compared")
 
 
 def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
-    """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `directions` has pairs of.
+    """Return a reader of rows `{"translation": {source: ..., target: ...}}` in the languages of `directions`.
 
-    `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
-    names several, are read by `common.data.files.read_file`; where their rows have no `translation` but columns
-    named by the languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
-    languages in one file.
+    Rows without `translation` but with columns named by the languages are read as well. With several pairs a language
+    that is null counts as missing: Parquet files hold rows of different languages that way.
+
+    Args:
+        directions: pairs of source and target language.
+        targets: file of source lines -> file of the target lines. `common.data.files.read_file` reads all others.
     """
     languages = list(dict.fromkeys(name for way in directions for name in way))
 
