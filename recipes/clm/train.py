@@ -18,17 +18,15 @@ from datasets import DatasetDict
 from peft import TaskType
 from transformers import AutoModelForCausalLM, GPT2Config, set_seed
 
+from common import data, models
 from common.args import check_best_metric
 from common.cli import command_line, parse
-from common.data import Blocks, Corpus, find_blocks, open_corpus
-from common.models import LoadedModel, load_model, load_or_train_tokenizer, new_model
 from common.run import Run, draw_curve, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
 
+from . import completing, texts
 from .arguments import ClmDataArguments, ClmModelArguments, ClmScratchArguments
-from .completing import Completer, compare_completions, prompts_from
-from .texts import NextTokenCollator, bits_of, check_causal, encode_corpus, load_completions, texts_to_learn
 
 USAGE = """from transformers import pipeline
 
@@ -52,14 +50,14 @@ ARGUMENTS = (ClmModelArguments, ClmScratchArguments, ClmDataArguments, TuningArg
 
 
 def encode(
-    corpus: Corpus, loaded: LoadedModel, data_args: ClmDataArguments, args: ClmTrainingArguments
-) -> tuple[DatasetDict, Blocks | None]:
+    corpus: data.Corpus, loaded: models.LoadedModel, data_args: ClmDataArguments, args: ClmTrainingArguments
+) -> tuple[DatasetDict, data.Blocks | None]:
     """Encode the texts as rows of tokens; return them, and how the model takes packed rows."""
-    check_causal(loaded.model)
-    packing = find_blocks(loaded.model, data_args.pack_as, causal=True)
+    texts.check_causal(loaded.model)
+    packing = data.find_blocks(loaded.model, data_args.pack_as, causal=True)
     if packing:
         loaded.attn_implementation = "sdpa"  # the kernel that takes a mask of blocks
-    return encode_corpus(corpus, loaded.tokenizer, data_args, args), packing
+    return texts.encode_corpus(corpus, loaded.tokenizer, data_args, args), packing
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -76,18 +74,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    corpus = load_completions(data_args) if data_args.loss_on == "completion" else open_corpus(data_args, args)
+    corpus = (
+        texts.load_completions(data_args) if data_args.loss_on == "completion" else data.open_corpus(data_args, args)
+    )
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=corpus.recorded())
 
     # Model
-    length, texts = data_args.max_seq_length, partial(texts_to_learn, corpus, data_args)
-    tokenizer = load_or_train_tokenizer(scratch_args, model_args, texts, SPECIAL, run.checkpoint)
+    length, learned = data_args.max_seq_length, partial(texts.texts_to_learn, corpus, data_args)
+    tokenizer = models.load_or_train_tokenizer(scratch_args, model_args, learned, SPECIAL, run.checkpoint)
     if scratch_args.from_scratch:
-        loaded = new_model(AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length, args.dropout)
+        loaded = models.new_model(
+            AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length, args.dropout
+        )
         loaded.model.config.max_seq_length = length  # saved with it, so that predict goes no further
     else:
         options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
-        loaded = load_model(AutoModelForCausalLM, model_args, None, length, **options)
+        loaded = models.load_model(AutoModelForCausalLM, model_args, None, length, **options)
     blocks, packing = encode(corpus, loaded, data_args, args)
     tuned = tune(loaded, tuning_args, TaskType.CAUSAL_LM)
 
@@ -98,11 +100,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        data_collator=NextTokenCollator(tokenizer.pad_token_id, packing),
+        data_collator=texts.NextTokenCollator(tokenizer.pad_token_id, packing),
         losses=losses_at_labels,
     )
-    complete = Completer(loaded.model, tokenizer, length)
-    prompts = prompts_from(corpus.texts["validation"][:])
+    complete = completing.Completer(loaded.model, tokenizer, length)
+    prompts = completing.prompts_from(corpus.texts["validation"][:])
 
     # Train
     with run.phase("before"):
@@ -113,10 +115,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Test
     with run.phase("after"):
         metrics |= trainer.scores(blocks, "after")
-        completions = compare_completions(prompts, before, complete(prompts, new_tokens=24))
+        completions = completing.compare_completions(prompts, before, complete(prompts, new_tokens=24))
     scored = "test" if "test" in blocks else "validation"
     if data_args.loss_on == "all":
-        metrics |= bits_of(blocks, corpus.texts, metrics, scored, tokenizer)
+        metrics |= texts.bits_of(blocks, corpus.texts, metrics, scored, tokenizer)
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)
     write_json_lines(Path(args.output_dir, "completions.jsonl"), completions)

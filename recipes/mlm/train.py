@@ -22,20 +22,17 @@ from transformers import (
     set_seed,
 )
 
+from common import data, models
 from common.args import ModelArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data import Blocks, Corpus, find_blocks, open_corpus
 from common.errors import InputError
-from common.models import LoadedModel, ScratchArguments, load_model, load_or_train_tokenizer, new_model
 from common.run import Run, draw_curve, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
 
+from . import filling, masking, pairs
 from .arguments import MlmDataArguments
-from .filling import Filler, compare_fills, sentences_with_a_gap
 from .heads import start_as_identity
-from .masking import MaskedBatches, Masker, encode_texts, mask_once
-from .pairs import check_pair_head, pair_hits, pair_losses, to_pairs
 
 USAGE = """from transformers import pipeline
 
@@ -53,29 +50,29 @@ class MlmTrainingArguments(LanguageArguments):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "rows a device takes at a time"})
 
 
-ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
+ARGUMENTS = (ModelArguments, models.ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
 
 
 def encode(
-    corpus: Corpus, loaded: LoadedModel, data_args: MlmDataArguments, args: MlmTrainingArguments
-) -> tuple[DatasetDict, Blocks | None]:
+    corpus: data.Corpus, loaded: models.LoadedModel, data_args: MlmDataArguments, args: MlmTrainingArguments
+) -> tuple[DatasetDict, data.Blocks | None]:
     """Encode the texts as rows of tokens, or of pairs of segments; return them, and how the model takes packed rows.
 
     The training rows are masked anew in each epoch. All other splits are masked here, once.
     """
     tokenizer, packing = loaded.tokenizer, None
     if data_args.objective == "mlm":
-        packing = find_blocks(loaded.model, data_args.pack_as, causal=False)
-        rows = encode_texts(corpus, tokenizer, data_args, args)
+        packing = data.find_blocks(loaded.model, data_args.pack_as, causal=False)
+        rows = masking.encode_texts(corpus, tokenizer, data_args, args)
     else:
-        check_pair_head(loaded.model)
-        rows = to_pairs(corpus.texts, tokenizer, data_args.max_seq_length, data_args.objective)
+        pairs.check_pair_head(loaded.model)
+        rows = pairs.to_pairs(corpus.texts, tokenizer, data_args.max_seq_length, data_args.objective)
     if packing:
         loaded.attn_implementation = "sdpa"  # the kernel that takes a mask of blocks
     shares = data_args.mask_replaced, data_args.mask_random
-    masker = Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
+    masker = masking.Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
     for split in rows.keys() - {"train"}:
-        rows[split] = rows[split].map(mask_once, batched=True, fn_kwargs={"masker": masker})
+        rows[split] = rows[split].map(masking.mask_once, batched=True, fn_kwargs={"masker": masker})
     return rows, packing
 
 
@@ -91,20 +88,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    corpus = open_corpus(data_args, args)
+    corpus = data.open_corpus(data_args, args)
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=corpus.recorded())
 
     # Model
     texts = partial(corpus.training_texts, data_args)
-    tokenizer = load_or_train_tokenizer(scratch_args, model_args, texts, SPECIAL, run.checkpoint)
+    tokenizer = models.load_or_train_tokenizer(scratch_args, model_args, texts, SPECIAL, run.checkpoint)
     if tokenizer.mask_token is None:
         raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; choose an encoder")
     auto_class = AutoModelForPreTraining if in_pairs else AutoModelForMaskedLM
     if scratch_args.from_scratch:
-        loaded = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length, args.dropout)
+        loaded = models.new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length, args.dropout)
     else:
         options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
-        loaded = load_model(auto_class, model_args, None, length, **options)
+        loaded = models.load_model(auto_class, model_args, None, length, **options)
         start_as_identity(loaded)
     loaded.model.config.max_seq_length = length  # saved with the model, so that predict reads as much
     blocks, packing = encode(corpus, loaded, data_args, args)
@@ -113,18 +110,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Trainer
     check_best_metric(args, ("perplexity", "accuracy", *(("pair_accuracy",) if in_pairs else ())))
     shares = data_args.mask_replaced, data_args.mask_random
-    masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
+    masker = masking.Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
     trainer = LanguageTrainer(
         model=tuned,
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing),
-        losses={"labels": losses_at_labels} | ({"pair": pair_losses} if in_pairs else {}),
-        preprocess_logits_for_metrics={"pair": pair_hits},
+        data_collator=masking.MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing),
+        losses={"labels": losses_at_labels} | ({"pair": pairs.pair_losses} if in_pairs else {}),
+        preprocess_logits_for_metrics={"pair": pairs.pair_hits},
     )
-    fill = Filler(loaded.model, tokenizer, trainer.speed, length)
-    gaps = sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)
+    fill = filling.Filler(loaded.model, tokenizer, trainer.speed, length)
+    gaps = filling.sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)
 
     # Train
     with run.phase("before"):
@@ -135,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Test
     with run.phase("after"):
         metrics |= trainer.scores(blocks, "after")
-        fills = compare_fills(gaps, before, fill([text for text, _ in gaps], top=5))
+        fills = filling.compare_fills(gaps, before, fill([text for text, _ in gaps], top=5))
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)
     write_json_lines(Path(args.output_dir, "fill_ins.jsonl"), fills)

@@ -30,8 +30,8 @@ from common.run import Run, write_json_lines
 from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, tune
 
+from . import scoring
 from .arguments import NerDataArguments
-from .scoring import StrictSeqeval, compare, gazetteer_f1, print_scores, tag_sequences
 from .tagging import cut_windows, load_tagged
 
 USAGE = """from transformers import pipeline
@@ -102,13 +102,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
-    metric, labels = StrictSeqeval(keep_in_memory=True), list(config.id2label.values())
+    metric, labels = scoring.StrictSeqeval(keep_in_memory=True), list(config.id2label.values())
     gold = data["validation"]["ner_tags"][:]
     check_best_metric(args, metric.compute(predictions=gold, references=gold))
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        predicted = tag_sequences(windows, prediction.predictions, prediction, labels)
-        references = tag_sequences(windows, prediction.label_ids, prediction, labels)
+        predicted = scoring.tag_sequences(windows, prediction.predictions, prediction, labels)
+        references = scoring.tag_sequences(windows, prediction.label_ids, prediction, labels)
         return metric.compute(predictions=predicted, references=references)
 
     trainer = Trainer(
@@ -133,11 +133,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        own = {"gazetteer_f1": gazetteer_f1(data["train"], data["test"], metric)}
+        own = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
         metrics |= run.save_scores(trainer, "test", output.metrics, own)
-        predicted = tag_sequences(windows["test"], output.predictions, output, labels)
-        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), compare(data["test"], predicted))
-    print_scores(metrics, scored)
+        predicted = scoring.tag_sequences(windows["test"], output.predictions, output, labels)
+        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), scoring.compare(data["test"], predicted))
+    scoring.print_scores(metrics, scored)
 
     # Save
     run.publish(

@@ -25,19 +25,9 @@ from common.run import Run, write_json_lines
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
+from . import spans
 from .arguments import QaDataArguments
 from .scoring import SquadScorer, print_scores
-from .spans import (
-    SpanCollator,
-    Spans,
-    answer_in_context,
-    best_positions,
-    best_spans,
-    cut_windows,
-    label_windows,
-    print_limits,
-    span_losses,
-)
 from .squad import load_questions
 
 USAGE = """from recipes.qa.predict import Reader
@@ -73,8 +63,10 @@ def encode(
 
     See `label_windows` for windows without an answer.
     """
-    windows = cut_windows(rows["question"], rows["context"], tokenizer, max_seq_length, doc_stride, max_question_length)
-    return label_windows(windows, rows["answers"], indices)
+    windows = spans.cut_windows(
+        rows["question"], rows["context"], tokenizer, max_seq_length, doc_stride, max_question_length
+    )
+    return spans.label_windows(windows, rows["answers"], indices)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -102,18 +94,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         remove_columns=data["train"].column_names,
         fn_kwargs={"tokenizer": loaded.tokenizer, **cut},
     )
-    print_limits(windows["train"], len(data["train"]))
-    answer_in_context(loaded.model)
+    spans.print_limits(windows["train"], len(data["train"]))
+    spans.answer_in_context(loaded.model)
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)
 
     # Trainer
     scorers = {name: SquadScorer(rows, data_args.f1_unit) for name, rows in data.items()}
 
-    def spans(prediction: EvalPrediction, windows: Dataset) -> Spans:
-        return best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)
+    def spans_of(prediction: EvalPrediction, windows: Dataset) -> spans.Spans:
+        return spans.best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        scorer, found = scorers["validation"], spans(prediction, windows)
+        scorer, found = scorers["validation"], spans_of(prediction, windows)
         return scorer(found, scorer.best_threshold(found))
 
     check_best_metric(args, scorers["validation"].names())
@@ -122,9 +114,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        data_collator=SpanCollator(loaded.tokenizer),
-        losses=span_losses,
-        preprocess_logits_for_metrics=best_positions,
+        data_collator=spans.SpanCollator(loaded.tokenizer),
+        losses=spans.span_losses,
+        preprocess_logits_for_metrics=spans.best_positions,
         compute_metrics=score,
     )
 
@@ -135,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics = output.metrics
     trainer.save_metrics("eval", metrics)
     # chosen on the validation rows, and used on the test rows and by predict
-    config.no_answer_threshold = scorers["validation"].best_threshold(spans(output, windows["validation"]))
+    config.no_answer_threshold = scorers["validation"].best_threshold(spans_of(output, windows["validation"]))
 
     # Test
     scored = "test" if "test" in windows else "eval"
@@ -143,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         trainer.compute_metrics = None  # scored below, by that threshold
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        scorer, found = scorers["test"], spans(output, windows["test"])
+        scorer, found = scorers["test"], spans_of(output, windows["test"])
         own = scorer(found, config.no_answer_threshold) | scorer.baseline()
         metrics |= run.save_scores(trainer, "test", output.metrics, own)
         predicted = scorer.predictions(found, config.no_answer_threshold)

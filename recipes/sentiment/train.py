@@ -11,7 +11,6 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -33,10 +32,9 @@ from common.run import Run
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
+from . import scoring, texts
 from .arguments import SentimentDataArguments
 from .pictures import draw
-from .scoring import Scorer, bag_of_words, print_scores
-from .texts import class_names, class_weights, cut, label_check, loss_with, one_hot
 
 USAGE = """from transformers import pipeline
 
@@ -47,7 +45,7 @@ HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mcc", "roc_auc", "calibration_e
 
 @dataclass
 class SentimentTrainingArguments(TrainingArguments):
-    lower_is_better: ClassVar[tuple[str, ...]] = ("calibration_error",)
+    lower_is_better = ("calibration_error",)
 
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
@@ -56,7 +54,7 @@ class SentimentTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that picks the best checkpoint"}
     )
-    class_weights: list[str] | None = field(
+    texts.class_weights: list[str] | None = field(
         default=None, metadata={"help": "balanced, or a weight for each class in the order of the labels"}
     )
 
@@ -73,9 +71,9 @@ def encode(
     keep: str,
 ) -> dict[str, list]:
     """Sub-tokens of each text or pair, cut to `max_seq_length`, and `labels`: a class number, or a 0 or 1 a class."""
-    columns = cut(tokenizer, rows["text"], rows.get("text_pair"), max_seq_length, keep)
+    columns = texts.cut(tokenizer, rows["text"], rows.get("text_pair"), max_seq_length, keep)
     if several:
-        columns["labels"] = [one_hot(labels, label2id) for labels in rows["label"]]
+        columns["labels"] = [texts.one_hot(labels, label2id) for labels in rows["label"]]
     else:
         columns["labels"] = [label2id[label] for label in rows["label"]]
     return columns
@@ -92,8 +90,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     columns = {"text": data_args.text_column_name, "label": data_args.label_column_name}
     if data_args.text_pair_column_name:
         columns["text_pair"] = data_args.text_pair_column_name
-    data = load_splits(data_args, columns, label_check(), readers=TABLES)
-    several, labels = class_names(data)
+    data = load_splits(data_args, columns, texts.label_check(), readers=TABLES)
+    several, labels = texts.class_names(data)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -112,11 +110,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     too_long = np.mean(rows["train"]["cut"])
     tell(f"{too_long:.1%} of the training texts exceed --max_seq_length; their {data_args.keep} is read")
-    weights = class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
+    weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
-    scorer = Scorer(labels, several)
+    scorer = scoring.Scorer(labels, several)
     check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
@@ -128,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
-        losses=loss_with(weights, several),
+        losses=texts.loss_with(weights, several),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,
     )
@@ -148,12 +146,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(rows["test"], metric_key_prefix="test")
-        own = scorer(output, thresholds) | bag_of_words(data["train"][:], data["test"][:], labels, several)
+        own = scorer(output, thresholds) | scoring.bag_of_words(data["train"][:], data["test"][:], labels, several)
         metrics |= run.save_scores(trainer, "test", output.metrics, own)
         scorer.write(args.output_dir, data["test"].select_columns(["id", *columns]), output, thresholds)
     history, picked_by = trainer.state.log_history, args.metric_for_best_model or "loss"
     draw(args.output_dir, *scorer.read(output), labels, thresholds, history, picked_by)
-    print_scores(metrics, scored, labels)
+    scoring.print_scores(metrics, scored, labels)
 
     # Save
     run.publish(

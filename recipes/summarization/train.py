@@ -28,9 +28,8 @@ from common.run import Run, draw_history, other_predictions
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
+from . import extractive, scoring
 from .arguments import SummarizationDataArguments
-from .extractive import LABEL, Picker, WindowCollator, encode_windows, marked, sentence_logits, sentence_losses
-from .scoring import HEADLINE, SCORES, Rouge, best_count, lead, means, print_scores, score_split, write_split
 
 USAGE = """from recipes.summarization.predict import load
 
@@ -77,23 +76,23 @@ ARGUMENTS = (ModelArguments, ExtractiveDataArguments, TuningArguments, Extractiv
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
-    check_best_metric(args, SCORES)
+    check_best_metric(args, scoring.SCORES)
     if args.learning_rate is None:
         args.learning_rate = tuning_args.rate(full=2e-4)
     set_seed(args.seed)
 
     # Data
     data = data_args.load()
-    rouge = Rouge(data_args.rouge_words, data["train"]["summary"][:])
+    rouge = scoring.Rouge(data_args.rouge_words, data["train"]["summary"][:])
     compared = other_predictions(data_args.compare_to, data, "summary")
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     length = data_args.max_source_length
     options = {"argument": "max_source_length", "quantize": tuning_args.quantize, "dropout": args.dropout}
-    loaded = load_model(AutoModelForTokenClassification, model_args, [LABEL], length, **options)
-    windows = marked(data, rouge).map(
-        encode_windows,
+    loaded = load_model(AutoModelForTokenClassification, model_args, [extractive.LABEL], length, **options)
+    windows = extractive.marked(data, rouge).map(
+        extractive.encode_windows,
         batched=True,
         with_indices=True,
         remove_columns=["parts", "oracle"],
@@ -102,26 +101,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
-    pickers = {name: Picker(data[name]["document"][:], windows[name]) for name in windows}
+    pickers = {name: extractive.Picker(data[name]["document"][:], windows[name]) for name in windows}
     references = data["validation"]["references"][:]
 
     def sentences_of(prediction: EvalPrediction) -> int:
         summaries = partial(pickers["validation"].summaries, prediction.predictions)
-        return data_args.summary_sentences or best_count(rouge, summaries, references)
+        return data_args.summary_sentences or scoring.best_count(rouge, summaries, references)
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
         count = sentences_of(prediction)
         predicted = pickers["validation"].summaries(prediction.predictions, count)
-        return means(rouge(predicted, references)) | {"sentences": count}
+        return scoring.means(rouge(predicted, references)) | {"sentences": count}
 
     trainer = Trainer(
         model=tuned,
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        data_collator=WindowCollator(loaded.tokenizer),
-        losses=sentence_losses,
-        preprocess_logits_for_metrics=sentence_logits,
+        data_collator=extractive.WindowCollator(loaded.tokenizer),
+        losses=extractive.sentence_losses,
+        preprocess_logits_for_metrics=extractive.sentence_logits,
         compute_metrics=score,
     )
 
@@ -131,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Test
     metrics: dict[str, float] = {}
     trainer.compute_metrics = None  # scored below, with the number of sentences that the validation rows choose
-    first = best_count(rouge, partial(lead, data["validation"]["document"][:]), references)
+    first = scoring.best_count(rouge, partial(scoring.lead, data["validation"]["document"][:]), references)
     for split, name in (("eval", "validation"), ("test", "test")):
         if name not in windows:
             continue
@@ -141,12 +140,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             count = sentences_of(output)
         predicted = pickers[name].summaries(output.predictions, count)
         more = [{"sentences": numbers} for numbers in pickers[name].sentences(output.predictions, count)]
-        own = score_split(rouge, data[name], predicted, (first, count), compared if name == "test" else None)
+        own = scoring.score_split(rouge, data[name], predicted, (first, count), compared if name == "test" else None)
         metrics |= run.save_scores(trainer, split, output.metrics, own | {"sentences": count})
-        write_split(args.output_dir, name, rouge, data[name], predicted, more)
+        scoring.write_split(args.output_dir, name, rouge, data[name], predicted, more)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in windows else "eval"
-    print_scores(metrics, scored, rouge.signature)
+    scoring.print_scores(metrics, scored, rouge.signature)
 
     # Save
     saved = {"method": "extractive", "document_column_name": data_args.document_column_name, "sentences": count}
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="summarization",
-        scores=HEADLINE,
+        scores=scoring.HEADLINE,
         split=scored,
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),

@@ -14,7 +14,6 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -28,8 +27,7 @@ from common.run import Run, draw_history, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import tune
 
-from .abstractive import GROUPS, direction_of, drop_cut_summaries, set_search
-from .scoring import HEADLINE, SCORES, Rouge, best_count, lead, means, print_scores, score_split, write_split
+from . import abstractive, scoring
 
 HERE = Path(__file__).resolve().parent
 USAGE = """from recipes.summarization.predict import load
@@ -40,7 +38,7 @@ summarize(["A document of any length."])"""
 
 @dataclass
 class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
-    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+    lower_is_better = ("hit_max_length",)
 
     output_dir: str | None = field(
         default=f"outputs/{HERE.name}-abstractive", metadata={"help": "where all results go"}
@@ -59,7 +57,7 @@ class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
 
 
-ARGUMENTS = (*GROUPS, AbstractiveTrainingArguments)
+ARGUMENTS = (*abstractive.GROUPS, AbstractiveTrainingArguments)
 
 
 def encode(
@@ -83,7 +81,7 @@ def encode(
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
-    args.check_together(generation_args, model_args, tuning_args, (*SCORES, "hit_max_length"))
+    args.check_together(generation_args, model_args, tuning_args, (*scoring.SCORES, "hit_max_length"))
     if args.learning_rate is None:
         new = 1e-3 if model_args.from_scratch else 3e-4 if model_args.warm_start else None
         args.learning_rate = new or tuning_args.rate(full=5e-5)
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Data
     data = data_args.load()
-    rouge = Rouge(data_args.rouge_words, data["train"]["summary"][:])
+    rouge = scoring.Rouge(data_args.rouge_words, data["train"]["summary"][:])
     compared = other_predictions(data_args.compare_to, data, "summary")
     run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
@@ -101,13 +99,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     saved = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
     loaded = load_seq2seq(model_args, texts, *lengths, **saved)
     model, tokenizer = loaded.model, loaded.tokenizer
-    direction = direction_of(tokenizer, model, data_args.language, data_args.source_prefix)
-    set_search(model, generation_args)
+    direction = abstractive.direction_of(tokenizer, model, data_args.language, data_args.source_prefix)
+    abstractive.set_search(model, generation_args)
     set_direction(tokenizer, model, direction)
     start = model.generation_config.decoder_start_token_id
     options = {"tokenizer": tokenizer, "prefix": direction.source_prefix, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=options)
-    rows, cut = drop_cut_summaries(rows)
+    rows, cut = abstractive.drop_cut_summaries(rows)
     collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
@@ -117,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
-        found = means(rouge(predicted, [references[i] for i in watched]))
+        found = scoring.means(rouge(predicted, [references[i] for i in watched]))
         return found | {"hit_max_length": ended.count(False) / len(ended)}
 
     trainer = Seq2SeqTrainer(
@@ -136,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Test
     metrics: dict[str, float] = {}
     args.predict_with_generate, trainer.compute_metrics = True, None  # scored below, with the baselines
-    first = best_count(rouge, partial(lead, data["validation"]["document"][:]), references)
+    first = scoring.best_count(rouge, partial(scoring.lead, data["validation"]["document"][:]), references)
     for split, name in (("eval", "validation"), ("test", "test")):
         if name not in rows:
             continue
@@ -144,12 +142,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             output = trainer.predict(rows[name], metric_key_prefix=split)
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        own |= score_split(rouge, data[name], predicted, (first, first), compared if name == "test" else None)
+        own |= scoring.score_split(rouge, data[name], predicted, (first, first), compared if name == "test" else None)
         metrics |= run.save_scores(trainer, split, output.metrics, own)
-        write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
+        scoring.write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in rows else "eval"
-    print_scores(metrics, scored, rouge.signature)
+    scoring.print_scores(metrics, scored, rouge.signature)
 
     # Save
     saved = {"method": "abstractive", "document_column_name": data_args.document_column_name}
@@ -158,7 +156,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run.publish(
         trainer,
         task="summarization",
-        scores=HEADLINE,
+        scores=scoring.HEADLINE,
         split=scored,
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),

@@ -12,22 +12,21 @@ More in README.md.
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
-from common.data.language_codes import Direction, directions_of, mark_texts, set_directions, tags_of
+from common.data import language_codes
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import TuningArguments, tune
 
+from . import scoring
 from .arguments import TranslationDataArguments
 from .pairs import select_rows
-from .scoring import SCORES, Scorer, print_scores, write_split
 
 USAGE = """from recipes.translation.predict import Translator
 
@@ -37,7 +36,7 @@ translate(["A text, or a document of any length."])"""
 
 @dataclass
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
-    lower_is_better: ClassVar[tuple[str, ...]] = ("hit_max_length",)
+    lower_is_better = ("hit_max_length",)
 
     learning_rate: float | None = field(
         default=None, metadata={"help": "1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 under LoRA, ..."}
@@ -58,7 +57,7 @@ ARGUMENTS = (
 def encode(
     rows: dict[str, list],
     tokenizer: PreTrainedTokenizerBase,
-    directions: dict[str, Direction],
+    directions: dict[str, language_codes.Direction],
     lengths: tuple[int, int],
     start: int | None = None,
 ) -> dict[str, list]:
@@ -68,7 +67,7 @@ def encode(
     """
     found: dict[str, list] = {name: [None] * len(rows["pair"]) for name in ("input_ids", "labels", "cut")}
     for pair in dict.fromkeys(rows["pair"]):
-        mark_texts(tokenizer, directions[pair])
+        language_codes.mark_texts(tokenizer, directions[pair])
         own = [i for i, name in enumerate(rows["pair"]) if name == pair]
         sources = [directions[pair].source_prefix + rows["source"][i] for i in own]
         targets = [rows["target"][i] for i in own]
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.learning_rate is None:
         new = 7e-4 if model_args.from_scratch == "base" else 1e-3
         args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
-    args.check_together(generation_args, model_args, tuning_args, (*SCORES, "hit_max_length"))
+    args.check_together(generation_args, model_args, tuning_args, (*scoring.SCORES, "hit_max_length"))
     set_seed(args.seed)
 
     # Data
@@ -99,12 +98,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     lengths = generation_args.max_source_length, generation_args.max_target_length
     texts = (text for side in ("source", "target") for text in data["train"][side])
     options = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
-    loaded = load_seq2seq(model_args, texts, *lengths, tags=tags_of(pairs), **options)
+    loaded = load_seq2seq(model_args, texts, *lengths, tags=language_codes.tags_of(pairs), **options)
     model, tokenizer = loaded.model, loaded.tokenizer
     codes = {name: getattr(data_args, name) for name in ("source_code", "target_code", "source_prefix")}
-    directions = directions_of(tokenizer, model, pairs, **codes)
+    directions = language_codes.directions_of(tokenizer, model, pairs, **codes)
     set_generation(model, generation_args)
-    forced, begins = set_directions(tokenizer, model, list(directions.values()))
+    forced, begins = language_codes.set_directions(tokenizer, model, list(directions.values()))
     saved = {"translation": [asdict(direction) for direction in directions.values()]}
     model.config.update(saved | dict(zip(("max_source_length", "max_target_length"), lengths, strict=True)))
     start = model.generation_config.decoder_start_token_id
@@ -115,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    scorer = Scorer(pairs, data_args.bleu_tokenize)
+    scorer = scoring.Scorer(pairs, data_args.bleu_tokenize)
     watched = args.watched(len(rows["validation"]))
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
@@ -149,10 +148,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if name == "test" and compared:
             own |= scorer.compare(data[name], compared, predicted)
         metrics |= run.save_scores(trainer, split, output.metrics, own)
-        write_split(args.output_dir, name, data[name], predicted, ended)
+        scoring.write_split(args.output_dir, name, data[name], predicted, ended)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "bleu")
     scored = "test" if "test" in rows else "eval"
-    print_scores(metrics, scored, scorer.signatures()["bleu"])
+    scoring.print_scores(metrics, scored, scorer.signatures()["bleu"])
 
     # Save
     run.publish(
