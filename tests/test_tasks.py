@@ -1,9 +1,13 @@
 """Several label columns in a batch, and several tasks in a run: losses, order, resume."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertModel, DataCollatorForTokenClassification, DataCollatorWithPadding
 
@@ -11,6 +15,8 @@ from common.args import TrainingArguments
 from common.errors import InputError
 from common.training import Trainer, label_losses
 from common.training.tasks import TaskBatches, TaskRows
+from tests.conftest import build_tokenizer
+from tests.faults import Job
 
 TAGS, TOPICS = 5, 3
 SMALL = {"vocab_size": 500, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -24,7 +30,7 @@ class TwoHeads(nn.Module):
     def __init__(self, dropout: float):
         super().__init__()
         shares = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        self.encoder = BertModel(BertConfig(**SMALL, **shares, intermediate_size=32))
+        self.encoder = BertModel(BertConfig(**SMALL, **shares, intermediate_size=32), add_pooling_layer=False)
         self.heads = nn.ModuleDict({"tags": nn.Linear(16, TAGS), "topic": nn.Linear(16, TOPICS)})
 
     def forward(self, input_ids, attention_mask=None, task=None):
@@ -33,8 +39,7 @@ class TwoHeads(nn.Module):
         return found if task is None else {"logits": found[task]}
 
 
-@pytest.fixture(scope="module")
-def tasks() -> dict[str, Dataset]:
+def make_tasks() -> dict[str, Dataset]:
     """Rows of very different length, so that means of batch means differ from the mean."""
     random = np.random.default_rng(0)
     found = {}
@@ -44,6 +49,11 @@ def tasks() -> dict[str, Dataset]:
         topics = random.integers(0, TOPICS, size=n).tolist()
         found[task] = Dataset.from_dict({"input_ids": ids, "labels": tags if task == "tags" else topics})
     return found
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Dataset]:
+    return make_tasks()
 
 
 def arguments(tmp_path, **given) -> TrainingArguments:
@@ -150,7 +160,7 @@ def test_a_checkpoint_is_picked_by_the_sum_of_the_losses(tasks, tokenizer, tmp_p
 def test_what_does_not_fit_the_tasks_is_told(tasks, tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"losses: do not fit the tasks of train_dataset \(topic\)"):
         Trainer(TwoHeads(0.0), arguments(tmp_path), train_dataset=tasks, losses={"tags": label_losses})
-    encoder = BertModel(BertConfig(**SMALL, intermediate_size=32))
+    encoder = BertModel(BertConfig(**SMALL, intermediate_size=32), add_pooling_layer=False)
     with pytest.raises(InputError, match=r"BertModel\.forward: takes no argument `task`"):
         Trainer(encoder, arguments(tmp_path), train_dataset=tasks, losses={"tags": label_losses, "topic": label_losses})
 
@@ -252,3 +262,34 @@ def test_each_column_is_evaluated(tasks, tokenizer, tmp_path):
         assert found[f"eval_loss_{name}"] == pytest.approx(np.mean(values), rel=1e-5)
     assert found["eval_loss"] == pytest.approx(found["eval_loss_tags"] + found["eval_loss_topic"])
     assert found["eval_rows"] == 70
+
+
+# Several processes
+
+
+def train_both(arguments: list[str]) -> None:
+    """Train on tasks, then on label columns; write weights and logged losses. Arguments: folder, rows a device."""
+    folder, rows = Path(arguments[0]), int(arguments[1])
+    tokenizer = build_tokenizer()
+    for name, make in (("tasks", of_tasks), ("columns", of_columns)):
+        trainer = make(make_tasks(), tokenizer, folder / name, per_device_train_batch_size=rows, use_cpu=True)
+        weights, log = trained(trainer)
+        if trainer.is_world_process_zero():
+            save_file(weights, folder / f"{name}.safetensors")
+            names = ("loss", "loss_tags", "loss_topic")
+            losses = [{name: entry[name] for name in names if name in entry} for entry in log]
+            (folder / f"{name}.json").write_text(json.dumps(losses))
+
+
+def test_two_processes_change_nothing(tmp_path):
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        words = [str(tmp_path / str(processes)), str(16 // processes)]
+        Job(words, tmp_path / "log", processes=processes, main=train_both).succeeds()
+    for name in ("tasks", "columns"):
+        one, two = (load_file(tmp_path / n / f"{name}.safetensors") for n in "12")
+        assert farthest(one, two) < 1e-6
+        one, two = (json.loads((tmp_path / n / f"{name}.json").read_text()) for n in "12")
+        assert len(one) > 8
+        for a, b in zip(one, two, strict=True):
+            assert b == pytest.approx(a, rel=1e-5)
