@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, DataCollatorWithPadding
 
 from common.args import TrainingArguments
+from common.errors import InputError
 from common.models.load import LoadedModel
 from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, merge, tune
@@ -94,6 +95,11 @@ def test_trained_killed_resumed_saved_and_loaded(tokenizer, tmp_path, rows, tuni
     ).evaluate()
     assert found["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_label_smoothing_without_a_config_says_what_to_do(tokenizer, tmp_path, rows):
+    with pytest.raises(InputError, match=r"--label_smoothing_factor: .* MeanHead\.config; set it to the "):
+        make(tokenizer, tmp_path, rows, "full", label_smoothing_factor=0.1)
 
 
 def test_it_learns_and_keeps_the_best(tokenizer, tmp_path, rows):
