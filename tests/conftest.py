@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; the tests 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from common.hardware import configure_allocator
 
@@ -47,8 +48,32 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--order-seed", type=int, help="run the tests in the random order of this seed")
+    parser.addoption("--soak", action="store_true", help="run only the long tests, which `make soak` runs")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "soak: too long for `make test`; runs under --soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    soak = config.getoption("--soak")
+    left_out = [item for item in items if (item.get_closest_marker("soak") is not None) != soak]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+    if config.getoption("--order-seed") is not None:
+        random.Random(config.getoption("--order-seed")).shuffle(items)
+
+
 def pytest_collection_finish():
     configure_allocator()  # as `command_line` does
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Let each test draw the same numbers, alone or after any other test."""
+    set_seed(0)
 
 
 @pytest.fixture(scope="session")

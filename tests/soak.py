@@ -32,9 +32,9 @@ from common.training.interrupts import StopSignals
 from common.training.trainer import Trainer
 from recipes.mlm import train as mlm
 from recipes.ner import train
+from tests.common.training.test_faults import kill_and_resume, launched, ranks_of
 from tests.conftest import read_jsonl, write_jsonl
 from tests.faults import Job, difference, last_checkpoint, make_files, make_texts, words
-from tests.test_faults import kill_and_resume, launched, ranks_of
 
 Outcome = tuple[bool, float]  # survived, figure
 

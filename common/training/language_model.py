@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -14,7 +15,7 @@ from transformers import EvalPrediction, TrainerCallback
 from common.args import TrainingArguments
 from common.data.stream import TextStream
 from common.errors import InputError, tell
-from common.speed.head import chunked_hits, chunked_losses, hits_at_labels, losses_at_labels, scores_of
+from common.speed.head import hits_at_labels, losses_at_labels, scores_of
 from common.training.interrupts import HOW_TO_GO_ON
 from common.training.loss import Logits, Losses
 from common.training.order import Repeated, StepBatches, step_starts
@@ -27,12 +28,17 @@ from common.tuning import TunedModel
 class LanguageArguments(TrainingArguments):
     """Training of language models."""
 
+    lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
+
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
     batch_ramp_start: int | None = field(
-        default=None, metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps"}
+        default=None,
+        metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps", "resume": "fixed"},
     )
-    batch_ramp_steps: int | None = field(default=None, metadata={"help": "steps over which the batch grows"})
+    batch_ramp_steps: int | None = field(
+        default=None, metadata={"help": "steps over which the batch grows", "resume": "fixed"}
+    )
     loss_chunk: int = field(default=1024, metadata={"help": "tokens whose scores of the vocabulary exist at a time"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
@@ -114,10 +120,6 @@ class LanguageTrainer(Trainer):
         )
         #: whether the function of `losses` needs the scores of the vocabulary
         self._needs_scores = self.losses["labels"] is not losses_at_labels
-        if self.speed.selection is not None:
-            self.speed.selection.label_smoothing = self.args.label_smoothing_factor
-            if self.speed.selection.chunked and not self._needs_scores:
-                self.losses["labels"], self.reducers["labels"] = chunked_losses, chunked_hits
         if isinstance(train_dataset, TextStream):
             self.add_callback(FindPlace(train_dataset, self))
 
@@ -193,7 +195,7 @@ class LanguageTrainer(Trainer):
         """Compute the loss of a batch as the parent does, with the head at labels only."""
         inputs.pop("owner", None)
         inputs.pop("real", None)
-        with self.speed.at_labels(inputs["labels"], scores=self._needs_scores):
+        with self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor, self._needs_scores):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

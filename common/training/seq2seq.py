@@ -34,9 +34,9 @@ from common.errors import InputError, tell
 from common.inference.search import shrinking_search
 from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
-from common.speed.apply import training_pass
+from common.speed.head import losses_at_labels
 from common.training import checkpoints
-from common.training.loss import Losses, label_losses
+from common.training.loss import Losses
 from common.training.order import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
 from common.training.trainer import Trainer
 from common.tuning.methods import TuningArguments
@@ -50,7 +50,11 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     """Training arguments of encoder-decoders."""
 
     max_tokens_per_batch: int = field(
-        default=0, metadata={"help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows"}
+        default=0,
+        metadata={
+            "help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows",
+            "resume": "splits_step",
+        },
     )
     predict_with_generate: bool = field(
         default=True, metadata={"help": "evaluate by generating; false: by the loss alone, until the training is over"}
@@ -180,9 +184,7 @@ class Seq2SeqTrainer(Trainer):
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
-        if losses is label_losses:
-            self.losses["labels"] = self._label_losses
-        else:  # a loss of your own needs the scores of the vocabulary
+        if losses is not losses_at_labels:  # a loss of your own needs the scores of the vocabulary
             self.speed.head = None
 
     def make_batches(self, dataset: Dataset) -> Sampler:
@@ -195,15 +197,9 @@ class Seq2SeqTrainer(Trainer):
         return TrainingBatches(lengths, self.step_rows, by_length=by_length, **self.cut())
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Compute the loss of a batch as the parent does, faster where `common.speed` can."""
-        recomputes = self.model.is_activation_checkpointing
-        with training_pass(self.speed, inputs, self.args.label_smoothing_factor, recomputes):
+        at_labels = self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor)
+        with self.speed.training_pass(inputs["attention_mask"], inputs["labels"]), at_labels:
             return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
-
-    def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        if self.speed.head is not None and self.speed.head.labels is not None:
-            return logits[..., 0]
-        return label_losses(logits, labels, label_smoothing)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Log as the parent does, without a number of rows that it cannot know."""
@@ -259,9 +255,10 @@ class Seq2SeqTrainer(Trainer):
                 search = GREEDY if self.is_in_train else {}
                 kept |= {"synced_gpus": True} if shared else {"custom_generate": shrinking_search}
                 return None, (plain.generate(**kept, **search),), labels
-        with torch.no_grad(), self.compute_loss_context_manager():
+        smoothing = self.args.label_smoothing_factor
+        with torch.no_grad(), self.compute_loss_context_manager(), self.speed.at_labels(labels, smoothing):
             logits = self.logits_of(model(**inputs, use_cache=False), "labels")
-        losses = self.losses["labels"](logits, labels, self.args.label_smoothing_factor).sum(1)
+        losses = self.losses["labels"](logits, labels, smoothing).sum(1)
         return None, (torch.zeros_like(losses), losses, (labels != -100).sum(1)), labels
 
     def rows_of(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:

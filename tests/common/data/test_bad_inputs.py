@@ -1,0 +1,129 @@
+"""Hundreds of corrupted files: each is refused with file and line, or trains on exactly the rows that it holds."""
+
+import json
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from common.data.rows import load_splits
+from common.errors import InputError
+from recipes.ner import train
+from recipes.ner.conll import TAGGED
+from recipes.ner.tagging import check_row
+from tests.bad_inputs import of_bytes, variants
+from tests.conftest import SAMPLE, read_jsonl, write_jsonl
+
+COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
+SECONDS = 60
+GOOD = [{k: row[k] for k in COLUMNS} for row in read_jsonl(SAMPLE / "train.jsonl")[:12]]
+
+
+@pytest.fixture
+def no_hang():
+    def stop(*_):
+        raise TimeoutError(f"not done in {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    yield lambda: signal.alarm(SECONDS)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def rows_in(content: bytes) -> list[dict]:
+    """The rows of a valid JSON Lines file, read without any code of ours."""
+    lines = content.decode("utf-8-sig").split("\n")
+    return [{k: json.loads(line)[k] for k in COLUMNS} for line in lines if line.strip()]
+
+
+def loaded(args) -> list[dict]:
+    data = load_splits(args, COLUMNS, check_row, list_columns=COLUMNS, readers=TAGGED)
+    return [{k: row[k] for k in COLUMNS} for row in data["train"]]
+
+
+def check_refusal(error: InputError, file: Path, line: int | None) -> str | None:
+    """What is wrong with a refusal; None for a good one."""
+    messages = str(error).split("\n")
+    places = [re.match(rf"{re.escape(str(file))}(?::(\d+))?", message) for message in messages]
+    if not any(places):
+        return f"names no file: {messages[0][:200]}"
+    named = [int(place[1]) for place in places if place and place[1]]
+    # a line that lost its newline takes the next one with it
+    if line is not None and not any(line <= number <= line + 1 for number in named):
+        return f"names line {named}, not {line}: {messages[0][:200]}"
+    return None
+
+
+def test_the_corpus_is_large_and_has_no_doubles():
+    found = list(variants(GOOD))
+    assert len(found) >= 150
+    assert len({variant.content for variant in found}) > 0.97 * len(found)
+    assert len({variant.name for variant in found}) > 0.97 * len(found)
+
+
+def test_every_variant_trains_as_it_stands_or_is_refused(tiny, tmp_path, no_hang, capsys):
+    good = write_jsonl(tmp_path / "good.jsonl", GOOD)
+    file = tmp_path / "bad.jsonl"
+    wrong, trained, refused = [], 0, 0
+    for variant in variants(GOOD):
+        file.write_bytes(variant.content)
+        out = tmp_path / "out"
+        no_hang()
+        try:
+            train.main([
+                *("--train_file", str(file), "--validation_file", good, "--model_name_or_path", tiny),
+                *("--output_dir", str(out), "--overwrite", "true", "--max_seq_length", "64", "--precision", "fp32"),
+                *("--max_steps", "1", "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "true"),
+            ])  # fmt: skip
+        except InputError as error:
+            refused += 1
+            fault = check_refusal(error, file, variant.line)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {str(error)[:200]}"
+        else:
+            trained += 1
+            args = train.NerDataArguments(train_file=str(file), validation_file=good)
+            same = loaded(args) == rows_in(variant.content)
+            fault = None if same else "trained on other rows than the file holds"
+        if fault:
+            wrong.append(f"{variant.name}: {fault}")
+    capsys.readouterr()
+    assert not wrong, f"{len(wrong)} of {trained + refused}:\n" + "\n".join(wrong)
+    assert trained >= 30
+    assert refused >= 100
+
+
+def written(ending: str) -> str:
+    """The good rows in another format."""
+    if ending == "conll":
+        pairs = [zip(row["tokens"], row["ner_tags"], strict=True) for row in GOOD]
+        return "\n\n".join("\n".join(map(" ".join, words)) for words in pairs) + "\n"
+    if ending == "csv":
+        cells = [['"' + json.dumps(row[k]).replace('"', '""') + '"' for k in COLUMNS] for row in GOOD]
+        return "\n".join(map(",".join, [list(COLUMNS), *cells])) + "\n"
+    return json.dumps(GOOD, ensure_ascii=False, indent=0)
+
+
+@pytest.mark.parametrize("ending", ["conll", "csv", "json"])
+def test_corrupted_bytes_in_other_formats(tmp_path, ending, no_hang, capsys):
+    good = written(ending).encode()
+    file = tmp_path / f"bad.{ending}"
+    whole = write_jsonl(tmp_path / "good.jsonl", GOOD)
+    wrong = []
+    for variant in [*of_bytes(good, random.Random(1))]:
+        file.write_bytes(variant.content)
+        no_hang()
+        try:
+            rows = loaded(train.NerDataArguments(train_file=str(file), validation_file=whole))
+        except InputError as error:
+            fault = check_refusal(error, file, None)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {str(error)[:200]}"
+        else:
+            changed = sum(row not in GOOD for row in rows)  # at most the touched row and its neighbour
+            fault = None if changed <= 2 or variant.line is None else f"{changed} rows changed"
+        if fault:
+            wrong.append(f"{variant.name}: {fault}")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,196 @@
+"""Arguments: precedence, names, types, help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from common import cli as arguments
+from common.args import DataArguments, TrainingArguments, resume_rules
+from common.errors import InputError
+from common.training.language_model import LanguageArguments
+from recipes.ner.train import ARGUMENTS, NerDataArguments, NerTrainingArguments
+from recipes.sentiment.train import SentimentTrainingArguments
+
+
+def parse(*argv: str) -> tuple:
+    return arguments.parse(ARGUMENTS, [*argv, "--output_dir", "unused"])
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        "learning_rate: 2e-5\nnum_train_epochs: 7\nseed: 5\nreport_to: [tensorboard, none]\n"
+        "repair_bio: true\nload_best_model_at_end: false\nlr_scheduler_kwargs: {num_cycles: 2}\nlora_r: null\n"
+    )
+    _, data, lora, args = parse("--config", str(config), "--seed", "9")
+    assert (args.learning_rate, args.num_train_epochs, args.seed) == (2e-5, 7.0, 9)
+    assert args.per_device_train_batch_size == 32
+    assert args.report_to == ["tensorboard", "none"]
+    assert data.repair_bio is True
+    assert args.load_best_model_at_end is False
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert lora.lora_r is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat", "1"], "unknown argument --learning_rat; did you mean learning_rate?"),
+        (["--learn", "1"], "unknown argument --learn"),  # no abbreviations
+        (["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
+        (["--precision", "int8"], "invalid choice"),
+        (["--train_file", "none.jsonl"], "--train_file none.jsonl: no such file"),
+        (["--train_file", "."], "is a folder"),
+        (["--dataset_name", "x", "--train_file", "Makefile"], "exclude each other"),
+        (["stray"], "stray: a value without an argument name"),
+        (["--lora_r", "0"], "--lora_r must be at least 1"),
+        (["--max_train_samples", "0"], "--max_train_samples must be at least 1"),
+        (["--config", "none.yaml"], "--config none.yaml: No such file"),
+        (["--test_file", "Makefile"], "need --train_file beside them"),
+        (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
+        (["--report_to", "tensorboard", "wandb"], "--report_to wandb: not installed"),
+        (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
+        (["--precision", "bf16", "--save_strategy", "never"], "never is not a valid SaveStrategy"),
+        (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: must be at least 0"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be at least 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be at least 1"),
+        (["--weight_decay", "-1"], "--weight_decay -1.0: must be at least 0"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs -1.0: must be at least 0"),
+        (["--adam_beta2", "1.5"], "--adam_beta2 1.5: must be at least 0 and below 1"),
+        (["--max_steps", "-3"], "--max_steps -3: must be at least 1; leave it out to count epochs"),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience 0: must be at least 1"),
+    ],
+)
+def test_bad_arguments_fail_with_the_nearest_name(argv, message):
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_answered_with_the_nearest_name_there(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(InputError, match=r"did you mean .*train\.jsonl\?"):
+        parse("--train_file", str(tmp_path / "trian.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("seed: 1\nlearning_rat: 2\n", 2, "unknown argument learning_rat; did you mean learning_rate?"),
+        ("seed: many\n", 1, "--seed: invalid int value: 'many'"),
+        ("seed: 1\nseed: 2\n", 2, "seed is given twice"),
+        ("seed: [1\n", 2, "expected"),
+        ("seed: !!python/object/apply:os.system ['true']\n", 1, "could not determine a constructor"),
+        ("- seed\n", None, "must hold lines of `name: value`"),
+        ("config: other.yaml\n", 1, "unknown argument config"),
+    ],
+)
+def test_bad_yaml_names_file_and_line(tmp_path, text, line, message):
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    with pytest.raises(InputError) as error:
+        parse("--config", str(config))
+    assert message in str(error.value)
+    assert f"{config}:{line}: " in str(error.value) or line is None
+
+
+def test_yaml_scalars_are_read_as_they_are_written(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("eval_strategy: no\nsave_strategy: no\nbf16: no\nlearning_rate: 1e-3\n")
+    args = parse("--config", str(config))[3]
+    assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
+    assert args.learning_rate == 1e-3
+    assert args.load_best_model_at_end is False
+
+
+def test_the_stride_follows_the_length():
+    assert parse("--max_seq_length", "64")[1].doc_stride == 16
+    assert parse()[1].doc_stride == 64
+
+
+def test_several_yaml_problems_are_told_at_once(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("sed: 1\nsave_step: 2\n")
+    with pytest.raises(InputError) as error:
+        parse("--config", str(config))
+    assert str(error.value).count("\n") == 1
+
+
+def test_an_empty_yaml_changes_nothing(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.touch()
+    assert parse("--config", str(config))[3].seed == 42
+
+
+def test_help_shows_our_arguments_first_with_defaults_and_hides_the_rare(capsys):
+    with pytest.raises(SystemExit) as stop:
+        arguments.parse(ARGUMENTS, ["--help"], "What it does.")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.index("--model_name_or_path") < text.index("--train_file") < text.index("--num_train_epochs")
+    assert "(default: tokens)" in text
+    assert "--torch_compile" not in text
+    assert len(text.splitlines()) < 130
+    with pytest.raises(SystemExit):
+        arguments.parse(ARGUMENTS, ["--help_all"])
+    assert "--torch_compile" in capsys.readouterr().out
+
+
+def test_precision_follows_the_hardware_unless_told(monkeypatch):
+    monkeypatch.setattr("common.args.native_bf16", lambda cpu: True)
+    assert parse()[3].bf16 is True
+    assert parse("--precision", "fp32")[3].bf16 is False
+    monkeypatch.setattr("common.args.native_bf16", lambda cpu: False)
+    assert parse()[3].bf16 is False
+    assert parse("--precision", "bf16")[3].bf16 is True
+    assert parse()[3].use_cpu is not torch.accelerator.is_available()
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "greater"),
+    [
+        (LanguageArguments, "perplexity", False),
+        (SentimentTrainingArguments, "eval_calibration_error", False),
+        (NerTrainingArguments, "loss", False),
+        (NerTrainingArguments, "f1", True),
+    ],
+)
+def test_a_recipe_says_of_which_scores_less_is_better(tmp_path, kind, metric, greater):
+    args = kind(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better is greater
+
+
+def test_a_field_that_a_recipe_declares_anew_keeps_the_rule_of_its_parent():
+    rules = resume_rules(ARGUMENTS)
+    assert rules["output_dir"] == rules["overwrite"] == rules["resume_from_checkpoint"] == "incidental"
+    assert rules["per_device_train_batch_size"] == rules["gradient_accumulation_steps"] == "splits_step"
+    assert rules["seed"] == rules["doc_stride"] == rules["lora_r"] == rules["model_name_or_path"] == "fixed"
+    assert rules.keys().isdisjoint({"learning_rate", "num_train_epochs", "repair_bio"})
+
+
+def test_a_rule_that_does_not_exist_is_an_error_of_the_recipe():
+    @dataclass
+    class Misspelt(TrainingArguments):
+        depth: int = field(default=1, metadata={"help": "layers", "resume": "fix"})
+
+    with pytest.raises(ValueError, match=r"Misspelt\.depth: resume is 'fix'; use fixed, splits_step, incidental"):
+        resume_rules([Misspelt])
+
+
+def test_the_sample_is_read_when_no_data_is_named(tmp_path):
+    assert parse()[1].test_file == str(NerDataArguments.sample / "test.jsonl")
+
+    @dataclass
+    class OwnArguments(DataArguments):
+        sample: ClassVar[Path | None] = tmp_path
+
+    (tmp_path / "train.json").touch()
+    assert OwnArguments().files() == {"train_file": str(tmp_path / "train.json")}
+    assert DataArguments().files() == {}
+    with pytest.raises(InputError, match="--validation_file and --test_file need --train_file beside them"):
+        OwnArguments(test_file=str(tmp_path / "train.json"))
