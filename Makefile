@@ -1,5 +1,6 @@
-# Every directory recipes/*/ with a train.py is a target.
-RECIPES := $(sort $(patsubst recipes/%/train.py,%,$(wildcard recipes/*/train.py)))
+# Every recipes/NAME/train.py is the target NAME, and every recipes/NAME/train_MORE.py the target NAME-MORE.
+RECIPES := $(sort $(patsubst recipes/%/train.py,%,$(wildcard recipes/*/train.py)) \
+	$(subst /train_,-,$(patsubst recipes/%.py,%,$(wildcard recipes/*/train_*.py))))
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 RECIPE ?= ner
 MODEL ?= outputs/$(RECIPE)
 
-# GPUS=n runs n processes on this machine; without it one process takes what there is
+# GPUS=n runs n processes on this machine; without it one process uses the hardware that it finds
 ifeq ($(GPUS),)
 RUN := $(BIN)/python -m
 else ifeq ($(GPUS),1)
@@ -20,8 +21,21 @@ endif
 .PHONY: help setup test soak bench lint format predict compare sweep $(RECIPES)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@for r in $(RECIPES); do printf '%-12s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$r/train.py)"; done
+	@echo "Recipes: make NAME ARGS=\"--argument value ...\""
+	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed 's/-/\/train_/; t; s/$$/\/train/').py)"; done
+	@echo "Commands:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
+	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the file to read, and OUTPUT=, the file to write))
+	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
+
+compare: $(INSTALLED) ## compare tuning methods or settings: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
+	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
+	$(BIN)/python -m common.tools.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 setup: $(INSTALLED) ## create .venv and install the pinned requirements
 
@@ -29,23 +43,13 @@ setup: $(INSTALLED) ## create .venv and install the pinned requirements
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Python 3.11 is needed; name yours: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -n 's/^Collecting \(.*\)/  \1/p; /^Successfully/p'
 	touch $@
 
 $(RECIPES): $(INSTALLED)
-	$(RUN) recipes.$@.train $(ARGS)
-
-predict: $(INSTALLED) ## apply a saved model: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
-	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the file to read, and OUTPUT=, the file to write))
-	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
-
-compare: $(INSTALLED) ## tuning methods side by side: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
-	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
-		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
-
-sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
-	$(BIN)/python -m common.tools.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
+	$(RUN) recipes.$(if $(findstring -,$@),$(subst -,.train_,$@),$@.train) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
@@ -53,7 +57,7 @@ test: $(INSTALLED) ## run all tests
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
 
-bench: $(INSTALLED) ## speed, memory and scores against the stock Trainer, an hour; RECIPE=ner: of one; ARGS=--scaling: cost against size
+bench: $(INSTALLED) ## measure speed and memory against the stock Trainer, an hour; RECIPE=ner: one recipe; ARGS=--scaling: by size
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)
 
 lint: $(INSTALLED) ## check format and rules (ruff)

@@ -1,15 +1,23 @@
 """Shared arguments, fast defaults, and one parser: command line over `--config` YAML over the recipe's defaults.
 
 The names are those of the transformers example scripts. Recipes subclass `TrainingArguments` for their own defaults.
+
+A field says by `metadata={"resume": ...}` what a new value means for a run that resumes:
+
+- `fixed`: the checkpoint does not fit another value, so the run is refused.
+- `splits_step`: the value divides an optimizer step into parts; the rows of the step stay the same.
+- `incidental`: the value changes no result.
+- without the key: the run resumes with a warning, as its results differ from the original run.
 """
 
 import difflib
+import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import transformers
@@ -19,8 +27,7 @@ from transformers.integrations import get_available_reporting_integrations
 from common.errors import InputError, nearest_file, tell
 from common.hardware import native_bf16
 
-#: scores of the recipes, beside losses, of which less is better
-LOWER_IS_BETTER = {"perplexity", "calibration_error", "hit_max_length"}
+SPLITS = ("train", "validation", "test")
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -37,7 +44,10 @@ class ModelArguments:
 
     model_name_or_path: str = field(
         default=DEFAULT_ENCODER,
-        metadata={"help": "local folder, hub id, or the embedded default, which needs no network"},
+        metadata={
+            "help": "local folder, hub id, or the embedded default, which needs no network",
+            "resume": "fixed",
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the hub"})
     attn_implementation: str = field(
@@ -50,11 +60,17 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the rows come from. Recipes subclass this to name their columns."""
+    """Where the rows come from. Recipes subclass this to name their columns.
+
+    Attributes:
+        sample: folder with `train.*`, `validation.*` and `test.*`, read when the user names no data; None if there is
+            none.
+    """
 
     _argument_group_name = "data"
+    sample: ClassVar[Path | None] = None
 
-    train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .parquet .conll .txt")
+    train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .parquet, or a format of the recipe")
     validation_file: str | None = _file("validation rows; carved from the training rows when missing")
     test_file: str | None = _file("test rows, scored once at the end")
     dataset_name: str | None = field(
@@ -72,7 +88,12 @@ class DataArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "use only the first N test rows"})
 
     def __post_init__(self) -> None:
-        files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        if not self.has_source():
+            if self.validation_file or self.test_file:
+                raise InputError("--validation_file and --test_file need --train_file beside them")
+            for split, file in self.sample_files().items():
+                setattr(self, f"{split}_file", file)
+        files = {f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS}
         for name, path in files.items():
             if path is not None:
                 self.check_path(name, path)
@@ -84,6 +105,16 @@ class DataArguments:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")
 
+    def has_source(self) -> bool:
+        """Return whether the user named training data."""
+        return bool(self.train_file or self.dataset_name)
+
+    def sample_files(self) -> dict[str, str]:
+        """Return the sample's file for each split."""
+        if self.sample is None:
+            return {}
+        return {split: str(file) for split in SPLITS for file in self.sample.glob(f"{split}.*")}
+
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless argument `name` may be `path`: here, unless that is a file."""
         if not Path(path).is_file():
@@ -92,7 +123,7 @@ class DataArguments:
 
     def files(self) -> dict[str, str]:
         """The files of the run, each under the argument that names it."""
-        named = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        named = {f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS}
         return {name: path for name, path in named.items() if path}
 
 
@@ -107,7 +138,7 @@ class SpeedArguments:
 
 @dataclass
 class RegularisationArguments:
-    """What keeps a model from fitting its rows too closely, each off unless given. Code: `common.training.regularisation`."""
+    """Regularisation beside weight decay, each off unless given. Code: `common.training.regularisation`."""
 
     dropout: float | None = field(
         default=None, metadata={"help": "share that every dropout drops, attention's too; the model's own if not given"}
@@ -135,11 +166,18 @@ class RegularisationArguments:
         default=0.0, metadata={"help": "pull toward the pretrained weights, in place of weight decay toward 0"}
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "evaluate and save an exponential moving average of the weights; such as 0.99"}
+        default=None,
+        metadata={
+            "help": "evaluate and save an exponential moving average of the weights; such as 0.99",
+            "resume": "fixed",
+        },
     )
     swa_start: float | None = field(
         default=None,
-        metadata={"help": "evaluate and save the mean weights from a step, or below 1 a share, on"},
+        metadata={
+            "help": "evaluate and save the mean weights from a step, or below 1 a share, on",
+            "resume": "fixed",
+        },
     )
 
     def check_regularisation(self) -> None:
@@ -179,9 +217,36 @@ LEAST = {
 
 @dataclass
 class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.TrainingArguments):
-    """The arguments of transformers with fast, safe defaults, and a few of our own."""
+    """The arguments of transformers with fast, safe defaults, and a few of our own.
+
+    Attributes:
+        lower_is_better: names of a recipe's scores, losses aside, of which a lower value is better.
+    """
 
     _argument_group_name = "training"
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "where model and results go; outputs/RECIPE when not given", "resume": "incidental"},
+    )
+    seed: int = field(default=42, metadata={"help": "seed of weights, order and dropout", "resume": "fixed"})
+    data_seed: int | None = field(
+        default=None, metadata={"help": "seed of the order of rows; --seed when not given", "resume": "fixed"}
+    )
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "name of the optimizer", "resume": "fixed"})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "batches a device adds up to one step", "resume": "splits_step"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true: the newest whole checkpoint in --output_dir; or a folder", "resume": "incidental"},
+    )
+    run_name: str | None = field(default=None, metadata={"help": "name for loggers", "resume": "incidental"})
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "no progress bars", "resume": "incidental"})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "processes that collate batches", "resume": "incidental"}
+    )
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
         default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively, else fp32"}
@@ -191,16 +256,30 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
     save_min_seconds: float = field(
-        default=60, metadata={"help": "with --save_strategy epoch: seconds between two checkpoints, or more"}
+        default=60,
+        metadata={
+            "help": "with --save_strategy epoch: seconds between two checkpoints, or more",
+            "resume": "incidental",
+        },
     )
     accept_unverified_checkpoint: bool = field(
-        default=False, metadata={"help": "resume from a checkpoint that has no manifest, such as the stock Trainer's"}
+        default=False,
+        metadata={
+            "help": "resume from a checkpoint that has no manifest, such as the stock Trainer's",
+            "resume": "incidental",
+        },
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace what another run left in --output_dir"})
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "remove the run in --output_dir instead of keeping it aside", "resume": "incidental"},
+    )
     report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "loggers: tensorboard, wandb, ... (several allowed)"}
+        default_factory=lambda: ["none"],
+        metadata={"help": "loggers: tensorboard, wandb, ... (several allowed)", "resume": "incidental"},
     )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows a device takes at a time"})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "rows a device takes at a time", "resume": "splits_step"}
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "the same for evaluation and test"})
     warmup_steps: float = field(default=0.0, metadata={"help": "steps, or below 1 the share of all steps"})
     weight_decay: float = field(default=0.01, metadata={"help": "on all weights but biases and norms"})
@@ -214,13 +293,22 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         default="auto", metadata={"help": "random, or group_by_length; auto: by length where padding costs time"}
     )
     ddp_find_unused_parameters: bool | None = field(default=False)
-    ddp_timeout: int = field(default=600, metadata={"help": "seconds to wait for another process before giving up"})
+    ddp_timeout: int = field(
+        default=600,
+        metadata={"help": "seconds to wait for another process before giving up", "resume": "incidental"},
+    )
     restore_callback_states_from_checkpoint: bool = field(default=True)  # or early stopping forgets its patience
     auto_find_batch_size: bool = field(
-        default=False, metadata={"help": "out of memory: halve the batch, double the accumulation, begin again"}
+        default=False,
+        metadata={
+            "help": "out of memory: halve the batch, double the accumulation, begin again",
+            "resume": "splits_step",
+        },
     )
 
     def __post_init__(self) -> None:
+        if self.output_dir is None:  # named after the folder of the recipe, so that a copy has its own
+            self.output_dir = f"outputs/{Path(inspect.getfile(type(self))).resolve().parent.name}"
         if not torch.accelerator.is_available():
             self.use_cpu = True  # also what makes torchrun start one run of many processes, and not many runs of one
         if self.precision != "auto":
@@ -250,11 +338,11 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         self.check_regularisation()
         best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and best in LOWER_IS_BETTER:
+        if self.greater_is_better is None and best in self.lower_is_better:
             self.greater_is_better = False  # transformers knows that of losses only
         super().__post_init__()
         if self.n_gpu > 1:  # the stock Trainer would take all of them by torch.nn.DataParallel, which is slow
-            tell(f"{self.n_gpu} GPUs are here and one is used; take them all by: make ner GPUS={self.n_gpu}")
+            tell(f"this machine has {self.n_gpu} GPUs and the run uses one; to use all, add GPUS={self.n_gpu} to make")
             self._n_gpu = 1
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size:
@@ -273,6 +361,29 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
         if self.max_steps < 1 and self.max_steps != -1:
             raise InputError(f"--max_steps {self.max_steps}: must be at least 1; leave it out to count epochs")
+
+
+Resume = Literal["fixed", "splits_step", "incidental"]
+
+
+def resume_rules(groups: Iterable[type]) -> dict[str, Resume]:
+    """Return what a new value of each argument means for a run that resumes; see the top of this module.
+
+    A field that a subclass declares anew, such as for another default, keeps the rule of its parent.
+
+    Raises:
+        ValueError: a field has another value of `resume` than the three.
+    """
+    rules: dict[str, Resume] = {}
+    for group in groups:
+        for name in group.__dataclass_fields__:
+            declared = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in group.__mro__)
+            rule = next((f.metadata["resume"] for f in declared if f and "resume" in f.metadata), None)
+            if rule is not None:
+                rules[name] = rule
+            if rule not in (None, *get_args(Resume)):
+                raise ValueError(f"{group.__name__}.{name}: resume is {rule!r}; use {', '.join(get_args(Resume))}")
+    return rules
 
 
 def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Command lines: parse arguments over a YAML file over defaults, and exit with a message instead of a traceback."""
 
 import argparse
+import copy
 import difflib
 import errno
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,6 +88,13 @@ class _Parser(HfArgumentParser):
             if action.option_strings[0].startswith("--no_"):
                 action.help = argparse.SUPPRESS
 
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
+        """Add a field without the keys of its metadata that argparse does not know (`common.args`)."""
+        known = copy.copy(field)
+        known.metadata = {key: value for key, value in field.metadata.items() if key != "resume"}
+        HfArgumentParser._parse_dataclass_field(parser, known)
+
     def error(self, message: str) -> None:
         raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
 
@@ -125,6 +133,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.default in (None, argparse.SUPPRESS) or "%(default)" in help:
             return help
         return f"{help} (default: %(default)s)"
+
+
+def training_module(recipe: str) -> str:
+    """Return the module that a target of `make` runs: `a` is `recipes.a.train`, and `a-b` is `recipes.a.train_b`.
+
+    Raises:
+        InputError: there is no such script in the working directory.
+    """
+    folder, _, more = recipe.partition("-")
+    script = f"train_{more}" if more else "train"
+    if not Path("recipes", folder, f"{script}.py").is_file():
+        raise InputError(f"{recipe}: no such recipe here; run it in the folder that holds recipes/")
+    return f"recipes.{folder}.{script}"
 
 
 def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, description: str | None = None) -> tuple:

@@ -11,6 +11,11 @@ from common.cli import _Parser
 from tests.conftest import ROOT
 
 RECIPES = {path.parent.name for path in (ROOT / "recipes").glob("*/train.py")}
+#: targets of make -> module that trains
+TARGETS = {
+    f"{path.parent.name}{path.stem.removeprefix('train').replace('_', '-')}": f"recipes.{path.parent.name}.{path.stem}"
+    for path in (ROOT / "recipes").glob("*/train*.py")
+}
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "common" / "README.md",
@@ -18,7 +23,7 @@ DOCUMENTS = [
     *(ROOT / "common" / "launch").glob("*.yaml"),
 ]
 PROGRAMS = [
-    *(ROOT / "recipes").glob("*/train.py"),
+    *(ROOT / "recipes").glob("*/train*.py"),
     *(ROOT / "recipes").glob("*/predict.py"),
     ROOT / "common" / "tools" / "compare.py",
     ROOT / "common" / "tools" / "sweep.py",
@@ -80,10 +85,11 @@ def test_documented_commands_are_understood(file, command):
     variables = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     makefile = (ROOT / "Makefile").read_text()
     for target in targets:
-        assert target in RECIPES | {"contracts"} or re.search(rf"^{target}:", makefile, re.MULTILINE), command
+        assert target in {*TARGETS, "contracts"} or re.search(rf"^{target}:", makefile, re.MULTILINE), command
     assert set(variables) <= set(re.findall(r"\$\((\w+)\)", makefile)), command
-    if targets[0] in RECIPES:
-        understood(targets[0], "train", shlex.split(variables.get("ARGS", "")))
+    if targets[0] in TARGETS:
+        _, recipe, script = TARGETS[targets[0]].split(".")
+        understood(recipe, script, shlex.split(variables.get("ARGS", "")))
     if targets[0] in ("compare", "sweep"):
         given = {"methods": "METHODS", "settings": "SETTINGS"} if targets[0] == "compare" else {"trials": "TRIALS"}
         options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]

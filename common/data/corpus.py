@@ -55,31 +55,49 @@ class CorpusArguments(DataArguments):
         default=None, metadata={"help": "the same for validation; carved from the training texts when missing"}
     )
     test_file: str | None = field(default=None, metadata={"help": "the same for test, evaluated once at the end"})
+    forgetting_file: str | None = field(
+        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+    )
     text_column_name: str = field(default="text", metadata={"help": "column with the text, in files that have columns"})
     text_unit: Literal["line", "paragraph", "document"] = field(
         default="line", metadata={"help": "what of a .txt file is a text: a line, a paragraph, the whole file"}
     )
-    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a row; longer texts take several"})
+    max_seq_length: int = field(
+        default=256, metadata={"help": "sub-tokens in a row; longer texts take several", "resume": "fixed"}
+    )
     pack: bool = field(
-        default=True, metadata={"help": "fill rows with several texts, none of which sees the others; else one a row"}
+        default=True,
+        metadata={
+            "help": "fill rows with several texts, none of which sees the others; else one a row",
+            "resume": "fixed",
+        },
     )
     pack_as: Literal["auto", "pieces", "blocks"] = field(
         default="auto",
-        metadata={"help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware"},
+        metadata={
+            "help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware",
+            "resume": "fixed",
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "read the training texts while training, never all; needs --max_steps"}
+        default=False,
+        metadata={"help": "read the training texts while training, never all; needs --max_steps", "resume": "fixed"},
     )
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "of a stream: texts that are shuffled together"})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "of a stream: texts that are shuffled together", "resume": "fixed"}
+    )
     stream_shares: int | None = field(
         default=None,
-        metadata={"help": "of a stream: parts that are read side by side; processes times workers when not given"},
+        metadata={
+            "help": "of a stream: parts that are read side by side; processes times workers when not given",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name) and (self.validation_file or self.test_file):
-            raise InputError("--validation_file and --test_file need --train_file beside them")
         super().__post_init__()
+        if self.forgetting_file:
+            self.check_path("forgetting_file", self.forgetting_file)
         if self.max_seq_length < 16:
             raise InputError(f"--max_seq_length {self.max_seq_length}: must be at least 16")
         for name in ("shuffle_buffer", "stream_shares"):

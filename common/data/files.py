@@ -24,20 +24,29 @@ Located = tuple[str, Row | str]
 FileReader = Callable[[str], Iterator[Located]]
 
 
-def read_file(path: str | Path, txt: str = "text") -> Iterator[Located]:
-    """Rows of a file, each with its place; the ending of the name decides the format.
+#: ending of a file's name -> what reads the file
+Readers = dict[str, Callable[[Path], Iterator[Located]]]
+
+
+def read_file(path: str | Path, readers: Readers | None = None) -> Iterator[Located]:
+    """Yield the rows of a file, each with its place; the ending of the name decides the format.
 
     `.jsonl`: an object a line. `.json`: a list of objects, or an object a line. `.csv`, `.tsv`: a header line, then a
-    row a line. `.parquet`. `.conll`, `.bio`, `.iob`, `.iob2`: a word a line, its tag in the last column, an empty line
-    between sentences. `.txt`: plain text, a row a line, or under `txt="conll"` columns as those. Blank lines are no
-    rows. Memory does not grow with the file except for `.json`. Raises `InputError` for an unknown ending or an
-    unreadable file.
+    row a line. `.parquet`. `.txt`, `.text`: a row a line, as column `text`. Blank lines are no rows. Memory does not
+    grow with the file except for `.json`.
+
+    Args:
+        path: the file.
+        readers: the formats of a task, such as `TABLES | {".txt": my_reader}`; `READERS` when not given.
+
+    Raises:
+        InputError: the ending is unknown, or the file cannot be read.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    reader = READERS.get(f".{txt}" if ending == ".txt" else ending)
+    readers = READERS if readers is None else readers
+    reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(READERS)}")
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(readers)}")
     try:
         yield from reader(path)
     except OSError as error:
@@ -193,33 +202,6 @@ def _read_parquet(path: Path) -> Iterator[Located]:
         yield f"{path}, row {number + 1}", f"cannot be read: {error}"
 
 
-def _read_conll(path: Path) -> Iterator[Located]:
-    tokens: list[str] = []
-    tags: list[str] = []
-    first, columns, broken = "", 0, False
-    for where, text in numbered_lines(path):
-        cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
-        cells = [cell.strip() for cell in cells]
-        if text is None:
-            yield where, NOT_UTF8
-            broken = True
-        elif not text.strip() or cells[0] == "-DOCSTART-":
-            if tokens and not broken:
-                yield first, {"tokens": tokens, "ner_tags": tags}
-            tokens, tags, broken = [], [], False
-        elif len(cells) < 2 or (columns and len(cells) != columns) or not all(cells):
-            expected = f"the lines above have {columns}" if columns else "a word and its tag are needed"
-            yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
-            broken = True
-        else:
-            columns = columns or len(cells)
-            first = first if tokens else where
-            tokens.append(cells[0])
-            tags.append(cells[-1])
-    if tokens and not broken:
-        yield first, {"tokens": tokens, "ner_tags": tags}
-
-
 def _read_text(path: Path) -> Iterator[Located]:
     for where, text in numbered_lines(path):
         if text is None:
@@ -228,19 +210,14 @@ def _read_text(path: Path) -> Iterator[Located]:
             yield where, {"text": text}
 
 
-READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+TABLES: Readers = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
-    ".conll": _read_conll,
-    ".bio": _read_conll,
-    ".iob": _read_conll,
-    ".iob2": _read_conll,
-    ".txt": _read_text,
-    ".text": _read_text,
 }
+READERS: Readers = TABLES | {".txt": _read_text, ".text": _read_text}
 
 
 def _kind(value: Any) -> str:

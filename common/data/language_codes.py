@@ -78,10 +78,16 @@ def tag_of(language: str) -> str:
     return f"<2{language}>"
 
 
+def tags_of(pairs: list[tuple[str, str]]) -> list[str]:
+    """Return the tags that a new model needs to tell the targets of `pairs` apart: none for one target."""
+    targets = dict.fromkeys(target for _, target in pairs)
+    return [tag_of(target) for target in targets] if len(targets) > 1 else []
+
+
 def directions_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, directions: list[tuple[str, str]], **given: str | None
 ) -> dict[str, Direction]:
-    """The direction of each pair of `directions`, by its name such as `en-de`; arguments and errors as for `direction`."""
+    """Return the direction of each pair by its name, such as `en-de`; arguments and errors as for `direction`."""
     several = len({target for _, target in directions}) > 1
     return {
         f"{source}-{target}": direction(tokenizer, model, source, target, **given, tag=several)

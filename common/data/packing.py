@@ -1,4 +1,4 @@
-"""Rows of several texts as a batch in which none sees the others: each a row of its own, or under a block mask."""
+"""Rows of several texts as a batch in which no text sees another: each a row of its own, or under a block mask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,14 +9,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.data.corpus import padded, pieces
-from common.errors import quiet, tell
+from common.errors import tell
+
+#: model types that take a block mask, and number positions from 0; a test compares each with its texts alone
+FROM_ZERO = frozenset(
+    {
+        "albert", "bert", "biogpt", "distilbert", "electra", "ernie", "eurobert", "gemma", "gpt2", "gpt_neox", "llama",
+        "olmo2", "phi", "qwen2", "qwen3", "smollm3",
+    }
+)  # fmt: skip
+#: the same, of model types that number positions from behind the id of padding
+FROM_PADDING = frozenset(
+    {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
+)
 
 
 @dataclass
 class Blocks:
     """How a model takes rows that hold several texts.
 
-    `first` is the number of a text's first position, and `causal` whether a sub-token sees none after it.
+    Attributes:
+        first: the number of the first position of a text.
+        causal: whether a token sees no token after it.
     """
 
     first: int
@@ -24,57 +38,31 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "blocks"], causal: bool) -> Blocks | None:
-    """How rows of several texts go through `model` under a block mask; None where each text is to be a row.
+    """Return how rows of several texts go through `model` under a block mask; None where each text is to be a row.
 
-    On a CPU pieces are rows, whose padding `common.speed.padding_free` leaves out. On an accelerator rows stay whole, hold no
-    padding, and go through SDPA under a mask of blocks, with positions that begin anew in each text. Used only where a
-    test row gives the scores that its texts give alone; some architectures number positions from another number than
-    0, and some take no such mask.
+    On a CPU each text is a row, whose padding `common.speed.padding_free` leaves out. On an accelerator rows stay
+    whole, hold no padding, and go through SDPA under a mask of blocks. Positions begin again in each text.
     """
     if pack_as == "pieces" or (pack_as == "auto" and not torch.accelerator.is_available()):
         return None
-    for first in (0, (model.config.pad_token_id or 0) + 1):  # RoBERTa and its kin count from behind the padding's
-        blocks = Blocks(first, causal)
-        if _gives_the_same(model, blocks):
-            return blocks
-    tell("this model takes no mask of blocks: each text becomes a row of the batch, with padding")
+    config = model.config
+    whole = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    if config.model_type not in FROM_ZERO | FROM_PADDING:
+        reason = f"not tested with {config.model_type}"
+    elif not whole:
+        reason = "attention sees only a part of the row"
+    elif config._attn_implementation != "sdpa":
+        reason = f"attn_implementation is {config._attn_implementation}"
+    else:
+        return Blocks(config.pad_token_id + 1 if config.model_type in FROM_PADDING else 0, causal)
+    tell(f"no mask of blocks ({reason}): each text becomes a row of the batch, with padding")
     return None
-
-
-def _gives_the_same(model: PreTrainedModel, blocks: Blocks) -> bool:
-    names = ("sliding_window", "local_attention", "attention_window", "layer_types")
-    if any(getattr(model.config, name, None) for name in names):
-        return False  # attention over part of a row, which a given mask would undo
-    vocabulary, pad = model.config.vocab_size, model.config.pad_token_id or 0
-    lengths = np.array([7, 12, 5])
-    ids = np.random.default_rng(0).integers(0, vocabulary, lengths.sum())
-    ids[ids == pad] = (pad + 1) % vocabulary
-    row = ids, np.full(len(ids), -100), lengths
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), quiet():
-            batch = {
-                k: v.to(model.device) for k, v in to_batch([row], pad, blocks).items() if k not in ("labels", "real")
-            }
-            found = _scores(model(**batch))[0, : len(ids)]
-            alone = [torch.tensor(piece, device=model.device)[None] for piece in pieces(ids, lengths)]
-            expected = torch.cat([_scores(model(input_ids=p, attention_mask=torch.ones_like(p)))[0] for p in alone])
-        return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-    except Exception:  # whatever it is, this architecture cannot
-        return False
-    finally:
-        model.train(training)
-
-
-def _scores(output) -> Tensor:
-    return output.prediction_logits if "prediction_logits" in output else output.logits
 
 
 def to_batch(
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_id: int, blocks: Blocks | None = None
 ) -> dict[str, Tensor]:
-    """A batch from rows of sub-tokens, labels and the lengths of their pieces. Without `blocks`
+    """Make a batch from rows of tokens, labels and the lengths of their pieces. Without `blocks`
 
         input_ids attention_mask labels                   of shape (pieces, longest)
         owner                                             which row a piece is from, of shape (pieces,)
@@ -82,7 +70,7 @@ def to_batch(
     and with `blocks`
 
         input_ids position_ids labels real                of shape (rows, longest); `real` is 0 at padding
-        attention_mask                                    of shape (rows, 1, longest, longest), True where a sub-token
+        attention_mask                                    of shape (rows, 1, longest, longest), True where a token
                                                           sees another; padding is a piece of its own
     """
     if blocks is None:

@@ -8,19 +8,28 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetsError
+from pyarrow import ArrowException
 
-from common.args import DataArguments
-from common.data.files import FileReader, Located, Row, _class_label_decoder, _too_long, parse_json, read_file
+from common.args import SPLITS, DataArguments
+from common.data.files import (
+    FileReader,
+    Located,
+    Readers,
+    Row,
+    _class_label_decoder,
+    _too_long,
+    parse_json,
+    read_file,
+)
 from common.errors import InputError, Problems, tell, warn
 
-SPLITS = ("train", "validation", "test")
 CARVE_SEED = 0  # not --seed: runs with other seeds must be scored on the same rows
 
 MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make a head of gigabytes
 
-
-# Files to rows
-
+#: errors of `datasets` when it cannot find, fetch or read a data set
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, DatasetsError, ArrowException)
 
 # Hub data sets and folders saved by datasets
 
@@ -32,7 +41,7 @@ def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, args.dataset_config_name)
-    except Exception as error:  # the library raises a dozen kinds, down to bare RuntimeError
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"--dataset_name {name}: {reason}; without a network give a folder saved by datasets, or --train_file"
@@ -55,24 +64,36 @@ def load_splits(
     columns: dict[str, str],
     check: Callable[[Row], Iterable[str]],
     list_columns: Iterable[str] = (),
-    txt: str = "text",
+    readers: Readers | None = None,
     read: FileReader | None = None,
     unique_ids: bool = False,
     carve_by: str | None = None,
     optional: dict[str, str] | None = None,
 ) -> DatasetDict:
-    """The data of a run as a DatasetDict with splits train, validation and perhaps test, every row checked.
+    """Load the data of a run, and check every row.
 
-    `columns` maps the names a recipe works with to the names in the user's data; only these are kept, and `id`, which
-    is the number of the row where it has none. Those of `optional` may be missing, and are None there. `check(row)`
-    yields a sentence for each thing that is wrong with a row. In a CSV cell a list column (`list_columns`) holds a JSON
-    list or words separated by spaces. `txt` is as for `read_file`, in whose place `read` reads a file where a task has
-    formats of its own. With `unique_ids` no two rows of a split may have the same `id`. A missing validation
-    split is carved from train, the same rows whatever the seed, and said; rows with one value in the column `carve_by`
-    stay together. Raises `InputError` with up to ten problems, each with file and line.
+    A missing validation split is carved from train: the same rows for every seed, counted on the terminal.
+
+    Args:
+        args: which files, or which data set.
+        columns: the recipe's name of a column -> its name in the user's data. Only these columns are kept, and `id`,
+            which is the row's number when the row has none.
+        check: yields a sentence for each thing that is wrong with a row.
+        list_columns: columns of lists. A CSV cell holds one as JSON, or as words separated by spaces.
+        readers: the formats of the task's files, by ending (see `read_file`).
+        read: reads a file in place of `read_file`.
+        unique_ids: whether two rows of a split with the same `id` are an error.
+        carve_by: rows with one value in this column stay on one side when validation rows are carved.
+        optional: further columns like `columns`; a row without one has None there.
+
+    Returns:
+        The splits train, validation and, if there is one, test.
+
+    Raises:
+        InputError: up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    read = read or partial(read_file, txt=txt)
+    read = read or partial(read_file, readers=readers)
     sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:

@@ -29,6 +29,7 @@ from common.data.corpus import (
     empty_row,
     files_of,
     fill_rows,
+    load_corpus,
     load_texts,
     read_texts,
 )
@@ -107,6 +108,41 @@ def check_streaming(data_args: CorpusArguments, args: TrainingArguments) -> None
         raise InputError("--streaming: give --max_steps, since the length of a stream is not known")
     if data_args.max_train_samples is not None:
         raise InputError("--max_train_samples: not with --streaming; --max_steps says how much is trained on")
+
+
+@dataclass
+class Corpus:
+    """The texts of a run.
+
+    Attributes:
+        texts: the splits in memory; without `train` if that is a stream.
+        stream: the training texts, if they are read while training.
+    """
+
+    texts: DatasetDict
+    stream: Texts | None = None
+
+    def recorded(self) -> dict[str, Dataset]:
+        """Return what identifies the data of the run: its rows, or the names of what is streamed."""
+        return {**self.texts, "train": self.stream.names()} if self.stream else self.texts
+
+    def training_texts(self, args: CorpusArguments) -> Dataset:
+        """Return the training texts, or the first of a stream."""
+        return self.stream.sample(args) if self.stream else self.texts["train"]
+
+
+def open_corpus(args: CorpusArguments, training: TrainingArguments) -> Corpus:
+    """Load the texts that `args` names, or open the stream of training texts under `--streaming`.
+
+    Raises:
+        InputError: for broken rows, with file and line; for arguments that do not go with `--streaming`.
+    """
+    check_streaming(args, training)
+    stream = open_texts(args) if args.streaming else None
+    texts = stream.splits if stream else load_corpus(args)
+    if args.forgetting_file:
+        texts["forgetting"] = load_texts(args.forgetting_file, args)
+    return Corpus(texts, stream)
 
 
 def open_texts(args: CorpusArguments) -> Texts:

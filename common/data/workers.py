@@ -4,6 +4,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
+
+from torch.utils.data import DataLoader
 
 
 def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> None:
@@ -21,3 +24,10 @@ def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> No
     threading.Thread(target=wait, daemon=True).start()
     if start is not None:
         start(worker)
+
+
+def spare_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers of `loader` begin with `ignore_group_signals`. Returns `loader`."""
+    if getattr(loader.worker_init_fn, "func", None) is not ignore_group_signals:  # a kept loader has it already
+        loader.worker_init_fn = partial(ignore_group_signals, loader.worker_init_fn)
+    return loader

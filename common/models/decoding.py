@@ -29,8 +29,12 @@ class GenerationArguments:
     length_penalty: float = field(
         default=1.0, metadata={"help": "power of the length that a beam's score is divided by; above 1 favours long"}
     )
-    max_source_length: int = field(default=128, metadata={"help": "sub-tokens of a source that are read"})
-    max_target_length: int = field(default=128, metadata={"help": "sub-tokens that are generated at most"})
+    max_source_length: int = field(
+        default=128, metadata={"help": "sub-tokens of a source that are read", "resume": "fixed"}
+    )
+    max_target_length: int = field(
+        default=128, metadata={"help": "sub-tokens that are generated at most", "resume": "fixed"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_source_length", "max_target_length"):

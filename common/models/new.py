@@ -1,7 +1,7 @@
 """From nothing: a tokenizer trained on the texts of the run, and a model of a chosen size with random weights."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from common.args import ModelArguments
 from common.errors import InputError, in_main_process, one_line, tell
-from common.models.load import LoadedModel, load_config, resolve_model
+from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
+from common.models.structure import set_dropout
 
 #: kinds of tokenizers, and how each is learned
 MODELS = {
@@ -31,14 +32,21 @@ class ScratchArguments:
     _argument_group_name = "from scratch"
 
     tokenizer_train: Literal["wordpiece", "bpe", "unigram"] | None = field(
-        default=None, metadata={"help": "train a tokenizer of this kind on the training texts"}
+        default=None, metadata={"help": "train a tokenizer of this kind on the training texts", "resume": "fixed"}
     )
-    vocab_size: int = field(default=8000, metadata={"help": "sub-tokens of that tokenizer, special ones included"})
+    vocab_size: int = field(
+        default=8000, metadata={"help": "sub-tokens of that tokenizer, special ones included", "resume": "fixed"}
+    )
     model_size: Literal["tiny", "small", "base"] | None = field(
-        default=None, metadata={"help": "2, 6 or 12 layers, 128, 384 or 768 wide; else as --model_name_or_path"}
+        default=None,
+        metadata={"help": "2, 6 or 12 layers, 128, 384 or 768 wide; else as --model_name_or_path", "resume": "fixed"},
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "values of the configuration, such as: num_hidden_layers=4,hidden_size=256"}
+        default=None,
+        metadata={
+            "help": "values of the configuration, such as: num_hidden_layers=4,hidden_size=256",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:
@@ -69,6 +77,23 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
     tell(f"--tokenizer_train {args.tokenizer_train}: {trained.get_vocab_size():,} sub-tokens")
     roles = {f"{role}_token": token for role, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
+
+
+def load_or_train_tokenizer(
+    args: ScratchArguments,
+    model_args: ModelArguments,
+    texts: Callable[[], Dataset],
+    special: dict[str, str],
+    checkpoint: str | None,
+) -> PreTrainedTokenizerFast:
+    """Train the tokenizer that `--tokenizer_train` asks for on `texts()`, or load that of the checkpoint.
+
+    A run that is resumed from `checkpoint` takes the tokenizer that it trained before.
+    """
+    if args.tokenizer_train and checkpoint is None:
+        return train_tokenizer(args, texts(), special)
+    own = checkpoint if args.tokenizer_train else None
+    return load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
 
 
 def _untrained(kind: str) -> Tokenizer:
@@ -128,12 +153,21 @@ def new_model(
     model_args: ModelArguments,
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
+    dropout: float | None = None,
 ) -> LoadedModel:
-    """Make a model of `auto_class` with random weights, drawn from the global random state, for `tokenizer`.
+    """Make a model with random weights, drawn from the global random state.
 
-    With `--model_size` of architecture `family`, such as `BertConfig`; else with the configuration of
-    `--model_name_or_path`. `--config_overrides` changes values of either. Raises `InputError` for one that it has not,
-    or that makes no model.
+    Args:
+        auto_class: class of the model, such as `AutoModelForCausalLM`.
+        family: configuration of `--model_size`; without that argument the one of `--model_name_or_path` is used.
+        args: `--model_size` and `--config_overrides`, which changes values of the configuration.
+        model_args: names the checkpoint, and the attention kernel.
+        tokenizer: decides the size of the vocabulary and the special tokens.
+        max_length: longest input, in tokens.
+        dropout: see `set_dropout`.
+
+    Raises:
+        InputError: `--config_overrides` names a value that the configuration lacks, or makes no model.
     """
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     config = (
@@ -161,6 +195,7 @@ def new_model(
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"invalid model configuration: {one_line(error)}") from None
     tell(f"a new {config.model_type} model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
+    set_dropout(model, dropout, model_args.attention_dropout)
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 

@@ -201,32 +201,6 @@ def _run(model: nn.Module, attention: str | None = None) -> None:
         model.train(training)
 
 
-def sharing_input(model: PreTrainedModel) -> list[list[nn.Linear]]:
-    """The `nn.Linear` maps in the layers of `model`, those in one list that take the very same input one by one.
-
-    So queries, keys and values of self-attention, or keys and values of attention to an encoder.
-    """
-    layers, found, last = layer_names(model), [], None
-
-    def note(module: nn.Linear, args: tuple, output: torch.Tensor) -> None:
-        nonlocal last
-        beside = args[0] is last and (module.bias is None) == (found[-1][-1].bias is None)
-        (found[-1].append if beside else lambda one: found.append([one]))(module)
-        last = args[0]
-
-    hooks = [
-        module.register_forward_hook(note)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and any(name.startswith(f"{layer}.") for layer in layers)
-    ]
-    try:
-        _run(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
 def _read(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) -> Layer:
     layer.linear = [n for kind, n in events if kind == "linear" and n.startswith(f"{layer.name}.")]
     layer.output = layer.linear[-1] if layer.linear else None

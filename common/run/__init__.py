@@ -1,0 +1,24 @@
+"""The output folder of a run: lock, record, results, model card."""
+
+from common.run.folder import Run
+from common.run.report import (
+    draw_curve,
+    draw_history,
+    print_perplexities,
+    print_table,
+    write_json_lines,
+    write_samples,
+)
+from common.run.significance import bootstrap_p, other_predictions
+
+__all__ = [
+    "Run",
+    "bootstrap_p",
+    "draw_curve",
+    "draw_history",
+    "other_predictions",
+    "print_perplexities",
+    "print_table",
+    "write_json_lines",
+    "write_samples",
+]

@@ -24,55 +24,54 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments, TrainingArguments
+from common.args import DataArguments, TrainingArguments, resume_rules
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
+from common.run.report import fenced, write_model_card
 from common.training import checkpoints
 from common.training.checkpoints import sha256
+from common.training.trainer import Trainer
+from common.tuning import merge
+from common.tuning.methods import METHODS
 
 COMMON = Path(__file__).resolve().parents[1]
+RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
-#: what a run writes, and so what `--overwrite` takes away
-WRITTEN = (
-    checkpoints.STAGING, "*_results.json", "predictions_*.jsonl", "run.json", "README.md", "config.json",
-    "trainer_state.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "vocab.*", "merges.txt", "special_tokens_map.json", "adapter", "base", "runs", "fill_ins.jsonl",
-    "completions.jsonl", "curve.png", "samples_*.html", "hardest_test.jsonl", "pictures", "generation_config.json",
-    "*.spm",
-    "sentencepiece.*", "spiece.model",
-)  # fmt: skip
-#: arguments that do not change what is computed
-INCIDENTAL = {
-    "output_dir", "overwrite", "resume_from_checkpoint", "report_to", "disable_tqdm", "run_name", "logging_dir",
-    "accept_unverified_checkpoint", "ddp_timeout", "dataloader_num_workers", "save_min_seconds",
-}  # fmt: skip
-#: arguments that cut a step into parts, and do not change it
-SPLITS_A_STEP = {
-    "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size", "max_tokens_per_batch",
-}  # fmt: skip
-#: arguments without which a checkpoint does not fit
-FIXED = {
-    "seed", "data_seed", "model_name_or_path", "lora_r", "lora_target_modules", "tuning", "optim", "max_seq_length",
-    "doc_stride", "pack", "pack_as", "streaming", "shuffle_buffer", "stream_shares", "batch_ramp_start",
-    "batch_ramp_steps", "objective", "loss_on", "tokenizer_train", "vocab_size", "model_size", "config_overrides",
-    "from_scratch", "source_lang", "target_lang", "pairs", "sampling_temperature", "warm_start", "max_source_length",
-    "max_target_length", "method", "adapter_reduction", "adapter_placement", "num_virtual_tokens",
-    "layerwise_lr_decay", "peft_config", "quantize", "ema_decay", "swa_start",
-}  # fmt: skip
+NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
+`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
+`common.inference.predictor.load_saved`."""
 
 
 class Run:
     """A run that holds its output folder until the process ends, and keeps its record in `run.json`.
 
-    `rows` is the data of the run, of which a hash is kept. Making a run only looks at the folder; `start` takes away
-    what an earlier run left there. Raises `InputError` when the folder cannot be written, another live process holds
-    it, it holds files that no run wrote, or it holds a run that was stopped or is a different one (other arguments,
-    data or code) and neither `--overwrite` nor `--resume_from_checkpoint` is given. On several processes only the main
-    one touches the folder, and all go on from the checkpoint that it chose.
+    Creating a run only looks at the folder; `start` clears it. A finished run that is replaced moves to
+    `<output_dir>.previous`, or is removed under `--overwrite`. On several processes only the main one touches the
+    folder, and all resume from the checkpoint that it chose.
+
+    Attributes:
+        folder: the output folder.
+        record: the content of `run.json`.
+        checkpoint: the checkpoint folder to resume from; None for a run from the start.
     """
 
     def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any, rows: DatasetDict):
+        """Lock and check the folder.
+
+        Args:
+            args: the arguments of the training.
+            data_args: the arguments of the data; their class stands in the recipe's folder.
+            *more: further dataclasses of arguments.
+            rows: the data of the run, of which a hash is kept.
+
+        Raises:
+            InputError: the folder cannot be written; another live process holds it; it holds files that no run wrote;
+                it holds a stopped run, and neither `--overwrite` nor `--resume_from_checkpoint` is given; the run
+                reads a model or checkpoint that it would replace; or it cannot resume as asked.
+        """
         self.folder = Path(args.output_dir)
+        self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
+        self._rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for a in (data_args, *more) for k, v in dataclasses.asdict(a).items()} | _plain(args)
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,17 +83,20 @@ class Run:
                 for n, f in data_args.files().items()
             },
             "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
-            "code": _sha256_of([*COMMON.rglob("*.py"), *_folder_of(data_args).glob("*.py")]),
+            "code": _sha256_of([*COMMON.rglob("*.py"), *_folder_of(data_args).rglob("*.py")]),
             "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "git_commit": _git_commit(),
             "hardware": hardware()
             | {"processes": args.world_size, "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"},
             "phases": {},
+            "files": [],
         }
-        self._clears = False
-        # the main process looks, and all go on from the same checkpoint
-        args.resume_from_checkpoint = in_main_process(lambda: self._open(args))
+        self._replaced: dict[str, Any] | None = None  # the record of the run that `start` clears away
+        self._keeps = False  # whether `start` keeps that run aside
+        # files in the folder when the run started -> time of change; None: it stays the user's file if it changes
+        self._there: dict[str, int | None] | None = None
+        self.checkpoint: str | None = in_main_process(lambda: self._open(args))
 
     def _open(self, args: TrainingArguments) -> str | None:
         try:
@@ -119,59 +121,163 @@ class Run:
         if all(path.name in (".lock", checkpoints.STAGING) for path in self.folder.iterdir()):
             return
         where = f"--output_dir {self.folder}"
-        before = self._before()
+        before = self._read(self.folder)
         inside = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
         if before is None and inside and args.accept_unverified_checkpoint:
             warn(f"{where}: no record of its run (run.json), so nothing tells whether data and arguments are the same")
-            return
-        if before is None:
-            raise InputError(f"{where}: holds files that no run of a recipe wrote; give another folder")
-        if inside:
-            if before["rows"] != self.record["rows"]:
-                splits = [name for name, found in self.record["rows"].items() if before["rows"].get(name) != found]
-                raise InputError(
-                    f"{where}: its run was on other data ({', '.join(splits) or 'with other splits'}), so it cannot "
-                    "go on; give another folder"
-                )
-            if before["base_model"] != self.record["base_model"]:
-                raise InputError(
-                    f"{where}: --model_name_or_path holds other files than when its run began, so it cannot go on"
-                )
-            self._check_changes(before)
-            last = checkpoints.step_of(checkpoint)
-            newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]
-            if newer and args.resume_from_checkpoint is not True:  # or each was passed over, and why was said
-                warn(
-                    f"{', '.join(newer)}: newer, and what a later --resume_from_checkpoint true would take; remove them"
-                )
-            return
-        if not args.overwrite:
-            remedy = "go on with it by --resume_from_checkpoint true, replace it by --overwrite, or give another folder"
-            if _identity(before) != _identity(json.loads(json.dumps(self.record))):
-                raise InputError(f"{where}: holds a different run; {remedy}")
-            if before["finished"] is None and checkpoints.in_order(self.folder):
-                raise InputError(f"{where}: holds a run that was stopped; {remedy}")
-        model = self.record["arguments"]["model_name_or_path"]  # None where it begins from nothing
-        if model and Path(model).is_dir() and Path(model).resolve().is_relative_to(self.folder.resolve()):
+        elif before is None:
+            raise InputError(f"{where}: holds files that no run of a recipe wrote; choose another --output_dir")
+        elif inside:
+            self._check_resume(before, args, checkpoint)
+            self.record["files"] = before["files"]
+        else:
+            self._check_replace(before, args, checkpoint)
+            self._replaced = before
+
+    def _check_resume(self, before: dict[str, Any], args: TrainingArguments, checkpoint: Path) -> None:
+        """Raise `InputError` if the checkpoint does not fit the data, model or arguments; warn of other changes."""
+        where = f"--output_dir {self.folder}"
+        if before["rows"] != self.record["rows"]:
+            splits = [name for name, found in self.record["rows"].items() if before["rows"].get(name) != found]
             raise InputError(
-                f"{where}: is where --model_name_or_path is read from, and would be replaced; give another"
+                f"{where}: its run was on other data ({', '.join(splits) or 'with other splits'}), so it cannot "
+                "resume; choose another --output_dir"
             )
-        same = "holds this very run, and is emptied to run it again"
-        tell(f"{self.folder}: " + ("replaces the run that is there" if args.overwrite else same))
-        self._clears = True
+        if before["base_model"] != self.record["base_model"]:
+            raise InputError(
+                f"{where}: the files of --model_name_or_path changed since its run began, so it cannot resume; "
+                "restore them, or choose another --output_dir"
+            )
+        self._check_arguments(before)
+        if before["code"] != self.record["code"]:
+            warn("resuming with changed code; results may differ from the original run")
+        last = checkpoints.step_of(checkpoint)
+        newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]
+        if newer and args.resume_from_checkpoint is not True:  # or each was passed over, and why was said
+            warn(f"{', '.join(newer)}: newer, and what a later --resume_from_checkpoint true would take; remove them")
+
+    def _check_replace(self, before: dict[str, Any], args: TrainingArguments, checkpoint: Path | None) -> None:
+        """Raise `InputError` if the run in the folder must not be replaced; else say what becomes of it."""
+        where = f"--output_dir {self.folder}"
+        if not args.overwrite and before["finished"] is None and checkpoints.in_order(self.folder):
+            raise InputError(
+                f"{where}: holds a stopped run; resume it with --resume_from_checkpoint true, drop it with "
+                "--overwrite, or choose another --output_dir"
+            )
+        self._keeps = not args.overwrite and before["finished"] is not None
+        if self._keeps and self._previous.exists() and self._read(self._previous) is None:
+            raise InputError(
+                f"{self._previous}: the finished run would move here, but no run wrote this folder; rename it, or "
+                "give --overwrite to remove the finished run"
+            )
+        model = self.record["arguments"]["model_name_or_path"]  # None where it begins from nothing
+        for name, path in (("model_name_or_path", model), ("resume_from_checkpoint", checkpoint)):
+            for folder in [self.folder.resolve(), *([self._previous] if self._keeps else [])]:
+                if path and Path(path).is_dir() and Path(path).resolve().is_relative_to(folder):
+                    raise InputError(
+                        f"{where}: --{name} {path} would be replaced by this run; choose another --output_dir"
+                    )
+        if self._keeps:
+            tell(f"{self.folder}: the finished run moves to {self._previous.name} when training begins")
+        else:
+            tell(f"{self.folder}: the run there is removed when training begins")
 
     def start(self) -> None:
-        """Take the folder over, once nothing but the training itself can go wrong any more."""
-        if self._clears:
-            for pattern in WRITTEN:
-                for path in self.folder.glob(pattern):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for path in checkpoints.in_order(self.folder):
-                shutil.rmtree(path)
+        """Clear the folder once everything before the training has succeeded. A second call does nothing."""
+        if self._there is not None:
+            return
+        self._there = {}
+        if is_main_process():
+            if self._replaced is not None:
+                if self._keeps:
+                    self._keep_aside(self._replaced)
+                _remove(self.folder, self._replaced)
+            # beside a finished run all other files are the user's; a stopped one may have left some off its record
+            told = self.checkpoint is None and (self._replaced is None or self._replaced["finished"] is not None)
+            self._there = {name: None if told else time for name, time in _files(self.folder).items()}
         self.save()
 
-    def _check_changes(self, before: dict[str, Any]) -> None:
-        """Refuse to go on with arguments under which a checkpoint means something else; name other changes."""
+    def _keep_aside(self, record: dict[str, Any]) -> None:
+        """Move the files of the run in the folder to `<output_dir>.previous`, in place of the run there."""
+        kept = self._read(self._previous) if self._previous.exists() else None
+        if kept is not None and kept != record:  # else the process was killed while it moved this very run
+            _remove(self._previous, kept)
+        self._previous.mkdir(exist_ok=True)
+        shutil.copy(self.folder / RECORD, self._previous)
+        for name in _written(self.folder, record):
+            (self._previous / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self.folder / name, self._previous / name)
+
+    def train(self, trainer: Trainer) -> None:
+        """Start the run, train from `checkpoint` on, and save the state and scores of the training."""
+        with self.phase("train"):
+            result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+
+    def save_scores(
+        self, trainer: Trainer, split: str, measured: dict[str, float], scores: dict[str, float]
+    ) -> dict[str, float]:
+        """Write the scores of a split to `<split>_results.json`.
+
+        Args:
+            trainer: the trainer.
+            split: prefix of the names of the scores, such as `test`.
+            measured: what the trainer measured, under names with the prefix.
+            scores: further scores, under names without it.
+
+        Returns:
+            All of them, under names with the prefix.
+        """
+        found = measured | {f"{split}_{name}": value for name, value in scores.items()}
+        trainer.save_metrics(split, found)
+        return found
+
+    def publish(
+        self,
+        trainer: Trainer,
+        *,
+        task: str,
+        scores: Iterable[str],
+        split: str,
+        metrics: dict[str, float],
+        usage: str,
+        base_model: str | None = None,
+        **record: Any,
+    ) -> None:
+        """Save the trained model with its model card, finish the record, and push both to the hub if asked.
+
+        Args:
+            trainer: the trainer, after training. Its `model` becomes the merged one.
+            task: a task of the hub, such as `token-classification`.
+            scores: names of the scores that the card shows: for split `test`, `f1` is `metrics["test_f1"]`, or
+                `metrics["after_test_f1"]`. A score that `metrics` lacks is left out.
+            split: the split of these scores, as the names in `metrics` have it.
+            metrics: all scores of the run, for the record.
+            usage: lines of Python that load and use the model.
+            base_model: the checkpoint's name on the card; `--model_name_or_path` when not given.
+            **record: further entries of `run.json`.
+        """
+        args, tuning = trainer.args, trainer.tuned.tuning
+        trainer.model = merge(trainer.tuned, str(self.folder), save=args.should_save)
+        names = {name: (f"{split}_{name}", f"after_{split}_{name}") for name in scores}
+        apart = tuning.method in METHODS and METHODS[tuning.method].saved == "apart"
+        write_model_card(
+            self.folder,
+            task=task,
+            base_model=base_model or self.record["arguments"]["model_name_or_path"],
+            scores={name: metrics[key] for name, keys in names.items() for key in keys if key in metrics},
+            split=split,
+            record=self.record,
+            usage=NOT_MERGED.format(tuning=tuning.tuning) if apart else f"```python\n{fenced(usage)}\n```",
+        )
+        trainer.save_model(_internal_call=True)  # saves without a push, which follows once the folder is complete
+        self.finish(scores=metrics, speed=trainer.speed.record(), **record)
+        if args.push_to_hub:
+            trainer.push_to_hub()
+
+    def _check_arguments(self, before: dict[str, Any]) -> None:
+        """Raise `InputError` for changed arguments under which a checkpoint means something else; name the others."""
         then, now = before["arguments"], json.loads(json.dumps(self.record["arguments"]))
         sizes = [_step_size(record) for record in (before, self.record)]
         if sizes[0] != sizes[1]:
@@ -179,13 +285,13 @@ class Run:
                 f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}, and so meet "
                 "some rows twice and others not at all; give a batch, accumulation and processes of that product"
             )
-        changed = [k for k in now if k not in INCIDENTAL | SPLITS_A_STEP and k in then and now[k] != then[k]]
+        changed = [name for name in now if name in then and now[name] != then[name]]
         for name in changed:
-            if name in FIXED:
+            if self._rules.get(name) == "fixed":
                 raise InputError(f"--{name}: the run has {then[name]}, so it cannot go on with {now[name]}")
-        if changed:
-            changes = ", ".join(f"--{name} {then[name]} to {now[name]}" for name in changed)
-            warn(f"goes on with other arguments, so not as the run would have: {changes}")
+        others = [f"--{name} {then[name]} to {now[name]}" for name in changed if name not in self._rules]
+        if others:
+            warn(f"resuming with changed arguments; results will differ from the original run: {', '.join(others)}")
 
     def _lock(self) -> None:
         """Hold the folder against other runs. A lock whose process is dead is stale and is taken over."""
@@ -204,10 +310,10 @@ class Run:
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock_file.flush()
 
-    def _before(self) -> dict[str, Any] | None:
-        """The record of the run that left its files here; None where there is none."""
+    def _read(self, folder: Path) -> dict[str, Any] | None:
+        """Return the record of the run that left its files in a folder; None if there is none."""
         try:
-            record = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return record if isinstance(record, dict) and record.keys() >= self.record.keys() else None
@@ -215,6 +321,7 @@ class Run:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure seconds and peak memory of a part of the run and put them into the record."""
+        self.start()
         _reset_peak_memory()
         start = time.perf_counter()
         yield
@@ -227,21 +334,49 @@ class Run:
         self.save()
 
     def save(self) -> None:
+        """Write `run.json`, with the names of the files that the run has written so far."""
         if is_main_process():
-            new = self.folder / "run.json.new"
+            written = {n for n, time in _files(self.folder).items() if self._there.get(n, 0) not in (None, time)}
+            self.record["files"] = sorted(written | set(self.record["files"]))
+            new = self.folder / f"{RECORD}.new"
             with open(new, "w", encoding="utf-8") as file:
                 file.write(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self.folder / "run.json")
+            new.replace(self.folder / RECORD)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Return each file below a folder, but those of checkpoints and of runs themselves, with its time of change."""
+    apart = {path.name for path in checkpoints.in_order(folder)} | {checkpoints.STAGING, ".lock", RECORD}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in apart)
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def _written(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return the names of the files and checkpoint folders in a folder that a run wrote, but its record."""
+    there = _files(folder)  # names such as ../x are in no folder
+    return [*(name for name in record["files"] if name in there), *(p.name for p in checkpoints.in_order(folder))]
+
+
+def _remove(folder: Path, record: dict[str, Any]) -> None:
+    """Remove what a run wrote into a folder; the record goes last, so that a kill leaves nothing unaccounted for."""
+    shutil.rmtree(folder / checkpoints.STAGING, ignore_errors=True)
+    for name in [*_written(folder, record), RECORD]:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    parents = {folder / parent for name in record["files"] for parent in Path(name).parents} - {folder}
+    for path in sorted((path for path in folder.rglob("*") if path in parents), reverse=True):  # the inner ones first
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def _step_size(record: dict[str, Any]) -> str:
-    """What an optimizer step takes: rows, or sub-tokens where batches are filled up to a budget of these."""
+    """Return how many rows an optimizer step takes, or tokens if batches are filled up to a number of them."""
     arguments, processes = record["arguments"], record["hardware"]["processes"]
     budget = arguments.get("max_tokens_per_batch")
     size = (budget or arguments["per_device_train_batch_size"]) * arguments["gradient_accumulation_steps"] * processes
-    return f"{size} {'sub-tokens' if budget else 'rows'}"
+    return f"{size} {'tokens' if budget else 'rows'}"
 
 
 def _command() -> list[str]:
@@ -254,12 +389,6 @@ def _command() -> list[str]:
 def _plain(args: TrainingArguments) -> dict[str, Any]:
     # to_dict masks the hub token; what is neither text nor number (devices, paths) becomes text
     return json.loads(json.dumps(args.to_dict(), default=str))
-
-
-def _identity(record: dict[str, Any]) -> Any:
-    """What decides the results of a run."""
-    arguments = {k: v for k, v in record["arguments"].items() if k not in INCIDENTAL | set(record["data"])}
-    return arguments, *(record[key] for key in ("rows", "code", "base_model", "versions", "hardware"))
 
 
 def _sha256_of_rows(data: Dataset) -> str:

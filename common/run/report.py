@@ -13,7 +13,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.errors import is_main_process, printable, tell
 from common.hardware import described
-from common.tuning.methods import METHODS
 
 #: what a table on the terminal shows at most
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
@@ -25,9 +24,6 @@ table { border-collapse: collapse; width: 100%; margin-bottom: 1.2em; }
 th, td { text-align: left; vertical-align: top; padding: .2em .6em; border-top: 1px solid #ccc; }
 th { width: 7em; font-weight: normal; color: #666; }
 td { white-space: pre-wrap; overflow-wrap: anywhere; }"""
-NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
-`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
-`common.inference.predictor.load_saved`."""
 
 
 def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
@@ -125,11 +121,18 @@ def write_model_card(
     record: dict[str, Any],
     usage: str,
 ) -> None:
-    """Write the model card `README.md` into `folder`: scores, data, command and how to load the model.
+    """Write the model card `README.md` into a folder, from the main process only.
 
-    `task` is a hub task such as `token-classification`, `base_model` the checkpoint it came from, `scores` those of
-    `split`, `record` that of `common.run.folder.Run`, `usage` lines of Python. Metadata as in
-    https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+    Metadata as in https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+
+    Args:
+        folder: the folder of the model.
+        task: a task of the hub, such as `token-classification`.
+        base_model: the checkpoint that training began with.
+        scores: the scores to show.
+        split: the rows that the scores are of.
+        record: the record of `common.run.folder.Run`.
+        usage: how to use the model, in Markdown.
     """
     if not is_main_process():
         return
@@ -155,8 +158,6 @@ def write_model_card(
             for name, v in scores.items()
         ],
     )
-    tuning = record["arguments"].get("tuning")
-    apart = tuning in METHODS and METHODS[tuning].saved == "apart"
     lines = [
         "---",
         metadata.to_yaml(),
@@ -172,16 +173,12 @@ def write_model_card(
         "",
         "## Use",
         "",
-        *(
-            NOT_MERGED.format(tuning=tuning).split("\n")
-            if apart
-            else ["```python", usage.replace("```", "` ` `"), "```"]
-        ),
+        usage,
         "",
         "## Training",
         "",
         "```",
-        "python -m " + printable(shlex.join(record["command"]), 10_000).replace("```", "` ` `"),
+        "python -m " + fenced(printable(shlex.join(record["command"]), 10_000)),
         "```",
         "",
         f"Run on {record['started'][:10]} on {described(record['hardware'])}; arguments, versions and the sha256 of "
@@ -189,6 +186,11 @@ def write_model_card(
         "",
     ]
     ModelCard("\n".join(lines)).save(Path(folder) / "README.md")
+
+
+def fenced(text: str) -> str:
+    """Return a text that cannot end the block of code that it stands in."""
+    return text.replace("```", "` ` `")
 
 
 def _markdown(text: str) -> str:

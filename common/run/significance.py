@@ -1,8 +1,9 @@
-"""Two runs on the same test rows: the predictions of another run, and whether a difference of scores is chance."""
+"""Compare two runs on the same test rows: read the other run's predictions, and test the difference of the scores."""
 
 from pathlib import Path
 
 import numpy as np
+from datasets import DatasetDict
 
 from common.data.files import parse_json
 from common.errors import InputError
@@ -11,11 +12,12 @@ RESAMPLES = 1000
 
 
 def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
-    """Reference, which is in column `reference`, and prediction of each row of a `predictions_test.jsonl` of a run."""
+    """Return reference and prediction of each row of a run's `predictions_test.jsonl`; `reference` names the column."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--compare_to {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
+        fault = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise InputError(f"{path}: {fault}; name predictions_test.jsonl of a run to compare with") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -31,11 +33,31 @@ def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
     return found
 
 
+def other_predictions(path: str | None, data: DatasetDict, reference: str) -> list[str] | None:
+    """Return the test predictions of another run; None if `path` is None.
+
+    Args:
+        path: `predictions_test.jsonl` of the other run.
+        data: the splits of this run.
+        reference: column that holds the reference.
+
+    Raises:
+        InputError: there are no test rows, or the predictions are of other rows.
+    """
+    if path is None:
+        return None
+    if "test" not in data:
+        raise InputError(f"{path}: there are no test rows to compare with; give --test_file")
+    return check_comparison(path, data["test"][reference][:], reference)
+
+
 def check_comparison(path: str, gold: list[str], reference: str) -> list[str]:
-    """The predictions in file `path`. Raises `InputError` unless they are of the references `gold`, in that order."""
+    """Return the predictions in a file; raise `InputError` unless they are of the references `gold`, in that order."""
     other = read_predictions(path, reference)
     if len(other) != len(gold):
-        raise InputError(f"--compare_to {path}: has {len(other):,} rows, and there are {len(gold):,} test rows")
+        raise InputError(
+            f"{path}: has {len(other):,} rows, and there are {len(gold):,} test rows; compare on the same rows"
+        )
     for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
         if reference != own:
             raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")

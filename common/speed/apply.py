@@ -1,26 +1,32 @@
-"""Make a model compute faster on this hardware, wherever a test batch shows that its results stay the same."""
+"""Make a model compute faster on this hardware, with the results of plain transformers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from common.args import SpeedArguments, TrainingArguments
+from common.errors import tell
 from common.models.load import LoadedModel
 from common.models.structure import output_embeddings, transformer_of
 from common.speed.dropout import quick_functional_dropout, quicken_dropout
-from common.speed.head import HeadLosses, Selection
-from common.speed.linear import quicken_linear
-from common.speed.padding_free import UnpaddedPairs, leave_out_padding
+from common.speed.encoder_decoder import PaddingFreePairs
+from common.speed.head import HeadAtLabels, read_first_tokens
+from common.speed.padding_free import leave_out_padding, leaves_out_padding
 
 #: names that configurations have for the dropout of attention
 ATTENTION_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "dropout_rate", "attn_pdrop")
 #: without attention dropout the kernel of SDPA is the faster one from this many tokens on
 LONG = 256
+#: how the names of decoders end; they have labels nearly everywhere
+DECODERS = ("CausalLM", "LMHeadModel")
+#: why a context of the forward pass is not entered: the backward pass computes layers again outside of it
+RECOMPUTES = "--gradient_checkpointing computes layers twice"
 
 
 @dataclass
@@ -28,45 +34,67 @@ class Speed:
     """What computes faster in a model. It is empty under `--speed off`.
 
     Attributes:
-        applied: names of what was applied, in order.
-        fell_back: name of what was not applied -> the reason.
+        applied: names of the features that were applied, in order.
+        fell_back: name of a feature that was not applied -> the reason.
+        head: computes the head of a language model at the labels only; None if the head computes every position.
+        pairs: leaves out the padding of an encoder-decoder in training; None if its layers compute padding.
     """
 
     applied: list[str] = field(default_factory=list)
     fell_back: dict[str, str] = field(default_factory=dict)
-    selection: Selection | None = None
-    head: HeadLosses | None = None
-    pairs: UnpaddedPairs | None = None
-    functional_dropout: bool = False
+    head: HeadAtLabels | None = None
+    pairs: PaddingFreePairs | None = None
 
-    def note(self, name: str, works: bool, reason: str) -> bool:
-        """Record whether `name` was applied, or else the reason; returns `works`."""
-        if works:
+    def note(self, name: str, reason: str | None) -> bool:
+        """Record the feature `name` as applied, or with the reason why it was not; return whether it was."""
+        if reason is None:
             self.applied.append(name)
         else:
             self.fell_back[name] = reason
-        return works
+        return reason is None
 
     @property
     def without_padding(self) -> bool:
         """Whether the layers compute no padding, so that rows of different length in one batch cost nothing."""
         return "padding_free" in self.applied
 
+    def at_labels(
+        self, labels: Tensor, label_smoothing: float = 0.0, scores: bool = False
+    ) -> AbstractContextManager[None]:
+        """Within it the head of a language model computes only where there are labels (see `HeadAtLabels.at`)."""
+        return nullcontext() if self.head is None else self.head.at(labels, label_smoothing, scores)
+
     @contextmanager
-    def at_labels(self, labels: Tensor, scores: bool = False) -> Iterator[None]:
-        """Within it the head of a language model sees only the positions that have a label (see `Selection.at`)."""
-        with nullcontext() if self.selection is None else self.selection.at(labels, scores):
+    def training_pass(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
+        """Within it the layers of an encoder-decoder leave out padding and drop faster, as far as that was applied.
+
+        Args:
+            attention_mask: of the sources, (rows, length).
+            labels: of the targets, (rows, length).
+        """
+        dropout = quick_functional_dropout() if "functional_dropout" in self.applied else nullcontext()
+        with dropout, nullcontext() if self.pairs is None else self.pairs.at(attention_mask, labels):
             yield
+
+    def record(self) -> dict[str, list[str] | dict[str, str]]:
+        """Return `applied` and `fell_back` for `run.json`."""
+        return {"applied": self.applied, "fell_back": self.fell_back}
+
+    def line(self) -> str:
+        """Return `applied` and `fell_back` as one line for the terminal."""
+        fell_back = ", ".join(f"{name} ({reason})" for name, reason in self.fell_back.items())
+        return f"speed: {', '.join(self.applied) or 'nothing applied'}" + (f"; not {fell_back}" if fell_back else "")
 
 
 def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
     """Change `loaded.model` so that it computes faster. Results agree with the plain model to rounding.
 
-    Call it after `common.tuning.tune`. Each way is tried on a test batch, and used only if the results agree.
+    Call it after `common.tuning.tune`. Each feature is applied to the model types that a test compares with plain
+    transformers. Before training, one line says what was applied.
 
     Args:
         loaded: the model; wrapped by peft or not.
-        args: `speed` decides. Of the arguments of a training `r_drop` and `loss_chunk` are read as well.
+        args: `speed` decides. Training arguments decide on attention, dropout and losses as well.
 
     Returns:
         What was applied, and what was not, with the reason.
@@ -75,63 +103,85 @@ def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
     if args.speed == "off":
         return speed
     plain = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-    transformer = transformer_of(plain)
-    virtual = isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning
-    training = isinstance(args, TrainingArguments)
-    r_drop = training and args.r_drop > 0
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        if loaded.attn_implementation is None:
-            if training:
-                _choose_kernel(transformer, loaded.read_length or LONG)
-            if not virtual and not transformer.config.is_encoder_decoder and isinstance(plain, PreTrainedModel):
-                speed.note("padding_free", leave_out_padding(plain), f"{transformer.config.model_type}: results differ")
-        quicken_dropout(loaded.model)
-        if isinstance(plain, PreTrainedModel):
-            quicken_linear(plain)
-        speed.applied.append("dropout")
-    if output_embeddings(plain) is None:
-        return speed
-    if transformer.config.is_encoder_decoder:
-        if on_cpu:
-            speed.functional_dropout = True
-            if not r_drop:  # it compares the scores
-                head = HeadLosses(plain)
-                speed.head = head if speed.note("head_at_labels", head.works, "losses differ") else None
-            if not virtual and loaded.pretrained:
-                pairs = UnpaddedPairs(plain)
-                speed.pairs = pairs if speed.note("padding_free", pairs.works, "results differ") else None
-    else:
-        speed.selection = Selection(plain, None if r_drop else getattr(args, "loss_chunk", None))
-        speed.note("head_at_labels", speed.selection.works, "the head reads more than one position")
+    if not torch.accelerator.is_available():
+        _apply_to_layers(speed, loaded, plain, args)
+    if output_embeddings(plain) is not None:
+        _apply_to_head(speed, plain, args)
+    if isinstance(args, TrainingArguments):
+        tell(speed.line())
     return speed
 
 
-def _choose_kernel(transformer: nn.Module, length: int) -> None:
-    """Take eager attention where it is the faster kernel of a CPU.
+def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: SpeedArguments) -> None:
+    """Choose the kernel of attention, leave out padding, and take the faster dropout: on a CPU alone."""
+    training = isinstance(args, TrainingArguments)
+    transformer = transformer_of(plain)
+    both_sides = transformer.config.is_encoder_decoder
+    eager = False
+    if training and loaded.attn_implementation is None:
+        eager = _choose_kernel(transformer, loaded.read_length or LONG)
+    if isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
+        reason = "virtual tokens are in no batch"
+    elif both_sides:
+        reason = _leave_out_padding_of_pairs(speed, loaded, plain, args) if training else "generation keeps padding"
+    elif loaded.attn_implementation is not None:
+        reason = f"attn_implementation is {loaded.attn_implementation}"
+    else:
+        reason = leave_out_padding(plain)
+    if speed.note("padding_free", reason) and type(plain).__name__.endswith("ForSequenceClassification"):
+        speed.note("last_layer_at_first_token", read_first_tokens(plain))
+    if eager and not speed.without_padding:
+        speed.note("eager_attention", None)
+    quicken_dropout(loaded.model)
+    speed.note("dropout", None)
+    if training and both_sides:
+        speed.note("functional_dropout", RECOMPUTES if args.gradient_checkpointing else None)
+
+
+def _leave_out_padding_of_pairs(
+    speed: Speed, loaded: LoadedModel, plain: nn.Module, args: TrainingArguments
+) -> str | None:
+    """Leave out the padding of an encoder-decoder; return why not, or None."""
+    if args.gradient_checkpointing:
+        return RECOMPUTES
+    if loaded.source is None:
+        return "batches of a new model have little padding"
+    pairs = PaddingFreePairs(plain)
+    speed.pairs = pairs if pairs.reason is None else None
+    return pairs.reason
+
+
+def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
+    """Take eager attention where it is the faster kernel of a CPU; return whether it was taken.
 
     SDPA has no fast kernel with attention dropout there, and eager attention takes 1.1 to 1.5 times less a step in
     bfloat16; without dropout SDPA wins on long rows. `python -m tests.benchmarks.attention` measures it.
     """
     values = vars(transformer.config)
     dropout = max((values[name] for name in ATTENTION_DROPOUTS if isinstance(values.get(name), float)), default=0.0)
-    if dropout or length < LONG:
+    eager = dropout > 0 or length < LONG
+    if eager:
         transformer.set_attn_implementation("eager")
+    return eager
 
 
-@contextmanager
-def training_pass(speed: Speed, inputs: dict[str, Tensor], label_smoothing: float, recomputes: bool) -> Iterator[None]:
-    """Within it an encoder-decoder computes the loss of a training batch faster.
-
-    Args:
-        speed: what `apply` returned.
-        inputs: the batch.
-        label_smoothing: weight spread over all classes.
-        recomputes: whether activations are computed again on the way back, outside of this context.
-    """
-    dropout = quick_functional_dropout() if speed.functional_dropout and not recomputes else nullcontext()
-    padding_free = speed.pairs is not None and not recomputes
-    pairs = speed.pairs.at(inputs["attention_mask"], inputs["labels"]) if padding_free else nullcontext()
-    head = nullcontext() if speed.head is None else speed.head.at(inputs["labels"], label_smoothing)
-    with dropout, pairs, head:
-        yield
+def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None:
+    """Compute the head of a language model at labels, and in training its losses in place of its scores."""
+    both_sides = plain.config.is_encoder_decoder
+    if is_deepspeed_zero3_enabled():
+        speed.note("head_at_labels", "DeepSpeed shards the weights")
+        return
+    if both_sides and torch.accelerator.is_available():
+        speed.note("head_at_labels", "measured on CPUs only")
+        return
+    training = isinstance(args, TrainingArguments)
+    chunk = getattr(args, "loss_chunk", None)
+    losses = training and not args.r_drop and (both_sides or chunk is not None)
+    head = HeadAtLabels(plain, losses, chunk)
+    if not speed.note("head_at_labels", head.reason):
+        return
+    speed.head = head
+    if leaves_out_padding(plain) and not type(plain).__name__.endswith(DECODERS):
+        speed.note("last_layer_at_labels", head.last_layer_reason)
+    if training:
+        speed.note("head_losses", head.losses_reason if not args.r_drop else "--r_drop compares scores")

@@ -1,7 +1,6 @@
-"""What a CPU computes faster, of any model: dropout from cheap random bits, and a head that gives losses.
+"""Compute dropout from cheap random bits, on a CPU.
 
-The dropout drops with the same probability from other random numbers; the losses agree with those of the scores to
-rounding, which is checked on each model before they are used. `tests/benchmarks/NOTES.md` has the gains.
+It drops with the same probability, from other random numbers. `tests/benchmarks/NOTES.md` has the gains.
 """
 
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 
 def quick_dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout of `x` with probability `p`, from 8 random bits an element; torch's draws a double for each.
+    """Drop elements of `x` with probability `p`, from 8 random bits each; torch draws a double for each.
 
-    Of so few bits a share can only be a multiple of 1/256: each call drops one of the two beside `p`, drawn so that an
-    element is dropped with probability `p`.
+    8 bits give only multiples of 1/256. Each call drops one of the two nearest shares, drawn so that an element is
+    dropped with probability `p`.
     """
     return _Dropout.apply(x, p)
 
@@ -26,7 +25,7 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         drawn = torch.empty(x.numel() // 8 + 2, dtype=torch.int64).random_(-(2**63), None)
         dropped = min(int(p * 2**8 + int(drawn[-1] & 0xFFFF) / 2**16), 255)  # of 256
-        # int8 is as good as bool, and made and read several times as fast
+        # int8 is written and read several times as fast as bool
         keep = torch.empty(x.shape, dtype=torch.int8)
         torch.ge(drawn.view(torch.int8)[: x.numel()].view(x.shape), dropped - 2**7, out=keep)
         ctx.save_for_backward(keep)
@@ -40,12 +39,12 @@ class _Dropout(torch.autograd.Function):
 
 
 def _scaled(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    """x * keep * scale in one pass, but for the conversion."""
+    """Return x * keep * scale, in one pass after the conversion of `keep`."""
     return torch.addcmul(x.new_zeros(()), x, keep.to(x.dtype), value=scale)
 
 
 class QuickDropout(nn.Dropout):
-    """`nn.Dropout` by `quick_dropout`."""
+    """`nn.Dropout` computed by `quick_dropout` during training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return quick_dropout(x, self.p) if self.training and 0 < self.p < 1 else super().forward(x)
@@ -60,9 +59,9 @@ def quicken_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def quick_functional_dropout() -> Iterator[None]:
-    """Within it `torch.nn.functional.dropout`, which BART and its kin call by themselves, is `quick_dropout`.
+    """Within it `torch.nn.functional.dropout` is `quick_dropout`. BART and similar models call that function.
 
-    (A `TorchFunctionMode` would do it without a change to torch, but looks at every call of every function.)
+    A `TorchFunctionMode` would need no change to torch, but takes time at every call of every function.
     """
     F.dropout = _functional_dropout
     try:

@@ -1,89 +1,304 @@
-"""Compute the head of a model at the labels only."""
+"""Compute the head of a model only at the positions that it is asked for: a language model at its labels.
 
-from collections.abc import Iterator
+An encoder without padding (`common.speed.padding_free`) computes its last layer at these positions only as well.
+`tests/benchmarks/NOTES.md` has the gains.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from common.errors import tell
-from common.speed.padding_free import PackedBatch, compute_chosen_only, leaves_out_padding
+from common.models.structure import watch
+from common.speed.padding_free import PackedBatch, leaves_out_padding, model_types, packed_batch, untested
 
-#: labels whose scores of the vocabulary exist at a time: so many stay in the cache
+#: model types whose head may compute labels only; a test compares each with plain transformers
+HEAD_AT_LABELS = frozenset(
+    {
+        "albert", "bart", "bert", "biogpt", "bloom", "camembert", "data2vec-text", "deberta", "deberta-v2",
+        "distilbert", "electra", "encoder-decoder", "ernie", "gemma", "gpt2", "gpt_neox", "llama", "m2m_100", "marian",
+        "mbart", "megatron-bert", "mistral", "modernbert", "mpnet", "mt5", "olmo2", "pegasus", "phi", "qwen2", "qwen3",
+        "rembert", "roberta", "roberta-prelayernorm", "smollm3", "t5", "xglm", "xlm-roberta", "xlm-roberta-xl",
+    }
+)  # fmt: skip
+#: of these, model types that add a bias of their own to the scores of the last linear layer
+BIAS_AFTER_HEAD = frozenset({"bart", "marian", "mbart", "pegasus"})
+#: model types whose last layer may compute only what the head reads; a test compares each with plain transformers
+LAST_LAYER = frozenset(
+    {
+        "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "roberta", "xlm-roberta",
+    }
+)  # fmt: skip
+
+#: labels whose scores exist at a time on a CPU: as many as stay in its cache
 LABELS_TOGETHER = 128
-#: their number is filled up to a multiple of this
+#: the number of labels is filled up to a multiple of this: each new shape of matrices costs time and memory
 LABEL_MULTIPLE = 64
+#: classes of a head that gives for each label its loss and whether it has the highest score; no vocabulary is so small
+LOSS_AND_HIT = 2
 
 
-class HeadLosses:
-    """Lets the last layer of an encoder-decoder, which scores the vocabulary, give the losses of labels instead.
+class HeadAtLabels:
+    """Compute the head of a language model only where a batch has labels.
 
-    Of `LABELS_TOGETHER` labels at a time, none at padding: of all labels of a batch the scores, their logarithms and
-    the gradients of both, in float32, take several times as long to write and read as to compute. `works` tells whether
-    that gives the losses of a test batch that the model's scores give, and so whether `at` may be used.
+    A forward hook selects the vectors at the labels from the output of the Transformer. The last linear layer may give
+    the losses of these labels instead of their scores. On a test batch all of it must agree with the plain model;
+    whatever does not is removed from the model again.
+
+    Attributes:
+        reason: why the head computes every position; None if it computes labels only.
+        losses_reason: why the last linear layer gives scores; None if it gives losses.
+        last_layer_reason: why the last layer computes every position; None if it computes labels only.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.labels: Tensor | None = None
-        self.label_smoothing = 0.0
-        layer = model.get_output_embeddings()
-        self.works = type(layer) is nn.Linear and layer.in_features < layer.out_features
-        if self.works:
-            self._layer, self._scores = layer, layer.forward
-            layer.forward = self._forward
-            self.works = self._gives_the_same(model)
-            if not self.works:
-                layer.forward = self._scores
+    def __init__(self, model: PreTrainedModel, losses: bool = False, chunk: int | None = None):
+        """Install the hooks.
+
+        Args:
+            model: the language model, without a wrapper of peft.
+            losses: whether the last linear layer may give losses.
+            chunk: labels whose scores exist at a time, forward and backward; None for all of a batch.
+        """
+        self._chunk, self._gives_losses, self._taken = chunk, False, False
+        self._positions: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._smoothing = 0.0
+        self._body = _body(model)
+        self._layer = model.get_output_embeddings()
+        self.losses_reason = self.last_layer_reason = "scores are needed at every position"
+        self.reason = untested(model, HEAD_AT_LABELS)
+        if self.reason is not None:
+            return
+        hook = self._body.register_forward_hook(self._select)
+        if not self._agrees(model):
+            hook.remove()
+            self.reason = "results differ on a test batch"
+            return
+        self.last_layer_reason = self._begin_in_last_layer(model)
+        self.losses_reason = self._give_losses(model) if losses else "scores are needed"
 
     @contextmanager
-    def at(self, labels: Tensor, label_smoothing: float = 0.0) -> Iterator[None]:
-        """Within it the model's logits are the losses of `labels` (rows, length), of shape (rows, length, 1)."""
-        self.labels, self.label_smoothing = labels, label_smoothing
+    def at(self, labels: Tensor, label_smoothing: float = 0.0, scores: bool = False) -> Iterator[None]:
+        """Within it the head computes only where `labels` is not -100.
+
+        The logits are then scores, of shape (1, labels, classes). If the head gives losses, they have shape
+        (1, labels, 2): the loss, and 1 if the label has the highest score, else 0; in training on a CPU always 0.
+
+        Args:
+            labels: of shape (rows, length); for an encoder-decoder those of the decoder.
+            label_smoothing: weight spread over all classes.
+            scores: give scores in any case.
+        """
+        if self.reason is None:
+            chosen = labels != -100
+            self._positions = chosen.flatten().nonzero()[:, 0]
+            self._labels = labels[chosen] if self._gives_losses and not scores else None
+            self._smoothing = label_smoothing
         try:
             yield
         finally:
-            self.labels = None
+            self._positions = self._labels = None
 
-    def _forward(self, vectors: Tensor) -> Tensor:
-        if self.labels is None:
+    def _select(self, module: nn.Module, args: tuple, output: tuple | ModelOutput) -> tuple | ModelOutput:
+        if self._positions is None:
+            return output
+        selected = output[0].flatten(0, 1)
+        if not self._taken:
+            selected = selected.index_select(0, self._positions)
+        self._taken, selected = False, selected[None]
+        if isinstance(output, tuple):
+            return (selected, *output[1:])
+        output[next(iter(output))] = selected
+        return output
+
+    def _begin_in_last_layer(self, model: PreTrainedModel) -> str | None:
+        if not leaves_out_padding(model):
+            return "the layers compute padding"
+        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+        mask = (torch.arange(13) < torch.tensor([[5], [13], [7]])).long()
+        labels = ids.masked_fill(mask * ids % 3 != 1, -100)
+
+        def run() -> list[Tensor]:
+            with self.at(labels):
+                return [
+                    value for value in model(input_ids=ids, attention_mask=mask).values() if isinstance(value, Tensor)
+                ]
+
+        return limit_last_layer(model, self._packed_positions, run)
+
+    def _packed_positions(self, batch: PackedBatch) -> Tensor | None:
+        if self._positions is None:
+            return None
+        self._taken = True
+        return batch.packed_of_padded[self._positions]
+
+    def _give_losses(self, model: PreTrainedModel) -> str | None:
+        if BIAS_AFTER_HEAD & model_types(model):
+            return "the model adds a bias to the scores"
+        self._scores = self._layer.forward
+        self._layer.forward = self._losses
+        self._gives_losses = True
+        if self._agrees(model):
+            return None
+        self._gives_losses = False
+        del self._layer.forward  # the one of the class is left
+        return "losses differ on a test batch"
+
+    def _losses(self, vectors: Tensor) -> Tensor:
+        if self._labels is None:
             return self._scores(vectors)
-        chosen = (self.labels != -100).flatten().nonzero()[:, 0]
-        labels = self.labels.flatten()[chosen]
-        picked = vectors.flatten(0, 1).index_select(0, chosen)
-        found = head_losses(self._layer, picked, labels, self.label_smoothing)
-        losses = found.new_zeros(self.labels.numel()).index_copy(0, chosen, found)
-        return losses.view(*self.labels.shape, 1)
+        chunk = self._chunk or max(1, len(self._labels))
+        parts = list(zip(vectors[0].split(chunk), self._labels.split(chunk), strict=True))
+        if len(parts) == 1:  # all scores exist at once in any case
+            return self._losses_and_hits(*parts[0], self._smoothing)[None]
+        found = [checkpoint(self._losses_and_hits, *part, self._smoothing, use_reentrant=False) for part in parts]
+        return torch.cat(found)[None]
 
-    def _gives_the_same(self, model: PreTrainedModel) -> bool:
+    def _losses_and_hits(self, vectors: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        if torch.is_grad_enabled() and vectors.device.type == "cpu" and type(self._layer) is nn.Linear:
+            losses = head_losses(self._layer, vectors, labels, smoothing)
+            return torch.stack([losses, torch.zeros_like(losses)], 1)
+        scores = self._scores(vectors).float()
+        losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
+        return torch.stack([losses, (scores.argmax(-1) == labels).float()], 1)
+
+    @torch.no_grad()
+    def _agrees(self, model: PreTrainedModel) -> bool:
+        """Tell whether the losses of a test batch are those of the scores at every position."""
         random = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, model.get_output_embeddings().out_features, (3, 2, 9), generator=random)
-        labels = ids[2].masked_fill(torch.arange(9) > torch.tensor([[8], [4]]), -100)
-        inputs = {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "decoder_input_ids": ids[1]}
+        size = self._body.config.vocab_size
+        ids, labels = (torch.randint(0, size, (3, 13), generator=random) for _ in range(2))
+        chosen = torch.zeros(3, 13, dtype=torch.bool)
+        chosen[[0, 0, 1, 2, 2], [1, 12, 5, 0, 7]] = True
+        ids, labels = ids.to(model.device), labels.masked_fill(~chosen, -100).to(model.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder:
+            inputs["input_ids"] = ids % model.get_input_embeddings().num_embeddings
+            inputs |= {"decoder_input_ids": ids, "use_cache": False}
         training = model.training
         model.eval()
-        try:
-            with torch.no_grad():
-                scores = model(**inputs, use_cache=False).logits.flatten(0, 1)
-                with self.at(labels, 0.1):
-                    found = model(**inputs, use_cache=False).logits
-            expected = F.cross_entropy(scores.float(), labels.flatten(), reduction="none", label_smoothing=0.1)
-            return found.shape == (*labels.shape, 1) and torch.allclose(found.flatten(), expected, 1e-4, 1e-4)
-        except Exception:  # whatever it is, this architecture cannot
-            return False
-        finally:
-            model.train(training)
+        expected = losses_at_labels(scores_of(model(**inputs)), labels, 0.1)
+        with self.at(labels, 0.1):
+            found = scores_of(model(**inputs))
+        model.train(training)
+        shape = (1, int(chosen.sum()), LOSS_AND_HIT if self._gives_losses else size)
+        return found.shape == shape and torch.allclose(losses_at_labels(found, labels, 0.1), expected, 1e-4, 1e-4)
+
+
+def _body(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of `model` whose first output its head reads."""
+    return (model.get_decoder() if model.config.is_encoder_decoder else model).base_model
+
+
+# The last layer
+
+
+def read_first_tokens(model: PreTrainedModel) -> str | None:
+    """Let the last layer of a sequence classifier compute the first token of each row only.
+
+    Returns:
+        Why the last layer computes every token; None if it computes first tokens only.
+    """
+    if not leaves_out_padding(model):
+        return "the layers compute padding"
+    ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(13) < torch.tensor([[5], [13], [2]])).long()
+    return limit_last_layer(model, first_tokens, lambda: [model(input_ids=ids, attention_mask=mask).logits])
+
+
+def first_tokens(batch: PackedBatch) -> Tensor:
+    """Return the places of the first token of each row among the packed tokens."""
+    return batch.firsts
+
+
+def limit_last_layer(
+    model: PreTrainedModel, choose: Callable[[PackedBatch], Tensor | None], run: Callable[[], list[Tensor]]
+) -> str | None:
+    """Let the last layer of a model without padding compute chosen tokens only. Keys and values are of all tokens.
+
+    The head then gets each chosen token as a row of one token, of shape (n, 1, width).
+
+    Args:
+        model: a model that `common.speed.padding_free.leave_out_padding` has changed.
+        choose: returns the places of the chosen tokens among the packed ones; None for all.
+        run: computes what the model gives for a test batch.
+
+    Returns:
+        Why the last layer computes every token; None if it computes chosen tokens only.
+    """
+    reason = untested(model, LAST_LAYER)
+    if reason is not None:
+        return reason
+    last = watch(model)[-1]
+    layer, attention = model.get_submodule(last.name), model.get_submodule(last.attention[-1])
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = run()
+        hooks = [
+            layer.register_forward_pre_hook(partial(take_chosen, choose), with_kwargs=True),
+            attention.register_forward_pre_hook(_attend_to_whole, with_kwargs=True),
+            attention.register_forward_hook(_keep_chosen, with_kwargs=True),
+        ]
+        agrees = all(
+            one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+            for one, other in zip(expected, run(), strict=True)
+        )
+    model.train(training)
+    if agrees:
+        return None
+    for hook in hooks:
+        hook.remove()
+    return "the head reads other tokens"
+
+
+def take_chosen(choose: Callable[[PackedBatch], Tensor | None], layer: nn.Module, args: tuple, kwargs: dict):
+    """Cut the input of the last layer down to the tokens that `choose` returns."""
+    batch = packed_batch(args, kwargs)
+    if batch is None:
+        return None
+    batch.chosen = choose(batch)
+    if batch.chosen is None:
+        return None
+    batch.whole = args[0]
+    return (args[0].index_select(1, batch.chosen), *args[1:]), kwargs
+
+
+# Where activations are checkpointed, the attention runs again in the backward pass, but no hook of the layer: so the
+# batch keeps the whole input.
+
+
+def _attend_to_whole(attention: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    batch = packed_batch(args, kwargs)
+    if batch is None or batch.chosen is None:
+        return None
+    batch.firsts_only = batch.chosen is batch.firsts
+    return (batch.whole, *args[1:]), kwargs
+
+
+def _keep_chosen(attention: nn.Module, args: tuple, kwargs: dict, output: tuple) -> tuple:
+    batch = packed_batch(args, kwargs)
+    if batch is None or batch.chosen is None:
+        return output
+    batch.firsts_only = False
+    return output[0].index_select(1, batch.chosen), *output[1:]
+
+
+# Losses
 
 
 def head_losses(layer: nn.Linear, vectors: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy (n,) of labels (n,), none of them padding, by the scores that `layer` gives vectors (n, width).
+    """Compute the cross-entropy (n,) of labels (n,) from vectors (n, width) and the last linear layer.
 
-    The scores of `LABELS_TOGETHER` labels exist at a time. Of all of them only the gradients are kept.
+    The scores of `LABELS_TOGETHER` labels exist at a time. Only the gradients of all scores are kept.
     """
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else vectors.dtype
-    # a number that recurs, as each new shape of matrices costs time and memory
     more = -len(labels) % LABEL_MULTIPLE
     padded = F.pad(vectors, (0, 0, 0, more)), F.pad(labels, (0, more))
     return _HeadLosses.apply(padded[0], layer.weight, layer.bias, padded[1], label_smoothing, kind)[: len(labels)]
@@ -92,8 +307,8 @@ def head_losses(layer: nn.Linear, vectors: Tensor, labels: Tensor, label_smoothi
 class _HeadLosses(torch.autograd.Function):
     """Cross-entropy of labels (n,) from vectors (n, width), the weight (classes, width) and bias of the last layer.
 
-    Products are of type `kind`, the rest is float32. The gradients of the scores are found on the way forth, while
-    these are at hand, and kept in `kind`.
+    Products are of type `kind`, all else is float32. The forward pass computes the gradients of the scores while these
+    are in the cache, and keeps them in `kind`.
     """
 
     @staticmethod
@@ -134,169 +349,34 @@ class _HeadLosses(torch.autograd.Function):
         return of_vectors, of_weight, of_bias, None, None, None
 
 
-class Selection:
-    """Lets the head of a model see only the vectors at chosen positions: its cost falls with their number.
-
-    It takes them from what the encoder gives out, and knows no model by name. `works` tells whether, on a test batch,
-    the head then gives the scores that it gives at these positions of a whole batch. Where it does not, as with a head
-    that looks at neighbours, nothing is changed.
-
-    With `chunk` the last layer, which scores the vocabulary, also takes only so many vectors at a time, and gives their
-    losses instead of their scores: those of more vectors never exist at once, neither on the way forth nor back.
-    `chunked` tells whether that works.
-    """
-
-    def __init__(self, model: PreTrainedModel, chunk: int | None = None):
-        self.positions: Tensor | None = None
-        self.labels: Tensor | None = None
-        self.chunk, self.label_smoothing = chunk, 0.0
-        self.works = self.chunked = self._taken = False
-        if model.base_model is not model:
-            hook = model.base_model.register_forward_hook(self._select)
-            self.works = self._gives_the_same(model)
-            if not self.works:
-                hook.remove()
-        if self.works and leaves_out_padding(model):
-            self._begin_in_the_last_layer(model)
-        if chunk and self.works and model.get_output_embeddings() is not None:
-            self._head = model.get_output_embeddings()
-            self._scores = self._head.forward
-            self._head.forward = self._losses
-            self.chunked = self._gives_the_same(model)
-            if not self.chunked:
-                self._head.forward = self._scores
-
-    def make_way(self, model: nn.Module) -> None:
-        """Give up `chunked` where tuning has put a layer of its own around the last one of `model`, or in its place."""
-        if self.chunked and model.get_output_embeddings() is not self._head:
-            tell("the layer that scores the vocabulary is tuned as well: the scores of a whole batch exist at once")
-            self._head.forward = self._scores
-            self.chunked = False
-
-    @contextmanager
-    def at(self, labels: Tensor, scores: bool = False) -> Iterator[None]:
-        """Within it the head sees the n vectors where `labels` (rows, length) is not -100.
-
-        It gives scores (1, n, classes), or if `chunked` and no `scores` are asked for, losses and hits (1, n, 2); hits
-        are 0 or 1, and 0 in a training on a CPU, which needs none.
-        """
-        chosen = labels != -100
-        self.positions = chosen.flatten().nonzero()[:, 0] if self.works else None
-        self.labels = labels[chosen] if self.chunked and not scores else None
-        try:
-            yield
-        finally:
-            self.positions = self.labels = None
-
-    def _select(self, module: nn.Module, args: tuple, output):
-        if self.positions is None:
-            return output
-        picked = output[0].flatten(0, 1)
-        if not self._taken:
-            picked = picked.index_select(0, self.positions)
-        self._taken, picked = False, picked[None]
-        if isinstance(output, tuple):
-            return (picked, *output[1:])
-        output[next(iter(output))] = picked
-        return output
-
-    def _begin_in_the_last_layer(self, model: PreTrainedModel) -> None:
-        """Let the last layer compute chosen positions only as well, where nothing else of the output changes."""
-        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
-        inputs = {"input_ids": ids, "attention_mask": (torch.arange(13) < torch.tensor([[5], [13], [7]])).long()}
-
-        def run() -> list[Tensor]:
-            with self.at(ids.masked_fill(inputs["attention_mask"] * ids % 3 != 1, -100)):
-                return [value for value in model(**inputs).values() if isinstance(value, Tensor)]
-
-        compute_chosen_only(model, self._places, run)
-
-    def _places(self, batch: PackedBatch) -> Tensor | None:
-        if self.positions is None or batch.causal:  # a decoder has labels nearly everywhere
-            return None
-        self._taken = True
-        return batch.packed_of_padded[self.positions]
-
-    def _losses(self, vectors: Tensor) -> Tensor:
-        if self.labels is None:
-            return self._scores(vectors)
-        vectors, labels = vectors[0].split(self.chunk), self.labels.split(self.chunk)
-        if len(labels) == 1:  # all exist at once anyway
-            return self._part(vectors[0], labels[0])[None]
-        parts = zip(vectors, labels, strict=True)
-        return torch.cat([checkpoint(self._part, *part, use_reentrant=False) for part in parts])[None]
-
-    def _part(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and vectors.device.type == "cpu" and type(self._head) is nn.Linear:
-            losses = head_losses(self._head, vectors, labels, self.label_smoothing)
-            return torch.stack([losses, torch.zeros_like(losses)], 1)
-        scores = self._scores(vectors).float()
-        losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=self.label_smoothing)
-        return torch.stack([losses, (scores.argmax(-1) == labels).float()], 1)
-
-    def _gives_the_same(self, model: PreTrainedModel) -> bool:
-        random = torch.Generator().manual_seed(0)
-        ids, labels = (torch.randint(0, model.config.vocab_size, (3, 13), generator=random) for _ in range(2))
-        chosen = torch.zeros(3, 13, dtype=torch.bool)
-        chosen[[0, 0, 1, 2, 2], [1, 12, 5, 0, 7]] = True
-        labels = labels.masked_fill(~chosen, -100)
-        ids, labels, chosen = (x.to(model.device) for x in (ids, labels, chosen))
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        training, trying_chunks = model.training, self.works
-        model.eval()
-        try:
-            with torch.no_grad():
-                expected = scores_of(model(**inputs))[chosen]
-                self.works, self.chunked = True, trying_chunks
-                with self.at(labels):
-                    found = scores_of(model(**inputs))[0]
-            if trying_chunks:
-                expected = F.cross_entropy(expected.float(), labels[chosen], reduction="none")
-                found = found[:, 0]
-            return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-        except Exception:  # whatever it is, this architecture cannot
-            return False
-        finally:
-            self.works, self.chunked = trying_chunks, False
-            model.train(training)
-
-
-def scores_of(output) -> Tensor:
-    """The scores of the vocabulary in the output of a model."""
+def scores_of(output: ModelOutput) -> Tensor:
+    """Return the scores of the vocabulary in the output of a model."""
     return output.prediction_logits if "prediction_logits" in output else output.logits
 
 
 def losses_at_labels(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each label, in the shape of `labels` (rows, length); 0 where the label is -100.
+    """Compute the cross-entropy of each label, in the shape of `labels` (rows, length); 0 where the label is -100.
 
-    `logits` are those of all positions, (rows, length, classes), or those of the labels one after the other,
-    (1, labels, classes).
+    Args:
+        logits: scores of every position, (rows, length, classes), or what a model gives within `HeadAtLabels.at`.
+        labels: (rows, length).
+        label_smoothing: weight spread over all classes; `HeadAtLabels.at` has taken it into losses already.
     """
     at = labels != -100
-    if logits.shape[:-1] == labels.shape:
-        logits = logits[at]
-    losses = F.cross_entropy(
-        logits.float().flatten(0, -2), labels[at], reduction="none", label_smoothing=label_smoothing
-    )
+    if logits.shape[-1] == LOSS_AND_HIT:
+        losses = logits[0, :, 0]
+    else:
+        scores = logits[at] if logits.shape[:-1] == labels.shape else logits[0]
+        losses = F.cross_entropy(scores.float(), labels[at], reduction="none", label_smoothing=label_smoothing)
     return torch.zeros(labels.shape, dtype=losses.dtype, device=losses.device).masked_scatter(at, losses)
 
 
 def hits_at_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels of each row have the highest score; shape (rows,). Arguments as for `losses_at_labels`."""
+    """Count the labels of each row that have the highest score; shape (rows,). Arguments as for `losses_at_labels`."""
     at = labels != -100
-    if logits.shape[:-1] == labels.shape:
-        logits = logits[at]
-    right = (logits.flatten(0, -2).argmax(-1) == labels[at]).long()
-    return torch.zeros(labels.shape, dtype=torch.int64, device=right.device).masked_scatter(at, right).sum(1)
-
-
-def chunked_losses(found: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """As `losses_at_labels`, from what a chunked `Selection` gives."""
-    losses = torch.zeros(labels.shape, dtype=found.dtype, device=found.device)
-    return losses.masked_scatter(labels != -100, found[0, :, 0])
-
-
-def chunked_hits(found: Tensor, labels: Tensor) -> Tensor:
-    """As `hits_at_labels`, from what a chunked `Selection` gives."""
-    hits = torch.zeros(labels.shape, dtype=torch.int64, device=found.device)
-    return hits.masked_scatter(labels != -100, found[0, :, 1].long()).sum(1)
+    if logits.shape[-1] == LOSS_AND_HIT:
+        hits = logits[0, :, 1].long()
+    else:
+        scores = logits[at] if logits.shape[:-1] == labels.shape else logits[0]
+        hits = (scores.argmax(-1) == labels[at]).long()
+    return torch.zeros(labels.shape, dtype=torch.int64, device=hits.device).masked_scatter(at, hits).sum(1)

@@ -44,7 +44,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from common.cli import command_line
+from common.cli import command_line, training_module
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.hardware import cores, described
 
@@ -58,7 +58,7 @@ PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
 CHECK = """
 import importlib, json, sys
 from common.cli import parse
-from common.cli import command_line
+from common.cli import command_line, training_module
 arguments = importlib.import_module(sys.argv[1]).ARGUMENTS
 command_line(lambda: [parse(arguments, words) for words in json.load(sys.stdin)])
 """
@@ -121,10 +121,8 @@ def along(over: list[str], steps: list[int]) -> dict[str, tuple[list[str], list[
 
 def check_arguments(recipe: str, all_words: list[list[str]]) -> None:
     """Raise `InputError` for arguments that the recipe does not take."""
-    if not Path("recipes", recipe, "train.py").is_file():
-        raise InputError(f"{recipe}: no such recipe here; run it where the folder recipes/ is")
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, f"recipes.{recipe}.train"],
+        [sys.executable, "-c", CHECK, training_module(recipe)],
         input=json.dumps(all_words),
         capture_output=True,
         text=True,
@@ -179,7 +177,7 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
     again = ["--resume_from_checkpoint", "true"] if went_on else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
-    command = [*launcher(gpus), f"recipes.{recipe}.train", *words, "--output_dir", str(folder), *again]
+    command = [*launcher(gpus), training_module(recipe), *words, "--output_dir", str(folder), *again]
     environment = os.environ | share(at_once, slot)
     with open(log, "a", encoding="utf-8") as file:
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)

@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
 from common.args import TrainingArguments
-from common.cli import command_line, given_values, parse
+from common.cli import command_line, given_values, parse, training_module
 from common.errors import InputError, Problems, RunStopped, one_line, tell
 from common.training import checkpoints
 
@@ -221,9 +221,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
 
 def main(argv: list[str] | None = None) -> optuna.Study:
     options, words = read_options(argv)
-    if not Path("recipes", options.recipe, "train.py").is_file():
-        raise InputError(f"{options.recipe}: no such recipe here; run it where the folder recipes/ is")
-    recipe = importlib.import_module(f"recipes.{options.recipe}.train")
+    recipe = importlib.import_module(training_module(options.recipe))
     taken = [word for word in words if word.split("=")[0] in OWN]
     if taken:
         raise InputError(f"{taken[0]}: a sweep sets it itself")
@@ -233,7 +231,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a sweep is not launched: each trial takes one process; start it once for each GPU instead")
     given = given_values(recipe.ARGUMENTS, words)
-    space_file = options.space or Path("recipes", options.recipe, "sweep.yaml")
+    space_file = options.space or Path("recipes", options.recipe.partition("-")[0], "sweep.yaml")
 
     def fits(name: str, value: Any) -> None:
         if name in given:

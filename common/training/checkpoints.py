@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -124,9 +125,7 @@ def clear_disk_errors(folder: str | Path, needed: Callable[[], int]) -> Iterator
     """Turn a failure to write into one sentence with the bytes needed and free; a half-written checkpoint goes away."""
     try:
         yield
-    except RunStopped:
-        raise
-    except Exception as error:  # OSError, SafetensorError, or RuntimeError from torch.save
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is that of torch.save
         free = shutil.disk_usage(folder).free
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full and not isinstance(error, OSError) and free > needed():
@@ -254,6 +253,13 @@ def _missing(folder: Path) -> str | None:
     return None
 
 
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a whole model in a checkpoint folder, by name; none if there are no safetensors of one."""
+    return {
+        name: value for file in sorted(folder.glob("model*.safetensors")) for name, value in load_file(file).items()
+    }
+
+
 def average(folders: list[Path]) -> dict[str, Tensor]:
     """The mean of the weights in checkpoint folders, by name, summed in float32 and of the type that they have.
 
@@ -264,10 +270,9 @@ def average(folders: list[Path]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     types: dict[str, torch.dtype] = {}
     for folder in folders:
-        files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (BEST, UNAVERAGED))
-        if not files:
+        found = weights(folder)
+        if not found:
             raise InputError(f"{folder}: holds no weights as safetensors, so they cannot be averaged")
-        found = {name: value for file in files for name, value in load_file(file).items()}
         shapes = {name: value.shape for name, value in found.items()}
         if sums and shapes != {name: value.shape for name, value in sums.items()}:
             raise InputError(f"{folder}: holds other weights than {folders[0]}, so they cannot be averaged")

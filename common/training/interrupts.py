@@ -1,4 +1,4 @@
-"""What can stop a run from outside, turned into an orderly end: signals, lost processes, memory, numbers."""
+"""Promise: SIGTERM and SIGINT save a checkpoint and exit with 143 and 130; a lost process ends the run."""
 
 import os
 import select
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+import transformers
+from transformers.trainer_utils import TrainOutput
 
 from common.errors import RunStopped, one_line
 
@@ -127,3 +129,55 @@ def _state(host: str, process: int) -> str | None:
     except OSError:
         return f"process {process}, dead"
     return f"process {process}, {STATES[state]}" if state in STATES else None
+
+
+# In the trainer
+
+
+class OrderlyStop(transformers.Trainer):
+    """Saves a checkpoint after the step in which a signal came, and raises `RunStopped`."""
+
+    _signals: StopSignals
+    #: the signal that the processes agreed on; 0 for none
+    stop_asked = 0
+    _seen_step, _save_at_end = -1, False
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
+        """Train as the parent does; raises `RunStopped` where the run ends early."""
+        try:
+            with StopSignals() as self._signals, reraise_lost_ranks():
+                result = super().train(resume_from_checkpoint, **kwargs)
+                if self._signals.number:
+                    raise RunStopped(
+                        f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
+                        code=128 + self._signals.number,
+                    )
+                return result
+        except RunStopped as error:
+            raise error.with_traceback(None) from None  # its frames would keep the data loader's workers alive
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Called after each step and again at the end of an epoch, or of the training.
+
+        Where the two coincide a checkpoint waits for the second call: saved before the evaluation that ends an epoch,
+        it would lose that evaluation when it is resumed.
+        """
+        ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
+        first_call = self.state.global_step != self._seen_step
+        self._seen_step = self.state.global_step
+        self.stop_asked = asked = self._signals.agreed(self.args.device)
+        if ends and first_call:
+            self._save_at_end, self.control.should_save = self.control.should_save, False
+        elif asked or self._save_at_end:
+            self.control.should_save = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if ends and first_call:
+            return
+        self._save_at_end = False
+        if asked:
+            self.save_now()  # --save_strategy best saves only better models
+            raise RunStopped(
+                f"{signal.Signals(asked).name} after step {self.state.global_step}; checkpoint-{self.state.global_step}"
+                f" is whole; {HOW_TO_GO_ON}",
+                code=128 + asked,
+            )

@@ -1,22 +1,26 @@
-"""Training of language models: the head only where there is a label, and perplexities."""
+"""Promise: training of language models computes the head at labels only, and reports perplexities."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import EvalPrediction
-from transformers.utils import ModelOutput
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, TrainerCallback
 
 from common.args import TrainingArguments
 from common.data.stream import TextStream
 from common.errors import InputError, tell
-from common.speed.head import chunked_hits, chunked_losses, hits_at_labels, losses_at_labels, scores_of
+from common.speed.head import hits_at_labels, losses_at_labels, scores_of
 from common.training.interrupts import HOW_TO_GO_ON
+from common.training.loss import Logits, Losses
 from common.training.order import Repeated, StepBatches, step_starts
-from common.training.trainer import Trainer, reading
+from common.training.resume import reading
+from common.training.trainer import Trainer
 from common.tuning import TunedModel
 
 
@@ -24,12 +28,17 @@ from common.tuning import TunedModel
 class LanguageArguments(TrainingArguments):
     """Training of language models."""
 
+    lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
+
     warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
     batch_ramp_start: int | None = field(
-        default=None, metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps"}
+        default=None,
+        metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps", "resume": "fixed"},
     )
-    batch_ramp_steps: int | None = field(default=None, metadata={"help": "steps over which the batch grows"})
+    batch_ramp_steps: int | None = field(
+        default=None, metadata={"help": "steps over which the batch grows", "resume": "fixed"}
+    )
     loss_chunk: int = field(default=1024, metadata={"help": "tokens whose scores of the vocabulary exist at a time"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
@@ -60,6 +69,17 @@ class LanguageArguments(TrainingArguments):
         return None if self.batch_ramp_start is None else (self.batch_ramp_start, self.batch_ramp_steps)
 
 
+class FindPlace(TrainerCallback):
+    """Moves a stream to the place in which a checkpoint left it."""
+
+    def __init__(self, stream: TextStream, trainer: Trainer):
+        self.stream, self.trainer = stream, trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        with reading(str(self.trainer.resumed_from)):
+            self.stream.go_to(self.trainer.resumed_from)
+
+
 class LanguageTrainer(Trainer):
     """`Trainer` for language models: the head computes where there are labels; a row may be several rows of a batch.
 
@@ -67,10 +87,23 @@ class LanguageTrainer(Trainer):
     (pieces,). Scores are of the rows of the data set: `loss`, `perplexity` (its exponential) and `accuracy`, the share
     of labels that have the highest score.
 
+    `losses` names the loss of `labels`, `losses_at_labels`, and may name those of further label columns. For each of
+    these `preprocess_logits_for_metrics` has a function that returns the hits of each row, for the score
+    `<column>_accuracy`; `loss` and `perplexity` are of `labels` alone.
+
     With a `TextStream` to train on, or a batch that grows, the run is one epoch, and its rows are numbered through.
     """
 
-    def __init__(self, model: TunedModel, args: LanguageArguments, *, train_dataset: Dataset | TextStream, **kwargs):
+    def __init__(
+        self,
+        model: TunedModel,
+        args: LanguageArguments,
+        *,
+        train_dataset: Dataset | TextStream,
+        losses: Losses | dict[str, Losses],
+        preprocess_logits_for_metrics: dict[str, Callable] | None = None,
+        **kwargs,
+    ):
         if args.ramp is not None and isinstance(train_dataset, Dataset):
             rows = len(train_dataset) * args.num_train_epochs
             train_dataset = Repeated(train_dataset, args.seed if args.data_seed is None else args.data_seed)
@@ -80,17 +113,15 @@ class LanguageTrainer(Trainer):
             model,
             args,
             train_dataset=train_dataset,
-            losses=losses_at_labels,
-            preprocess_logits_for_metrics=hits_at_labels,
+            losses=losses,
+            preprocess_logits_for_metrics={"labels": hits_at_labels} | (preprocess_logits_for_metrics or {}),
             compute_metrics=self._accuracy,
             **kwargs,
         )
-        if self.speed.selection is not None:
-            self.speed.selection.label_smoothing = self.args.label_smoothing_factor
-            if self.speed.selection.chunked:
-                self._losses_of, self._reduce = chunked_losses, chunked_hits
-        self.label_names = ["labels"]  # whatever else the model's own loss would take
-        self._loss_shifts_labels = False  # each label stands where it is predicted
+        #: whether the function of `losses` needs the scores of the vocabulary
+        self._needs_scores = self.losses["labels"] is not losses_at_labels
+        if isinstance(train_dataset, TextStream):
+            self.add_callback(FindPlace(train_dataset, self))
 
     @staticmethod
     def _one_epoch(args: LanguageArguments, rows: float) -> None:
@@ -112,68 +143,68 @@ class LanguageTrainer(Trainer):
         if changed:
             tell(f"{' and '.join(changed)}: the run is one epoch, so every {args.save_steps:g} steps instead")
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        rows = self.train_dataset
-        if isinstance(rows, Dataset):
-            return super()._get_train_sampler(train_dataset)
-        self._train_batches = StepBatches(
-            self.args.max_steps,
-            self._step_rows,
-            self.args.ramp,
-            self.args.gradient_accumulation_steps,
-            self.args.world_size,
-            self.args.process_index,
-        )
-        rows.rows = int(self._train_batches.starts[-1])
-        if isinstance(rows, TextStream):
-            rows.ahead = 3 * self._step_rows
-        return self._train_batches
+    def make_batches(self, dataset: Dataset | TextStream | Repeated) -> Sampler:
+        """Return the batch sampler: of rows that are numbered through, `StepBatches`."""
+        if isinstance(dataset, Dataset):
+            return super().make_batches(dataset)
+        cut = self.cut()
+        del cut["seed"]
+        batches = StepBatches(self.args.max_steps, self.step_rows, self.args.ramp, **cut)
+        dataset.rows = int(batches.starts[-1])
+        if isinstance(dataset, TextStream):
+            dataset.ahead = 3 * self.step_rows
+        return batches
 
-    def _init_training_state(self, *args) -> tuple[int, int]:
-        *_, checkpoint, _ = args
+    def save_beside(self, folder: Path) -> None:
+        """Save the place of a stream."""
         if isinstance(self.train_dataset, TextStream):
-            with reading(str(checkpoint)):
-                self.train_dataset.go_to(checkpoint)
-        return super()._init_training_state(*args)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if isinstance(self.train_dataset, TextStream):
-            self.train_dataset.save(output_dir, int(self._train_batches.starts[self.state.global_step]))
+            self.train_dataset.save(str(folder), int(self.train_batches.starts[self.state.global_step]))
 
     def get_batch_samples(self, *args, **kwargs):
+        """Return the batches of a step; where a stream fails, save a checkpoint first."""
         try:
             return super().get_batch_samples(*args, **kwargs)
         except InputError as error:  # of a stream, after the last step and before the next
-            step = self.state.global_step
-            if self.args.world_size == 1 and step > 0 and self._saved_step != step:
-                self._save_checkpoint(self.model_wrapped, None)
-            kept = f"{Path(self._last_whole).name} is whole; mend it, then {HOW_TO_GO_ON}" if self._last_whole else ""
+            if self.args.world_size == 1 and self.state.global_step > 0:
+                self.save_now()
+            kept = f"{Path(self.last_whole).name} is whole; mend it, then {HOW_TO_GO_ON}" if self.last_whole else ""
             raise InputError(*str(error).split("\n"), *([kept] if kept else [])) from None
 
     def train(self, *args, **kwargs):
+        """Train as the parent does, and close a stream afterwards."""
         try:
             return super().train(*args, **kwargs)
         finally:
             if isinstance(self.train_dataset, TextStream):
                 self.train_dataset.close()
 
-    def _track_num_input_tokens(self, inputs) -> None:
-        super()._track_num_input_tokens(inputs | {"attention_mask": inputs.get("real", inputs["attention_mask"])})
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Compute loss and gradient of a batch. Afterwards its `attention_mask` is 1 at every token but padding."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if "real" in inputs:  # by its `attention_mask` the training loop counts the tokens of a batch next
+            inputs["attention_mask"] = inputs.pop("real")
+        return loss
 
-    def _logits(self, outputs: ModelOutput) -> Tensor:
-        return scores_of(outputs)
+    def logits_of(self, outputs, name: str) -> Logits:
+        """Return the scores of the vocabulary for `labels`; all outputs for another column."""
+        if name == "labels":
+            return scores_of(outputs)
+        return tuple(value for key, value in outputs.items() if key != "loss")
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        """Compute the loss of a batch as the parent does, with the head at labels only."""
         inputs.pop("owner", None)
         inputs.pop("real", None)
-        with self.speed.at_labels(inputs["labels"]):
+        with self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor, self._needs_scores):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Sums what the trainer keeps of each piece over the pieces of a row; the labels become their number."""
+        """Sum what the trainer keeps of each piece over the pieces of a row; the labels become their number."""
         owner = inputs.get("owner")
-        _, (hits, losses, counts), _ = super().prediction_step(model, inputs, False, ignore_keys)
+        _, found, _ = super().prediction_step(model, inputs, False, ignore_keys)
+        if isinstance(found, dict):
+            return None, found, {name: counts[:, None] for name, (_, _, counts) in found.items()}
+        hits, losses, counts = found
         if owner is not None:
             owner = owner.to(losses.device)
             rows = int(owner[-1]) + 1
@@ -181,7 +212,7 @@ class LanguageTrainer(Trainer):
         return None, (hits, losses, counts), counts[:, None]
 
     def scores(self, splits: DatasetDict, when: str) -> dict[str, float]:
-        """Loss, perplexity and accuracy of each split but train, as `when_split_score`."""
+        """Return loss, perplexity and accuracy of each split but train, as `when_split_score`."""
         found = {}
         for split in splits:
             if split != "train":
@@ -191,13 +222,23 @@ class LanguageTrainer(Trainer):
 
     @staticmethod
     def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
-        return {"accuracy": float(np.sum(prediction.predictions) / np.sum(np.concatenate(prediction.label_ids)))}
+        hits, counts = prediction.predictions, prediction.label_ids
+        if not isinstance(hits, dict):
+            hits, counts = {"labels": hits}, {"labels": counts}
+        return {
+            "accuracy" if name == "labels" else f"{name}_accuracy": float(
+                np.sum(hits[name]) / np.sum(np.concatenate(counts[name]))
+            )
+            for name in hits
+        }
 
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        metrics = super()._metrics(prediction)
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the scores of the parent, with loss and perplexity of `labels` alone."""
+        metrics = super().score(prediction)
+        metrics["loss"] = metrics.get("loss_labels", metrics["loss"])
         return metrics | {"perplexity": perplexity(metrics["loss"])}
 
 
 def perplexity(loss: float) -> float:
-    """The exponential of a loss, infinite where that is too large for a number."""
+    """Return the exponential of a loss; infinite where that is too large for a number."""
     return math.exp(loss) if loss < 700 else math.inf

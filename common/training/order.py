@@ -1,15 +1,20 @@
-"""Which rows make a batch: in training shuffled and seeded, in evaluation sorted by length and put back in order."""
+"""Promise: seed and epoch alone decide which rows an optimizer step takes. Evaluation sorts rows by length."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.compute as pc
+import transformers
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from common.data.workers import spare_workers
 
 #: grouped by length, a step is cut from the rows of so many, sorted (transformers' LengthGroupedSampler: 50)
 STEPS_SORTED_TOGETHER = 50
@@ -293,3 +298,66 @@ def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.nd
     for index, row in zip(order, (row for batch in batches for row in batch), strict=True):
         rows[index] = row
     return rows
+
+
+# In the trainer
+
+
+@runtime_checkable
+class EpochSeeded(Protocol):
+    """A collator that draws at random: what it draws must follow from its seed, the epoch and the row alone.
+
+    The trainer names the epoch before its first batch. Drawn from the global random state, the masks of a resumed run
+    would be others than those of the run that was not stopped.
+    """
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class NameEpoch(TrainerCallback):
+    """Names each epoch to the batch sampler and the collator before its first batch.
+
+    The training loop names it through one wrapper of the sampler; a resumed epoch on several processes has two.
+    """
+
+    def __init__(self, trainer: "SeededOrder"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        for part in (self.trainer.train_batches, self.trainer.data_collator):
+            if isinstance(part, EpochSeeded):
+                part.set_epoch(int(state.epoch))
+
+
+class SeededOrder(transformers.Trainer):
+    """Takes training rows in an order of its own, under `--train_sampling_strategy random` and `group_by_length`."""
+
+    #: rows of an optimizer step, and the sampler that cuts them into batches; None for a sampler of transformers
+    step_rows: int
+    train_batches: Sampler | None = None
+
+    def cut(self) -> dict[str, int]:
+        """Return the arguments of a batch sampler that say how a step is cut, and its seed."""
+        args = self.args
+        return {
+            "accumulation": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+            "rank": args.process_index,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+        }
+
+    def make_batches(self, dataset: Dataset) -> Sampler:
+        """Return the batch sampler of a training set."""
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return TrainingBatches(row_lengths(dataset), self.step_rows, by_length=by_length, **self.cut())
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, Dataset) and self.args.train_sampling_strategy not in ("random", "group_by_length"):
+            return super()._get_train_sampler(train_dataset)
+        self.train_batches = self.make_batches(dataset)
+        return self.train_batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the training set. Its workers ignore signals to the process group."""
+        return spare_workers(super().get_train_dataloader())

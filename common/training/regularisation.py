@@ -1,27 +1,26 @@
-"""Regularisation that fine-tuning uses, beside weight decay and label smoothing, which every model has.
+"""Promise: regularisers beside weight decay give the same run however its steps are cut, and when it is resumed.
 
-`common.args.RegularisationArguments` has the arguments, and `common.training.trainer` calls what they turn on. Dropout aside,
-none of it draws from the global random state or depends on how a step is cut into batches: what is drawn follows from
-the seed, the step and the row or weight, so that accumulation, several processes and resuming give the same run.
+`common.args.RegularisationArguments` has the arguments. Dropout aside, none of the regularisers draws from the global
+random state: what is drawn follows from the seed, the step and the row or weight. Where the weights are averaged, their
+mean is evaluated and saved.
 """
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError
+from common.models.structure import transformer_of
 
 Logits = Tensor | tuple[Tensor, ...]
-
-
-# Dropout
 
 
 # R-Drop
@@ -29,15 +28,15 @@ Logits = Tensor | tuple[Tensor, ...]
 
 def repeat_batch(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """A batch with each of its rows a second time, behind all others."""
-    return {name: torch.cat([value, value]) for name, value in inputs.items()}
+    return {n: torch.cat([value, value]) if isinstance(value, Tensor) else value for n, value in inputs.items()}
 
 
 def divergence(logits: Logits, labels: Tensor) -> Tensor:
     """What R-Drop makes small: (KL(p, q) + KL(q, p)) / 2, summed over the labels that are not -100.
 
-    p and q are the distributions that the first and the second half of the rows of a batch of `repeat_batch` get. `logits` has
-    shape (rows, ..., classes) for `labels` of (rows, ...), or (1, labels, classes) without those that are -100, or the
-    shape of `labels`, each then being of a class of its own; or is one (rows, classes) for each column of `labels`.
+    p and q are the distributions of the first and the second half of the rows of a batch of `repeat_batch`. `logits`
+    has shape (rows, ..., classes) for `labels` of (rows, ...), or (1, labels, classes) without those that are -100, or
+    the shape of `labels`, each then being of a class of its own; or is one (rows, classes) for each column of `labels`.
     Liang et al. 2021, https://arxiv.org/abs/2106.14448, equation 2.
     """
     if isinstance(logits, tuple):
@@ -68,8 +67,9 @@ class Adversary:
     (FGM's paper sums). The word embeddings are moved, of encoder-decoders the encoder's; padding is not.
     """
 
-    def __init__(self, model: PreTrainedModel, epsilon: float, steps: int | None, step_size: float | None, seed: int):
-        reader = model.get_encoder() if model.config.is_encoder_decoder else model
+    def __init__(self, model: nn.Module, epsilon: float, steps: int | None, step_size: float | None, seed: int):
+        transformer = transformer_of(model)
+        reader = transformer.get_encoder() if transformer.config.is_encoder_decoder else transformer
         self.embeddings = reader.get_input_embeddings()
         self.embeddings.register_forward_hook(self._move)
         self.random, self.seed = steps is not None, seed
@@ -168,7 +168,7 @@ class Mixout:
     Lee et al. 2020, https://arxiv.org/abs/1909.11299, equation 4.
     """
 
-    def __init__(self, model: PreTrainedModel, parameters: dict[str, nn.Parameter], p: float, seed: int):
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], p: float, seed: int):
         linear = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))}
         linear -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # tied to it
         self.pairs = [(w, w.detach().clone()) for w in parameters.values() if id(w) in linear]
@@ -222,6 +222,8 @@ class WeightAverage:
     def __init__(self, decay: float | None, start: float | None):
         self.decay, self.start = decay, start
         self.mean: dict[str, Tensor] = {}
+        #: of a checkpoint: the weights of which it holds the mean
+        self.resumed: dict[str, Tensor] = {}
 
     def begin(self, max_steps: int) -> None:
         """Forget all; a run of `max_steps` steps begins, or goes on after `load`."""
@@ -286,3 +288,105 @@ class WeightAverage:
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+# In the trainer
+
+
+class RegularisedSteps(TrainerCallback):
+    """Averages the weights and mixes pretrained ones in, where the trainer is asked to."""
+
+    def __init__(self, average: WeightAverage | None, mixout: Mixout | None):
+        self.average, self.mixout = average, mixout
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        if self.average:
+            self.average.begin(state.max_steps)
+            self.average.load(model, self.average.resumed)
+            self.average.resumed = {}
+        if self.mixout:
+            self.mixout.forget()
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if self.average:
+            self.average.before_step(model)
+        if self.mixout:
+            self.mixout.mix(state.global_step)
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if self.average:
+            self.average.after_step(model, state.global_step)
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        if self.average:
+            self.average.apply_mean(model)
+
+
+class Regularised(transformers.Trainer):
+    """Trains with the regularisers that the arguments turn on."""
+
+    average: WeightAverage | None = None
+    mixout: Mixout | None = None
+    adversary: Adversary | None = None
+    pull: PullToPretrained | None = None
+
+    def regularise(self) -> None:
+        """Make ready what the arguments turn on, while the weights are those that the run begins with."""
+        args, seed = self.args, self.args.seed
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        for name in ("l2_sp", "mixout", "adversarial", "ema_decay", "swa_start"):
+            if sharded and getattr(args, name) not in (None, 0.0):
+                raise InputError(
+                    f"--{name}: not where FSDP or DeepSpeed shards the weights; launch with multi_gpu.yaml"
+                )
+        if args.l2_sp:
+            self.pull = PullToPretrained(pretrained_parameters(self.model, self.tuned.pretrained, "l2_sp"), args.l2_sp)
+        if args.mixout:
+            pretrained = pretrained_parameters(self.model, self.tuned.pretrained, "mixout")
+            self.mixout = Mixout(self.model, pretrained, args.mixout, seed)
+        if args.adversarial:
+            freelb = args.adversarial_steps, args.adversarial_step_size
+            self.adversary = Adversary(self.model, args.adversarial_epsilon, *freelb, seed)
+            self.passes = self.adversary.passes
+        if args.ema_decay is not None or args.swa_start is not None:
+            self.average = WeightAverage(args.ema_decay, args.swa_start)
+        self.add_callback(RegularisedSteps(self.average, self.mixout))
+
+    def averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Within it the model has the mean of its weights; gives the weights themselves, nothing without a mean."""
+        return self.average.in_place(self.model) if self.average else nullcontext({})
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the parameters that decay: those that L2-SP pulls elsewhere do not."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if self.pull is None or name not in self.pull.pairs]
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Compute loss and gradient of a batch; with the last batch of a step complete the gradient."""
+        whole = self.accelerator.sync_gradients
+        if self.args.r_drop:
+            inputs = repeat_batch(inputs)
+            num_items_in_batch = {name: 2 * count for name, count in num_items_in_batch.items()}
+        if self.adversary:
+            losses = []
+            for last in self.adversary.perturbed(inputs, self.state.global_step):
+                with nullcontext() if whole and last else self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+            loss = torch.stack(losses).mean()
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_losses.append(loss)
+        if whole:
+            self._complete_gradient()
+        return loss
+
+    def _complete_gradient(self) -> None:
+        """Change the gradient of a step once it is summed over batches and processes."""
+        if self.adversary:
+            for value in self.model.parameters():
+                if value.grad is not None:
+                    value.grad.div_(self.adversary.passes)
+        if self.mixout:
+            self.mixout.restore()
+        if self.pull:
+            self.pull.add_gradient(1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale())

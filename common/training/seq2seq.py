@@ -6,8 +6,8 @@ Beside those of `common.training.trainer`:
   The loss is not computed beside it; under `--predict_with_generate false` it is, and nothing is generated.
 - During training it searches greedily, afterwards as `GenerationArguments` say.
 - It generates in the precision of the training.
-- `--max_tokens_per_batch` fills each batch up to a budget of sub-tokens (`common.training.order.TokenBudgetBatches`), and a
-  run that is resumed goes on bit for bit with it too.
+- `--max_tokens_per_batch` fills each batch up to a budget of tokens (`common.training.order.TokenBudgetBatches`). A
+  resumed run goes on bit for bit with it too.
 """
 
 from collections.abc import Collection
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import (
     EvalPrediction,
     LogitsProcessorList,
@@ -33,10 +34,11 @@ from common.errors import InputError, tell
 from common.inference.search import shrinking_search
 from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
-from common.speed.apply import training_pass
+from common.speed.head import losses_at_labels
 from common.training import checkpoints
+from common.training.loss import Losses
 from common.training.order import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
-from common.training.trainer import Trainer, label_losses
+from common.training.trainer import Trainer
 from common.tuning.methods import TuningArguments
 
 #: the search of evaluations during training: beams take several times as long, and rank checkpoints much the same
@@ -48,7 +50,11 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     """Training arguments of encoder-decoders."""
 
     max_tokens_per_batch: int = field(
-        default=0, metadata={"help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows"}
+        default=0,
+        metadata={
+            "help": "sub-tokens in a batch, padding included; 0: --per_device_train_batch_size rows",
+            "resume": "splits_step",
+        },
     )
     predict_with_generate: bool = field(
         default=True, metadata={"help": "evaluate by generating; false: by the loss alone, until the training is over"}
@@ -173,44 +179,36 @@ class Seq2SeqTrainer(Trainer):
     of its input, or by the "first" of its labels. Without it, as the generation configuration says.
     """
 
-    def __init__(self, *args, begins: Literal["start", "first"] | None = None, **kwargs):
-        super().__init__(*args, losses=self._label_losses, **kwargs)
+    def __init__(self, *args, losses: Losses, begins: Literal["start", "first"] | None = None, **kwargs):
+        super().__init__(*args, losses=losses, **kwargs)
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: not where FSDP shards the weights; leave it out")
         self._begins = begins
+        if losses is not losses_at_labels:  # a loss of your own needs the scores of the vocabulary
+            self.speed.head = None
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy not in ("random", "group_by_length"):
-            return super()._get_train_sampler(train_dataset)
-        accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
+    def make_batches(self, dataset: Dataset) -> Sampler:
+        """Return the batch sampler: by rows, or by a budget of tokens, of the longer side of each pair."""
         lengths = np.maximum(row_lengths(dataset), row_lengths(dataset, "labels"))
-        cut = {"accumulation": accumulation, "processes": processes, "rank": self.args.process_index}
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.args.max_tokens_per_batch:
-            step_tokens = self.args.max_tokens_per_batch * accumulation * processes
-            self._train_batches = TokenBudgetBatches(lengths, step_tokens, seed=seed, multiple=PAD_MULTIPLE, **cut)
-        else:
-            by_length = self.args.train_sampling_strategy == "group_by_length"
-            self._train_batches = TrainingBatches(lengths, self._step_rows, seed=seed, by_length=by_length, **cut)
-        return self._train_batches
+            step_tokens = self.args.max_tokens_per_batch * self.args.gradient_accumulation_steps * self.args.world_size
+            return TokenBudgetBatches(lengths, step_tokens, multiple=PAD_MULTIPLE, **self.cut())
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return TrainingBatches(lengths, self.step_rows, by_length=by_length, **self.cut())
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        recomputes = self.model.is_activation_checkpointing
-        with training_pass(self.speed, inputs, self.args.label_smoothing_factor, recomputes):
+        at_labels = self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor)
+        with self.speed.training_pass(inputs["attention_mask"], inputs["labels"]), at_labels:
             return super().compute_loss(model, inputs | {"use_cache": False}, *args, **kwargs)
 
-    def _label_losses(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        if self.speed.head is not None and self.speed.head.labels is not None:
-            return logits[..., 0]
-        return label_losses(logits, labels, label_smoothing)
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Log as the parent does, without a number of rows that it cannot know."""
         if self.args.max_tokens_per_batch and self.args.max_steps > 0:
             logs.pop("train_samples_per_second", None)  # takes all batches to have --per_device_train_batch_size rows
         super().log(logs, *args, **kwargs)
 
     def train(self, *args, **kwargs) -> TrainOutput:
+        """Train as the parent does; in the end average checkpoints if asked to."""
         output = super().train(*args, **kwargs)
         if self.args.average_checkpoints:
             self._take_average(self.args.average_checkpoints)
@@ -241,7 +239,7 @@ class Seq2SeqTrainer(Trainer):
         tell(f"the model is the mean of the checkpoints of steps {steps}")
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Generates for a batch, which gives ((outputs,), labels), or reduces its loss as the parent does."""
+        """Generate for a batch, which gives ((outputs,), labels), or reduce its loss as the parent does."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels", None)
         if self.args.predict_with_generate:
@@ -257,18 +255,21 @@ class Seq2SeqTrainer(Trainer):
                 search = GREEDY if self.is_in_train else {}
                 kept |= {"synced_gpus": True} if shared else {"custom_generate": shrinking_search}
                 return None, (plain.generate(**kept, **search),), labels
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self._logits(model(**inputs, use_cache=False))
-        losses = label_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
+        smoothing = self.args.label_smoothing_factor
+        with torch.no_grad(), self.compute_loss_context_manager(), self.speed.at_labels(labels, smoothing):
+            logits = self.logits_of(model(**inputs, use_cache=False), "labels")
+        losses = self.losses["labels"](logits, labels, smoothing).sum(1)
         return None, (torch.zeros_like(losses), losses, (labels != -100).sum(1)), labels
 
-    def _rows(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:
+    def rows_of(self, predictions: list[tuple], labels: list[np.ndarray] | None) -> tuple:
+        """Return outputs and labels in data set order; there is no loss where the model generated."""
         if len(predictions[0]) > 1:
-            return super()._rows(predictions, labels)
+            return super().rows_of(predictions, labels)
         rows = in_dataset_order([batch[0] for batch in predictions], self._order)
         return rows, None if labels is None else in_dataset_order(labels, self._order), None
 
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the loss alone, or the scores of the outputs that the model generated."""
         if len(prediction.predictions[0]) > 1:
-            return {"loss": self._rows(prediction.predictions, prediction.label_ids)[2]}
-        return {name: value for name, value in super()._metrics(prediction).items() if value is not None}
+            return {"loss": self.rows_of(prediction.predictions, prediction.label_ids)[2]}
+        return {name: value for name, value in super().score(prediction).items() if value is not None}

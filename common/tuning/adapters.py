@@ -63,8 +63,8 @@ def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
         if shape.placement == "houlsby":
             if not layer.attention_output:
                 raise InputError(
-                    f"--adapter_placement houlsby: the attention of a {transformer_of(model).config.model_type} model cannot be found; "
-                    "take pfeiffer"
+                    "--adapter_placement houlsby: finds no attention in a "
+                    f"{transformer_of(model).config.model_type} model; choose pfeiffer"
                 )
             adapted += [(name, name) for name in [*layer.attention_output, layer.output]]
         else:

@@ -85,10 +85,12 @@ class TuningArguments:
     _argument_group_name = "tuning"
 
     tuning: str | None = field(
-        default=None, metadata={"help": f"full (default), {', '.join(m for m in METHODS if m != 'full')}"}
+        default=None,
+        metadata={"help": f"full (default), {', '.join(m for m in METHODS if m != 'full')}", "resume": "fixed"},
     )
     lora_r: int | None = field(
-        default=None, metadata={"help": "rank of lora and its like (8; vera 256); alone it means --tuning lora"}
+        default=None,
+        metadata={"help": "rank of lora and its like (8; vera 256); alone it means --tuning lora", "resume": "fixed"},
     )
     lora_alpha: float | None = field(
         default=None, metadata={"help": "scale; twice the rank when not given (rslora 8, pissa the rank)"}
@@ -96,22 +98,35 @@ class TuningArguments:
     lora_dropout: float = field(default=0.1, metadata={"help": "dropout in front of the low-rank matrices"})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "maps to adapt, such as: query value, or all-linear; queries and values when not given"},
+        metadata={
+            "help": "maps to adapt, such as: query value, or all-linear; queries and values when not given",
+            "resume": "fixed",
+        },
     )
-    adapter_reduction: int = field(default=16, metadata={"help": "of adapter: width of the model by that inside"})
+    adapter_reduction: int = field(
+        default=16, metadata={"help": "of adapter: width of the model by that inside", "resume": "fixed"}
+    )
     adapter_placement: Literal["pfeiffer", "houlsby"] = field(
         default="pfeiffer",
-        metadata={"help": "of adapter: one a layer, or one behind attention and one behind the rest"},
+        metadata={
+            "help": "of adapter: one a layer, or one behind attention and one behind the rest",
+            "resume": "fixed",
+        },
     )
-    num_virtual_tokens: int = field(default=20, metadata={"help": "of prefix, prompt and ptuning"})
+    num_virtual_tokens: int = field(default=20, metadata={"help": "of prefix, prompt and ptuning", "resume": "fixed"})
     layerwise_lr_decay: float | None = field(
-        default=None, metadata={"help": "with full: each layer learns at this share of the rate of the one above"}
+        default=None,
+        metadata={"help": "with full: each layer learns at this share of the rate of the one above", "resume": "fixed"},
     )
     peft_config: str | None = field(
-        default=None, metadata={"help": "YAML file with `peft_type`, for any other method of peft"}
+        default=None, metadata={"help": "YAML file with `peft_type`, for any other method of peft", "resume": "fixed"}
     )
     quantize: Literal["4bit", "8bit"] | None = field(
-        default=None, metadata={"help": "with lora or rslora: hold the frozen weights in so few bits (QLoRA; a GPU)"}
+        default=None,
+        metadata={
+            "help": "with lora or rslora: hold the frozen weights in so few bits (QLoRA; a GPU)",
+            "resume": "fixed",
+        },
     )
 
     def __post_init__(self) -> None:

@@ -137,8 +137,8 @@ def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> 
     scaled = [name for layer in layers for name in [*layer.key, *layer.value]]
     if not scaled:
         raise InputError(
-            f"--tuning ia3: keys and values of a {transformer_of(model).config.model_type} model cannot be found; name the linear maps "
-            "by --peft_config"
+            f"--tuning ia3: finds no keys and values in a {transformer_of(model).config.model_type} model; name the "
+            "linear layers by --peft_config"
         )
     forward = [layer.output for layer in layers]
     transposed = any(isinstance(m, Conv1D) and n in scaled for n, m in model.named_modules())

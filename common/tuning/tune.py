@@ -1,7 +1,7 @@
-"""How much of the model is trained: `tune` before training, `merge` after it. `common.tuning.methods` has the methods.
+"""Choose which weights are trained: `tune` before training, `merge` after it.
 
-Which weights those are is found from the model (`common.models.structure`). `common.training.trainer` steps what has to be stepped while
-it trains (`callbacks`, `layer_rates`), and writes checkpoints of what is trained alone.
+`common.tuning.methods` lists the methods. The weights are found from the structure of the model
+(`common.models.structure`), not from names.
 """
 
 import os
@@ -49,7 +49,7 @@ class TunedModel(LoadedModel):
 
     @property
     def pretrained(self) -> set[str]:
-        """Names of the parameters that the checkpoint holds; none in a `PeftModel`, which trains matrices beside them."""
+        """Names of the parameters that the checkpoint holds; none in a `PeftModel`, which freezes all of them."""
         return set() if isinstance(self.model, PeftModel) else super().pretrained
 
 
@@ -95,8 +95,8 @@ def _head(loaded: LoadedModel, args: TuningArguments) -> list[str]:
     found = head_names(loaded.model) + fresh_names(loaded.model, loaded.new_parameters)
     if not found:
         raise InputError(
-            f"{args.asked}: the head of {type(loaded.model).__name__} is its input embeddings once more (tied), so nothing "
-            "would be trained; take top:1, or lora"
+            f"{args.asked}: the head of {type(loaded.model).__name__} is its input embeddings once more (tied), so "
+            "nothing would be trained; choose top:1 or lora"
         )
     return found
 
@@ -179,12 +179,16 @@ def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
 
 
 def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
-    """The plain model that `tuned` amounts to: what was trained beside its weights added into them, wrapper gone.
+    """Add what was trained into the weights, and return the plain model.
 
-    It computes what `tuned.model` computes, to rounding, and loads like any other checkpoint. With `save`, what was trained
-    is kept alone in `output_dir/adapter` as well. Where nothing can be added, a model is returned that saves itself
-    into `base/` of the folder it is given, which with `adapter/` makes the whole (`common.inference.predictor.load_saved`): so
-    no one loads it by itself and takes it for what was trained.
+    It computes what `tuned.model` computes, to rounding, and loads like any other checkpoint. If nothing can be added,
+    the model returned saves itself into `base/` of its folder, so that nobody loads it without `adapter/`
+    (`common.inference.predictor.load_saved` loads both).
+
+    Args:
+        tuned: the model after training.
+        output_dir: folder that gets `adapter/`, with what was trained alone.
+        save: whether this process writes it.
     """
     folder, model, args = Path(output_dir, ADAPTER), tuned.model, tuned.tuning
     if isinstance(model, PeftModel):

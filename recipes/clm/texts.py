@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,11 +10,15 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from common.args import TrainingArguments
 from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data.files import Row
+from common.data.files import TABLES, Row
 from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits
+from common.data.stream import Corpus, TextStream
 from common.errors import InputError, tell
+
+from .arguments import ClmDataArguments
 
 COUNTED = 10_000_000  # sub-tokens of the training rows that the five-grams are counted on
 LEARNED, GIVEN = 1, 0  # marks of sub-tokens: in the loss, or only read
@@ -52,7 +57,8 @@ def shortest(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, loss_on: str) -> DatasetDict:
-    """The texts of each split as rows of `common.data.corpus.blocks_of`; `marks` tells which sub-tokens are in the loss.
+    """The texts of each split as rows of `common.data.corpus.blocks_of`; `marks` tells which tokens are in the
+    loss.
 
     A text ends with the tokenizer's eos. Under `loss_on="completion"` the rows have `prompt` and `completion`: only the
     completion is in the loss, and a row is never divided. Of one that is too long the end of the prompt is kept, or of
@@ -85,11 +91,33 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
     return made
 
 
-def load_completions(args: CorpusArguments, columns: dict[str, str]) -> DatasetDict:
-    """Rows with `prompt` and `completion` by split. Raises `InputError` for broken rows, with file and line."""
+def encode_corpus(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, args: ClmDataArguments, training: TrainingArguments
+) -> DatasetDict:
+    """Encode each split as rows of tokens; see `to_rows`. Training rows that are streamed become a `TextStream`."""
+    rows = to_rows(corpus.texts, tokenizer, args, args.loss_on)
+    if corpus.stream:
+        encode, ends = partial(encode_texts, tokenizer=tokenizer), (beginning(tokenizer), [])
+        rows["train"] = TextStream(corpus.stream, encode, ends, shortest(tokenizer), args, training)
+    return rows
+
+
+def texts_to_learn(corpus: Corpus, args: ClmDataArguments) -> Dataset:
+    """Return the texts that a new tokenizer learns from; prompts and completions are joined."""
+    texts = corpus.training_texts(args)
+    return texts.map(joined) if args.loss_on == "completion" else texts
+
+
+def load_completions(args: ClmDataArguments) -> Corpus:
+    """Load rows with `prompt` and `completion`.
+
+    Raises:
+        InputError: for broken rows, with file and line.
+    """
     if not (args.train_file or args.dataset_name):
         raise InputError("--loss_on completion: needs rows with prompt and completion; give --train_file")
-    return load_splits(args, columns, check_completion, txt="none")
+    columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
+    return Corpus(load_splits(args, columns, check_completion, readers=TABLES))
 
 
 def check_completion(row: Row) -> Iterator[str]:
@@ -101,8 +129,8 @@ def check_completion(row: Row) -> Iterator[str]:
         yield "completion is blank; needed: what is to be learned"
 
 
-class NextBatches:
-    """Collator of rows of `to_rows`: gives what `common.data.packing.to_batch` does; the label is the next sub-token."""
+class NextTokenCollator:
+    """Collator of rows of `to_rows`: gives a batch of `common.data.packing.to_batch`. A label is the next token."""
 
     def __init__(self, pad_id: int, blocks: Blocks | None = None):
         self.pad_id, self.blocks = pad_id, blocks

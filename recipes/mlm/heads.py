@@ -8,7 +8,7 @@ from common.errors import tell
 from common.models.load import LoadedModel
 
 
-def begin_as_identity(loaded: LoadedModel) -> None:
+def start_as_identity(loaded: LoadedModel) -> None:
     """Let the untrained head of a checkpoint without one begin by passing the encoder's vectors on; says so.
 
     Its decoder is tied to the input embeddings, so that it scores the vocabulary from the start; a random layer in

@@ -1,17 +1,21 @@
 """Which sub-tokens are masked: single ones, whole words or spans of words, as seed, epoch and row decide."""
 
 import unicodedata
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import regex
 import torch
+from datasets import DatasetDict
 from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.data.corpus import padded
+from common.args import TrainingArguments
+from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, padded, to_blocks
 from common.data.packing import Blocks, to_batch
+from common.data.stream import Corpus, TextStream
 
 SPECIAL, START, INSIDE = 0, 1, 2  # marks of sub-tokens: special, beginning a word, going on with it
 #: SpanBERT's lengths of spans in words: geometric, cut at ten, of mean 3.8
@@ -140,12 +144,23 @@ class Masker:
         return taken
 
 
+def encode_texts(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, training: TrainingArguments
+) -> DatasetDict:
+    """Encode each split as rows of tokens with marks of words; streamed training rows become a `TextStream`."""
+    rows = to_blocks(corpus.texts, tokenizer, args, word_marks)
+    if corpus.stream:
+        encoded = partial(encode, tokenizer=tokenizer, marks=word_marks)
+        rows["train"] = TextStream(corpus.stream, encoded, ends_of(tokenizer), SHORTEST_TEXT, args, training)
+    return rows
+
+
 class MaskedBatches:
     """Collator of rows of `common.data.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
 
     What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
-    masked already. Gives what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also token_type_ids,
-    and pairs, of shape (rows,).
+    masked already. Returns what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also
+    token_type_ids, and pair, of shape (rows,).
     """
 
     def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
@@ -166,11 +181,11 @@ class MaskedBatches:
         if "pair" in rows[0]:
             longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
-            batch["pairs"] = torch.tensor([int(row["pair"]) for row in rows])
+            batch["pair"] = torch.tensor([int(row["pair"]) for row in rows])
         return batch
 
 
-def masked_once(rows: dict[str, list], masker: Masker) -> dict[str, list]:
+def mask_once(rows: dict[str, list], masker: Masker) -> dict[str, list]:
     """Rows of a split for evaluation: masked by their number alone, so that perplexities of two runs compare."""
     found = [
         masker(np.array(ids), np.array(marks), np.random.default_rng([EVALUATION_SEED, int(row)]))

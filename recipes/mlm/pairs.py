@@ -1,17 +1,16 @@
 """Pairs of segments: is the second the next one (BERT), are the two in order (ALBERT)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, Features, Value
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import BLOCKS, encode, sentences_of
 from common.errors import InputError, tell
-from common.training.language_model import LanguageTrainer
 
 from .masking import SPECIAL, word_marks
 
@@ -111,51 +110,25 @@ def _marks_of(*ends: list[int]) -> tuple[list[int], ...]:
     return tuple([SPECIAL] * len(ids) for ids in ends)
 
 
-def pair_scores(output) -> Tensor | None:
-    """The scores (rows, 2) of the head for pairs in the output of a model; None where it has no such head."""
-    return next((v for v in output.values() if isinstance(v, Tensor) and v.ndim == 2 and v.shape[1] == 2), None)
+def pair_scores(outputs: Iterable[Tensor]) -> Tensor | None:
+    """Return the scores (rows, 2) of the head for pairs among the outputs of a model; None if it has no such head."""
+    return next((v for v in outputs if isinstance(v, Tensor) and v.ndim == 2 and v.shape[1] == 2), None)
 
 
 def check_pair_head(model: PreTrainedModel) -> None:
     """Raise `InputError` unless the model has a head for pairs."""
     with torch.no_grad():
-        if pair_scores(model(input_ids=torch.tensor([[1, 2, 3]], device=model.device))) is None:
+        if pair_scores(model(input_ids=torch.tensor([[1, 2, 3]], device=model.device)).values()) is None:
             raise InputError(
                 f"--objective: {type(model).__name__} has no head for pairs of segments; take a BERT or an ALBERT"
             )
 
 
-class PairTrainer(LanguageTrainer):
-    """`LanguageTrainer` whose loss is the mean over masked sub-tokens plus the mean over pairs.
+def pair_losses(outputs: tuple[Tensor, ...], pairs: Tensor, label_smoothing: float) -> Tensor:
+    """Compute the cross-entropy of each pair, (rows,), without label smoothing."""
+    return F.cross_entropy(pair_scores(outputs).float(), pairs, reduction="none")
 
-    Scores have `pair_accuracy` as well; `loss` and `perplexity` are of the masked sub-tokens only.
-    """
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        rows = torch.tensor(sum(len(batch["pairs"]) for batch in batch_samples), device=device)
-        self._pairs_in_step = self.accelerator.gather(rows).sum()
-        return super()._get_num_items_in_batch(batch_samples, device)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs):
-        pairs = inputs.pop("pairs")
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
-        )
-        scores = pair_scores(outputs).float()
-        if model.training:
-            of_pairs = F.cross_entropy(scores, pairs, reduction="sum") / self._pairs_in_step
-            loss = loss + of_pairs * self.args.world_size  # whose gradients are averaged
-        else:
-            self._pair_hits.append((scores.argmax(-1) == pairs).long())
-        return (loss, {"logits": outputs.prediction_logits}) if return_outputs else loss
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        self._pair_hits = []  # of each part of the batch
-        _, (hits, losses, counts), labels = super().prediction_step(model, inputs, False, ignore_keys)
-        return None, (torch.stack([hits, torch.cat(self._pair_hits)], 1), losses, counts), labels
-
-    @staticmethod
-    def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
-        hits, pair_hits = np.stack(prediction.predictions).sum(0)
-        counts = np.sum(np.concatenate(prediction.label_ids))
-        return {"accuracy": float(hits / counts), "pair_accuracy": float(pair_hits / len(dataset))}
+def pair_hits(outputs: tuple[Tensor, ...], pairs: Tensor) -> Tensor:
+    """Return 1 for each pair that has the highest score, else 0; shape (rows,)."""
+    return (pair_scores(outputs).argmax(-1) == pairs).long()

@@ -1,4 +1,4 @@
-"""Masked language modelling: go on pretraining an encoder on text of your own, or pretrain one from nothing.
+"""Masked language modelling: continue pretraining an encoder on your own text, or pretrain one from scratch.
 
     make mlm
     make mlm ARGS="--train_file 'texts/**/*.txt' --text_unit paragraph --output_dir outputs/mine"
@@ -13,30 +13,27 @@ More in README.md.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, set_seed
+from datasets import DatasetDict
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    BertConfig,
+    set_seed,
+)
 
+from common import data, models
 from common.args import ModelArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, load_corpus, load_texts, to_blocks
-from common.data.packing import find_blocks
-from common.data.stream import TextStream, check_streaming, open_texts
 from common.errors import InputError
-from common.models.load import load_model, load_tokenizer, resolve_model
-from common.models.new import ScratchArguments, new_model, train_tokenizer
-from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import draw_curve, print_perplexities, write_json_lines, write_model_card
-from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.tuning import TuningArguments, merge, tune
+from common.run import Run, draw_curve, print_perplexities, write_json_lines
+from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
+from common.tuning import TuningArguments, tune
 
-from .filling import Filler, compare_fills, sentences_with_a_gap
-from .heads import begin_as_identity
-from .masking import MaskedBatches, Masker, Masking, masked_once, word_marks
-from .pairs import PairTrainer, check_pair_head, to_pairs
+from . import filling, masking, pairs
+from .arguments import MlmDataArguments
+from .heads import start_as_identity
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 fill = pipeline("fill-mask", model="{folder}")
@@ -45,35 +42,7 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 
 @dataclass
-class MlmDataArguments(CorpusArguments):
-    forgetting_file: str | None = field(
-        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
-    )
-    objective: Literal["mlm", "mlm+nsp", "mlm+sop"] = field(
-        default="mlm", metadata={"help": "masks alone, or also: is a second segment the next, are two in order"}
-    )
-    masking: Masking = field(default="token", metadata={"help": "what is masked as one: token, whole_word, span"})
-    mlm_probability: float = field(default=0.15, metadata={"help": "share of the sub-tokens that are masked"})
-    eval_mlm_probability: float = field(default=0.15, metadata={"help": "the same in evaluations, always of tokens"})
-    mask_replaced: float = field(default=0.8, metadata={"help": "share of the masked that becomes the mask token"})
-    mask_random: float = field(default=0.1, metadata={"help": "share of the masked that becomes a random sub-token"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.forgetting_file:
-            self.check_path("forgetting_file", self.forgetting_file)
-        if self.streaming and self.objective != "mlm":
-            raise InputError(f"--objective {self.objective}: pairs are made of all texts, so not with --streaming")
-        for name in ("mlm_probability", "eval_mlm_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        if min(self.mask_replaced, self.mask_random) < 0 or self.mask_replaced + self.mask_random > 1:
-            raise InputError("--mask_replaced and --mask_random: shares of at least 0 that together are at most 1")
-
-
-@dataclass
 class MlmTrainingArguments(LanguageArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
     )
@@ -81,7 +50,30 @@ class MlmTrainingArguments(LanguageArguments):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "rows a device takes at a time"})
 
 
-ARGUMENTS = (ModelArguments, ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
+ARGUMENTS = (ModelArguments, models.ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
+
+
+def encode(
+    corpus: data.Corpus, loaded: models.LoadedModel, data_args: MlmDataArguments, args: MlmTrainingArguments
+) -> tuple[DatasetDict, data.Blocks | None]:
+    """Encode the texts as rows of tokens, or of pairs of segments; return them, and how the model takes packed rows.
+
+    The training rows are masked anew in each epoch. All other splits are masked here, once.
+    """
+    tokenizer, packing = loaded.tokenizer, None
+    if data_args.objective == "mlm":
+        packing = data.find_blocks(loaded.model, data_args.pack_as, causal=False)
+        rows = masking.encode_texts(corpus, tokenizer, data_args, args)
+    else:
+        pairs.check_pair_head(loaded.model)
+        rows = pairs.to_pairs(corpus.texts, tokenizer, data_args.max_seq_length, data_args.objective)
+    if packing:
+        loaded.attn_implementation = "sdpa"  # the kernel that takes a mask of blocks
+    shares = data_args.mask_replaced, data_args.mask_random
+    masker = masking.Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
+    for split in rows.keys() - {"train"}:
+        rows[split] = rows[split].map(masking.mask_once, batched=True, fn_kwargs={"masker": masker})
+    return rows, packing
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -90,104 +82,73 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.learning_rate is None:  # that of full is high already
         args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
-    check_streaming(data_args, args)
-    if data_args.pack_as == "blocks" and model_args.attn_implementation == "auto":
-        model_args.attn_implementation = "sdpa"
+    in_pairs, length = data_args.objective != "mlm", data_args.max_seq_length
+    if args.r_drop and in_pairs:
+        raise InputError("--r_drop: works with masked tokens alone; give --objective mlm")
     set_seed(args.seed)
-    if args.r_drop and data_args.objective != "mlm":
-        raise InputError("--r_drop: for masked sub-tokens alone; give --objective mlm")
 
     # Data
-    stream = open_texts(data_args) if data_args.streaming else None
-    texts = stream.splits if stream else load_corpus(data_args)
-    if data_args.forgetting_file:
-        texts["forgetting"] = load_texts(data_args.forgetting_file, data_args)
-    rows = {**texts, "train": stream.names()} if stream else texts
-    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=rows)
+    corpus = data.open_corpus(data_args, args)
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=corpus.recorded())
 
     # Model
-    if scratch_args.tokenizer_train and not args.resume_from_checkpoint:
-        tokenizer = train_tokenizer(scratch_args, stream.sample(data_args) if stream else texts["train"], SPECIAL)
-    else:  # a run that goes on has its own tokenizer
-        own = args.resume_from_checkpoint if scratch_args.tokenizer_train else None
-        tokenizer = load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    texts = partial(corpus.training_texts, data_args)
+    tokenizer = models.load_or_train_tokenizer(scratch_args, model_args, texts, SPECIAL, run.checkpoint)
     if tokenizer.mask_token is None:
-        raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; take an encoder")
-    length, in_pairs = data_args.max_seq_length, data_args.objective != "mlm"
+        raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; choose an encoder")
     auto_class = AutoModelForPreTraining if in_pairs else AutoModelForMaskedLM
     if scratch_args.from_scratch:
-        loaded = new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length)
+        loaded = models.new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length, args.dropout)
     else:
-        loaded = load_model(auto_class, model_args, None, length, quantize=tuning_args.quantize)
-        begin_as_identity(loaded)
-    model = loaded.model
-    if in_pairs:
-        check_pair_head(model)
-    set_dropout(model, args.dropout, model_args.attention_dropout)
-    model.config.max_seq_length = length  # saved with the model, so that predict reads as much
-    blocks_taken = None if in_pairs else find_blocks(model, data_args.pack_as, causal=False)
+        options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
+        loaded = models.load_model(auto_class, model_args, None, length, **options)
+        start_as_identity(loaded)
+    loaded.model.config.max_seq_length = length  # saved with the model, so that predict reads as much
+    blocks, packing = encode(corpus, loaded, data_args, args)
     tuned = tune(loaded, tuning_args, None)  # peft has no name for this task
-    if in_pairs:
-        blocks = to_pairs(texts, tokenizer, length, data_args.objective)
-    else:
-        blocks = to_blocks(texts, tokenizer, data_args, word_marks)
-    if stream:
-        encoded = partial(encode, tokenizer=tokenizer, marks=word_marks)
-        blocks["train"] = TextStream(stream, encoded, ends_of(tokenizer), SHORTEST_TEXT, data_args, args)
-    shares = data_args.mask_replaced, data_args.mask_random
-    evaluated = {"masker": Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)}
-    for split in blocks:
-        if split != "train":
-            blocks[split] = blocks[split].map(masked_once, batched=True, fn_kwargs=evaluated)
 
     # Trainer
     check_best_metric(args, ("perplexity", "accuracy", *(("pair_accuracy",) if in_pairs else ())))
-    masker = Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
-    trainer = (PairTrainer if in_pairs else LanguageTrainer)(
+    shares = data_args.mask_replaced, data_args.mask_random
+    masker = masking.Masker(tokenizer, data_args.masking, data_args.mlm_probability, *shares)
+    trainer = LanguageTrainer(
         model=tuned,
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        data_collator=MaskedBatches(masker, tokenizer.pad_token_id, args.seed, blocks_taken),
+        data_collator=masking.MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing),
+        losses={"labels": losses_at_labels} | ({"pair": pairs.pair_losses} if in_pairs else {}),
+        preprocess_logits_for_metrics={"pair": pairs.pair_hits},
     )
-    filler = Filler(model, tokenizer, trainer.speed, length)
-    gaps = sentences_with_a_gap(texts["validation"]["text"][:], tokenizer)
+    fill = filling.Filler(loaded.model, tokenizer, trainer.speed, length)
+    gaps = filling.sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)
 
     # Train
-    run.start()
     with run.phase("before"):
         metrics = trainer.scores(blocks, "before")
-        filled = filler([text for text, _ in gaps], top=5)
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+        before = fill([text for text, _ in gaps], top=5)
+    run.train(trainer)
 
     # Test
     with run.phase("after"):
         metrics |= trainer.scores(blocks, "after")
-        fills = compare_fills(gaps, filled, filler([text for text, _ in gaps], top=5))
+        fills = filling.compare_fills(gaps, before, fill([text for text, _ in gaps], top=5))
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)
     write_json_lines(Path(args.output_dir, "fill_ins.jsonl"), fills)
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
     scored = "test" if "test" in blocks else "validation"
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="fill-mask",
-        base_model="A new model" if scratch_args.from_scratch else model_args.model_name_or_path,
-        scores={name: metrics[f"after_{scored}_{name}"] for name in ("loss", "perplexity", "accuracy")},
+        scores=("loss", "perplexity", "accuracy"),
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
+        base_model=loaded.source or "A new model",
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

@@ -10,15 +10,17 @@ joined by spaces) and score (mean probability of the tags of its words). Memory 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data import Row, check_file, read_file
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
+from .conll import SENTENCES
 from .tagging import cut_windows, entity_spans, split_words
 
 
@@ -96,9 +98,10 @@ def with_entities(rows: list[Row], tagger: Tagger) -> Iterator[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row, args.max_chars)
+    read = partial(read_file, readers=SENTENCES)
+    check_file(args.input, check_row, args.max_chars, read)
     tagger = Tagger(args.model, args.batch_tokens, args.precision)
-    return predict_file(args, lambda rows: with_entities(rows, tagger))
+    return predict_file(args, lambda rows: with_entities(rows, tagger), read)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""Metrics as `evaluate.Metric` objects that need no network: lists of labels in, plain floats out."""
+"""Entity scores, the gazetteer baseline, and the table of results."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 
 import datasets
 import evaluate
 import numpy as np
+from datasets import Dataset
 from seqeval.metrics import accuracy_score, classification_report
 from seqeval.scheme import IOB2
+from transformers import EvalPrediction
+
+from common.errors import tell
+from common.run.report import print_table
+
+from .tagging import entity_spans, invalid_tags
 
 _TAGS = datasets.Features(
     {"predictions": datasets.List(datasets.Value("string")), "references": datasets.List(datasets.Value("string"))}
@@ -63,8 +73,76 @@ class StrictSeqeval(evaluate.Metric):
         return {key: value.item() if isinstance(value, np.generic) else value for key, value in scores.items()}
 
 
-def invalid_tags(tags: list[str]) -> list[int]:
-    """Positions of each `I-X` that follows neither `B-X` nor `I-X`: no such tag can stand in IOB2."""
-    return [
-        i for i, tag in enumerate(tags) if tag.startswith("I-") and (i == 0 or tags[i - 1] not in (tag, "B-" + tag[2:]))
+def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
+    """Return one list of tags a sentence from `values`, arrays of label ids a window."""
+    return [[labels[i] for i in ids] for ids in stitch(windows["sentence"], values, prediction.label_ids)]
+
+
+def stitch(sentence_of: Iterable[int], values: Iterable[np.ndarray], labels: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Per sentence the values of its words, from windows: `values[i]` where `labels[i]` is not -100, window by window.
+
+    `sentence_of` gives each window's sentence, windows in order; `values` and `labels` are arrays of equal length.
+    """
+    parts: dict[int, list[np.ndarray]] = defaultdict(list)
+    for sentence, value, label in zip(sentence_of, values, labels, strict=True):
+        parts[sentence].append(value[label != -100])
+    return [np.concatenate(parts[sentence]) for sentence in sorted(parts)]
+
+
+class Gazetteer:
+    """Baseline: tags what was tagged in training, the longest match first, with the type it had most often."""
+
+    def __init__(self, sentences: list[list[str]], tags: list[list[str]]):
+        types: dict[tuple[str, ...], Counter] = defaultdict(Counter)
+        for words, sequence in zip(sentences, tags, strict=True):
+            for name, start, end in entity_spans(sequence):
+                types[tuple(words[start:end])][name] += 1
+        self.types = {entry: counts.most_common(1)[0][0] for entry, counts in types.items()}
+        self.longest = max(map(len, self.types), default=0)
+
+    def tag(self, words: list[str]) -> list[str]:
+        """One tag a word."""
+        tags: list[str] = []
+        while len(tags) < len(words):
+            i = len(tags)
+            for size in range(min(self.longest, len(words) - i), 0, -1):
+                name = self.types.get(tuple(words[i : i + size]))
+                if name:
+                    tags += [f"B-{name}"] + [f"I-{name}"] * (size - 1)
+                    break
+            else:
+                tags.append("O")
+        return tags
+
+
+def gazetteer_f1(train: Dataset, test: Dataset, metric: StrictSeqeval) -> float:
+    """Return the F1 of the baseline on the test rows."""
+    gazetteer = Gazetteer(train["tokens"][:], train["ner_tags"][:])
+    predicted = [gazetteer.tag(words) for words in test["tokens"][:]]
+    return metric.compute(predictions=predicted, references=test["ner_tags"][:])["f1"]
+
+
+def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
+    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
+    for row, tags in zip(rows, predicted, strict=True):
+        differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
+        kept = {name: row[name] for name in ("id", "tokens", "ner_tags")}
+        yield kept | {"predicted_tags": tags, "differ_at": differ}
+
+
+def print_scores(metrics: dict[str, float], split: str) -> None:
+    """A line for each entity type, the averages, and the baseline where it was scored."""
+    keys = ("precision", "recall", "f1")
+    types = [
+        k.removeprefix(f"{split}_").removesuffix("_support")
+        for k in metrics
+        if k.startswith(split) and k.endswith("_support")
     ]
+    rows = [[t, *(metrics[f"{split}_{t}_{k}"] for k in keys), metrics[f"{split}_{t}_support"]] for t in sorted(types)]
+    total = sum(row[-1] for row in rows)
+    rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
+    rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
+    if f"{split}_gazetteer_f1" in metrics:
+        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
+    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
+    print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)

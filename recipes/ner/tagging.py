@@ -1,17 +1,18 @@
-"""Words, windows, tags and entities: what training and prediction share."""
+"""Words, windows, tags and entities, shared by training and prediction."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
-import numpy as np
 import regex
+from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from common.args import DataArguments
+from common.data.rows import load_splits
 from common.errors import tell
-from common.run.report import print_table
 
-from .scoring import invalid_tags
+from .conll import TAGGED
 
 TAG = re.compile(r"O|[BI]-\S+")
 
@@ -26,6 +27,13 @@ WORD = regex.compile(
     | \S""",
     regex.VERBOSE | regex.IGNORECASE,
 )
+
+
+def invalid_tags(tags: list[str]) -> list[int]:
+    """Positions of each `I-X` that follows neither `B-X` nor `I-X`: no such tag can stand in IOB2."""
+    return [
+        i for i, tag in enumerate(tags) if tag.startswith("I-") and (i == 0 or tags[i - 1] not in (tag, "B-" + tag[2:]))
+    ]
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
@@ -70,6 +78,17 @@ def repair_tags(row: dict) -> dict:
     for i in invalid_tags(tags):
         tags[i] = "B-" + tags[i][2:]
     return {"ner_tags": tags, "repaired": len(invalid_tags(row["ner_tags"]))}
+
+
+def load_tagged(args: DataArguments) -> DatasetDict:
+    """Load the splits with columns `tokens` and `ner_tags`, every row checked, and tags repaired if asked for."""
+    columns = {"tokens": args.text_column_name, "ner_tags": args.label_column_name}
+    check = partial(check_row, repair_bio=args.repair_bio)
+    data = load_splits(args, columns, check, list_columns=columns, readers=TAGGED)
+    if args.repair_bio:
+        data = data.map(repair_tags)
+        tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
+    return data
 
 
 def cut_windows(
@@ -126,17 +145,6 @@ def _name_unseen_words(sentences: list[list[str]], tokenizer: PreTrainedTokenize
     return named
 
 
-def stitch(sentence_of: Iterable[int], values: Iterable[np.ndarray], labels: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Per sentence the values of its words, from windows: `values[i]` where `labels[i]` is not -100, window by window.
-
-    `sentence_of` gives each window's sentence, windows in order; `values` and `labels` are arrays of equal length.
-    """
-    parts: dict[int, list[np.ndarray]] = defaultdict(list)
-    for sentence, value, label in zip(sentence_of, values, labels, strict=True):
-        parts[sentence].append(value[label != -100])
-    return [np.concatenate(parts[sentence]) for sentence in sorted(parts)]
-
-
 def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
     """Entities of a tag sequence in strict IOB2: (type, first word, word after the last). A stray `I-X` is no part."""
     spans: list[tuple[str, int, int]] = []
@@ -151,55 +159,3 @@ def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
         else:
             inside = False
     return spans
-
-
-class Gazetteer:
-    """Baseline: tags what was tagged in training, the longest match first, with the type it had most often."""
-
-    def __init__(self, sentences: list[list[str]], tags: list[list[str]]):
-        types: dict[tuple[str, ...], Counter] = defaultdict(Counter)
-        for words, sequence in zip(sentences, tags, strict=True):
-            for name, start, end in entity_spans(sequence):
-                types[tuple(words[start:end])][name] += 1
-        self.types = {entry: counts.most_common(1)[0][0] for entry, counts in types.items()}
-        self.longest = max(map(len, self.types), default=0)
-
-    def tag(self, words: list[str]) -> list[str]:
-        """One tag a word."""
-        tags: list[str] = []
-        while len(tags) < len(words):
-            i = len(tags)
-            for size in range(min(self.longest, len(words) - i), 0, -1):
-                name = self.types.get(tuple(words[i : i + size]))
-                if name:
-                    tags += [f"B-{name}"] + [f"I-{name}"] * (size - 1)
-                    break
-            else:
-                tags.append("O")
-        return tags
-
-
-def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
-    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
-    for row, tags in zip(rows, predicted, strict=True):
-        differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
-        kept = {name: row[name] for name in ("id", "tokens", "ner_tags")}
-        yield kept | {"predicted_tags": tags, "differ_at": differ}
-
-
-def print_scores(metrics: dict[str, float], split: str) -> None:
-    """A line for each entity type, the averages, and the baseline where it was scored."""
-    keys = ("precision", "recall", "f1")
-    types = [
-        k.removeprefix(f"{split}_").removesuffix("_support")
-        for k in metrics
-        if k.startswith(split) and k.endswith("_support")
-    ]
-    rows = [[t, *(metrics[f"{split}_{t}_{k}"] for k in keys), metrics[f"{split}_{t}_support"]] for t in sorted(types)]
-    total = sum(row[-1] for row in rows)
-    rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
-    rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
-    if f"{split}_gazetteer_f1" in metrics:
-        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
-    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
-    print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)

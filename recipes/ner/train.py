@@ -10,10 +10,8 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 from peft import TaskType
 from transformers import (
@@ -24,21 +22,18 @@ from transformers import (
     set_seed,
 )
 
-from common.args import DataArguments, ModelArguments, TrainingArguments, check_best_metric
+from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.rows import label_names, load_splits
-from common.errors import InputError, tell
-from common.models.load import load_model
-from common.models.structure import set_dropout
-from common.run.folder import Run
-from common.run.report import write_json_lines, write_model_card
-from common.training.trainer import Trainer
-from common.tuning import TuningArguments, merge, tune
+from common.data import label_names
+from common.models import load_model
+from common.run import Run, write_json_lines
+from common.training import Trainer, label_losses
+from common.tuning import TuningArguments, tune
 
-from .scoring import StrictSeqeval
-from .tagging import Gazetteer, check_row, compare, cut_windows, print_scores, repair_tags, stitch
+from . import scoring
+from .arguments import NerDataArguments
+from .tagging import cut_windows, load_tagged
 
-HERE = Path(__file__).resolve().parent
 USAGE = """from transformers import pipeline
 
 tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
@@ -46,33 +41,7 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 
 
 @dataclass
-class NerDataArguments(DataArguments):
-    text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
-    label_column_name: str = field(
-        default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
-    )
-    max_seq_length: int = field(default=256, metadata={"help": "sub-tokens in a window; longer texts take several"})
-    doc_stride: int | None = field(
-        default=None, metadata={"help": "sub-tokens that neighbouring windows share; a quarter when not given"}
-    )
-    repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            if self.validation_file or self.test_file:
-                raise InputError("--validation_file and --test_file need --train_file beside them")
-            for split in ("train", "validation", "test"):
-                setattr(self, f"{split}_file", str(HERE / "sample" / f"{split}.jsonl"))
-        super().__post_init__()
-        if self.doc_stride is None:
-            self.doc_stride = self.max_seq_length // 4
-        if not 0 <= self.doc_stride <= self.max_seq_length // 2:
-            raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
-
-
-@dataclass
 class NerTrainingArguments(TrainingArguments):
-    output_dir: str | None = field(default=f"outputs/{HERE.name}", metadata={"help": "where model and results go"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
     )
@@ -91,7 +60,7 @@ def encode(
     max_seq_length: int,
     doc_stride: int,
 ) -> dict[str, list]:
-    """Windows of sub-tokens with `labels`: a word's tag on its first sub-token in its own window, else -100."""
+    """Encode sentences as windows with `labels`: the tag of a word at its first token in one window, else -100."""
     windows = cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride)
     windows["labels"] = []
     tags = [iter(sequence) for sequence in rows["ner_tags"]]
@@ -106,11 +75,6 @@ def encode(
     return windows
 
 
-def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
-    """One list of tags a sentence from `values`, arrays of label ids a window."""
-    return [[labels[i] for i in ids] for ids in stitch(windows["sentence"], values, prediction.label_ids)]
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
@@ -119,96 +83,71 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    columns = {"tokens": data_args.text_column_name, "ner_tags": data_args.label_column_name}
-    check = partial(check_row, repair_bio=data_args.repair_bio)
-    data = load_splits(data_args, columns, check, list_columns=columns, txt="conll")
-    if data_args.repair_bio:
-        data = data.map(repair_tags)
-        tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
-    labels = label_names(data, "ner_tags")
+    data = load_tagged(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
-    length = data_args.max_seq_length
-    loaded = load_model(AutoModelForTokenClassification, model_args, labels, length, quantize=tuning_args.quantize)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    labels = list(model.config.id2label.values())
-    cut = {"max_seq_length": data_args.max_seq_length, "doc_stride": data_args.doc_stride}
-    model.config.update(cut)  # saved with the model, so that predict cuts the same windows
+    length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
+    loaded = load_model(AutoModelForTokenClassification, model_args, label_names(data, "ner_tags"), length, **options)
+    config = loaded.model.config
+    cut = {"max_seq_length": length, "doc_stride": data_args.doc_stride}
+    config.update(cut)  # saved with the model, so that predict cuts the same windows
     windows = data.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": tokenizer, "label2id": model.config.label2id, **cut},
+        fn_kwargs={"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut},
     )
-    set_dropout(model, args.dropout, model_args.attention_dropout)
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
-    metric = StrictSeqeval(keep_in_memory=True)
+    metric, labels = scoring.StrictSeqeval(keep_in_memory=True), list(config.id2label.values())
     gold = data["validation"]["ner_tags"][:]
     check_best_metric(args, metric.compute(predictions=gold, references=gold))
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        return metric.compute(
-            predictions=tag_sequences(windows, prediction.predictions, prediction, labels),
-            references=tag_sequences(windows, prediction.label_ids, prediction, labels),
-        )
+        predicted = scoring.tag_sequences(windows, prediction.predictions, prediction, labels)
+        references = scoring.tag_sequences(windows, prediction.label_ids, prediction, labels)
+        return metric.compute(predictions=predicted, references=references)
 
     trainer = Trainer(
         model=tuned,
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        data_collator=DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8),
+        data_collator=DataCollatorForTokenClassification(loaded.tokenizer, pad_to_multiple_of=8),
+        losses=label_losses,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
     )
 
     # Train
-    run.start()
-    with run.phase("train"):
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    run.train(trainer)
     with run.phase("eval"):
         metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
-    scored = "eval"
 
     # Test
-    if "test" in windows:
-        scored = "test"
+    scored = "test" if "test" in windows else "eval"
+    if scored == "test":
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        gazetteer = Gazetteer(data["train"]["tokens"], data["train"]["ner_tags"])
-        baseline = metric.compute(
-            predictions=[gazetteer.tag(words) for words in data["test"]["tokens"]],
-            references=data["test"]["ner_tags"][:],
-        )
-        metrics |= output.metrics | {"test_gazetteer_f1": baseline["f1"]}
-        trainer.save_metrics("test", output.metrics | {"test_gazetteer_f1": baseline["f1"]})
-        predicted = tag_sequences(windows["test"], output.predictions, output, labels)
-        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), compare(data["test"], predicted))
-    print_scores(metrics, scored)
+        own = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
+        metrics |= run.save_scores(trainer, "test", output.metrics, own)
+        predicted = scoring.tag_sequences(windows["test"], output.predictions, output, labels)
+        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), scoring.compare(data["test"], predicted))
+    scoring.print_scores(metrics, scored)
 
     # Save
-    trainer.model = merge(tuned, args.output_dir, save=args.should_save)
-    headline = {name: metrics[f"{scored}_{name}"] for name in ("precision", "recall", "f1", "accuracy")}
-    write_model_card(
-        args.output_dir,
+    run.publish(
+        trainer,
         task="token-classification",
-        base_model=model_args.model_name_or_path,
-        scores=headline,
+        scores=("precision", "recall", "f1", "accuracy"),
         split=scored,
-        record=run.record,
+        metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    trainer.save_model(_internal_call=True)  # which leaves the push for when all is there
-    run.finish(scores=metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 

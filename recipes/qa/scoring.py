@@ -174,6 +174,39 @@ def compare(rows: Dataset, found: list[tuple[int, int]], unit: str) -> Iterator[
         yield kept | {"predicted": predicted, **place, "exact_match": exact, "f1": round(f1, 4)}
 
 
+class SquadScorer:
+    """Scores of the questions in `rows` of a split; `unit` is what F1 counts, word or character."""
+
+    def __init__(self, rows: Dataset, unit: str):
+        self.rows, self.unit = rows, unit
+        self.questions, self.contexts = rows["question"][:], rows["context"][:]
+        self.gold = [answers["text"] for answers in rows["answers"][:]]
+
+    def __call__(self, found: Spans, threshold: float | None) -> dict[str, float]:
+        """Return the `scores` of the best spans, with "no answer" above `threshold`."""
+        places = answers(self.contexts, found, threshold)
+        predicted = [context[start:end] for context, (start, end) in zip(self.contexts, places, strict=True)]
+        return scores(self.questions, self.gold, predicted, self.unit)
+
+    def names(self) -> list[str]:
+        """Return the names of the scores."""
+        return list(scores(self.questions, self.gold, [""] * len(self.gold)))
+
+    def best_threshold(self, found: Spans) -> float | None:
+        """Return the threshold for "no answer" with the best F1; see `best_threshold`."""
+        return best_threshold(self.contexts, self.gold, found, self.unit)
+
+    def baseline(self) -> dict[str, float]:
+        """Return exact match and F1 of the word overlap baseline, as `baseline_...`."""
+        predicted = overlap_baseline(self.questions, self.contexts)
+        found = scores(self.questions, self.gold, predicted, self.unit)
+        return {f"baseline_{name}": found[name] for name in ("exact_match", "f1")}
+
+    def predictions(self, found: Spans, threshold: float | None) -> Iterator[dict]:
+        """Yield the rows with their predicted answers; see `compare`."""
+        return compare(self.rows, answers(self.contexts, found, threshold), self.unit)
+
+
 def print_scores(metrics: dict[str, float], split: str) -> None:
     """A line for each type of question, for those with and without an answer, for all, and for the baseline."""
     own = {name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")}

@@ -104,6 +104,31 @@ def trimmed(context: str, start: int, end: int) -> tuple[int, int]:
     return end - len(text.lstrip()) if text.strip() else start, start + len(text.rstrip())
 
 
+def label_windows(windows: dict[str, list], answers: list[dict], indices: list[int]) -> dict[str, list]:
+    """Add `labels`, `lost` and `row` to windows of `cut_windows`.
+
+    `labels` are the positions of the first and the last token of the first answer: `NULL` twice in a window that does
+    not hold it, and -100 twice if no window of the context holds it as a whole, which makes the row `lost`. `row` is
+    the number of the question among `indices`.
+    """
+    labels, answered, of = [], set(), windows["row"]
+    context = (windows[name] for name in ("begin", "starts", "ends"))
+    for i, (row, begin, starts, ends) in enumerate(zip(of, *context, strict=True)):
+        labels.append([NULL, NULL])
+        if answers[row]["text"]:
+            start = answers[row]["answer_start"][0]
+            end = start + len(answers[row]["text"][0])
+            first, last = i == 0 or of[i - 1] != row, i + 1 == len(of) or of[i + 1] != row
+            found = positions(starts, ends, start, end, first, last)
+            if found is not None:
+                labels[-1] = [begin + position for position in found]
+                answered.add(row)
+    windows["lost"] = [bool(answers[row]["text"]) and row not in answered for row in of]
+    windows["labels"] = [[-100, -100] if lost else own for own, lost in zip(labels, windows["lost"], strict=True)]
+    windows["row"] = [indices[row] for row in of]
+    return windows
+
+
 @dataclass
 class SpanCollator:
     """Batches of windows, padded to the longest, with `labels` (windows, 2) and a `context_mask` (windows, length).
@@ -131,7 +156,7 @@ class SpanCollator:
         return dict(batch)
 
 
-def tell_of_limits(windows: Dataset, rows: int) -> None:
+def print_limits(windows: Dataset, rows: int) -> None:
     """Say how many windows the training rows make, and what the limits on lengths left out."""
     columns = windows.select_columns(["row", "question_cut", "lost"]).with_format("numpy")[:]
     cut, lost = (len(np.unique(columns["row"][columns[name]])) for name in ("question_cut", "lost"))

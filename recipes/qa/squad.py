@@ -1,21 +1,26 @@
-"""Questions on texts as files hold them: the nested JSON of SQuAD and flat rows, checked and fix_offsets."""
+"""Read questions on texts, in the nested JSON of SQuAD or as flat rows; check them, and correct their offsets."""
 
 import json
 import re
 from bisect import bisect
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
+
+from common.args import DataArguments
 from common.data.files import Located, Row, json_fault, parse_json, read_file
-from common.errors import brief
+from common.data.rows import load_splits
+from common.errors import brief, tell, warn
 
 KEYS = ("text", "answer_start")
 NESTED = re.compile(r'\s*\{\s*"(version|data)"')
 
 
 def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
-    """Rows of `id`, `title`, `context`, `question` and `answers`, each with its place; see `common.data.files.read_file`.
+    """Yield rows of `id`, `title`, `context`, `question` and `answers`, each with its place.
 
     Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows of any
     format. The answers of a flat row, in column `answers`, are `{"text": [...], "answer_start": [...]}` or a list of
@@ -38,6 +43,24 @@ def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
             yield where, f"is_impossible is {str(impossible).lower()}, but {len(texts)} answers are given"
             continue
         yield where, row
+
+
+def load_questions(args: DataArguments) -> DatasetDict:
+    """Load the splits with columns `question`, `context` and `answers`, every row checked and offsets corrected."""
+    columns = {
+        "question": args.question_column_name,
+        "context": args.context_column_name,
+        "answers": args.answer_column_name,
+    }
+    check = partial(check_row, fix_offsets=args.fix_answer_offsets)
+    read = partial(read_squad, answers=args.answer_column_name)
+    data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context").map(fix_offsets)
+    if args.fix_answer_offsets:
+        tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} answers moved")
+    answered = {name: [bool(answers["text"]) for answers in split["answers"]] for name, split in data.items()}
+    if all(answered["validation"]) and not all(answered["train"] + answered.get("test", [])):
+        warn("each validation question has an answer, so the model will answer each question; give some that have none")
+    return data
 
 
 def as_lists(answers: Any) -> Any:

@@ -1,8 +1,10 @@
 """From logits to probabilities, scores, thresholds, and the rows that were hardest."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from scipy.special import expit, softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -15,9 +17,11 @@ from sklearn.metrics import (
 )
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
+from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from common.data.files import Row
-from common.run.report import print_table
+from common.run.report import print_table, write_json_lines
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -152,6 +156,38 @@ def hardest(rows: list[dict], found: np.ndarray, gold: np.ndarray, several: bool
     """The rows of `predictions`, those of the highest loss first, each with its `loss`."""
     losses = losses_of(found, gold, several)
     return [rows[i] | {"loss": round(float(losses[i]), 4)} for i in np.argsort(-losses, kind="stable")]
+
+
+class Scorer:
+    """Scores of what the trainer predicts for the classes `names`, of which a row has one, or `several`."""
+
+    def __init__(self, names: list[str], several: bool):
+        self.classes, self.several = names, several
+
+    def read(self, output: EvalPrediction | PredictionOutput) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probabilities, of shape (rows, classes), and the gold labels."""
+        return probabilities(output.predictions, self.several), np.array(output.label_ids)
+
+    def __call__(self, output: EvalPrediction | PredictionOutput, thresholds: list[float] | None) -> dict[str, float]:
+        """Return the `scores`."""
+        return scores(*self.read(output), self.classes, thresholds)
+
+    def thresholds(self, output: EvalPrediction | PredictionOutput) -> list[float] | None:
+        """Return the threshold of each class with its best F1 on these rows; None for one label a row."""
+        return tune_thresholds(*self.read(output)) if self.several else None
+
+    def names(self, labels: list) -> list[str]:
+        """Return the names of the scores that rows with these `labels` get."""
+        gold, size = np.array(labels), len(self.classes)
+        chance = np.full((len(gold), size), 1 / size)
+        return list(scores(chance, gold, self.classes, [0.5] * size if self.several else None))
+
+    def write(self, folder: str, rows: Dataset, output: PredictionOutput, thresholds: list[float] | None) -> None:
+        """Write `predictions_test.jsonl`, and `hardest_test.jsonl` with the rows of the highest loss first."""
+        found, gold = self.read(output)
+        predicted = list(predictions(rows.to_list(), found, self.classes, thresholds))
+        write_json_lines(Path(folder, "predictions_test.jsonl"), predicted)
+        write_json_lines(Path(folder, "hardest_test.jsonl"), hardest(predicted, found, gold, self.several))
 
 
 def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> None:

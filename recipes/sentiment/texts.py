@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from common.data.files import Row
 from common.data.rows import MOST_LABELS
 from common.errors import InputError, brief, warn
-from common.training.trainer import label_losses
+from common.training import label_losses
 
 
 def label_check() -> Callable[[Row], Iterator[str]]:
@@ -154,7 +154,7 @@ def class_weights(asked: list[str] | None, labels: list, names: list[str], sever
 
 
 def loss_with(weights: Tensor | None, several: bool) -> Callable[..., Tensor]:
-    """The losses of labels for `common.training.trainer.Trainer`: cross-entropy, or binary cross-entropy of each class."""
+    """Return the loss for the trainer: cross-entropy, or binary cross-entropy of each class if rows have several."""
     return partial(_binary_losses if several else _class_losses, weights=weights)
 
 

@@ -1,19 +1,64 @@
-"""Documents and summaries as an encoder-decoder reads and writes them."""
+"""Arguments of abstractive summarization, and how a model is prompted for it."""
+
+from dataclasses import dataclass, field
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.args import DEFAULT_ENCODER
 from common.data.language_codes import Direction, direction, language_codes
 from common.errors import InputError, tell
-from common.models.decoding import label_ids, set_generation
+from common.models.decoding import GenerationArguments, set_generation
+from common.models.encoder_decoder import Seq2SeqModelArguments
+from common.tuning import TuningArguments
 
-from .arguments import SummaryGenerationArguments
+from .arguments import SummarizationDataArguments
 
 
-def language_of(
+@dataclass
+class AbstractiveModelArguments(Seq2SeqModelArguments):
+    def __post_init__(self) -> None:
+        if self.model_name_or_path in (None, DEFAULT_ENCODER) and self.from_scratch is None:
+            self.warm_start = self.warm_start or "both"  # an encoder, which has no decoder
+        super().__post_init__()
+
+
+@dataclass
+class AbstractiveDataArguments(SummarizationDataArguments):
+    language: str | None = field(
+        default=None, metadata={"help": "language of the texts, for models that need it, such as mBART: en, de"}
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
+    )
+
+
+@dataclass
+class AbstractiveGenerationArguments(GenerationArguments):
+    max_source_length: int = field(
+        default=512, metadata={"help": "tokens of a document that are read at once", "resume": "fixed"}
+    )
+    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_source_length < 16 or self.no_repeat_ngram_size < 0:
+            raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
+
+
+#: arguments of a run, beside those of the training
+GROUPS = (
+    AbstractiveModelArguments,
+    AbstractiveDataArguments,
+    AbstractiveGenerationArguments,
+    TuningArguments,
+)
+
+
+def direction_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, language: str | None, source_prefix: str | None
 ) -> Direction:
-    """How `model` is told to summarize: T5 by "summarize: " in front (Raffel et al. 2020, see `common.data.language_codes`).
+    """Return how `model` is prompted to summarize: T5 by the prefix "summarize: " (Raffel et al. 2020).
 
     Models of many languages (mBART, NLLB, M2M100) are told `language` on both sides. Raises `InputError` where they are
     not, or do not know it.
@@ -27,36 +72,13 @@ def language_of(
     return direction(tokenizer, model, language, language, source_prefix=source_prefix)
 
 
-def set_search(model: PreTrainedModel, args: SummaryGenerationArguments) -> None:
+def set_search(model: PreTrainedModel, args: AbstractiveGenerationArguments) -> None:
     """Put the search that `args` asks for into the generation configuration of `model`."""
     set_generation(model, args)
     model.generation_config.no_repeat_ngram_size = args.no_repeat_ngram_size or None
 
 
-def encode(
-    rows: dict[str, list],
-    tokenizer: PreTrainedTokenizerBase,
-    source_prefix: str,
-    max_source_length: int,
-    max_target_length: int,
-    start: int | None = None,
-) -> dict[str, list]:
-    """`input_ids` of the documents and `labels` of the summaries, both cut to the greatest lengths.
-
-    `cut` and `summary_cut` say of which something was taken off; `start` is what the model's decoder begins with.
-    """
-    sources = [source_prefix + text for text in rows["document"]]
-    whole = tokenizer(sources, verbose=False)["input_ids"]
-    labels = label_ids(tokenizer, rows["summary"], start)
-    return {
-        "input_ids": tokenizer(sources, truncation=True, max_length=max_source_length)["input_ids"],
-        "labels": label_ids(tokenizer, rows["summary"], start, max_target_length),
-        "cut": [len(ids) > max_source_length for ids in whole],
-        "summary_cut": [len(ids) > max_target_length for ids in labels],
-    }
-
-
-def whole_rows(rows: DatasetDict) -> tuple[DatasetDict, dict[str, list[bool]]]:
+def drop_cut_summaries(rows: DatasetDict) -> tuple[DatasetDict, dict[str, list[bool]]]:
     """`rows` without the training rows whose summary is cut, as it would teach to stop anywhere; which documents are.
 
     Raises `InputError` where no training row is left.

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -11,7 +12,7 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from common.errors import tell
-from common.run.report import print_table
+from common.run.report import print_table, write_json_lines, write_samples
 from common.run.significance import bootstrap_p
 
 from .articles import is_dialogue, units
@@ -19,6 +20,8 @@ from .articles import is_dialogue, units
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 #: of evaluations during training
 SCORES = (*KINDS, "rouge_mean")
+#: of the model card
+HEADLINE = (*KINDS, "lead_rouge1", "oracle_rouge1")
 #: draws of random sentences that the baseline is the mean of
 DRAWS = 5
 #: sentences that a summary may have where validation rows choose
@@ -213,10 +216,28 @@ def scores(rouge: Rouge, rows: Dataset, predicted: Sequence[str]) -> dict[str, f
     return found
 
 
-def results(rouge: Rouge, rows: Dataset, predicted: Sequence[str], first: int, random: int) -> dict[str, float]:
-    """`scores` of what was predicted, its `baselines`, and the number of `samples`."""
-    found = scores(rouge, rows, predicted) | {"samples": len(predicted)}
-    return found | baselines(rouge, rows, first, random)
+def score_split(
+    rouge: Rouge, rows: Dataset, predicted: Sequence[str], counts: tuple[int, int], other: list[str] | None
+) -> dict[str, float]:
+    """Return the `scores` of the predictions, those of the `baselines`, and the number of `samples`.
+
+    Args:
+        rouge: the scorer.
+        rows: the rows of a split.
+        predicted: a summary for each row.
+        counts: sentences of the lead baseline and of the random one.
+        other: predictions of another run to compare with; None for no comparison.
+    """
+    found = scores(rouge, rows, predicted) | {"samples": len(predicted)} | baselines(rouge, rows, *counts)
+    return found if other is None else found | compare(rouge, other, predicted, rows)
+
+
+def write_split(folder: str, name: str, rouge: Rouge, rows: Dataset, predicted: list[str], more: list[dict]) -> None:
+    """Write `predictions_<name>.jsonl`, and `samples_<name>.html` to read: random, worst and best summaries."""
+    write_json_lines(Path(folder, f"predictions_{name}.jsonl"), predictions(rows, predicted, more))
+    texts = {"document": rows["document"][:], "reference": rows["summary"][:], "hypothesis": predicted}
+    of_rows = rouge(predicted, rows["references"][:])[:, :3].mean(1).tolist()
+    write_samples(Path(folder, f"samples_{name}.html"), f"Summaries of {name}", texts, of_rows, "ROUGE")
 
 
 def compare(rouge: Rouge, other: list[str], predicted: list[str], rows: Dataset) -> dict[str, float]:

@@ -2,14 +2,18 @@
 
 import glob
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from datasets import DatasetDict
 
 from common.args import DataArguments
 from common.data.corpus import files_of
-from common.data.rows import SPLITS
+from common.data.rows import SPLITS, load_splits
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
+from .pairs import check_row, check_splits, flatten, reader
 from .scoring import TOKENIZE
 
 
@@ -17,14 +21,25 @@ from .scoring import TOKENIZE
 class TranslationDataArguments(DataArguments):
     """Where the pairs come from, in which languages they are, and how they are scored."""
 
-    source_lang: str | None = field(default=None, metadata={"help": "language of the sources, such as en"})
-    target_lang: str | None = field(default=None, metadata={"help": "language to translate to, such as de"})
+    source_lang: str | None = field(
+        default=None, metadata={"help": "language of the sources, such as en", "resume": "fixed"}
+    )
+    target_lang: str | None = field(
+        default=None, metadata={"help": "language to translate to, such as de", "resume": "fixed"}
+    )
     pairs: list[str] | None = field(
-        default=None, metadata={"help": "in place of these, several pairs for one model, such as: en-de en-cs de-en"}
+        default=None,
+        metadata={
+            "help": "in place of these, several pairs for one model, such as: en-de en-cs de-en",
+            "resume": "fixed",
+        },
     )
     sampling_temperature: float | None = field(
         default=None,
-        metadata={"help": "of several pairs: repeat rows of rare ones, the more the higher; 1 (default): as they are"},
+        metadata={
+            "help": "of several pairs: repeat rows of rare ones, the more the higher; 1 (default): as they are",
+            "resume": "fixed",
+        },
     )
     train_target_file: str | None = field(
         default=None, metadata={"help": "lines of the target, where --train_file has the lines of the source"}
@@ -51,12 +66,9 @@ class TranslationDataArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name):
-            given = self.source_lang, self.target_lang, self.pairs, self.validation_file, self.test_file
-            if any(given) or self.targets():
-                raise InputError("--train_file or --dataset_name is missing; without any the sample is translated")
-            for split, file in sample_files().items():
-                setattr(self, f"{split}_file", file)
+        if not self.has_source():
+            if self.source_lang or self.target_lang or self.pairs or self.targets():
+                raise InputError("--source_lang, --target_lang and --pairs need --train_file or --dataset_name")
             self.source_lang, self.target_lang = LANGUAGES
             self.group_column_name = "held_out"
         super().__post_init__()
@@ -71,6 +83,10 @@ class TranslationDataArguments(DataArguments):
                 raise InputError(f"--{split}_target_file {target}: no such file")
         if self.bleu_tokenize not in ("auto", *TOKENIZE):
             raise InputError(f"--bleu_tokenize {self.bleu_tokenize}: must be auto or one of {', '.join(TOKENIZE)}")
+
+    def sample_files(self) -> dict[str, str]:
+        """Return the sample's file for each split; the files are made from tables of Babel."""
+        return sample_files()
 
     def _check_languages(self) -> None:
         if self.pairs and (self.source_lang or self.target_lang):
@@ -119,6 +135,14 @@ class TranslationDataArguments(DataArguments):
             for name, files in found.items()
             for number, file in enumerate(files, 1)
         }
+
+    def load(self) -> DatasetDict:
+        """Load the splits with columns `source`, `target`, `pair` and perhaps `group`, every row checked."""
+        pairs = self.directions()
+        read, check = reader(pairs, targets=self.targets()), partial(check_row, directions=pairs)
+        data = flatten(load_splits(self, self.columns(), check, read=read), pairs)
+        check_splits(data, pairs)
+        return data
 
     def columns(self) -> dict[str, str]:
         """What `load_splits` is to read."""

@@ -42,12 +42,14 @@ OTHERS = ("copy", "compared")
 
 
 def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
-    """A reader of rows `{"translation": {source: ..., target: ...}}` of the languages that `directions` has pairs of.
+    """Return a reader of rows `{"translation": {source: ..., target: ...}}` in the languages of `directions`.
 
-    `targets` maps a file of source lines to the file of the target's lines. Other files, all of them where a pattern
-    names several, are read by `common.data.files.read_file`; where their rows have no `translation` but columns named by the
-    languages, these are it. Of several pairs a language that is null is not there: so Parquet has rows of different
-    languages in one file.
+    Rows without `translation` but with columns named by the languages are read as well. With several pairs a language
+    that is null counts as missing: Parquet files hold rows of different languages that way.
+
+    Args:
+        directions: pairs of source and target language.
+        targets: file of source lines -> file of the target lines. `common.data.files.read_file` reads all others.
     """
     languages = list(dict.fromkeys(name for way in directions for name in way))
 
@@ -175,6 +177,26 @@ def upsampled(pairs: list[str], temperature: float, seed: int) -> np.ndarray:
         times, rest = divmod(int(wanted[pair]), len(own))
         found += [np.repeat(own, times), random.choice(own, rest, replace=False)]
     return np.sort(np.concatenate(found))
+
+
+def select_rows(rows: DatasetDict, pairs: list[str], temperature: float | None, seed: int) -> DatasetDict:
+    """Leave out the training rows that were cut, and repeat those of rare pairs (see `upsampled`).
+
+    `pairs` has the pair of each training row.
+
+    Raises:
+        InputError: every training row was cut.
+    """
+    for name, encoded in rows.items():
+        if long := sum(encoded["cut"]):
+            what = "left out of training" if name == "train" else "cut there"
+            tell(f"{name}: {long:,} of {len(encoded):,} rows exceed the greatest lengths and are {what}")
+    whole = [i for i, cut in enumerate(rows["train"]["cut"]) if not cut]
+    if not whole:
+        raise InputError("every training row exceeds --max_source_length or --max_target_length; allow longer ones")
+    drawn = upsampled([pairs[i] for i in whole], temperature or 1, seed)
+    rows["train"] = rows["train"].select([whole[i] for i in drawn])
+    return rows.remove_columns("cut")
 
 
 def check_splits(data: DatasetDict, directions: list[tuple[str, str]]) -> None:

@@ -1,6 +1,7 @@
 """How good translations are: BLEU, chrF and TER of sacreBLEU with their signatures; whether a difference is chance."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -9,7 +10,7 @@ from sacrebleu.significance import PairedTest
 
 from common.data.language_codes import two_letters
 from common.errors import tell
-from common.run.report import print_table
+from common.run.report import print_table, write_json_lines, write_samples
 
 #: of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
@@ -49,7 +50,7 @@ def sentence_scores(predicted: list[str], gold: list[str]) -> list[float]:
 
 
 class Scorer:
-    """Scores of rows of some pairs of languages, `directions`, by the BLEU of each that `tokenize` says (see `bleu_of`)."""
+    """Scores of rows of the language pairs `directions`, each by the BLEU that `tokenize` names (see `bleu_of`)."""
 
     def __init__(self, directions: list[tuple[str, str]], tokenize: str):
         self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in directions}
@@ -135,6 +136,14 @@ def predictions(rows: Dataset, predicted: list[str], whole: list[bool]) -> Itera
     """The rows of a split with what was predicted, and whether the output came to its end."""
     for row, text, ended in zip(rows, predicted, whole, strict=True):
         yield row | {"predicted": text, "ended": ended}
+
+
+def write_split(folder: str, name: str, rows: Dataset, predicted: list[str], ended: list[bool]) -> None:
+    """Write `predictions_<name>.jsonl`, and `samples_<name>.html` to read: random, worst and best translations."""
+    write_json_lines(Path(folder, f"predictions_{name}.jsonl"), predictions(rows, predicted, ended))
+    texts = {"source": rows["source"][:], "reference": rows["target"][:], "hypothesis": predicted}
+    page = Path(folder, f"samples_{name}.html")
+    write_samples(page, f"Translations of {name}", texts, sentence_scores(predicted, texts["reference"]), "chrF")
 
 
 def print_scores(metrics: dict[str, float], split: str, signature: str) -> None:

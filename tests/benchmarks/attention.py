@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from common.models.load import resolve_model
-from common.speed import padding_free as unpadded
+from common.speed import padding_free
 
 #: kernel, attention dropout, and up to which length packed attention is written out
 ARMS = [
@@ -35,7 +35,7 @@ def build(kernel: str, dropout: float, device: str):
         path, config=config, attn_implementation="sdpa" if kernel == "packed" else kernel, dtype=torch.float32
     )
     if kernel == "packed":
-        assert unpadded.leave_out_padding(model)
+        assert padding_free.leave_out_padding(model) is None
     return model.to(device).train()
 
 
@@ -75,7 +75,7 @@ def main() -> None:
             times = [[] for _ in ARMS]
             for round_ in range(args.rounds + 1):
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-                    unpadded.WRITTEN_OUT = ARMS[arm][2]
+                    padding_free.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
                     if round_:  # the first round warms up
                         times[arm].append(seconds)

@@ -22,7 +22,7 @@ from common.args import ModelArguments
 from common.hardware import native_bf16
 from common.models.load import load_model
 from common.models.structure import set_dropout
-from common.speed.head import Selection, chunked_losses, losses_at_labels
+from common.speed.head import HeadAtLabels, losses_at_labels
 
 LENGTH = 256
 
@@ -30,7 +30,7 @@ LENGTH = 256
 def head(rows: int, rounds: int) -> None:
     model = load_model(AutoModelForMaskedLM, ModelArguments(), None, LENGTH).model.train()
     set_dropout(model, 0.0)
-    selection = Selection(model)
+    head_at_labels = HeadAtLabels(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     seconds: dict[str, list[float]] = {"masked": [], "stock": []}
     for _ in range(rounds + 1):
@@ -40,7 +40,7 @@ def head(rows: int, rounds: int) -> None:
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
                 if name == "masked":
-                    with selection.at(masked):
+                    with head_at_labels.at(masked):
                         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
                     found = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
                     del logits
@@ -57,7 +57,7 @@ def head(rows: int, rounds: int) -> None:
 def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
     config = GPT2Config(n_embd=128, n_layer=2, n_head=2, n_positions=LENGTH, vocab_size=vocabulary, use_cache=False)
     model = AutoModelForCausalLM.from_config(config).train()
-    selection = Selection(model, 1024 if kind == "chunks" else None)
+    head_at_labels = HeadAtLabels(model, kind == "chunks", 1024)
     ids = torch.randint(0, vocabulary, (rows, LENGTH))
     shifted = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1)
     seconds = []
@@ -65,9 +65,9 @@ def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, native_bf16(True)):
             if kind == "chunks":
-                with selection.at(shifted):
+                with head_at_labels.at(shifted):
                     output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                found = chunked_losses(output.logits, shifted).sum() / (shifted != -100).sum()
+                found = losses_at_labels(output.logits, shifted).sum() / (shifted != -100).sum()
             else:
                 found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
         found.backward()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from common.speed import padding_free as unpadded
+from common.speed.head import first_tokens, take_chosen
 
 #: layers by the parts of their names: what stands behind the body of a model, what reads the encoder from a decoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
@@ -83,8 +83,8 @@ def _cut(model: nn.Module) -> tuple[str | None, bool]:
     """The layer that computes chosen sub-tokens only, if any, and whether these are the first of each row."""
     for name, layer in model.named_modules():
         for hook in layer._forward_pre_hooks.values():
-            if isinstance(hook, partial) and hook.func is unpadded._take_chosen:
-                return name, hook.args[0] is unpadded._firsts_of
+            if isinstance(hook, partial) and hook.func is take_chosen:
+                return name, hook.args[0] is first_tokens
     return None, False
 
 

@@ -28,8 +28,8 @@ from transformers import (
 from common.data.corpus import CorpusArguments, load_texts, to_blocks
 from common.hardware import native_bf16
 from common.speed.head import losses_at_labels
-from recipes.clm.texts import NextBatches, to_rows
-from recipes.mlm.masking import MaskedBatches, Masker, masked_once, word_marks
+from recipes.clm.texts import NextTokenCollator, to_rows
+from recipes.mlm.masking import MaskedBatches, Masker, mask_once, word_marks
 from tests.benchmarks.stock import arguments, keep, load, options_of
 
 
@@ -41,11 +41,14 @@ def batches_of_the_recipe(
     found = load_texts(texts, corpus)
     found = DatasetDict(validation=found.select(range(min(most or len(found), len(found)))))
     if tokenizer.mask_token is None:
-        rows, collate = to_rows(found, tokenizer, corpus, "all")["validation"], NextBatches(tokenizer.pad_token_id)
+        rows, collate = (
+            to_rows(found, tokenizer, corpus, "all")["validation"],
+            NextTokenCollator(tokenizer.pad_token_id),
+        )
     else:
         masker = Masker(tokenizer, "token", 0.15)
         rows = to_blocks(found, tokenizer, corpus, word_marks)["validation"]
-        rows = rows.map(masked_once, batched=True, fn_kwargs={"masker": masker})
+        rows = rows.map(mask_once, batched=True, fn_kwargs={"masker": masker})
         collate = MaskedBatches(masker, tokenizer.pad_token_id, 0)
     return [collate(list(rows.select(range(i, min(i + 16, len(rows)))))) for i in range(0, len(rows), 16)]
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from common.cli import _Parser
-from common.speed.head import Selection, losses_at_labels
+from common.speed.head import HeadAtLabels, losses_at_labels, read_first_tokens
 from common.speed.padding_free import leave_out_padding
 from tests.benchmarks.bench import JOBS, markdown, quantities
 from tests.benchmarks.operations import operations, sizes
@@ -133,13 +133,14 @@ def test_operations_of_a_last_layer_that_computes_chosen_sub_tokens_only(name):
     model = MODELS[name]()
     batch = batch_for(model, rows=40, source=64)  # each row fills a bin, and all make 2,560 of 2,624 sub-tokens
     whole = operations(model, sizes(batch, False))
-    assert leave_out_padding(model)
+    assert leave_out_padding(model) is None
     if name == "sentiment":
+        assert read_first_tokens(model) is None
         found = counted(model, batch)
     else:
-        selection, labels = Selection(model), batch.pop("labels")
+        head, labels = HeadAtLabels(model), batch.pop("labels")
         labels[labels % 6 != 0] = -100
-        with selection.at(labels), FlopCounterMode(display=False) as counter:
+        with head.at(labels), FlopCounterMode(display=False) as counter:
             losses_at_labels(model(**batch).logits, labels).sum().backward()
         found, batch["labels"] = counter.get_total_flops(), labels
     assert operations(model, sizes(batch, False)) == pytest.approx(found, rel=0.03)

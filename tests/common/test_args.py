@@ -1,12 +1,18 @@
 """Arguments: precedence, names, types, help."""
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
 
 from common import cli as arguments
-from common.args import TrainingArguments
+from common.args import DataArguments, TrainingArguments, resume_rules
 from common.errors import InputError
-from recipes.ner.train import ARGUMENTS
+from common.training.language_model import LanguageArguments
+from recipes.ner.train import ARGUMENTS, NerDataArguments, NerTrainingArguments
+from recipes.sentiment.train import SentimentTrainingArguments
 
 
 def parse(*argv: str) -> tuple:
@@ -146,8 +152,45 @@ def test_precision_follows_the_hardware_unless_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("metric", "greater"), [("perplexity", False), ("eval_calibration_error", False), ("loss", False), ("f1", True)]
+    ("kind", "metric", "greater"),
+    [
+        (LanguageArguments, "perplexity", False),
+        (SentimentTrainingArguments, "eval_calibration_error", False),
+        (NerTrainingArguments, "loss", False),
+        (NerTrainingArguments, "f1", True),
+    ],
 )
-def test_it_is_known_of_which_scores_less_is_better(tmp_path, metric, greater):
-    args = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+def test_a_recipe_says_of_which_scores_less_is_better(tmp_path, kind, metric, greater):
+    args = kind(output_dir=str(tmp_path), metric_for_best_model=metric)
     assert args.greater_is_better is greater
+
+
+def test_a_field_that_a_recipe_declares_anew_keeps_the_rule_of_its_parent():
+    rules = resume_rules(ARGUMENTS)
+    assert rules["output_dir"] == rules["overwrite"] == rules["resume_from_checkpoint"] == "incidental"
+    assert rules["per_device_train_batch_size"] == rules["gradient_accumulation_steps"] == "splits_step"
+    assert rules["seed"] == rules["doc_stride"] == rules["lora_r"] == rules["model_name_or_path"] == "fixed"
+    assert rules.keys().isdisjoint({"learning_rate", "num_train_epochs", "repair_bio"})
+
+
+def test_a_rule_that_does_not_exist_is_an_error_of_the_recipe():
+    @dataclass
+    class Misspelt(TrainingArguments):
+        depth: int = field(default=1, metadata={"help": "layers", "resume": "fix"})
+
+    with pytest.raises(ValueError, match=r"Misspelt\.depth: resume is 'fix'; use fixed, splits_step, incidental"):
+        resume_rules([Misspelt])
+
+
+def test_the_sample_is_read_when_no_data_is_named(tmp_path):
+    assert parse()[1].test_file == str(NerDataArguments.sample / "test.jsonl")
+
+    @dataclass
+    class OwnArguments(DataArguments):
+        sample: ClassVar[Path | None] = tmp_path
+
+    (tmp_path / "train.json").touch()
+    assert OwnArguments().files() == {"train_file": str(tmp_path / "train.json")}
+    assert DataArguments().files() == {}
+    with pytest.raises(InputError, match="--validation_file and --test_file need --train_file beside them"):
+        OwnArguments(test_file=str(tmp_path / "train.json"))

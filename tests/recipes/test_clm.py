@@ -25,10 +25,9 @@ from common.data.corpus import CorpusArguments
 from common.data.packing import find_blocks
 from common.errors import InputError
 from common.models.new import ScratchArguments, train_tokenizer
-from common.speed.head import Selection, chunked_hits, chunked_losses
 from recipes.clm import predict, train
 from recipes.clm.completing import Completer
-from recipes.clm.texts import FiveGrams, NextBatches, to_rows
+from recipes.clm.texts import FiveGrams, NextTokenCollator, to_rows
 from tests.bad_inputs import tried, variants
 from tests.conftest import read_jsonl, write_jsonl
 from tests.faults import Job
@@ -99,7 +98,7 @@ def settings(model: str, folder) -> list[str]:
 def test_each_sub_token_is_labelled_by_the_next_in_its_own_text(spelling):
     data = DatasetDict(train=Dataset.from_dict({"text": TEXTS[:30]}))
     rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "all")["train"]
-    batch = NextBatches(0)(list(rows))
+    batch = NextTokenCollator(0)(list(rows))
     found = []
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         real = int(mask.sum())
@@ -118,7 +117,7 @@ def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
     data = DatasetDict(train=Dataset.from_list([*DIALOGUES, long, endless]))
     rows = to_rows(data, spelling, CorpusArguments(max_seq_length=64), "completion")["train"]
     assert any(len(row["lengths"]) > 1 for row in rows)
-    batch = NextBatches(0)(list(rows))
+    batch = NextTokenCollator(0)(list(rows))
     assert len(batch["input_ids"]) == len(DIALOGUES) + 2
     eos = spelling.eos_token_id
     for row, labels in zip(DIALOGUES, batch["labels"], strict=False):
@@ -132,58 +131,11 @@ def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
     assert "1 rows are longer than --max_seq_length: only a part of their completion is read" in printed
 
 
-# Loss in chunks
+# Texts under a block mask
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 90}
 CONFIGS = [GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=90), LlamaConfig(**SIZES), GPTNeoXConfig(**SIZES)]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_the_loss_in_chunks_is_the_whole_loss(config, chunk):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids = torch.randint(5, 90, (4, 20))
-    mask = torch.ones_like(ids)
-    mask[1, 12:] = 0
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, :3] = -100
-    output = model(input_ids=ids, attention_mask=mask, labels=labels)
-    output.loss.backward()
-    gradients = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    selection = Selection(model, chunk)
-    assert selection.chunked
-    shifted = torch.cat([labels[:, 1:], torch.full((4, 1), -100)], 1)
-    with selection.at(shifted):
-        found = model(input_ids=ids, attention_mask=mask).logits
-    count = int((shifted != -100).sum())
-    assert found.shape == (1, count, 2)
-    loss = chunked_losses(found, shifted).sum() / count
-    loss.backward()
-    assert loss.item() == pytest.approx(output.loss.item(), abs=1e-6)
-    for one, other in zip(gradients, (p.grad for p in model.parameters()), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
-    right = (output.logits.argmax(-1) == shifted).sum(1)
-    with torch.no_grad(), selection.at(shifted):
-        found = model(input_ids=ids, attention_mask=mask).logits
-    assert chunked_hits(found, shifted).tolist() == right.tolist()
-    assert chunked_losses(found, shifted).sum().item() / count == pytest.approx(loss.item(), abs=1e-6)
-    assert model(input_ids=ids).logits.shape == (4, 20, 90)  # outside it is as it was
-
-
-def test_scores_of_a_whole_batch_never_exist():
-    model = AutoModelForCausalLM.from_config(CONFIGS[0])
-    selection = Selection(model, 16)
-    sizes: Counter = Counter()
-    ids = torch.randint(5, 90, (4, 40))
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update([t.numel()]) or t, lambda t: t):
-        with selection.at(ids):
-            found = model(input_ids=ids).logits
-        chunked_losses(found, ids).sum().backward()
-    assert 4 * 40 * 90 not in sizes
-    assert 16 * 90 not in sizes  # not even of a chunk: they are computed again on the way back
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
@@ -197,7 +149,7 @@ def test_texts_under_a_block_mask_have_the_scores_that_each_has_alone(config):
     for lengths in ([5, 9, 3], [12, 4], [7]):
         ids = chance.integers(5, 90, sum(lengths))
         rows.append({"input_ids": ids, "marks": np.ones(len(ids)), "lengths": np.array(lengths)})
-    packed, alone = NextBatches(0, blocks)(rows), NextBatches(0)(rows)
+    packed, alone = NextTokenCollator(0, blocks)(rows), NextTokenCollator(0)(rows)
     assert (packed["labels"] != -100).sum() == (alone["labels"] != -100).sum()
     names = ["input_ids", "attention_mask", "position_ids"]
     with torch.no_grad():

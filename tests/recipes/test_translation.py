@@ -462,7 +462,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(arguments, tmp_path, way):
 def test_another_budget_cannot_be_resumed_unless_the_step_is_the_same(arguments, tmp_path):
     train.main([*arguments, "--num_beams", "1"])
     more = ["--resume_from_checkpoint", "true", "--num_beams", "1"]
-    with pytest.raises(InputError, match="took 512 sub-tokens a step and would now take 256 sub-tokens"):
+    with pytest.raises(InputError, match="took 512 tokens a step and would now take 256 tokens"):
         train.main([*arguments, *more, "--max_tokens_per_batch", "256"])
     train.main([*arguments, *more, "--max_tokens_per_batch", "256", "--gradient_accumulation_steps", "2"])
 

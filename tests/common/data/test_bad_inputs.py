@@ -11,6 +11,7 @@ import pytest
 from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
+from recipes.ner.conll import TAGGED
 from recipes.ner.tagging import check_row
 from tests.bad_inputs import of_bytes, variants
 from tests.conftest import SAMPLE, read_jsonl, write_jsonl
@@ -38,7 +39,7 @@ def rows_in(content: bytes) -> list[dict]:
 
 
 def loaded(args) -> list[dict]:
-    data = load_splits(args, COLUMNS, check_row, list_columns=COLUMNS, txt="conll")
+    data = load_splits(args, COLUMNS, check_row, list_columns=COLUMNS, readers=TAGGED)
     return [{k: row[k] for k in COLUMNS} for row in data["train"]]
 
 

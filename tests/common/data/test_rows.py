@@ -11,6 +11,7 @@ from common.data.files import read_file
 from common.data.rows import label_names, load_splits
 from common.errors import InputError
 from recipes.ner import train
+from recipes.ner.conll import TAGGED
 from recipes.ner.tagging import check_row
 from tests.conftest import read_jsonl, run, write_jsonl
 
@@ -23,7 +24,7 @@ COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
 
 
 def load(**arguments) -> DatasetDict:
-    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS, txt="conll")
+    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS, readers=TAGGED)
 
 
 def conll(rows: list[dict], columns: int) -> str:

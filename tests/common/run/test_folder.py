@@ -1,44 +1,198 @@
 """The output folder: one run at a time, nothing replaced in silence, a record of what was run."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForTokenClassification
 
+from common.cli import parse
+from common.data import load_splits
 from common.data.files import fresh_file
 from common.errors import InputError
-from common.run.folder import sha256
+from common.run.folder import Run, sha256
 from common.run.report import draw_history, write_samples
 from common.training import checkpoints
 from recipes.ner import train
+from recipes.ner.tagging import check_row
 from tests.conftest import ROOT
 
+COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
 
-def test_a_different_run_is_refused_unless_told(arguments, tmp_path, capsys):
+
+def files_in(folder: Path) -> dict[str, str]:
+    """The hash of each file in a folder, by its path, but of the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def test_a_finished_run_is_kept_aside_by_the_next_and_one_only(arguments, tmp_path, capsys):
+    out, previous = tmp_path / "out", tmp_path / "out.previous"
+    arguments += ["--report_to", "tensorboard"]  # which writes into a folder of its own
+    train.main(arguments)
+    assert "moves to" not in capsys.readouterr().out
+    first = files_in(out)
+    assert any(name.startswith("runs/") for name in first)
+    (out / "notes.txt").write_text("mine")
+
+    train.main([*arguments, "--seed", "7"])
+    said = capsys.readouterr().out
+    assert said.count(f"{out}: the finished run moves to out.previous when training begins") == 1
+    assert files_in(previous) == first
+    assert (out / "notes.txt").read_text() == "mine"
+    second = files_in(out)
+    assert second["model.safetensors"] != first["model.safetensors"]
+    assert not [path for path in out.rglob("*") if path.is_dir() and not any(path.iterdir())]
+
+    (previous / "read_me.txt").write_text("mine too")
+    train.main(arguments)  # the same command as the first
+    kept = files_in(previous)
+    assert kept.pop("read_me.txt")
+    assert kept == {name: hash_ for name, hash_ in second.items() if name != "notes.txt"}
+    assert files_in(out)["model.safetensors"] == first["model.safetensors"]
+    assert train_from(previous) == kept["model.safetensors"]
+
+
+def train_from(folder: Path) -> str:
+    """The hash of the model in a folder, which loads."""
+    AutoModelForTokenClassification.from_pretrained(folder)
+    return sha256(folder / "model.safetensors")
+
+
+def test_overwrite_removes_the_run_and_keeps_the_files_of_the_user(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    train.main([*arguments, "--report_to", "tensorboard"])
+    weights = sha256(out / "model.safetensors")
+    for name in ("notes.txt", "predictions_of_mine.jsonl", "my/model.safetensors"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    train.main([*arguments, "--seed", "7", "--overwrite"])
+    assert f"{out}: the run there is removed when training begins" in capsys.readouterr().out
+    assert not (tmp_path / "out.previous").exists()
+    assert sha256(out / "model.safetensors") != weights
+    assert not (out / "runs").exists()
+    for name in ("notes.txt", "predictions_of_mine.jsonl", "my/model.safetensors"):
+        assert (out / name).read_text() == "mine"
+        assert name not in json.loads((out / "run.json").read_text())["files"]
+
+
+def test_a_run_does_not_replace_what_it_reads(arguments, tmp_path):
+    out = tmp_path / "out"
+    train.main([*arguments, "--save_total_limit", "5"])
+    train.main([*arguments, "--save_total_limit", "5", "--seed", "7"])
+    before = files_in(tmp_path)
+    for words, message in [
+        (["--model_name_or_path", str(out)], "--model_name_or_path .*out would be replaced"),
+        (["--model_name_or_path", str(out), "--overwrite"], "--model_name_or_path .*out would be replaced"),
+        (["--model_name_or_path", f"{out}.previous"], r"--model_name_or_path .*out\.previous would be replaced"),
+        (["--resume_from_checkpoint", f"{out}.previous/checkpoint-4"], "--resume_from_checkpoint .* would be replaced"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train.main([*arguments, *words])
+    assert files_in(tmp_path) == before
+    train.main([*arguments, "--model_name_or_path", f"{out}.previous", "--overwrite"])
+
+
+def test_a_folder_of_others_is_not_taken_for_the_previous_run(arguments, tmp_path):
+    train.main(arguments)
+    (tmp_path / "out.previous").mkdir()
+    (tmp_path / "out.previous" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out\.previous: the finished run would move here, but no run wrote"):
+        train.main(arguments)
+    train.main([*arguments, "--overwrite"])
+    assert (tmp_path / "out.previous" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_record_names_no_files_outside_its_folder(arguments, tmp_path):
     out = tmp_path / "out"
     train.main(arguments)
-    (out / "notes.txt").write_text("mine")
-    weights = sha256(out / "model.safetensors")
+    (tmp_path / "else.txt").write_text("mine")
+    record = json.loads((out / "run.json").read_text())
+    record["files"] += ["../else.txt", str(tmp_path / "else.txt")]
+    (out / "run.json").write_text(json.dumps(record))
+    train.main([*arguments, "--overwrite"])
+    assert (tmp_path / "else.txt").read_text() == "mine"
 
-    with pytest.raises(InputError, match=r"holds a different run; .*--resume_from_checkpoint true.*--overwrite"):
-        train.main([*arguments, "--seed", "7"])
-    assert sha256(out / "model.safetensors") == weights
 
+def test_a_run_that_was_killed_while_it_moved_the_one_before_moves_the_rest(arguments, tmp_path, monkeypatch):
+    out, previous = tmp_path / "out", tmp_path / "out.previous"
     train.main(arguments)
-    assert "holds this very run, and is emptied to run it again" in capsys.readouterr().out
-    assert sha256(out / "model.safetensors") == weights
+    first, moves = files_in(out), []
 
-    train.main([*arguments, "--seed", "7", "--overwrite"])
-    assert "replaces the run that is there" in capsys.readouterr().out
-    assert sha256(out / "model.safetensors") != weights
+    def move(source, target):
+        if len(moves) == 3:
+            raise KeyboardInterrupt
+        moves.append(os.replace(source, target))
+
+    monkeypatch.setattr("shutil.move", move)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*arguments, "--seed", "7"])
+    monkeypatch.undo()
+    assert len(files_in(previous)) == 4  # with the record
+    train.main([*arguments, "--seed", "7"])
+    assert files_in(previous) == first
+
+
+def test_what_a_killed_run_left_off_its_record_is_taken_for_its_own_all_the_same(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "finish", lambda *_, **__: 1 / 0)  # after the model was saved
+    with pytest.raises(ZeroDivisionError):
+        train.main(arguments)
+    monkeypatch.undo()
+    out = tmp_path / "out"
+    assert "model.safetensors" not in json.loads((out / "run.json").read_text())["files"]
+    (out / "notes.txt").write_text("mine")
+    train.main([*arguments, "--resume_from_checkpoint", "true"])
+    finished = files_in(out)
+    train.main(arguments)
+    assert files_in(tmp_path / "out.previous") == {n: h for n, h in finished.items() if n != "notes.txt"}
     assert (out / "notes.txt").read_text() == "mine"
-    weights = sha256(out / "model.safetensors")
-    with pytest.raises(InputError, match="is where --model_name_or_path is read from, and would be replaced"):
-        train.main([*arguments, "--model_name_or_path", str(out), "--overwrite"])
-    assert sha256(out / "model.safetensors") == weights
+
+
+def test_edited_code_runs_again_and_is_warned_of_by_a_run_that_resumes(arguments, tmp_path, monkeypatch, capsys):
+    train.main([*arguments, "--save_total_limit", "5"])
+    resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
+    train.main(resumed)
+    assert "resuming with changed code" not in capsys.readouterr().err
+    monkeypatch.setattr("common.run.folder._folder_of", lambda arguments: ROOT / "tests" / "bad_inputs")
+    train.main(resumed)
+    assert "warning: resuming with changed code; results may differ" in capsys.readouterr().err
+    train.main(arguments)
+    assert (tmp_path / "out.previous" / "model.safetensors").is_file()
+
+
+def test_a_run_that_resumes_takes_no_other_argument_than_it_can(arguments, tmp_path, capsys):
+    arguments += ["--save_total_limit", "5"]
+    train.main(arguments)
+    resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
+    for words, message in [
+        (["--seed", "7"], "--seed: the run has 42, so it cannot go on with 7"),
+        (["--doc_stride", "8"], "--doc_stride: the run has 16, so it cannot go on with 8"),
+        (["--per_device_train_batch_size", "8"], "the run took 16 rows a step and would now take 8 rows"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train.main([*resumed, *words])
+    split = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2", "--run_name", "other"]
+    train.main([*resumed, *split])
+    assert "changed arguments" not in capsys.readouterr().err
+    train.main([*resumed, "--weight_decay", "0.1"])
+    said = capsys.readouterr().err
+    assert "resuming with changed arguments; results will differ from the original run: --weight_decay 0.01" in said
+
+
+def test_a_run_writes_nothing_into_its_arguments(arguments, tmp_path):
+    groups = parse(train.ARGUMENTS, [*arguments, "--save_total_limit", "5"])
+    train.main([*arguments, "--save_total_limit", "5"])
+    args, data_args = groups[-1], groups[1]
+    args.resume_from_checkpoint = True
+    before = repr(args)
+    run = Run(args, data_args, *groups[::2][:1], groups[2], rows=load_splits(data_args, COLUMNS, check_row))
+    assert run.checkpoint == str(tmp_path / "out" / "checkpoint-8")
+    assert repr(args) == before
 
 
 def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
@@ -56,7 +210,7 @@ def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_pa
         train.main(arguments)
     monkeypatch.undo()
     with pytest.raises(
-        InputError, match="holds a run that was stopped; go on with it by --resume_from_checkpoint true"
+        InputError, match="holds a stopped run; resume it with --resume_from_checkpoint true, drop it with --overwrite"
     ):
         train.main(arguments)
     assert list((tmp_path / "out").glob("checkpoint-*"))
@@ -105,15 +259,6 @@ def test_a_start_that_failed_does_not_stand_in_the_way(arguments):
     with pytest.raises(InputError):
         train.main([*arguments, "--model_name_or_path", "./nowhere"])
     train.main(arguments)
-
-
-def test_other_code_is_another_run(arguments, monkeypatch):
-    train.main(arguments)
-    monkeypatch.setattr(
-        "common.run.folder._folder_of", lambda arguments: ROOT / "tests"
-    )  # as if the recipe were edited
-    with pytest.raises(InputError, match="holds a different run"):
-        train.main(arguments)
 
 
 def test_a_folder_in_use_is_refused(arguments, tmp_path):

@@ -159,7 +159,7 @@ def test_what_would_not_be_the_same_run_is_refused_or_named(files, damaged):
     assert "rows came in another order; give --train_sampling_strategy random" in run.output
     run = resumed(files, damaged, num_train_epochs=4)
     run.succeeds()
-    assert "goes on with other arguments" in run.output
+    assert "resuming with changed arguments" in run.output
     assert "--num_train_epochs 3.0 to 4.0" in run.output
     assert run.steps[-1] == 24
 

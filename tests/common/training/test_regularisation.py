@@ -24,8 +24,9 @@ from common.args import ModelArguments, TrainingArguments
 from common.errors import InputError
 from common.models.load import load_model
 from common.models.structure import set_dropout
+from common.training import Trainer, label_losses
 from common.training.regularisation import Adversary, Mixout, WeightAverage, divergence, repeat_batch
-from common.training.trainer import Trainer, label_losses
+from common.tuning import TuningArguments, tune
 from tests.conftest import ROOT, SAMPLE, read_jsonl, write_jsonl
 from tests.faults import Job, difference, make_files, words
 
@@ -51,9 +52,9 @@ def make(tiny, tokenizer, tmp_path, rows, callbacks=(), **arguments) -> Trainer:
     defaults |= {"weight_decay": 0.0, "lr_scheduler_type": "constant"}
     args = TrainingArguments(output_dir=str(tmp_path / "out"), **defaults | arguments)
     model_args = ModelArguments(model_name_or_path=tiny)
-    model = load_model(AutoModelForTokenClassification, model_args, [str(i) for i in range(LABELS)], 64)
+    loaded = load_model(AutoModelForTokenClassification, model_args, [str(i) for i in range(LABELS)], 64)
     return Trainer(
-        model=model,
+        model=tune(loaded, TuningArguments(), None),
         args=args,
         train_dataset=rows,
         eval_dataset=rows,
@@ -61,6 +62,7 @@ def make(tiny, tokenizer, tmp_path, rows, callbacks=(), **arguments) -> Trainer:
         data_collator=DataCollatorForTokenClassification(tokenizer),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         callbacks=list(callbacks),
+        losses=label_losses,
     )
 
 
@@ -118,7 +120,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_decay_takes_matrices_and_neither_biases_nor_norms(family, tmp_path):
     model = AutoModel.from_config(AutoConfig.for_model(family, **SMALL | FAMILIES[family]))
-    trainer = Trainer(model, TrainingArguments(str(tmp_path), weight_decay=0.1, eval_strategy="no", precision="fp32"))
+    args = TrainingArguments(str(tmp_path), weight_decay=0.1, eval_strategy="no", precision="fp32")
+    trainer = Trainer(model, args, losses=label_losses)
     groups = trainer.create_optimizer().param_groups
     names = {id(value): name for name, value in model.named_parameters()}
     decayed = {names[id(value)] for group in groups for value in group["params"] if group["weight_decay"] == 0.1}
@@ -195,11 +198,13 @@ def test_r_drop_adds_its_weight_times_the_divergence(tiny, tokenizer, tmp_path, 
     trainer = make(tiny, tokenizer, tmp_path, rows, r_drop=0.5)
     logits, labels = torch.randn(6, 4, LABELS), torch.randint(0, LABELS, (3, 4)).repeat(2, 1)
     trainer.model.train()
-    found = trainer._loss({"logits": logits}, labels, torch.tensor(24))
+    found = trainer.mean_loss({"logits": logits}, {"labels": labels}, {"labels": torch.tensor(24)})
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten()) + 0.5 * divergence(logits, labels) / 12
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     trainer.model.eval()
-    assert trainer._loss({"logits": logits}, labels).item() == pytest.approx(label_losses(logits, labels).mean().item())
+    assert trainer.mean_loss({"logits": logits}, {"labels": labels}).item() == pytest.approx(
+        label_losses(logits, labels).mean().item()
+    )
     assert torch.equal(repeat_batch({"a": torch.tensor([[1], [2]])})["a"], torch.tensor([[1], [2], [1], [2]]))
 
 
@@ -251,14 +256,14 @@ def test_freelb_takes_the_mean_gradient_of_its_ascent(tiny, tokenizer, tmp_path,
     trainer = make(tiny, tokenizer, tmp_path, rows.select(range(6)), **freelb, max_steps=1)
     batch = trainer.data_collator([{k: row[k] for k in ("input_ids", "labels")} for row in rows.select(range(6))])
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    first = trainer._adversary._first(ids, mask, 0)
+    first = trainer.adversary._first(ids, mask, 0)
     values = [row[real] * np.sqrt(row[real].numel()) for row, real in zip(first, mask, strict=True)]
     assert 0.49 < max(v.max() for v in values) <= 0.5
     assert -0.5 <= min(v.min() for v in values) < -0.49
     assert all(abs(v.mean()) < 0.1 for v in values)
     assert not first[~mask].any()
-    assert not torch.equal(first, trainer._adversary._first(ids, mask, 1))
-    longer = trainer._adversary._first(F.pad(ids[2:4], (0, 5)), F.pad(mask[2:4], (0, 5)), 0)  # in another batch
+    assert not torch.equal(first, trainer.adversary._first(ids, mask, 1))
+    longer = trainer.adversary._first(F.pad(ids[2:4], (0, 5)), F.pad(mask[2:4], (0, 5)), 0)  # in another batch
     assert torch.equal(longer[:, : ids.shape[1]], first[2:4])
     expected = by_hand(trainer, batch, 0.5, 0.4, passes=3, first=lambda shape: first.clone())
     trainer.train()
@@ -268,9 +273,9 @@ def test_freelb_takes_the_mean_gradient_of_its_ascent(tiny, tokenizer, tmp_path,
 def test_all_passes_of_a_step_drop_the_same(tiny, tokenizer, tmp_path, rows):
     trainer = make(tiny, tokenizer, tmp_path, rows, adversarial="freelb", adversarial_steps=4)
     drawn = []
-    for _ in trainer._adversary.perturbed({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, 0):
+    for _ in trainer.adversary.perturbed({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, 0):
         drawn.append(torch.rand(3))
-        trainer._adversary.delta.grad = torch.ones_like(trainer._adversary.delta)
+        trainer.adversary.delta.grad = torch.ones_like(trainer.adversary.delta)
     assert len(drawn) == 4
     assert all(torch.equal(drawn[0], other) for other in drawn[1:])
     assert not torch.equal(drawn[0], torch.rand(3))
@@ -378,7 +383,7 @@ def test_what_holds_pretrained_weights_is_refused_where_none_is_trained(tiny, to
     for name in ("l2_sp", "mixout"):
         args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", **{name: 0.5})
         with pytest.raises(InputError, match=f"--{name}: holds pretrained weights where they are, and this run trains"):
-            Trainer(trainer.model, args)
+            Trainer(trainer.tuned, args, losses=label_losses)
 
 
 # Averages of weights
@@ -428,7 +433,7 @@ def test_the_mean_is_evaluated_saved_and_picked(tiny, tokenizer, tmp_path, rows,
         seen.append(weights(trainer.model))
         return {"f1": next(scores)}
 
-    trainer._user_metrics = metrics
+    trainer.user_metrics = metrics
     trainer.train()
     expected = []
     for step, own in enumerate(steps.weights, 1):

@@ -1,19 +1,10 @@
-"""What a CPU computes faster is what it was: dropout, losses of a head, memory."""
+"""The faster dropout drops at its rate."""
 
 import pytest
 import torch
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertModel,
-    M2M100Config,
-    M2M100ForConditionalGeneration,
-)
+from transformers import BertConfig, BertModel
 
 from common.speed.dropout import QuickDropout, quick_dropout, quick_functional_dropout, quicken_dropout
-from common.speed.head import HeadLosses
-from common.training.trainer import label_losses
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -55,36 +46,6 @@ def test_quicken_dropout_keeps_evaluation_and_the_ends():
     assert torch.equal(QuickDropout(0.5).eval()(x), x)
     assert torch.equal(QuickDropout(0.0)(x), x)
     assert torch.equal(QuickDropout(1.0)(x), 0 * x)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_losses_of_the_head_and_their_gradients_are_those_of_the_scores(smoothing):
-    torch.manual_seed(0)
-    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    sizes |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layerdrop": 0.0, "dropout": 0.0}
-    model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=300, attention_dropout=0.0, **sizes))
-    ids = torch.randint(5, 300, (3, 20, 11))  # more labels than are taken at a time
-    labels = ids[2].masked_fill(torch.rand(20, 11) < 0.2, -100)
-    weight = torch.rand(20, 11)  # of the losses, so that no gradient is as another
-    gradients = []
-    for quick in (False, True):
-        head = HeadLosses(model) if quick else None
-        assert head is None or head.works
-        model.zero_grad()
-        inputs = {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "decoder_input_ids": ids[1]}
-        if quick:
-            with head.at(labels, smoothing):
-                losses = model(**inputs).logits[..., 0]
-            assert model(**inputs).logits.shape == (20, 11, 300)
-        else:
-            losses = label_losses(model(**inputs).logits, labels, smoothing)
-        (losses * weight).sum().backward()
-        gradients.append([losses.detach(), *(p.grad.clone() for p in model.parameters())])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-    bart = BartForConditionalGeneration(BartConfig(vocab_size=300, max_position_embeddings=32, **sizes))
-    assert not HeadLosses(bart).works  # it adds to the scores after the head, and keeps its own way
-    assert bart(**inputs).logits.shape == (20, 11, 300)
 
 
 def test_functional_dropout_drops_its_share():

@@ -1,0 +1,160 @@
+"""Compute the layers of an encoder-decoder at the real tokens of a training batch only, on a CPU.
+
+Sources and targets of the same rows lie in the same bins (`common.speed.padding_free`). Results agree with the padded
+model to rounding. `tests/benchmarks/NOTES.md` has the gains.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+
+from common.models.structure import attention_by, layer_names
+from common.speed.padding_free import (
+    PackedBatch,
+    bias_of,
+    in_bins,
+    pack_input,
+    packed_attention,
+    unpack_output,
+    untested,
+    weighed,
+)
+
+#: model types whose training may leave out padding on both sides; a test compares each with plain transformers
+PADDING_FREE = frozenset({"bart", "bert", "encoder-decoder", "m2m_100", "marian", "mbart", "pegasus"})
+#: kernels of attention that `packed_pairs` may stand in for
+KERNELS = {"eager": "packed_pairs", "sdpa": "packed_pairs"}
+
+
+class PackedPairs:
+    """Where the sources and targets of a batch lie without padding: the same rows in the bins of both sides.
+
+    Stands in for the mask of attention from targets to sources. `source` and `target` have shape (rows, length), True
+    at real tokens.
+    """
+
+    def __init__(self, source: Tensor, target: Tensor):
+        groups = in_bins(list(zip(source.sum(1).tolist(), target.sum(1).tolist(), strict=True)))
+        self.source = PackedBatch(source, groups=groups, side=0)
+        self.target = PackedBatch(target, causal=True, groups=groups, side=1)
+        self._biases: dict[tuple[int, torch.dtype], Tensor | None] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+        """Compute attention from targets to sources, as `PackedBatch.attend`: (1, packed targets, heads, width)."""
+        results = []
+        sides = zip(self.target.to_bins(query), self.source.to_bins(key, value), strict=True)
+        for i, ((q,), (k, v)) in enumerate(sides):
+            results.append(weighed(q, k, v, dropout, scaling, partial(self._bias, i)))
+        return self.target.from_bins(results)
+
+    def _bias(self, group: int, dtype: torch.dtype) -> Tensor | None:
+        key = group, dtype
+        if key not in self._biases:
+            self._biases[key] = bias_of(self.target.groups[group][1], self.source.groups[group][1], dtype)
+        return self._biases[key]
+
+
+class PaddingFreePairs:
+    """Let the layers of an encoder-decoder compute real tokens only: of sources, of targets, and between them.
+
+    Outside of `at` the model is unchanged, and generates as before. On a test batch the scores must agree with those of
+    the plain model; otherwise the hooks are removed again.
+
+    Attributes:
+        reason: why the layers compute padding; None if `at` leaves it out.
+    """
+
+    #: the one whose batch is being computed, which the function of the kernel for masks asks
+    current: "PaddingFreePairs | None" = None
+
+    def __init__(self, model: PreTrainedModel):
+        self._pairs: PackedPairs | None = None
+        self._sources: tuple[Tensor, Tensor] | None = None  # what the decoder gets, padded and packed
+        self._model = model
+        self.reason = untested(model, PADDING_FREE)
+        if self.reason is not None:
+            return
+        encoder, decoder = model.get_encoder(), model.get_decoder()
+        if any(getattr(part, "layerdrop", 0.0) for part in (encoder, decoder)):
+            self.reason = "layerdrop leaves out layers"
+            return
+        with attention_by(model, KERNELS) as able:
+            if not able:
+                self.reason = "attention by another kernel"
+                return
+        sources, targets = ([part.get_submodule(n) for n in layer_names(part)] for part in (encoder, decoder))
+        hooks = [
+            sources[0].register_forward_pre_hook(pack_input, with_kwargs=True),
+            sources[-1].register_forward_hook(unpack_output, with_kwargs=True),
+            decoder.register_forward_pre_hook(self._begin_decoder, with_kwargs=True),
+            targets[0].register_forward_pre_hook(pack_input, with_kwargs=True),
+            targets[-1].register_forward_hook(unpack_output, with_kwargs=True),
+            *(layer.register_forward_pre_hook(self._give_sources, with_kwargs=True) for layer in targets),
+        ]
+        if not self._agrees():
+            self.reason = "results differ on a test batch"
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def at(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
+        """Within it the model takes sources of this mask and targets of these labels, of shape (rows, length) each."""
+        real = (labels != -100).flip(1).cumsum(1).flip(1) > 0  # up to the last label of a row
+        self._pairs = PackedPairs(attention_mask.bool(), real)
+        PaddingFreePairs.current = self
+        try:
+            with attention_by(self._model, KERNELS):
+                yield
+        finally:
+            PaddingFreePairs.current = self._pairs = self._sources = None
+
+    def _begin_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._pairs is not None:
+            padded = kwargs["encoder_hidden_states"]
+            self._sources = padded, self._pairs.source.pack(padded)
+
+    def _give_sources(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        if self._sources is None:
+            return None
+        padded, packed = self._sources
+        return (
+            tuple(packed if x is padded else x for x in args),
+            {name: packed if x is padded else x for name, x in kwargs.items()},
+        )
+
+    def mask(self, mask_function: Callable) -> PackedBatch | PackedPairs:
+        """Return what stands in for the mask of the encoder, of the decoder, or of attention between them."""
+        if self._sources is None:
+            return self._pairs.source
+        return self._pairs.target if mask_function is causal_mask_function else self._pairs
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Tell whether the scores of a test batch are those of the padded model."""
+        random = torch.Generator().manual_seed(0)
+        size = self._model.get_input_embeddings().num_embeddings
+        ids = torch.randint(0, size, (2, 4, 13), generator=random)
+        places = torch.arange(13)
+        mask = (places < torch.tensor([[5], [13], [2], [9]])).long()
+        labels = ids[1].masked_fill(places >= torch.tensor([[7], [1], [13], [4]]), -100)
+        inputs = {"input_ids": ids[0], "attention_mask": mask, "decoder_input_ids": ids[1], "use_cache": False}
+        training = self._model.training
+        self._model.eval()
+        expected = self._model(**inputs).logits
+        with self.at(mask, labels):
+            found = self._model(**inputs).logits
+        self._model.train(training)
+        return torch.allclose(found[labels != -100], expected[labels != -100], rtol=1e-3, atol=1e-4)
+
+
+def _mask(mask_function, **kwargs) -> PackedBatch | PackedPairs:
+    return PaddingFreePairs.current.mask(mask_function)
+
+
+AttentionInterface.register("packed_pairs", packed_attention)
+AttentionMaskInterface.register("packed_pairs", _mask)

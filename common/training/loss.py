@@ -1,0 +1,129 @@
+"""Promise: the loss of an optimizer step is the mean over all its labels, and the sum of the means of several tasks.
+
+Batches and processes that share a step change nothing. (The stock Trainer multiplies gradient and loss by the number of
+accumulated batches, or of processes, for most heads: https://github.com/huggingface/transformers/issues/47688.)
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from common.errors import InputError
+from common.training.regularisation import Logits, divergence
+from common.tuning.peft_methods import is_adalora, orthogonality
+
+#: losses(logits, labels, label_smoothing) -> the loss of each label, in the shape of `labels`
+Losses = Callable[[Logits, Tensor, float], Tensor]
+
+
+def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Compute the cross-entropy of each label; 0 where the label is -100.
+
+    Args:
+        logits: scores of shape (rows, ..., classes).
+        labels: class ids of shape (rows, ...).
+        label_smoothing: weight that is spread over all classes.
+
+    Returns:
+        Losses in the shape of `labels`.
+    """
+    flat = F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return flat.view(labels.shape)
+
+
+class MeanLoss(transformers.Trainer):
+    """Computes the loss of a step by `losses`, by label column or by task.
+
+    A function of `losses` gets the logits of its column: the output of the model with the name of the column, else
+    `logits`, else all outputs but `loss` as a tuple.
+    """
+
+    loss_is_scaled_for_ga = True  # by `compute_loss`, which divides by the labels of the whole step
+    losses: dict[str, Losses]
+    by_task = False
+    passes = 1  # of each batch through the model
+
+    def labels_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the labels out of a batch. Returns them by label column, or under the task of the batch."""
+        if self.by_task:
+            return {inputs["task"]: inputs.pop("labels")} if "labels" in inputs else {}
+        return {name: inputs.pop(name) for name in self.losses if name in inputs}
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, dict]:
+        """Return the batches of a step, and the number of its labels on all processes by column or task."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.losses}
+        for batch in batches:
+            for name, labels in self.labels_of(dict(batch)).items():
+                counts[name] += (labels != -100).sum().to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        if len(counts) > 1:
+            for name, count in counts.items():
+                self._parts[name][1] += count > 0
+        return batches, counts
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Compute the share of a batch in the loss of its step.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: the batch; its labels are taken out.
+            return_outputs: return the outputs of the model too.
+            num_items_in_batch: labels of the whole step by column or task; None for those of the batch alone.
+        """
+        labels = self.labels_of(inputs)
+        outputs = model(**inputs)
+        loss = self.mean_loss(outputs, labels, num_items_in_batch) if labels or model.training else None
+        return (loss, outputs) if return_outputs else loss
+
+    def logits_of(self, outputs: dict[str, Tensor], name: str) -> Logits:
+        """Return the logits of label column `name` (see the class)."""
+        found = next((outputs[key] for key in (name, "logits") if key in outputs), None)
+        return tuple(v for k, v in outputs.items() if k != "loss") if found is None else found
+
+    def mean_loss(self, outputs, labels: dict[str, Tensor], counts: dict[str, Tensor] | None = None) -> Tensor:
+        """Sum the losses of each label column, divide by its `counts` in the step, and add up the columns."""
+        if not labels:
+            raise InputError(f"training rows: no column {' or '.join(self.losses)}; add the labels")
+        model, training = self.model, self.model.training
+        parts = {}
+        for name, values in labels.items():
+            logits = self.logits_of(outputs, name)
+            total, own = self.losses[name](logits, values, self.args.label_smoothing_factor).sum(), values != -100
+            if is_adalora(model) and training and not parts:
+                total = total + orthogonality(model) * own.sum()  # once a step, however it is cut
+            if self.args.r_drop and training:  # the labels are there twice
+                total = total + 2 * self.args.r_drop * divergence(logits, values)
+            count = own.sum() if counts is None else counts[name]
+            parts[name] = total / count.clamp(min=1)  # a step may hold no label at all
+        if counts is not None:  # gradients are averaged over processes
+            parts = {name: part * self.accelerator.num_processes for name, part in parts.items()}
+            if len(self.losses) > 1:
+                for name, part in parts.items():
+                    self._parts[name][0] += part.detach() / self.passes
+        return torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
+
+    def forget_losses(self) -> None:
+        """Begin the means that `log` reports anew."""
+        self._parts = {name: torch.zeros(2, dtype=torch.float32, device=self.args.device) for name in self.losses}
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Log as the parent does, with `loss_<name>` of each label column or task since the last time."""
+        if "loss" in logs and len(self.losses) > 1:
+            parts = self.accelerator.reduce(self._parts, "mean")
+            logs |= {f"loss_{name}": float(total / n) for name, (total, n) in parts.items() if n > 0}
+            self.forget_losses()
+        super().log(logs, *args, **kwargs)
+
+
+def named_losses(losses: Losses | dict[str, Losses]) -> dict[str, Losses]:
+    """Return `losses` by label column: a single function is that of column `labels`."""
+    return dict(losses) if isinstance(losses, dict) else {"labels": losses}

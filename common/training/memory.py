@@ -1,0 +1,92 @@
+"""Promise: exhausted memory ends the run in a sentence, or under `--auto_find_batch_size` halves the batch.
+
+The smaller batches make the same optimizer steps. (The stock Trainer goes on with half-trained weights.)
+"""
+
+import math
+import random
+import time
+
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import release_memory
+from torch import Tensor
+from transformers.trainer_utils import TrainOutput
+
+from common.errors import tell
+from common.hardware import is_out_of_memory, out_of_memory
+from common.training.resume import early_stopping
+from common.tuning.tune import is_gradual
+
+
+class BatchThatFits(transformers.Trainer):
+    """Trains again, from the last checkpoint or the start, where memory ran out and the user allows it."""
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
+        """Train as the parent does; raises `RunStopped` where memory runs out."""
+        args, shrinks = self.args, self.args.auto_find_batch_size
+        args.auto_find_batch_size = False
+        if shrinks:
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+            states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        while True:
+            self._forget_steps()
+            self.resumed_from = resume_from_checkpoint
+            try:
+                return super().train(resume_from_checkpoint, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch = args.per_device_train_batch_size
+                if not shrinks or batch == 1:
+                    raise out_of_memory(self._where(batch), error) from None
+            # out here the failed step's tensors are gone with its traceback
+            self._halve(batch)
+            resume_from_checkpoint = self.last_whole
+            if resume_from_checkpoint is None:
+                self._begin_again(weights, states)
+            tell(
+                f"out of memory with {batch} rows at a time: takes {args.per_device_train_batch_size}, and "
+                f"{args.gradient_accumulation_steps} such batches a step; begins again from "
+                f"{resume_from_checkpoint or 'the initial weights'}"
+            )
+
+    def _forget_steps(self) -> None:
+        """Forget the steps of an earlier attempt."""
+        self._seen_step, self._save_at_end, self.step_losses = -1, False, []
+        self.forget_losses()
+        self._saved_at, self._unsaved_best = time.monotonic(), None
+        # an evaluation before the training marks the model as prepared, and accelerate would not wrap it any more: each
+        # of several processes would train for itself
+        if self.args.world_size > 1 and getattr(self.model, "_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models.clear()
+
+    def _where(self, batch: int) -> str:
+        remedy, taken = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model", f"{batch} rows"
+        if budget := getattr(self.args, "max_tokens_per_batch", 0):
+            taken = f"up to {budget} tokens"
+            remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
+        return f"in step {self.state.global_step + 1} with {taken} at a time; {remedy}"
+
+    def _halve(self, batch: int) -> None:
+        args = self.args
+        args.per_device_train_batch_size = math.ceil(batch / 2)
+        args.gradient_accumulation_steps = math.ceil(self.step_rows / args.per_device_train_batch_size)
+        self._train_batch_size = args.train_batch_size
+        self.optimizer = self.lr_scheduler = None
+        self.model_wrapped = self.model
+        self.model.zero_grad()
+        if is_gradual(self.tuned):  # the new optimizer is to have what is unfrozen later, too
+            self.model.requires_grad_(True)
+        release_memory()
+
+    def _begin_again(self, weights: dict[str, Tensor], states: tuple) -> None:
+        self.model.load_state_dict(weights)
+        for callback in early_stopping(self):
+            callback.early_stopping_patience_counter = 0
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

@@ -1,0 +1,190 @@
+"""Promise: a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+
+from common.errors import InputError, one_line, warn
+from common.hardware import is_out_of_memory
+from common.training import checkpoints
+from common.tuning.peft_methods import is_adalora, restore_allocation
+
+
+@contextmanager
+def reading(checkpoint: str) -> Iterator[None]:
+    """Turn what the loaders raise over a file of `checkpoint` into a sentence; `weights_only` loads refuse code."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        reason = one_line(error).split(". ")[0][:160]
+        raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = one_line(error)[:300]
+        raise InputError(f"{checkpoint}: cannot be read, damaged or of another model: {reason}") from None
+
+
+def early_stopping(trainer: transformers.Trainer) -> list[EarlyStoppingCallback]:
+    """Return the callbacks of `trainer` that stop it early."""
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+
+
+class GoOn(TrainerCallback):
+    """Sets right, before the first step, what the state of a checkpoint says of its folder and callbacks."""
+
+    def __init__(self, trainer: "ExactResume"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        state.num_train_epochs = trainer.epochs
+        if trainer.resumed_from is not None:
+            # the folder may have been moved or copied since; its own best checkpoint is the one beside this one
+            best = trainer.saved_state()["best_model_checkpoint"]
+            if best and Path(args.output_dir, Path(best).name).is_dir():
+                state.best_model_checkpoint = str(Path(args.output_dir, Path(best).name))
+            elif best and state.best_model_checkpoint is None:
+                state.best_metric = None
+                warn(f"{best}: the best checkpoint so far is gone; the best of those to come will be taken")
+            for callback in early_stopping(trainer):
+                callback.early_stopping_patience = args.early_stopping_patience
+        for callback in (c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)):
+            state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+
+
+class ExactResume(transformers.Trainer):
+    """Goes on from a checkpoint: from the newest whole one, or the one that is named."""
+
+    #: the checkpoint that the run goes on from
+    resumed_from: str | None = None
+    #: epochs that the whole run has
+    epochs = 0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """Train from the start, from the checkpoint folder `resume_from_checkpoint`, or if True from the newest whole.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or is of a run that would not go on as it was.
+            RunStopped: the run ends early.
+        """
+        if resume_from_checkpoint is True:
+            accept = self.args.accept_unverified_checkpoint
+            resume_from_checkpoint = str(checkpoints.newest_whole(self.args.output_dir, accept))
+        if self.is_world_process_zero():
+            checkpoints.clear_staging(self.args.output_dir)
+        if resume_from_checkpoint is not None:
+            self._check_order(Path(resume_from_checkpoint))
+        self.last_whole = resume_from_checkpoint
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _check_order(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint whose run took its rows in another order; warn where it cannot go on exactly."""
+        then = checkpoints.about(checkpoint)
+        order, processes = then.get("order"), then.get("processes")
+        if order not in (None, self.args.train_sampling_strategy):
+            raise InputError(f"{checkpoint}: rows came in another order; give --train_sampling_strategy {order}")
+        if processes not in (None, self.args.world_size):
+            warn(
+                f"{checkpoint}: saved by {processes} processes, and this run has {self.args.world_size}: it goes "
+                "on, but draws other random numbers (dropout) than the run would have"
+            )
+
+    def saved_state(self) -> dict:
+        """Return the trainer state of the checkpoint that the run goes on from."""
+        return json.loads(Path(self.resumed_from, checkpoints.STATE).read_text(encoding="utf-8"))
+
+    def set_initial_training_values(self, args, dataloader: DataLoader) -> tuple:
+        """Return what the parent does, but no epochs for a run that had ended: the parent would train a step."""
+        self.epochs, *rest = super().set_initial_training_values(args, dataloader)
+        return (0 if self._was_over(max_steps=rest[-1]) else self.epochs, *rest)
+
+    def _was_over(self, max_steps: int) -> bool:
+        if self.resumed_from is None:
+            return False
+        state, patience = self.saved_state(), self.args.early_stopping_patience
+        stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
+        for one in (stopping if isinstance(stopping, list) else [stopping]) if stopping and patience else []:
+            if one["attributes"]["early_stopping_patience_counter"] >= patience:
+                return True
+        return state["global_step"] >= max_steps
+
+    # What the checkpoint holds
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        unaveraged = Path(resume_from_checkpoint, checkpoints.UNAVERAGED)
+        if unaveraged.is_file() and self.average is None:
+            raise InputError(
+                f"{resume_from_checkpoint}: of a run that averages its weights; give its --ema_decay or --swa_start"
+            )
+        with reading(resume_from_checkpoint):
+            if (trained := Path(resume_from_checkpoint, checkpoints.TRAINED)).is_file():
+                self._load_trained(trained)
+            elif not self._load_whole(Path(resume_from_checkpoint)):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if unaveraged.is_file():
+                self.average.resumed = load_file(unaveraged)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        damage = checkpoints.damage(best, self.args.accept_unverified_checkpoint)
+        if damage:
+            raise InputError(
+                f"{best}: the best checkpoint cannot be restored: {damage}; the last one is beside it; to do without "
+                "the best give --load_best_model_at_end false"
+            )
+        with reading(str(best)):
+            part = next((p for p in (best / checkpoints.BEST, best / checkpoints.TRAINED) if p.is_file()), None)
+            if part is not None:
+                self._put_back(load_file(part))
+            elif not self._load_whole(best):
+                super()._load_best_model()
+        if self.average:
+            self.average.mean = {}  # the best checkpoint holds a mean
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
+
+    def _load_trained(self, file: Path) -> None:
+        weights = load_file(file)
+        if missing := self.changing_weights().keys() - weights.keys():
+            raise ValueError(f"{file.name} has no {sorted(missing)[0]}")
+        self._put_back(weights)
+        if is_adalora(self.model):
+            restore_allocation(self.model, {name: value for name, value in weights.items() if ":" in name})
+
+    def _put_back(self, weights: dict[str, Tensor]) -> None:
+        own = self.changing_weights()
+        with torch.no_grad():
+            for name in own.keys() & weights.keys():
+                own[name].copy_(weights[name])
+
+    def _load_whole(self, checkpoint: Path) -> bool:
+        """Load all weights of the model. Returns False where only the parent can read the checkpoint."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not (weights := checkpoints.weights(checkpoint)):
+            return False
+        model = self.accelerator.unwrap_model(self.model)
+        own, ignored = model.state_dict(), getattr(model, "_keys_to_ignore_on_save", None) or ()
+        there = {own[name].data_ptr() for name in weights if name in own}  # of tied weights it has one name
+        missing = {n for n, value in own.items() if value.data_ptr() not in there and n not in ignored}
+        if other := sorted(missing | (weights.keys() - own.keys())):
+            raise ValueError(f"its weights are not those of the model: {other[0]}")
+        model.load_state_dict(weights, strict=False)
+        return True

@@ -1,0 +1,145 @@
+"""Promise: a checkpoint is whole or absent, and is saved no more often than is cheap (`--save_min_seconds`).
+
+`common.training.checkpoints` has the files.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from common.training import checkpoints
+from common.tuning.peft_methods import allocation, is_adalora
+from common.tuning.tune import is_beside, is_gradual
+
+
+class WholeCheckpoints(transformers.Trainer):
+    """Writes checkpoints aside and publishes them when they are whole. A full disk stops the run with a sentence."""
+
+    #: the newest whole checkpoint of this run, or the one that it resumed from
+    last_whole: str | None = None
+    _saved_step = -1
+    _saved_at = 0.0
+    #: weights of the best step, where its checkpoint was left out
+    _unsaved_best: dict[str, Tensor] | None = None
+
+    def _get_output_dir(self, trial=None) -> str:
+        """Return the only folder in which the parent writes checkpoints, and may remove some."""
+        return str(Path(super()._get_output_dir(trial), checkpoints.STAGING))
+
+    def save_now(self) -> None:
+        """Save a checkpoint of the current step, unless there is one."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(self.model_wrapped, None)
+
+    def save_beside(self, folder: Path) -> None:
+        """Save into `folder`, on every process, what a subclass needs to go on. Does nothing here."""
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self._may_wait():
+            if self.state.best_global_step == self.state.global_step:
+                with self.averaged():
+                    self._unsaved_best = self.trained_weights()
+            return
+        folder = Path(self.args.output_dir)
+        staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
+        torch.serialization.set_crc32_options(False)  # a slower and weaker sum than that of the manifest
+        try:
+            with self.averaged() as unaveraged, checkpoints.clear_disk_errors(folder, self._checkpoint_bytes):
+                super()._save_checkpoint(model, trial)
+                self.save_beside(staged)
+                self.accelerator.wait_for_everyone()
+                self._publish(staged, folder, unaveraged)
+        finally:
+            torch.serialization.set_crc32_options(True)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            keep = {folder / staged.name, *([Path(best)] if best else [])}
+            checkpoints.rotate(folder, self.args.save_total_limit, keep)
+        self.accelerator.wait_for_everyone()
+        self.last_whole, self._saved_step = str(folder / staged.name), self.state.global_step
+        self._saved_at, self._unsaved_best = time.monotonic(), None
+
+    def _publish(self, staged: Path, folder: Path, unaveraged: dict[str, Tensor]) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            self._unsaved_best = None
+            self.state.best_model_checkpoint = str(folder / staged.name)
+        elif self._unsaved_best is not None:
+            self.state.best_model_checkpoint = str(folder / staged.name)
+        if self.args.should_save:
+            if self._unsaved_best is not None:
+                save_file(self._unsaved_best, staged / checkpoints.BEST)
+            if unaveraged:
+                save_file(unaveraged, staged / checkpoints.UNAVERAGED)
+            self.state.save_to_json(str(staged / checkpoints.STATE))
+            order = self.args.train_sampling_strategy
+            checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
+
+    def _may_wait(self) -> bool:
+        """Return whether the checkpoint due at the end of an epoch is left out, as the last one was saved a moment ago.
+
+        The weights of the best epoch that was left out go into the next checkpoint. The last step's is never left out,
+        nor one that a signal asks for, nor where no process has all the weights.
+        """
+        if self.args.save_strategy != "epoch" or self.stop_asked or self.control.should_training_stop:
+            return False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        soon = torch.tensor(
+            int(time.monotonic() - self._saved_at < self.args.save_min_seconds), device=self.args.device
+        )
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(soon, src=0)  # by one clock
+        return bool(soon)
+
+    def changing_weights(self) -> dict[str, Tensor]:
+        """Return what training changes: trained parameters, also those that are frozen so far, and buffers."""
+        model = self.accelerator.unwrap_model(self.model)
+        kept = model.state_dict().keys()
+        buffers = {k: v for k, v in model.named_buffers() if k in kept}
+        every = is_gradual(self.tuned)
+        # PiSSA takes the principal components out of its frozen weights, which another machine may round otherwise
+        changed = is_beside(model) and self.tuned.tuning.method == "pissa"
+        return {
+            k: v for k, v in model.named_parameters() if v.requires_grad or every or (changed and ".base_layer." in k)
+        } | buffers
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Return copies of `changing_weights` in main memory."""
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.changing_weights().items()}
+
+    def _checkpoint_bytes(self) -> int:
+        """Return about how much a checkpoint takes on the disk."""
+        state = [t for values in self.optimizer.state.values() for t in values.values()] if self.optimizer else []
+        return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the parent does, readable by all and without a pickle.
+
+        Into a checkpoint, of a model that is trained beside its own weights, only what training changes.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if folder.parent.name == checkpoints.STAGING and is_beside(self.model):
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                ranks = allocation(self.model) if is_adalora(self.model) else {}
+                save_file(self.trained_weights() | ranks, folder / checkpoints.TRAINED)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+            return
+        with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
+            super().save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; run.json has the arguments
+            umask = os.umask(0)
+            os.umask(umask)
+            for file in folder.rglob("*.safetensors"):
+                file.chmod(0o666 & ~umask)  # safetensors leaves 0600, which no colleague can read
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -1,0 +1,125 @@
+"""Several tasks in one run: every batch is of one task, and so is every optimizer step."""
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import transformers
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from common.errors import InputError
+from common.training.order import row_lengths, share
+
+
+class TaskRows(TorchDataset):
+    """The rows of the training sets of several tasks, numbered one task after the other.
+
+    Each row gets the entry `task`: the name of its task.
+    """
+
+    def __init__(self, datasets: dict[str, Dataset]):
+        self.datasets = datasets
+        self.starts = np.cumsum([0, *map(len, datasets.values())])
+        self.lengths = np.concatenate([row_lengths(rows) for rows in datasets.values()])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        names = list(self.datasets)
+        places = np.searchsorted(self.starts, numbers, side="right") - 1
+        return [
+            self.datasets[names[i]][int(number - self.starts[i])] | {"task": names[i]}
+            for i, number in zip(places, numbers, strict=True)
+        ]
+
+
+class TaskBatches(BatchRebalanceSampler):
+    """Batch sampler of several tasks, in an order that `seed` and epoch alone decide.
+
+    The rows of each task are shuffled and cut into even steps of at least `step_rows` rows. The steps of all tasks are
+    shuffled, so that a task takes part by its size (Liu et al. 2019, https://arxiv.org/abs/1901.11504, algorithm 1).
+    Every row is taken once an epoch. A task of fewer rows than two steps makes one larger step.
+
+    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    """
+
+    def __init__(self, rows: TaskRows, step_rows: int, accumulation: int, processes: int, rank: int, seed: int):
+        self.rows, self.step_rows, self.seed = rows, step_rows, seed
+        self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def steps(self) -> list[np.ndarray]:
+        """Return the row numbers of each optimizer step of this epoch, each sorted from the longest row down."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        steps: list[np.ndarray] = []
+        for start, end in zip(self.rows.starts[:-1], self.rows.starts[1:], strict=True):
+            parts = np.array_split(start + random.permutation(end - start), max(1, (end - start) // self.step_rows))
+            steps += [part[np.argsort(-self.rows.lengths[part], kind="stable")] for part in parts]
+        random.shuffle(steps)
+        return steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.steps():
+            parts = share(rows, self.accumulation * self.processes)
+            yield from parts[self.rank :: self.processes]
+
+    def __len__(self) -> int:
+        """Return the number of batches of one process in an epoch."""
+        return sum(max(1, int(size) // self.step_rows) for size in np.diff(self.rows.starts)) * self.accumulation
+
+
+class TaskCollator:
+    """Makes a batch of rows of one task by the collator of that task, with the entry `task`."""
+
+    def __init__(self, collators: Callable | dict[str, Callable]):
+        self.collators = collators
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch to every collator that draws at random."""
+        for collator in self.collators.values() if isinstance(self.collators, dict) else [self.collators]:
+            if hasattr(collator, "set_epoch"):
+                collator.set_epoch(epoch)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        task = rows[0]["task"]
+        collator = self.collators[task] if isinstance(self.collators, dict) else self.collators
+        return {**collator([{k: v for k, v in row.items() if k != "task"} for row in rows]), "task": task}
+
+
+class SeveralTasks(transformers.Trainer):
+    """Trains on a dictionary of training sets, by task.
+
+    `losses` then has a function for each task, of its column `labels`; `data_collator` may have a collator for each.
+    The model gets the name of the task as argument `task`, and returns `logits`. `eval_dataset` is a dictionary by task
+    as well; a data set that is evaluated otherwise needs a column `task`.
+    """
+
+    def take_tasks(self, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
+        """Return the arguments of the parent in place of those that are dictionaries by task; none without tasks."""
+        if not isinstance(train_dataset, dict):
+            return {}
+        model = self.tuned.model.get_base_model() if isinstance(self.tuned.model, PeftModel) else self.tuned.model
+        if "task" not in signature(model.forward).parameters:
+            raise InputError(f"{type(model).__name__}.forward: takes no argument `task`; add it to train several tasks")
+        if other := train_dataset.keys() ^ self.losses.keys():
+            raise InputError(f"losses: do not fit the tasks of train_dataset ({', '.join(sorted(other))}); name each")
+        self.by_task = True
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {n: rows.add_column("task", [n] * len(rows)) for n, rows in eval_dataset.items()}
+        collator = TaskCollator(data_collator)
+        return {"train_dataset": TaskRows(train_dataset), "eval_dataset": eval_dataset, "data_collator": collator}
+
+    def make_batches(self, dataset: Dataset | TaskRows) -> Sampler:
+        """Return the batch sampler of the tasks, or of one training set."""
+        if isinstance(dataset, TaskRows):
+            return TaskBatches(dataset, self.step_rows, **self.cut())
+        return super().make_batches(dataset)

@@ -1,0 +1,43 @@
+"""Arguments on the model and the texts of causal language modelling."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.args import ModelArguments
+from common.data.corpus import CorpusArguments
+from common.errors import InputError
+from common.models.new import ScratchArguments
+
+
+@dataclass
+class ClmModelArguments(ModelArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "a decoder: local folder or hub id; begins from nothing when not given"}
+    )
+
+
+@dataclass
+class ClmScratchArguments(ScratchArguments):
+    vocab_size: int = field(default=4000, metadata={"help": "tokens of that tokenizer, special ones included"})
+
+
+@dataclass
+class ClmDataArguments(CorpusArguments):
+    loss_on: Literal["all", "completion"] = field(
+        default="all",
+        metadata={
+            "help": "all of a text, or only the completion of rows with prompt and completion",
+            "resume": "fixed",
+        },
+    )
+    prompt_column_name: str = field(default="prompt", metadata={"help": "column with the prompt"})
+    completion_column_name: str = field(default="completion", metadata={"help": "column with the completion"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming and self.loss_on != "all":
+            raise InputError("--loss_on completion: not with --streaming")
+        if self.forgetting_file:
+            if self.loss_on != "all":
+                raise InputError("--forgetting_file: takes texts, so not together with --loss_on completion")
+            self.check_path("forgetting_file", self.forgetting_file)
