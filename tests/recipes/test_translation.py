@@ -47,7 +47,7 @@ from common.speed import apply
 from common.training.seq2seq import Seq2SeqTrainingArguments
 from recipes.translation import predict, train
 from recipes.translation.localisation import sample
-from recipes.translation.pairs import check_row, flatten, reader, swapped, upsampled
+from recipes.translation.pairs import check_row, check_splits, flatten, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_of, compare, scores
 from tests.bad_inputs import variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
@@ -208,7 +208,7 @@ def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys
     rows = [{"source": "das ist nicht die Katze", "target": "this is not the cat"}] * 8
     rows += [{"source": "OK", "target": "OK"}] * 2
     data = DatasetDict(train=Dataset.from_list([row | {"pair": "en-de"} for row in rows]))
-    train.check_splits(data, WAY)
+    check_splits(data, WAY)
     printed = capsys.readouterr()
     assert "train: 2 of 10 rows have the same text on either side" in printed.out
     assert "warning: train: en and de seem to be swapped" in printed.err
@@ -229,9 +229,7 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             train_file=str(file), validation_file=good, source_lang="en", target_lang="de"
         )
         try:
-            check = train.partial(check_row, directions=WAY)
-            data = train.flatten(train.load_splits(args, args.columns(), check, read=train.reader(WAY, {})), WAY)
-            train.check_splits(data, WAY)
+            data = args.load()
         except InputError as error:
             counts["refused"] += 1
             fault = check_refusal(error, file, variant.line)
