@@ -39,6 +39,7 @@ class RowEvaluation(transformers.Trainer):
     user_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> LengthSortedSampler:
+        # upstream: `get_eval_dataloader` and `get_test_dataloader` call it with the data set
         return LengthSortedSampler(eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:

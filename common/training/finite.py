@@ -17,6 +17,7 @@ class FiniteCheck(transformers.Trainer):
     step_losses: list[Tensor]
 
     def _get_grad_norm(self, model, grad_norm=None):
+        # upstream: called once a step, with the norm before clipping, before `optimizer.step`
         norm = super()._get_grad_norm(model, grad_norm)
         losses, self.step_losses = torch.stack(self.step_losses), []
         self._stop_unless_finite(losses, norm)

@@ -162,6 +162,7 @@ class OrderlyStop(transformers.Trainer):
         Where the two coincide a checkpoint waits for the second call: saved before the evaluation that ends an epoch,
         it would lose that evaluation when it is resumed.
         """
+        # upstream: called after `on_step_end` and after `on_epoch_end`; saves if `control.should_save`
         ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
         first_call = self.state.global_step != self._seen_step
         self._seen_step = self.state.global_step

@@ -352,6 +352,7 @@ class SeededOrder(transformers.Trainer):
         return TrainingBatches(row_lengths(dataset), self.step_rows, by_length=by_length, **self.cut())
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
+        # upstream: `get_train_dataloader` calls it with the data set, and hands on a BatchRebalanceSampler as it is
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, Dataset) and self.args.train_sampling_strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)

@@ -124,6 +124,7 @@ class ExactResume(transformers.Trainer):
     # What the checkpoint holds
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        # upstream: called by `train` before the data loader is made, under FSDP once the model is wrapped
         unaveraged = Path(resume_from_checkpoint, checkpoints.UNAVERAGED)
         if unaveraged.is_file() and self.average is None:
             raise InputError(
@@ -138,6 +139,7 @@ class ExactResume(transformers.Trainer):
                 self.average.resumed = load_file(unaveraged)
 
     def _load_best_model(self) -> None:
+        # upstream: called at the end of the training, before `on_train_end`
         best = Path(self.state.best_model_checkpoint)
         damage = checkpoints.damage(best, self.args.accept_unverified_checkpoint)
         if damage:
@@ -155,10 +157,12 @@ class ExactResume(transformers.Trainer):
             self.average.mean = {}  # the best checkpoint holds a mean
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # upstream: reads optimizer.pt and scheduler.pt by `torch.load(weights_only=True)`
         with reading(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        # upstream: reads rng_state*.pth by `torch.load(weights_only=True)`, once the skipped batches are drawn
         with reading(str(checkpoint)):
             super()._load_rng_state(checkpoint)
 

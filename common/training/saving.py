@@ -31,6 +31,7 @@ class WholeCheckpoints(transformers.Trainer):
 
     def _get_output_dir(self, trial=None) -> str:
         """Return the only folder in which the parent writes checkpoints, and may remove some."""
+        # upstream: `_save_checkpoint` writes below it, `_finalize_training` removes checkpoints below it
         return str(Path(super()._get_output_dir(trial), checkpoints.STAGING))
 
     def save_now(self) -> None:
@@ -42,6 +43,7 @@ class WholeCheckpoints(transformers.Trainer):
         """Save into `folder`, on every process, what a subclass needs to go on. Does nothing here."""
 
     def _save_checkpoint(self, model, trial) -> None:
+        # upstream: writes all files of a checkpoint below `_get_output_dir`, by `save_model` and `torch.save`
         if self._may_wait():
             if self.state.best_global_step == self.state.global_step:
                 with self.averaged():

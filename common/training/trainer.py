@@ -6,7 +6,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
@@ -21,12 +20,13 @@ from common.training.finite import FiniteCheck
 from common.training.interrupts import OrderlyStop
 from common.training.loss import Losses, MeanLoss, named_losses
 from common.training.memory import BatchThatFits
+from common.training.optimizer import LayerRates
 from common.training.order import NameEpoch, SeededOrder
 from common.training.regularisation import Regularised
 from common.training.resume import ExactResume, GoOn
 from common.training.saving import WholeCheckpoints
 from common.training.tasks import SeveralTasks
-from common.tuning.tune import TunedModel, callbacks, is_gradual, layer_rates
+from common.tuning.tune import TunedModel, callbacks, is_gradual
 
 #: values of a configuration: shares of layers that a step leaves out
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
@@ -48,6 +48,7 @@ class Trainer(
     BatchThatFits,
     WholeCheckpoints,
     FiniteCheck,
+    LayerRates,
     Regularised,
     RowEvaluation,
     SeveralTasks,
@@ -92,6 +93,11 @@ class Trainer(
         drops = any(getattr(config, name, None) for name in LAYER_DROPS)
         if drops or is_gradual(self.tuned) or self.by_task:  # a process must not wait for gradients that a step lacks
             args.ddp_find_unused_parameters = True
+        if args.label_smoothing_factor and getattr(self.tuned.model, "config", None) is None:
+            raise InputError(
+                f"--label_smoothing_factor: transformers reads {type(self.tuned.model).__name__}.config; set it to the "
+                "config of its encoder"
+            )
         super().__init__(self.tuned.model, args, compute_metrics=self.score, **kwargs)
         self.args.eval_do_concat_batches = False  # lists of batches: joining them pads all rows to the longest
         if self.args.train_sampling_strategy == "auto":
@@ -113,28 +119,6 @@ class Trainer(
         trained = [value for value in self.model.parameters() if value.requires_grad]
         result.metrics["trainable_parameters"] = sum(value.numel() for value in trained)
         return result
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Create the optimizer; under `--layerwise_lr_decay` each layer has a learning rate of its own."""
-        shares = layer_rates(self.tuned)
-        if shares is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        decays = set(self.get_decay_parameter_names(self.model))
-        groups: dict[tuple[float, bool], list] = {}
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad:
-                groups.setdefault((shares[name], name in decays), []).append(weight)
-        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        # the head comes first: its rate is the one that is logged
-        self.optimizer = optimizer_class(
-            [
-                {"params": weights, "lr": self.args.learning_rate * share}
-                | {"weight_decay": self.args.weight_decay if decay else 0.0}
-                for (share, decay), weights in sorted(groups.items(), key=lambda item: -item[0][0])
-            ],
-            **settings,
-        )
-        return self.optimizer
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         """Create the repository on the hub; raises `InputError` where that fails."""

@@ -1,7 +1,7 @@
 """The private methods of `transformers.Trainer` that this folder overrides, with the promise that each one serves.
 
-A release of transformers may change them without notice. `tests/test_upstream.py` compares their source with `sha256`
-and says which promise to check again.
+A release of transformers may change them without notice. `tests/common/training/test_upstream.py` compares their source
+with `sha256` and says which promise to check again.
 """
 
 import hashlib

@@ -74,18 +74,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    corpus = (
-        texts.load_completions(data_args) if data_args.loss_on == "completion" else data.open_corpus(data_args, args)
-    )
+    on_completions = data_args.loss_on == "completion"
+    corpus = texts.load_completions(data_args) if on_completions else data.open_corpus(data_args, args)
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=corpus.recorded())
 
     # Model
     length, learned = data_args.max_seq_length, partial(texts.texts_to_learn, corpus, data_args)
     tokenizer = models.load_or_train_tokenizer(scratch_args, model_args, learned, SPECIAL, run.checkpoint)
     if scratch_args.from_scratch:
-        loaded = models.new_model(
-            AutoModelForCausalLM, GPT2Config, scratch_args, model_args, tokenizer, length, args.dropout
-        )
+        groups = scratch_args, model_args
+        loaded = models.new_model(AutoModelForCausalLM, GPT2Config, *groups, tokenizer, length, args.dropout)
         loaded.model.config.max_seq_length = length  # saved with it, so that predict goes no further
     else:
         options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
@@ -117,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics |= trainer.scores(blocks, "after")
         completions = completing.compare_completions(prompts, before, complete(prompts, new_tokens=24))
     scored = "test" if "test" in blocks else "validation"
-    if data_args.loss_on == "all":
+    if not on_completions:
         metrics |= texts.bits_of(blocks, corpus.texts, metrics, scored, tokenizer)
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)

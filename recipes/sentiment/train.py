@@ -54,7 +54,7 @@ class SentimentTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that picks the best checkpoint"}
     )
-    texts.class_weights: list[str] | None = field(
+    class_weights: list[str] | None = field(
         default=None, metadata={"help": "balanced, or a weight for each class in the order of the labels"}
     )
 

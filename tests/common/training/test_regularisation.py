@@ -377,11 +377,11 @@ def test_mixout_mixes_keeps_the_mean_and_hands_the_gradient_on():
 
 
 def test_what_holds_pretrained_weights_is_refused_where_none_is_trained(tiny, tokenizer, tmp_path, rows):
-    trainer = make(tiny, tokenizer, tmp_path, rows)
+    trainer = make(tiny, tokenizer, tmp_path, rows, speed="off")
     for parameter in trainer.model.bert.parameters():
         parameter.requires_grad_(False)
     for name in ("l2_sp", "mixout"):
-        args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", **{name: 0.5})
+        args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", speed="off", **{name: 0.5})
         with pytest.raises(InputError, match=f"--{name}: holds pretrained weights where they are, and this run trains"):
             Trainer(trainer.tuned, args, losses=label_losses)
 

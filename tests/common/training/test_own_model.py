@@ -1,0 +1,108 @@
+"""A module of one's own around an encoder, with a head of its own, through the trainer by each kind of tuning."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import BertConfig, BertModel, DataCollatorWithPadding
+
+from common.args import TrainingArguments
+from common.errors import InputError
+from common.models.load import LoadedModel
+from common.training import Trainer, label_losses
+from common.tuning import TuningArguments, merge, tune
+
+CLASSES = 3
+
+
+class MeanHead(nn.Module):
+    """Classifies a text by the mean of its token vectors, with a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        config = BertConfig(
+            vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        )
+        self.encoder = BertModel(config, add_pooling_layer=False)
+        self.head = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+    def forward(self, input_ids, attention_mask):
+        vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask[..., None].to(vectors.dtype)
+        return {"logits": self.head((vectors * mask).sum(1) / mask.sum(1))}
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    """48 texts; the first token tells the class."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, size=48)
+    ids = [
+        [2, *[10 + int(label)] * int(size), 3] for label, size in zip(labels, random.integers(2, 12, 48), strict=True)
+    ]
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels})
+
+
+def make(tokenizer, folder, rows, tuning: str, **given) -> Trainer:
+    torch.manual_seed(0)
+    defaults = {"precision": "fp32", "disable_tqdm": True, "learning_rate": 1e-2, "per_device_train_batch_size": 8}
+    defaults |= {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "save_total_limit": None}
+    defaults |= {"eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "accuracy"}
+    return Trainer(
+        model=tune(LoadedModel(MeanHead(), tokenizer), TuningArguments(tuning=tuning), None),
+        args=TrainingArguments(output_dir=str(folder), **defaults | given),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        losses=label_losses,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        compute_metrics=lambda p, d: {"accuracy": float(np.mean(np.stack(p.predictions) == np.stack(p.label_ids)))},
+    )
+
+
+@pytest.mark.parametrize("tuning", ["full", "head", "top:1", "lora"])
+def test_trained_killed_resumed_saved_and_loaded(tokenizer, tmp_path, rows, tuning):
+    whole = make(tokenizer, tmp_path / "whole", rows, tuning)
+    before = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.train()
+    after = whole.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed >= {name for name, value in whole.model.named_parameters() if value.requires_grad and "head" in name}
+    frozen = {"full": set(), "head": {"encoder"}, "top:1": {"encoder.embeddings", "encoder.encoder.layer.0"}}
+    for prefix in frozen.get(tuning, ()):
+        assert not any(name.startswith(f"{prefix}.") for name in changed)
+
+    resumed = make(tokenizer, tmp_path / "whole", rows, tuning)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert all(torch.equal(value, after[name]) for name, value in resumed.model.state_dict().items())
+
+    metrics = whole.evaluate()
+    whole.model = merge(whole.tuned, str(tmp_path / "out"), save=False)
+    assert not isinstance(whole.model, PeftModel)
+    whole.save_model(str(tmp_path / "out"))
+    plain = MeanHead()
+    plain.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    found = Trainer(
+        model=plain,
+        args=whole.args,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        losses=label_losses,
+    ).evaluate()
+    assert found["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_label_smoothing_without_a_config_says_what_to_do(tokenizer, tmp_path, rows):
+    with pytest.raises(InputError, match=r"--label_smoothing_factor: .* MeanHead\.config; set it to the "):
+        make(tokenizer, tmp_path, rows, "full", label_smoothing_factor=0.1)
+
+
+def test_it_learns_and_keeps_the_best(tokenizer, tmp_path, rows):
+    trainer = make(tokenizer, tmp_path, rows, "full", num_train_epochs=6, ema_decay=0.5)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] == trainer.state.best_metric > 0.9
