@@ -103,7 +103,7 @@ def test_a_push_to_the_hub_is_refused_offline_before_training(recipe, script, en
     hub = ["--push_to_hub", "--hub_model_id", "me/model"]
     main = module(recipe, script).main
     job = Job([*words(recipe, script, encoder, tmp_path / "out"), *hub], tmp_path / "log", main=main)
-    assert job.ends() == [2]
+    assert job.ends() == [2], job.output
     assert "error: --push_to_hub: " in job.output
     assert "offline mode is enabled" in job.output
     assert "Traceback" not in job.output
