@@ -56,6 +56,7 @@ test: $(INSTALLED) ## run all tests
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m pytest -q --soak
 
 bench: $(INSTALLED) ## measure speed and memory against the stock Trainer, an hour; RECIPE=ner: one recipe; ARGS=--scaling: by size
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)

@@ -3,6 +3,9 @@
     python -m tests.soak                 all experiments at full counts: a quarter of an hour on 2 cores
     python -m tests.soak --only kills    one of them
 
+`make soak` then runs the long tests, `pytest --soak`: every corrupted file through the whole recipe, for
+classification, MLM, CLM and question answering. `make test` takes every eighth.
+
 Each experiment ends some runs in its own way and looks at what they left. `figure` is the worst value met, with what it
 measures. The exit status is 1 where anything did not survive.
 """

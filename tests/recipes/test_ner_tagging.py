@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from seqeval.scheme import IOB2, Entities
 
+from recipes.ner.scoring import Gazetteer, stitch
 from recipes.ner.tagging import (
-    Gazetteer,
     check_row,
     cut_windows,
     entity_spans,
     repair_tags,
     split_words,
-    stitch,
 )
 from recipes.ner.train import encode
 from tests.conftest import SAMPLE, read_jsonl

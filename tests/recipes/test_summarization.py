@@ -21,7 +21,8 @@ from transformers import (
 
 from common.errors import InputError
 from common.run.significance import bootstrap_p
-from recipes.summarization import predict, train
+from recipes.summarization import predict, train, train_abstractive
+from recipes.summarization.arguments import SummarizationDataArguments
 from recipes.summarization.articles import as_text, check_row, check_splits, flatten, units
 from recipes.summarization.extractive import (
     cut,
@@ -37,7 +38,7 @@ from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F4
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job
 from tests.margins import assert_same_but_for_a_tie, assert_same_texts
-from tests.recipes.test_translation import family
+from tests.recipes.test_translation import SMALL, family
 
 SAMPLE = {s: read_jsonl(ROOT / f"recipes/summarization/sample/{s}.jsonl") for s in ("train", "validation", "test")}
 
@@ -65,7 +66,7 @@ def writing(files) -> list[str]:
         at = files.index(f"--{split}_file") + 1
         rows = [{"document": sum_up(row), "summary": sum_up(row, 4)} for row in read_jsonl(Path(files[at]))]
         write_jsonl(Path(files[at]), rows)
-    more = ["--method", "abstractive", "--from_scratch", "tiny", "--vocab_size", "400", "--dropout", "0"]
+    more = ["--from_scratch", "tiny", "--vocab_size", "400", "--config_overrides", SMALL, "--dropout", "0"]
     more += ["--max_source_length", "64", "--max_target_length", "32", "--max_tokens_per_batch", "512"]
     return [*files, *more, "--num_beams", "2"]
 
@@ -124,9 +125,8 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
     forms = [{"train_file": write_jsonl(tmp_path / "t.jsonl", rows)}, {"train_file": str(tmp_path / "t.csv"), **names}]
     found = []
     for form in forms:
-        args = train.SummarizationDataArguments(**form, validation_file=form["train_file"])
-        optional = {"references": args.references_column_name}
-        data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flatten)
+        args = SummarizationDataArguments(**form, validation_file=form["train_file"])
+        data = args.load()
         found.append(data["train"].to_list())
     assert found[0] == found[1] == [{**row, "id": str(n)} for n, row in enumerate(rows, 1)]
     assert flatten({"document": ["a", "b"], "summary": "s", "references": ["t"]}) == {
@@ -171,11 +171,9 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
     for variant in [*variants(BAD), *variants(several, seed=1)]:
         file.write_bytes(variant.content)
         no_hang()
-        args = train.SummarizationDataArguments(train_file=str(file), validation_file=good)
+        args = SummarizationDataArguments(train_file=str(file), validation_file=good)
         try:
-            optional = {"references": args.references_column_name}
-            data = train.load_splits(args, args.columns(), check_row, read=args.read, optional=optional).map(flatten)
-            check_splits(data)
+            data = args.load()
             rows = marked(data, rouge)["train"]
             windows = encode_windows(rows[:], list(range(len(rows))), tokenizer, 32)
         except InputError as error:
@@ -203,7 +201,7 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
 
 def test_what_is_odd_in_the_rows_is_said(capsys):
     rows = {"document": ["a b", "c"], "summary": ["a b", "c d e"]}
-    train.check_splits({"train": rows, "test": rows})
+    check_splits({"train": rows, "test": rows})
     printed = capsys.readouterr()
     assert "train: 1 of 2 summaries are the document itself" in printed.out
     assert "train: 1 of 2 summaries are longer than their document" in printed.err
@@ -393,7 +391,7 @@ def test_writing_overfits_on_rouge_and_predict_writes_the_same(writing, tmp_path
     file = writing[writing.index("--train_file") + 1]
     same = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     more = ["--eval_strategy", "no", "--save_strategy", "no", "--label_smoothing_factor", "0", "--weight_decay", "0"]
-    metrics = train.main([*writing, *same, *more, "--num_train_epochs", "80", "--learning_rate", "3e-3"])
+    metrics = train_abstractive.main([*writing, *same, *more, "--num_train_epochs", "80", "--learning_rate", "3e-3"])
     assert metrics["test_rouge1"] > 90
     assert metrics["test_hit_max_length"] == metrics["test_cut"] == 0
     out = tmp_path / "out"
@@ -427,7 +425,7 @@ def test_writing_overfits_on_rouge_and_predict_writes_the_same(writing, tmp_path
 
 def test_lengths_are_said_and_summaries_that_are_cut_teach_nothing(writing, tmp_path, capsys):
     more = ["--max_source_length", "16", "--max_target_length", "8", "--eval_strategy", "no", "--save_strategy", "no"]
-    metrics = train.main([*writing, *more, "--num_beams", "1", "--num_train_epochs", "1"])
+    metrics = train_abstractive.main([*writing, *more, "--num_beams", "1", "--num_train_epochs", "1"])
     printed = capsys.readouterr().out
     assert re.search(
         r"train: \d+ of 24 documents exceed --max_source_length, and only their beginning is read", printed
@@ -435,7 +433,7 @@ def test_lengths_are_said_and_summaries_that_are_cut_teach_nothing(writing, tmp_
     assert re.search(r"train: \d+ of 24 summaries exceed --max_target_length, and are left out of training", printed)
     assert 0 < metrics["test_cut"] <= 1
     with pytest.raises(InputError, match="every training summary exceeds"):
-        train.main([*writing, *more, "--max_target_length", "2", "--overwrite", "true"])
+        train_abstractive.main([*writing, *more, "--max_target_length", "2", "--overwrite", "true"])
 
 
 def test_two_processes_give_the_scores_of_one(picking, writing, tmp_path):
@@ -443,11 +441,11 @@ def test_two_processes_give_the_scores_of_one(picking, writing, tmp_path):
     writing += ["--num_beams", "1"]
     split = {"one": (["--per_device_train_batch_size", "8"], ["--max_tokens_per_batch", "512"]),
              "two": (["--per_device_train_batch_size", "4"], ["--max_tokens_per_batch", "256"])}  # fmt: skip
-    for number, base in enumerate((picking, writing)):
+    for number, (main, base) in enumerate(((train.main, picking), (train_abstractive.main, writing))):
         for processes, name in enumerate(split, 1):
             words = [*base, *sgd, *split[name][number], "--output_dir", str(tmp_path / f"{name}{number}")]
             words += ["--per_device_eval_batch_size", "3"]
-            Job(words, tmp_path / "log", processes=processes, main=train.main).succeeds()
+            Job(words, tmp_path / "log", processes=processes, main=main).succeeds()
         two, one = tmp_path / f"two{number}", tmp_path / f"one{number}"
         names = ("test_rouge1", "test_rouge2", "test_rougeLsum", "eval_rouge_mean", "test_oracle_rouge1")
         reports = [read_jsonl(folder / "predictions_test.jsonl") for folder in (two, one)]
@@ -488,7 +486,7 @@ def other_family(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["t5", "bart", "mbart", "led", "pegasus", "encoder"])
 def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_path):
     at = writing.index("--from_scratch")
-    writing[at : at + 6] = []
+    writing[at : at + 8] = []
     if name == "encoder":
         base, writing = tiny, [*writing, "--warm_start", "both"]
     else:
@@ -497,9 +495,9 @@ def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_pat
     command = [*writing, "--model_name_or_path", base, "--num_train_epochs", "1", "--num_beams", "1"]
     if name == "mbart":
         with pytest.raises(InputError, match=r"--language: .* must be told that of the texts"):
-            train.main(command)
+            train_abstractive.main(command)
         command += ["--language", "de"]
-    train.main([*command, "--eval_strategy", "no", "--save_strategy", "no"])
+    train_abstractive.main([*command, "--eval_strategy", "no", "--save_strategy", "no"])
     out = tmp_path / "out"
     told = AutoConfig.from_pretrained(out).summarization
     assert told["prefix"] == ("summarize: " if name == "t5" else "")
@@ -520,27 +518,27 @@ def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_pat
 
 def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_path):
     for base, more, message in (
-        (picking, ["--from_scratch", "tiny"], "exclude each other"),
-        (picking, ["--max_tokens_per_batch", "64"], "for --method abstractive only"),
+        (writing, ["--model_name_or_path", tiny], "exclude each other"),
+        (picking, ["--max_tokens_per_batch", "64"], "unknown argument"),
         (picking, ["--metric_for_best_model", "rouge"], "no such score; did you mean rouge"),
         (picking, ["--summary_sentences", "0"], "must be at least 1"),
-        (picking, ["--method", "x"], "invalid choice"),
+        (picking, ["--method", "x"], "unknown argument --method"),
         (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads 128 sub-tokens at most"),
         (writing, ["--metric_for_best_model", "loss"], "add --predict_with_generate false"),
         (writing, ["--predict_with_generate", "false"], "add --metric_for_best_model loss"),
-        (writing, ["--summary_sentences", "2"], "--summary_sentences: for --method extractive only"),
-        (picking, ["--source_prefix", "x", "--language", "de"], "--language, --source_prefix: for --method abs"),
-        (picking, ["--predict_with_generate", "false"], "for --method abstractive only"),
-        (picking, ["--method", "abstractive", "--tokenizer_train", "bpe"], "give --from_scratch in place of --model"),
+        (writing, ["--summary_sentences", "2"], "unknown argument --summary_sentences"),
+        (picking, ["--source_prefix", "x", "--language", "de"], "unknown argument --source_prefix"),
+        (picking, ["--predict_with_generate", "false"], "unknown argument"),
+        (writing, ["--from_scratch", "tiny", "--warm_start", "both"], "exclude each other"),
         (writing, ["--lora_r", "4"], "new weights are trained in full"),
-        (picking, ["--warm_start", "both"], "for --method abstractive only"),
-        (picking, ["--r_drop", "1"], "for --method abstractive only"),
-        (picking, ["--num_beams", "1", "--no_repeat_ngram_size", "0"], "--num_beams, --no_repeat_ngram_size: for"),
+        (picking, ["--warm_start", "both"], "unknown argument"),
+        (picking, ["--r_drop", "1"], "does not work with sentence scores"),
+        (picking, ["--num_beams", "1", "--no_repeat_ngram_size", "0"], "unknown argument --num_beams"),
         (writing, ["--no_repeat_ngram_size", "-1"], "must be at least 16"),
         (picking, ["--compare_to", str(tmp_path / "none")], "No such file"),
     ):
         with pytest.raises(InputError, match=message):
-            train.main([*base, *more])
+            (train_abstractive if base is writing else train).main([*base, *more])
     with pytest.raises(InputError, match="--train_file or --dataset_name is missing"):
         train.main(["--test_file", picking[picking.index("--test_file") + 1]])
     with pytest.raises(InputError, match="is no summarizer"):

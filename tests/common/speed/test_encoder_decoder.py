@@ -8,7 +8,7 @@ import torch
 
 from common.models.structure import attention_by
 from common.speed.encoder_decoder import PADDING_FREE, PaddingFreePairs
-from common.training.loss import label_losses
+from common.training import label_losses
 from tests.common.speed.models import language_model
 
 KINDS = sorted(PADDING_FREE - {"bert"})  # that is a side of an encoder-decoder

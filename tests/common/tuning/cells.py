@@ -35,6 +35,7 @@ from common.inference.predictor import load_saved
 from common.models.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder, load_seq2seq_tokenizer
 from common.models.load import load_model
 from common.models.structure import set_dropout
+from common.training import label_losses, losses_at_labels
 from common.training.language_model import LanguageArguments, LanguageTrainer
 from common.training.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from common.training.trainer import Trainer
@@ -200,11 +201,11 @@ class Cell:
         given = {"model": self.tuned, "args": args, "train_dataset": data(task), "eval_dataset": data(task)}
         given |= {"data_collator": COLLATORS.get(task, collate)}
         if task == "seq2seq":
-            self.trainer = Seq2SeqTrainer(**given)
+            self.trainer = Seq2SeqTrainer(**given, losses=losses_at_labels)
         elif task in ("mlm", "clm"):
-            self.trainer = LanguageTrainer(**given)
+            self.trainer = LanguageTrainer(**given, losses=losses_at_labels)
         else:
-            self.trainer = Trainer(**given, **({"losses": span_losses} if task == "qa" else {}))
+            self.trainer = Trainer(**given, losses=span_losses if task == "qa" else label_losses)
         self.start = self.state()
         self.weights: list[dict[str, Tensor]] = []
         self.trainer.compute_metrics = self._scripted(self.trainer.compute_metrics, scores)
