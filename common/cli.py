@@ -13,9 +13,11 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import datasets
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from common.errors import InputError, Problems, RunStopped, one_line, printable
 from common.hardware import configure_allocator
@@ -29,6 +31,9 @@ def command_line(main: Callable[[], object]) -> NoReturn:
     A launcher of several processes prints a report of its own after that and exits with a code of its own.
     """
     configure_allocator()
+    logging.disable_progress_bar()  # of transformers, for reading and writing files; the training has its own
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         main()
     except InputError as error:

@@ -97,14 +97,15 @@ def warn(message: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back the table of new and unused weights that every load of an encoder under a new head prints."""
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def nearest_file(path: str) -> str:

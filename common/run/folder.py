@@ -51,6 +51,7 @@ class Run:
 
     Attributes:
         folder: the output folder.
+        recipe: name of the recipe's folder.
         record: the content of `run.json`.
         checkpoint: the checkpoint folder to resume from; None for a run from the start.
     """
@@ -71,6 +72,7 @@ class Run:
         """
         self.folder = Path(args.output_dir)
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
+        self.recipe = _folder_of(data_args).name
         self._rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for a in (data_args, *more) for k, v in dataclasses.asdict(a).items()} | _plain(args)
         self.record: dict[str, Any] = {
@@ -210,6 +212,10 @@ class Run:
 
     def train(self, trainer: Trainer) -> None:
         """Start the run, train from `checkpoint` on, and save the state and scores of the training."""
+        args = trainer.args
+        length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        precision = self.record["hardware"]["precision"]
+        tell(f"training for {length} of {trainer.step_rows} rows a step, in {precision}, into {self.folder}")
         with self.phase("train"):
             result = trainer.train(resume_from_checkpoint=self.checkpoint)
         trainer.save_metrics("train", result.metrics)
@@ -275,6 +281,8 @@ class Run:
         self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()
+        tell(f"\nmodel, scores and predictions: {self.folder}")
+        tell(f"use it: make predict RECIPE={self.recipe} MODEL={self.folder} INPUT=FILE OUTPUT=FILE")
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
         """Raise `InputError` for changed arguments under which a checkpoint means something else; name the others."""

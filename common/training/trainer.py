@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from common.args import TrainingArguments
@@ -22,6 +22,7 @@ from common.training.loss import Losses, MeanLoss, named_losses
 from common.training.memory import BatchThatFits
 from common.training.optimizer import LayerRates
 from common.training.order import NameEpoch, SeededOrder
+from common.training.progress import Progress
 from common.training.regularisation import Regularised
 from common.training.resume import ExactResume, GoOn
 from common.training.saving import WholeCheckpoints
@@ -30,15 +31,6 @@ from common.tuning.tune import TunedModel, callbacks, is_gradual
 
 #: values of a configuration: shares of layers that a step leaves out
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
-
-
-class Progress(ProgressCallback):
-    """The progress bar of transformers with the losses and the deciding score only, not every metric."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        best = args.metric_for_best_model or "loss"
-        shown = {"loss", "grad_norm", "learning_rate", "eval_loss", f"eval_{best.removeprefix('eval_')}", "epoch"}
-        super().on_log(args, state, control, logs={k: v for k, v in logs.items() if k in shown}, **kwargs)
 
 
 class Trainer(
@@ -105,8 +97,9 @@ class Trainer(
         self.step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if self.args.label_names is None:  # which the signature of a wrapped model does not show
             self.label_names = ["labels"] if self.by_task else list(self.losses)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(Progress)
+        for stock in (ProgressCallback, PrinterCallback):
+            self.pop_callback(stock)
+        self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         for callback in (*callbacks(self.tuned), NameEpoch(self), GoOn(self)):
