@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from common.args import SpeedArguments, TrainingArguments
@@ -118,7 +118,7 @@ def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: 
     transformer = transformer_of(plain)
     both_sides = transformer.config.is_encoder_decoder
     eager = False
-    if training and loaded.attn_implementation is None:
+    if training and loaded.attn_implementation is None and not leaves_out_padding(transformer):
         eager = _choose_kernel(transformer, loaded.read_length or LONG)
     if isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
         reason = "virtual tokens are in no batch"
@@ -157,8 +157,10 @@ def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
     SDPA has no fast kernel with attention dropout there, and eager attention takes 1.1 to 1.5 times less a step in
     bfloat16; without dropout SDPA wins on long rows. `python -m tests.benchmarks.attention` measures it.
     """
-    values = vars(transformer.config)
-    dropout = max((values[name] for name in ATTENTION_DROPOUTS if isinstance(values.get(name), float)), default=0.0)
+    # one made of two models has their configurations within its own
+    parts = [transformer.config, *(v for v in vars(transformer.config).values() if isinstance(v, PretrainedConfig))]
+    rates = [vars(part).get(name) for part in parts for name in ATTENTION_DROPOUTS]
+    dropout = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
     eager = dropout > 0 or length < LONG
     if eager:
         transformer.set_attn_implementation("eager")

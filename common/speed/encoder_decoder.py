@@ -88,6 +88,9 @@ class PaddingFreePairs:
                 self.reason = "attention by another kernel"
                 return
         sources, targets = ([part.get_submodule(n) for n in layer_names(part)] for part in (encoder, decoder))
+        if pack_input in sources[0]._forward_pre_hooks.values():
+            self.reason = "an earlier trainer of this model leaves it out"
+            return
         hooks = [
             sources[0].register_forward_pre_hook(pack_input, with_kwargs=True),
             sources[-1].register_forward_hook(unpack_output, with_kwargs=True),

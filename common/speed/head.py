@@ -237,6 +237,8 @@ def limit_last_layer(
         return reason
     last = watch(model)[-1]
     layer, attention = model.get_submodule(last.name), model.get_submodule(last.attention[-1])
+    if any(getattr(hook, "func", None) is take_chosen for hook in layer._forward_pre_hooks.values()):
+        return "an earlier trainer of this model limits it"
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -343,7 +343,7 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
         Why the layers compute padding; None if they compute real tokens only.
     """
     reason = untested(model, PADDING_FREE)
-    if reason is not None:
+    if reason is not None or leaves_out_padding(model):  # of an earlier trainer of the same model
         return reason
     if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return "attention sees only a part of the row"

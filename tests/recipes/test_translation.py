@@ -276,12 +276,12 @@ def test_encode_by_hand(pairs):
     tokenizer = train_joint_tokenizer(Seq2SeqModelArguments(vocab_size=400), texts)
     rows = {"source": ["May 5", "1 2 3 4 5 6 7 8"], "target": ["5. Mai", "x"], "pair": ["en-de"] * 2}
     way = {"en-de": Direction("en", "de", source_prefix="to German: ")}
-    found = train.encode(rows, tokenizer, way, 30, 6)
+    found = train.encode(rows, tokenizer, way, (30, 6))
     plain = [tokenizer("to German: " + text)["input_ids"] for text in rows["source"]]
     assert found["input_ids"][0] == plain[0]
     assert found["labels"][1] == tokenizer("x")["input_ids"]
     assert found["cut"] == [len(plain[0]) > 30 or len(tokenizer("5. Mai")["input_ids"]) > 6, len(plain[1]) > 30]
-    cut = train.encode(rows, tokenizer, {"en-de": Direction("en", "de")}, 5, 3)
+    cut = train.encode(rows, tokenizer, {"en-de": Direction("en", "de")}, (5, 3))
     assert [len(ids) for ids in cut["input_ids"]] == [min(5, len(tokenizer(t)["input_ids"])) for t in rows["source"]]
     assert all(ids[-1] == tokenizer.eos_token_id for ids in cut["input_ids"] + cut["labels"])
     assert cut["cut"][1]

@@ -14,9 +14,15 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from common.args import SpeedArguments, TrainingArguments
 from common.models.load import LoadedModel
 from common.speed import apply
-from common.training.language_model import LanguageArguments, LanguageTrainer
-from common.training.seq2seq import Seq2SeqTrainer, Seq2SeqTrainingArguments
-from common.training.trainer import Trainer
+from common.training import (
+    LanguageArguments,
+    LanguageTrainer,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    label_losses,
+    losses_at_labels,
+)
 from common.tuning import TuningArguments, tune
 from tests.common.speed.models import NO_DROPOUT, SIZES, language_model
 
@@ -100,7 +106,8 @@ def trained(name: str, speed: str, folder: Path, method: str = "full", **setting
     tuning = TuningArguments(tuning=method, **({"lora_dropout": 0.0} if method == "lora" else {}))
     tuned = tune(loaded, tuning, TASK_TYPES.get(task))
     trainer_class = {"mlm": LanguageTrainer, "clm": LanguageTrainer, "seq2seq": Seq2SeqTrainer}.get(task, Trainer)
-    trainer = trainer_class(tuned, args, train_dataset=rows(), data_collator=collate_for(task))
+    losses = label_losses if task == "ner" else losses_at_labels
+    trainer = trainer_class(tuned, args, train_dataset=rows(), data_collator=collate_for(task), losses=losses)
     trainer.train()
     return trainer
 
@@ -209,6 +216,18 @@ def test_a_sequence_classifier_computes_first_tokens_in_its_last_layer():
     batch.pop("labels")
     with torch.no_grad():
         assert torch.allclose(model(**batch).logits, plain(**batch).logits, atol=1e-5)
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["ner", "ner, own head", "mlm", "clm", "seq2seq"])
+def test_a_second_trainer_of_one_model_computes_the_same(name, tmp_path):
+    trainer = trained(name, "auto", tmp_path / "first")
+    before = trainer.evaluate(rows())["eval_loss"]
+    again = type(trainer)(
+        trainer.tuned, trainer.args, train_dataset=rows(), data_collator=trainer.data_collator, losses=trainer.losses
+    )
+    assert again.evaluate(rows())["eval_loss"] == pytest.approx(before, rel=1e-4)
+    again.train()
 
 
 @on_cpu
