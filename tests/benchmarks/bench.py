@@ -297,7 +297,11 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
 
 def code_of(recipe: str, *more: str) -> str:
     """A hash of all code that a measurement depends on; `more` are further files of the benchmarks."""
-    files = [*ROOT.glob("common/**/*.py"), *ROOT.glob(f"recipes/{recipe}/*.py"), *ROOT.glob("tests/benchmarks/stock*.py")]
+    files = [
+        *ROOT.glob("common/**/*.py"),
+        *ROOT.glob(f"recipes/{recipe}/*.py"),
+        *ROOT.glob("tests/benchmarks/stock*.py"),
+    ]
     files += [ROOT / "tests" / "benchmarks" / f"{name}.py" for name in ("watched", "operations", *more)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
