@@ -56,10 +56,11 @@ class Job:
     stock_words: list[str] = field(default_factory=list)
     #: arguments of a run of the recipe that makes the model that both arms start from
     start: list[str] | None = None
+    script: str = "train"
     predicts: bool = True  # what the stock Trainer has a counterpart for
 
 
-WRITES = ["--method", "abstractive", "--max_tokens_per_batch", "0", "--max_target_length", "64"]
+WRITES = ["--max_tokens_per_batch", "0", "--max_target_length", "64"]
 FEW = ["--max_eval_samples", "8", "--save_strategy", "no", "--eval_strategy", "no"]
 #: as the stock scripts train: outputs that never end, which other training may bring about, take most of the time
 PLAIN = ["--label_smoothing_factor", "0", "--warmup_steps", "0"]
@@ -82,7 +83,7 @@ JOBS = {
     ),
     "summarization": Job(
         "seq2seq", 48, 24, 8, 5e-5, 10, "test_rouge1", "test_lead_rouge1", [*WRITES, *PLAIN],
-        start=[*WRITES, "--num_train_epochs", "4", "--max_predict_samples", "8", *FEW],
+        start=[*WRITES, "--num_train_epochs", "4", "--max_predict_samples", "8", *FEW], script="train_abstractive",
     ),
 }  # fmt: skip
 
@@ -223,7 +224,7 @@ def start_of(recipe: str, job: Job) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [*job.start, "--output_dir", str(folder), "--overwrite", "--disable_tqdm", "true"]
         with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", f"recipes.{recipe}.train", *words]
+            command = [sys.executable, "-m", f"recipes.{recipe}.{JOBS[recipe].script}", *words]
             status = subprocess.run(command, stdout=log, stderr=log).returncode
         if status:
             sys.exit(f"exit status {status}: {' '.join(command)}; see {log.name}")
@@ -240,7 +241,7 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
     ]  # fmt: skip
     words += ["--model_name_or_path", model] if model else []
     words += ["--precision", "fp32"] if about["fp32"] else []
-    found = watched(f"recipes.{recipe}.train", words, cache, folder.with_suffix(".log"))
+    found = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
     scores = json.loads((folder / "run.json").read_text(encoding="utf-8"))["scores"]
     record = record_of(found) | {"score": scores[job.score], "baseline": scores[job.baseline]}
     test = data / "test.jsonl"
@@ -296,7 +297,11 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
 
 def code_of(recipe: str, *more: str) -> str:
     """A hash of all code that a measurement depends on; `more` are further files of the benchmarks."""
-    files = [*ROOT.glob("common/*.py"), *ROOT.glob(f"recipes/{recipe}/*.py"), *ROOT.glob("tests/benchmarks/stock*.py")]
+    files = [
+        *ROOT.glob("common/**/*.py"),
+        *ROOT.glob(f"recipes/{recipe}/*.py"),
+        *ROOT.glob("tests/benchmarks/stock*.py"),
+    ]
     files += [ROOT / "tests" / "benchmarks" / f"{name}.py" for name in ("watched", "operations", *more)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 

@@ -176,6 +176,6 @@ def test_each_recipe_has_a_job_that_it_and_its_stock_script_understand():
     assert len(JOBS) >= 7
     for recipe, job in JOBS.items():
         importlib.import_module(f"tests.benchmarks.stock_{job.stock}")
-        arguments = importlib.import_module(f"recipes.{recipe}.train").ARGUMENTS
+        arguments = importlib.import_module(f"recipes.{recipe}.{job.script}").ARGUMENTS
         for words in (job.ours, job.start or []):
             _Parser(arguments, None, show_all=False).parse(words)

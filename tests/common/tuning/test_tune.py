@@ -632,16 +632,16 @@ def questions() -> list[dict]:
     [
         ("sentiment", "prefix"), ("ner", "adapter"), ("qa", "prompt"), ("mlm", "ptuning"), ("clm", "prompt"),
         ("translation", "prefix"), ("translation", "prompt"), ("mlm", "lora"), ("clm", "gradual"),
-        ("summarization", "adapter"), ("summarization --method abstractive", "prefix"),
+        ("summarization", "adapter"), ("summarization-abstractive", "prefix"),
     ],
 )  # fmt: skip
 def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
     checkpoints, tmp_path, recipe, method, capsys, monkeypatch
 ):
-    recipe, *more = recipe.split()
+    recipe, _, kind = recipe.partition("-")
     rows = questions() if recipe == "qa" else small_rows(recipe)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    writes = recipe == "translation" or "abstractive" in more
+    writes = recipe == "translation" or kind == "abstractive"
     task = "seq2seq" if writes else {"sentiment": "classification", "summarization": "ner"}.get(recipe, recipe)
     if recipe == "clm" or writes:  # their texts have an end, and a beginning
         shutil.copytree(checkpoints / task, tmp_path / task)
@@ -651,13 +651,14 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
     words = [word for split in ("train", "validation", "test") for word in (f"--{split}_file", file)]
     words += ["--model_name_or_path", str(checkpoints / task), "--output_dir", str(tmp_path / "out")]
     words += ["--tuning", method, "--num_train_epochs", "2", "--precision", "fp32"]
-    words += ["--disable_tqdm", "true", *more]
+    words += ["--disable_tqdm", "true"]
     length = {"qa": ("--max_seq_length", "48", "--doc_stride", "8", "--max_question_length", "12")}
     length["translation"] = ("--max_source_length", "32", "--source_lang", "en", "--target_lang", "de")
     length["summarization"] = ("--max_source_length", "48")
     words += length.get(recipe, ("--max_seq_length", "48"))
     words += ("--max_target_length", "16") if writes else ()
-    train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in ("train", "predict"))
+    script = f"train_{kind}" if kind else "train"
+    train, predict = (importlib.import_module(f"recipes.{recipe}.{name}") for name in (script, "predict"))
     train.main([*words, *(["--num_virtual_tokens", "4"] if method in ONLY["num_virtual_tokens"] else [])])
     out = tmp_path / "out"
     assert (out / "base").is_dir() == (METHODS[method].saved == "apart")
