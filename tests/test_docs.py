@@ -38,7 +38,8 @@ def commands() -> list[tuple[str, str]]:
     for path in DOCUMENTS + PROGRAMS:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         if path.suffix == ".md":
-            text = "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL))
+            blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+            text = "\n".join(block for language, block in blocks if language in ("", "bash", "sh"))
         elif path.suffix == ".py":
             text = text.split('"""')[1]
         for line in text.splitlines():
