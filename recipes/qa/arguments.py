@@ -37,9 +37,7 @@ class QaDataArguments(DataArguments):
             raise InputError(f"--f1_unit {self.f1_unit}: must be {' or '.join(UNITS)}")
         if min(self.doc_stride, self.max_question_length, self.max_answer_length) < 1:
             raise InputError("--doc_stride, --max_question_length and --max_answer_length must be at least 1")
-        if (
-            self.max_question_length + self.doc_stride + 8 > self.max_seq_length
-        ):  # 8: special tokens, and a step of a few tokens
+        if self.max_question_length + self.doc_stride + 8 > self.max_seq_length:  # 8: special tokens, a short step
             raise InputError(
                 f"--max_seq_length {self.max_seq_length}: too short for questions of {self.max_question_length} "
                 f"tokens and an overlap of {self.doc_stride}; raise it, or lower --max_question_length or --doc_stride"

@@ -227,7 +227,7 @@ def test_long_questions_are_cut_and_long_answers_lost_but_told(start, rows, caps
     assert "1 answers fit in no window" in told.err + told.out
 
 
-def test_positions_of_parts_of_sub_tokens_and_dropped_characters():
+def test_positions_of_parts_of_tokens_and_dropped_characters():
     starts, ends = [2, 5, 9], [4, 9, 12]
     assert positions(starts, ends, 5, 9, False, False) == (1, 1)
     assert positions(starts, ends, 6, 10, False, False) == (1, 2)
