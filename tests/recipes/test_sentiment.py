@@ -299,7 +299,7 @@ def test_one_class_and_a_label_named_twice_are_refused(start, rows):
     with pytest.raises(InputError, match="1 class in the data"):
         start({"train": one, "validation": one})
     assert list(label_check()({"text": "x", "label": ["a", "a"]})) == [
-        "label ['a', 'a'] names a class twice; remove one"
+        "label ['a', 'a'] names a class twice; remove the duplicate"
     ]
 
 
