@@ -168,6 +168,7 @@ class MaskedBatches:
         self.masker, self.pad_id, self.seed, self.blocks, self.epoch = masker, pad_id, seed, blocks, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that seeds the masks."""
         self.epoch = epoch
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:

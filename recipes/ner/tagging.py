@@ -67,8 +67,8 @@ def check_row(row: dict, repair_bio: bool = False) -> Iterator[str]:
     orphans = [] if repair_bio else invalid_tags(tags)
     for i in orphans[:1]:
         yield (
-            f"tag {i + 1} ({tags[i]} on {tokens[i]!r}) does not continue a {tags[i][2:]} entity; write "
-            f"B-{tags[i][2:]}, or pass --repair_bio to read all these tags as B- (for IOB1 files)"
+            f"tag {i + 1} ({tags[i]} on {tokens[i]!r}) does not follow B-{tags[i][2:]} or I-{tags[i][2:]}; write "
+            f"B-{tags[i][2:]}, or pass --repair_bio to repair all these tags (for IOB1 files)"
         )
 
 

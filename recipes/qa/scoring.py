@@ -94,8 +94,8 @@ def answers(contexts: list[str], spans: Spans, threshold: float | None) -> list[
 def scores(questions: list[str], gold: list[list[str]], predicted: list[str], unit: str = "word") -> dict[str, float]:
     """Compute exact match and F1 (from 0 to 1) over all questions and for each question type.
 
-    If some questions have no answer, also compute the scores of questions with an answer (`HasAns_*`) and of questions
-    without (`NoAns_*`), as the SQuAD 2.0 script does.
+    Like the SQuAD 2.0 script, separate questions with an answer (`HasAns_*`) from questions without (`NoAns_*`), if
+    both kinds occur.
     """
     some_none = not all(gold)
     each = np.array([pair_scores(p, g, unit, some_none) for p, g in zip(predicted, gold, strict=True)])
@@ -140,7 +140,7 @@ def overlap_baseline(questions: list[str], contexts: list[str]) -> list[str]:
 
     A window slides over the context. The weight of a shared word falls with its frequency in the context (the sliding
     window of Richardson et al. 2013, https://aclanthology.org/D13-1020). The answer is the longest run of at most five
-    words in the best window. Its words occur neither in the question nor in over 30 % of the contexts.
+    words in the best window. The run excludes words of the question and words in over 30 % of the contexts.
     """
     frequent = Counter(word for context in set(contexts) for word in set(words(context)))
     limit = 0.3 * len(set(contexts))

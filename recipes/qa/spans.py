@@ -109,8 +109,8 @@ def trimmed(context: str, start: int, end: int) -> tuple[int, int]:
 def label_windows(windows: dict[str, list], answers: list[dict], indices: list[int]) -> dict[str, list]:
     """Add `labels` and `lost` to the windows of `cut_windows`, and replace `row` by its value in `indices`.
 
-    `labels` holds the positions of the first and the last token of the first answer, or `NULL` twice if the window does
-    not hold the answer. If no window of the context holds the whole answer, the row is `lost` and its labels are -100.
+    `labels` holds the positions of the first and the last token of the first answer. In a window without the answer,
+    both labels are `NULL`. If no window of the context holds the whole answer, the row is `lost` and both are -100.
     """
     labels, answered, of = [], set(), windows["row"]
     context = (windows[name] for name in ("begin", "starts", "ends"))

@@ -161,7 +161,7 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
             if len(places) == 1 and not fix_offsets:
                 yield (
                     f"answer {brief(text)} is not at answer_start {start} but only at {places[0]}; correct the offset, "
-                    "or pass --fix_answer_offsets true to correct all such offsets"
+                    "or pass --fix_answer_offsets true to correct all offsets with one match"
                 )
             elif len(places) > 1:
                 yield (

@@ -174,7 +174,7 @@ def hardest(rows: list[dict], probs: np.ndarray, gold: np.ndarray, multi_label: 
 
 
 class Scorer:
-    """Score the outputs of the trainer. `names` are the classes; with `multi_label` a row has any number."""
+    """Score the outputs of the trainer. `names` are the classes; `multi_label` allows several per row."""
 
     def __init__(self, names: list[str], multi_label: bool):
         self.classes, self.multi_label = names, multi_label

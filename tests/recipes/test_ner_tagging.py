@@ -104,7 +104,7 @@ def test_check_row_accepts_the_good_and_names_what_is_wrong():
         "tag 2 is 'S-LOC'": good | {"ner_tags": ["O", "S-LOC"]},
         "tag 2 is None": good | {"ner_tags": ["O", None]},
         "tag 2 is the number 3": good | {"ner_tags": ["O", 3]},
-        "does not continue a LOC entity": good | {"ner_tags": ["B-PER", "I-LOC"]},
+        "does not follow B-LOC or I-LOC": good | {"ner_tags": ["B-PER", "I-LOC"]},
         "token 1 is ' '": good | {"tokens": [" ", "fell"]},
         "tokens is not a list but str": good | {"tokens": "Oslo fell"},
     }
