@@ -130,7 +130,7 @@ def test_word_marks_by_hand(trained):
 
 
 def row_of(words: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """A row of words of these numbers of sub-tokens between special ones; 0 is two special ones between."""
+    """A row of words of these numbers of tokens between special tokens; 0 is two special tokens between words."""
     marks = [0]
     for size in words:
         marks += [0, 0] if size == 0 else [START] + [INSIDE] * (size - 1)
@@ -352,7 +352,7 @@ CONFIGS = [
 def test_a_run_leaves_model_results_curve_and_fills(start, tmp_path, capsys):
     metrics = start({"train": TEXTS[:120], "validation": TEXTS[120:160], "test": TEXTS[160:200]})
     printed = capsys.readouterr().out
-    assert "the checkpoint has no MLM head: a new one is trained, its decoder tied to the embeddings" in printed
+    assert "the checkpoint has no MLM head: training starts with a new head, decoder tied to the embeddings" in printed
     assert "perplexity before" in printed
     out = tmp_path / "out"
     for split in ("validation", "test"):
@@ -586,9 +586,9 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
     [
         (("--config_overrides", "layers=3"), "--config_overrides layers=3: needed: name=value, of a bert model"),
         (("--config_overrides", "hidden_size=big"), "hidden_size=big: must be of the kind of 64"),
-        (("--config_overrides", "hidden_size=63"), "no model can be made so"),
+        (("--config_overrides", "hidden_size=63"), "invalid model configuration"),
         (("--vocab_size", "10"), "--vocab_size 10: must be at least 300"),
-        (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must lie between 0 and 1"),
+        (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must be between 0 and 1"),
         (("--mask_replaced", "0.95"), "--mask_replaced and --mask_random"),
         (("--metric_for_best_model", "perplexty"), "did you mean perplexity"),
         (("--max_seq_length", "300"), "reads 128 sub-tokens at most"),

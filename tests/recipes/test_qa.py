@@ -224,10 +224,10 @@ def test_long_questions_are_cut_and_long_answers_lost_but_told(start, rows, caps
     start(rows | {"train": [*rows["train"], long]}, "--max_steps", "1")
     told = capsys.readouterr()
     assert "1 questions are longer than --max_question_length" in told.err + told.out
-    assert "1 answers lie in no window as a whole" in told.err + told.out
+    assert "1 answers fit in no window" in told.err + told.out
 
 
-def test_positions_of_parts_of_sub_tokens_and_dropped_characters():
+def test_positions_of_parts_of_tokens_and_dropped_characters():
     starts, ends = [2, 5, 9], [4, 9, 12]
     assert positions(starts, ends, 5, 9, False, False) == (1, 1)
     assert positions(starts, ends, 6, 10, False, False) == (1, 2)
@@ -437,24 +437,24 @@ def test_offsets_are_mended_only_on_request_and_only_where_there_is_one_place(st
         start(rows | {"train": shifted})
     assert f"train.jsonl:{at + 1}, id {shifted[at]['id']}" in str(error.value)
     start(rows | {"train": shifted}, "--fix_answer_offsets", "true", "--max_steps", "1")
-    assert "--fix_answer_offsets: 1 answers moved" in capsys.readouterr().out
+    assert "--fix_answer_offsets: 1 offsets corrected" in capsys.readouterr().out
     assert fix_offsets(shifted[at])["answers"]["answer_start"] == own["answer_start"][:1]
     twice = {"question": "?", "context": "so so", "answers": {"text": ["so"], "answer_start": [1]}}
-    assert "say which by answer_start" in next(check_row(twice, fix_offsets=True))
+    assert "set answer_start to one of these" in next(check_row(twice, fix_offsets=True))
     gone = twice | {"answers": {"text": ["sø"], "answer_start": [0]}}
-    assert "does not stand in the context" in next(check_row(gone, fix_offsets=True))
+    assert "is not in the context" in next(check_row(gone, fix_offsets=True))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, "question is ' '; needed: a text that is not blank"),
+        ({"question": " "}, "question is ' '; needed: a non-blank text"),
         ({"context": None}, "context is None"),
         ({"answers": "x"}, "answers is 'x'; needed"),
         ({"answers": {"text": ["a"], "answer_start": []}}, "1 answer texts but 0 answer_start"),
         ({"answers": {"text": [""], "answer_start": [0]}}, "answer is ''"),
         ({"answers": {"text": ["a"], "answer_start": [True]}}, "answer_start of 'a' is True"),
-        ({"is_impossible": True}, "is_impossible is true, but 1 answers are given"),
+        ({"is_impossible": True}, "is_impossible is true, but the row has 1 answers"),
         ({"id": "twin"}, "id 'twin' is that of"),
     ],
 )
@@ -583,7 +583,7 @@ def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
     [
         ({"question": "Who?"}, 'needs "context"'),
         ({"question": " ", "context": "x"}, 'needs "question"'),
-        ({"question": "Who?", "context": "x", "answer": "y"}, 'has "answer" already'),
+        ({"question": "Who?", "context": "x", "answer": "y"}, 'already has "answer"'),
     ],
 )
 def test_predict_refuses_bad_rows_with_their_line(tmp_path, row, message):

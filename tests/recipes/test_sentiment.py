@@ -188,7 +188,7 @@ def test_two_processes_give_the_scores_of_one(start, rows, tmp_path):
 # Cutting
 
 
-def test_head_tail_and_both_keep_the_right_sub_tokens(tokenizer):
+def test_head_tail_and_both_keep_the_right_tokens(tokenizer):
     text = " ".join(read_jsonl(SAMPLE / "train.jsonl")[0]["text"].split() * 10)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > 60
@@ -277,11 +277,11 @@ def test_class_weights():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"text": " ", "label": "a"}, "text is ' '; needed: a text that is not blank"),
+        ({"text": " ", "label": "a"}, "text is ' '; needed: a non-blank text"),
         ({"text": "x", "label": None}, "label is None; needed: a text, an integer, or a list of either"),
         ({"text": "x", "label": 1.5}, "label is 1.5"),
-        ({"text": "x", "label": ["a"]}, "is of kind list, but the first row's is of kind text"),
-        ({"text": "x", "label": 3}, "is of kind integer, but the first row's is of kind text"),
+        ({"text": "x", "label": ["a"]}, "is of type list, but the first row has type text"),
+        ({"text": "x", "label": 3}, "is of type integer, but the first row has type text"),
         ({"text": 7, "label": "a"}, "text is 7"),
         ({"txt": "x", "label": "a"}, "no column text; columns here: txt, label"),
     ],
@@ -298,7 +298,9 @@ def test_one_class_and_a_label_named_twice_are_refused(start, rows):
     one = [row | {"label": "positive"} for row in rows["train"]]
     with pytest.raises(InputError, match="1 class in the data"):
         start({"train": one, "validation": one})
-    assert list(label_check()({"text": "x", "label": ["a", "a"]})) == ["label ['a', 'a'] names a class twice"]
+    assert list(label_check()({"text": "x", "label": ["a", "a"]})) == [
+        "label ['a', 'a'] names a class twice; remove the duplicate"
+    ]
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])

@@ -181,7 +181,7 @@ BAD_FILES = {
     "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 columns, but the lines above have 2"),
     "Parquet cut off": (".parquet", "PAR1 and no more", "not a Parquet file"),
     "unknown ending": (".docx", "x", "unknown kind of file '.docx'"),
-    "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a word and its tag are needed"),
+    "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a line needs a word and a tag"),
 }  # fmt: skip
 
 
