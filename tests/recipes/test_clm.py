@@ -127,8 +127,8 @@ def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
     assert batch["labels"][-2][batch["labels"][-2] != -100].tolist() == expected
     assert (batch["labels"][-1] != -100).sum() == 63
     printed = capsys.readouterr().out
-    assert "2 rows are longer than --max_seq_length: only a part of their prompt is read" in printed
-    assert "1 rows are longer than --max_seq_length: only a part of their completion is read" in printed
+    assert "2 rows exceed --max_seq_length: their prompt is cut" in printed
+    assert "1 rows exceed --max_seq_length: their completion is cut" in printed
 
 
 # Texts under a block mask
@@ -191,7 +191,7 @@ def test_five_grams_by_hand_and_as_a_distribution():
 
 def test_a_run_leaves_model_results_curve_and_completions(start, tmp_path, capsys):
     metrics = start({"train": TEXTS[:120], "validation": TEXTS[120:160], "test": TEXTS[160:200]})
-    assert "bits a byte of the test texts: before" in capsys.readouterr().out
+    assert "bits per byte of the test texts: before" in capsys.readouterr().out
     out = tmp_path / "out"
     for split in ("validation", "test"):
         assert metrics[f"after_{split}_perplexity"] < metrics[f"before_{split}_perplexity"]
@@ -308,7 +308,7 @@ def test_wrong_arguments_and_rows_are_told(start, tmp_path, rows, words, message
 
 
 def test_an_encoder_is_told(tiny, start):
-    with pytest.raises(InputError, match="BertLMHeadModel: sees what comes after a sub-token; take a decoder"):
+    with pytest.raises(InputError, match="BertLMHeadModel: sees the tokens after each token; choose a decoder"):
         start({"train": TEXTS[:30]}, "--model_name_or_path", tiny)
 
 

@@ -147,11 +147,14 @@ def test_parallel_files_that_are_not_parallel_are_refused(tmp_path, source, targ
         ({"translation": {"en": "a"}}, "translation lacks de; languages here: en"),
         ({"translation": {"en": "a", "fr": "b"}}, "translation lacks de; languages here: en, fr"),
         ({"translation": {"en": "a", "de": " "}}, "de is empty"),
-        ({"translation": {"en": ["a"], "de": "b"}}, "en must be a text, not list"),
+        ({"translation": {"en": ["a"], "de": "b"}}, "en must be a string, not list"),
         ({"translation": "a"}, "translation must be an object"),
         ({"en": "a"}, "no column translation; columns here: en"),
-        ({"translation": {"en": "a", "de": None}}, "de must be a text, not NoneType"),
-        ({"translation": {"en": "a", "de": "b"}, "held_out": "copy"}, "a group may not be called copy"),
+        ({"translation": {"en": "a", "de": None}}, "de must be a string, not NoneType"),
+        (
+            {"translation": {"en": "a", "de": "b"}, "held_out": "copy"},
+            "the group name copy is reserved for other scores",
+        ),
     ],
 )
 def test_rows_that_cannot_be_translated_are_told_with_their_line(tmp_path, row, message):
@@ -210,7 +213,7 @@ def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys
     data = DatasetDict(train=Dataset.from_list([row | {"pair": "en-de"} for row in rows]))
     check_splits(data, WAY)
     printed = capsys.readouterr()
-    assert "train: 2 of 10 rows have the same text on either side" in printed.out
+    assert "train: 2 of 10 rows have the same text on both sides" in printed.out
     assert "warning: train: en and de seem to be swapped" in printed.err
 
 
@@ -579,20 +582,23 @@ def test_several_pairs_in_one_model(arguments, pairs, tmp_path, capsys):
     for target, own in (("de", rows[:8]), ("xx", rows[8:])):
         source = write_jsonl(tmp_path / f"{target}.jsonl", [{"text": row["source"]} for row in own])
         command = ["--model", str(out), "--input", source, "--output", str(tmp_path / f"{target}.out")]
-        with pytest.raises(InputError, match="the model has several such pairs; name one of: en-de, en-xx"):
+        with pytest.raises(InputError, match="matches several pairs of the model; choose one of: en-de, en-xx"):
             predict.main(command)
-        with pytest.raises(InputError, match="--target_lang qq: the model was trained on no such pair"):
+        with pytest.raises(InputError, match="--target_lang qq: the model was not trained on this pair"):
             predict.main([*command, "--target_lang", "qq"])
         predict.main([*command, "--target_lang", target, "--precision", "fp32"])
         assert_as_reported(tmp_path / f"{target}.out", own, out, target)
     for more, message in (
-        (["--source_lang", "en"], "--pairs names the languages"),
-        (["--compare_to", "x"], "--compare_to: is of one pair"),
+        (["--source_lang", "en"], "--pairs: names the languages already"),
+        (["--compare_to", "x"], "--compare_to: works with one pair only"),
         (["--sampling_temperature", "0.5"], "must be at least 1"),
         (["--pairs", "en-de", "ende"], "--pairs ende: must be two languages"),
-        (["--pairs", "en-de", "en-de"], "is named twice"),
+        (["--pairs", "en-de", "en-de"], "en-de: is repeated; name each pair once"),
         (["--pairs", "en-de", "en-xx", "en-fr"], "en-fr: no training row has both languages"),
-        (["--pairs", "fr-de", "fr-xx"], "translation lacks a side of each of fr-de, fr-xx; languages here: de, en"),
+        (
+            ["--pairs", "fr-de", "fr-xx"],
+            "translation lacks both languages of any of fr-de, fr-xx; languages here: de, en",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             train.main([*few, *data, "--output_dir", str(tmp_path / "b"), *more])
