@@ -1,11 +1,11 @@
-"""The head of language models at labels only and in chunks, against the whole: seconds a step, and peak memory.
+"""Measure seconds per step and peak memory of the language model head: at labels and in chunks, or on all tokens.
 
     python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and the stock loss
-    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and that of transformers; each in a process
+    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and the stock loss; each in a process
 
-Batches are of 32 rows of 256 sub-tokens drawn at random, in bfloat16 where the CPU computes it natively. `--rows` takes
-other batches, `--rounds` other numbers of steps, of which the first is not counted. Of `head`, steps of both arms take
-turns and the median of each is printed; the layers are the same in both, so that the ratio is that of head and loss.
+A batch has 32 rows of 256 random tokens, in bfloat16 if the CPU computes bfloat16 natively. `--rows` changes the batch,
+`--rounds` the number of steps; the first step does not count. `head` alternates the steps of both arms and prints the
+median of each. The layers are the same in both arms, and the ratio is therefore the ratio of head and loss.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Windows a second from logits to answers: the loops of run_qa.py against `recipes.qa.spans`, on the same numbers.
+"""Compare windows per second from logits to answers: the loops of run_qa.py and `recipes.qa.spans`.
 
 python -m tests.benchmarks.postprocess
 """

@@ -1,4 +1,4 @@
-"""Causal language modelling: labels, chunked loss, completions, baselines, and the whole way from text to text."""
+"""Test causal language modelling: labels, chunked loss, completions, baselines, and complete runs."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def spelling() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory, spelling) -> str:
-    """Folder of a GPT of two layers without dropout."""
+    """Return the folder of a GPT of two layers without dropout."""
     folder = tmp_path_factory.mktemp("decoder")
     torch.manual_seed(0)
     config = GPT2Config(
@@ -59,7 +59,7 @@ def decoder(tmp_path_factory, spelling) -> str:
 
 
 def few(folder: Path) -> list[str]:
-    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    """Return arguments for `test_every_recipe.py`; the sample, the Python documentation, takes seconds to read."""
     files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
     for number, file in enumerate(files.values()):
         file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def few(folder: Path) -> list[str]:
 
 @pytest.fixture
 def start(decoder, tmp_path):
-    """A function that trains on texts or rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on texts or rows by split and returns the metrics; `more` are extra arguments."""
 
     def go(data: dict[str, list], *more: str) -> dict[str, float]:
         words = []
@@ -186,7 +186,7 @@ def test_five_grams_by_hand_and_as_a_distribution():
     assert sum(probability([0, 1, 0, 0], token) for token in range(6)) == pytest.approx(1)
 
 
-# Whole runs
+# Complete runs
 
 
 def test_a_run_leaves_model_results_curve_and_completions(start, tmp_path, capsys):
@@ -287,7 +287,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
         assert parts[name] == pytest.approx(one[name], rel=1e-4)
 
 
-# What users give
+# Input of users
 
 
 @pytest.mark.parametrize(
