@@ -65,7 +65,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [build(kernel, dropout, device) for kernel, dropout, _ in ARMS]
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True) for m in models]
-    print(f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds (s a step, ratio to sdpa)")
+    print(f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds (s per step, ratio to sdpa)")
     print(
         f"{'precision':10}{'shape':>9}"
         + "".join(f"{f'{kernel} p={p:g}' + ' written' * bool(w):>18}" for kernel, p, w in ARMS)

@@ -90,13 +90,13 @@ JOBS = {
 
 #: quantity of a run, its title, and how to compare ours with stock: as rates, seconds or sizes
 QUANTITIES = {
-    "train_rows": ("training, examples a second", "rate"),
-    "train_tokens": ("training, sub-tokens a second", "rate"),
+    "train_rows": ("training, examples per second", "rate"),
+    "train_tokens": ("training, tokens per second", "rate"),
     "train_share": ("training, share of the matrix rate", "rate"),
-    "eval_rows": ("evaluation, examples a second", "rate"),
-    "eval_tokens": ("evaluation, sub-tokens a second", "rate"),
-    "predict_rows": ("predict, examples a second", "rate"),
-    "predict_tokens": ("predict, sub-tokens a second", "rate"),
+    "eval_rows": ("evaluation, examples per second", "rate"),
+    "eval_tokens": ("evaluation, tokens per second", "rate"),
+    "predict_rows": ("predict, examples per second", "rate"),
+    "predict_tokens": ("predict, tokens per second", "rate"),
     "first_step_cold": ("start to first step, cold, s", "seconds"),
     "first_step_cached": ("start to first step, cached, s", "seconds"),
     "preparation_cold": ("preprocessing, cold, s", "seconds"),
@@ -105,7 +105,7 @@ QUANTITIES = {
     "peak_mib": ("peak memory, MiB", "size"),
     "peak_gpu_mib": ("peak memory of the GPU, MiB", "size"),
     "score": ("score", None),
-    "rate": ("matrix rate, operations a second", None),
+    "rate": ("matrix rate, operations per second", None),
 }
 
 
@@ -221,7 +221,7 @@ def start_of(recipe: str, job: Job) -> Path:
     key = hashlib.sha256(json.dumps(job.start).encode()).hexdigest()[:8]
     folder = FOLDER / "start" / f"{recipe}-{key}"
     if not (folder / "model.safetensors").is_file():
-        print(f"{recipe}: makes the model that both arms start from", flush=True)
+        print(f"{recipe}: trains the initial model of both arms", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [*job.start, "--output_dir", str(folder), "--overwrite", "--disable_tqdm", "true"]
         with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
@@ -347,7 +347,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
             if job.stock == "language":  # the arms cut texts into different rows
                 made = {name: value for name, value in made.items() if not name.endswith("_rows")}
             record = kept.add(about | {"cold": cold} | made)
-            speed = f"{record['train_tokens']:,.0f} sub-tokens a second"
+            speed = f"{record['train_tokens']:,.0f} tokens per second"
             print(
                 f"{recipe}, round {about['seed']} of {options.rounds}, {about['arm']}: {speed}, "
                 f"{record['job']:.0f} s, {record['peak_mib']:,} MiB, score {record['score']:.3f}",
@@ -452,25 +452,29 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipes", nargs="*", help=f"all when none is given: {' '.join(JOBS)}")
-    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; its sample when not given")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of either arm; the seed is the round")
-    parser.add_argument("--rows", type=int, help="the first so many training rows; of --data all when not given")
-    parser.add_argument("--test_rows", type=int, help="the same for test")
-    parser.add_argument("--validation_rows", type=int, help="the same for validation; of a sample as --test_rows")
-    parser.add_argument("--epochs", type=float, help="1 when not given")
+    parser.add_argument("recipes", nargs="*", help=f"default: all ({' '.join(JOBS)})")
+    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; default: its sample")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each arm; the seed is the number of the round")
+    parser.add_argument("--rows", type=int, help="use only the first N training rows; default with --data: all")
+    parser.add_argument("--test_rows", type=int, help="use only the first N test rows")
+    parser.add_argument(
+        "--validation_rows", type=int, help="use only the first N validation rows; sample: as --test_rows"
+    )
+    parser.add_argument("--epochs", type=float, help="default: 1")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--full", action="store_true", help="all rows of the sample, epochs of the recipe")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
-    parser.add_argument("--model", help="folder that both arms start from, in place of the recipe's default")
-    parser.add_argument("--table", action="store_true", help="run nothing; what has been run with these options")
+    parser.add_argument("--model", help="folder of the initial model; default: the recipe's model")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the results of earlier runs with these options"
+    )
     options = parser.parse_args(argv)
     for recipe in options.recipes:
         if recipe not in JOBS:
             parser.error(f"{recipe}: no such recipe; known: {' '.join(JOBS)}")
     if options.data and len(options.recipes) != 1:
-        parser.error("--data: name the recipe that it is for")
+        parser.error("--data: needs one recipe; name the recipe, such as ner")
     return options
 
 
@@ -484,7 +488,7 @@ def main(argv: list[str] | None = None) -> None:
             if records:
                 recipes[recipe if folder is None else f"{recipe}, {folder.name}"] = records
     if not recipes:
-        sys.exit("nothing has been run with these options and this code")
+        sys.exit("no results for these options and this code; leave --table out to run")
     title = title_of([record for records in recipes.values() for record in records], options)
     table = markdown(title, recipes)
     (FOLDER / "bench.md").write_text(table, encoding="utf-8")

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, setting: dict, seed: int) -> dict:
 
 
 def table(records: list[dict]) -> None:
-    print("| setting | seconds | steps | sub-tokens | perplexity | accuracy |")
+    print("| setting | seconds | steps | tokens | perplexity | accuracy |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for key in dict.fromkeys((r["data"], r["seconds"], r["name"]) for r in records):
         runs = [r for r in records if (r["data"], r["seconds"], r["name"]) == key]
@@ -102,17 +102,17 @@ def table(records: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder")
+    parser.add_argument("--data", help="folder with train.txt and validation.txt")
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--max_eval_samples", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="+", default=[""], help="settings whose name ends so")
-    parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
+    parser.add_argument("--only", nargs="+", default=[""], help="run only settings whose name has this end")
+    parser.add_argument("--table", action="store_true", help="only print the results of earlier runs")
     options = parser.parse_args()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if not options.table and not options.data:
-        parser.error("--data is needed")
+        parser.error("--data: is required; name a folder")
     for seed in [] if options.table else options.seeds:
         for name, setting in SETTINGS.items():
             about = {"data": Path(options.data).name, "seconds": options.seconds, "name": name, "seed": seed}

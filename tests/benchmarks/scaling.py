@@ -93,7 +93,7 @@ def length_words(length: int, tuning: str) -> list[Any]:
 COLUMNS = {
     "job": ("job, s", "{:.1f}"), "preparation": ("preprocessing, s", "{:.1f}"),
     "train_seconds": ("training, s", "{:.1f}"), "eval_seconds": ("evaluation, s", "{:.1f}"),
-    "train_tokens": ("sub-tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
+    "train_tokens": ("tokens per second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
     "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("peak of evaluation, MiB", "{:,.0f}"),
     "eval_grown_mib": ("grown in it, MiB", "{:,.0f}"),
 }  # fmt: skip
@@ -128,8 +128,8 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         own = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
             axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
-    axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second")
-    axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)")
+    axes[1, 0].set(xscale="log", xlabel="tokens in a row", ylabel="tokens per second")
+    axes[1, 1].set(xscale="log", xlabel="tokens in a row", ylabel="peak memory (MiB)")
     for axis in axes[1]:
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         record = kept.find(about) or kept.add(about | run(recipe, words))
         runs.append(record)
         print(
-            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} sub-tokens a second, peak "
+            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} tokens per second, peak "
             f"{record['peak_mib']:,} MiB",
             flush=True,
         )

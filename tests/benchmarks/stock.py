@@ -25,7 +25,7 @@ def options_of(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--model", default=DEFAULT_ENCODER)
-    parser.add_argument("--length", type=int, default=256, help="sub-tokens of a block, of a language model")
+    parser.add_argument("--length", type=int, default=256, help="tokens in a block of a language model")
     options = parser.parse_args(argv)
     options.model = resolve_model(options.model)
     set_seed(options.seed)

@@ -118,13 +118,13 @@ def main() -> None:
         if not file.exists():
             file.write_text(json.dumps(arm(options, rate)))
         found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
-    print("| step |" + "".join(f" {name}: sub-tokens | perplexity |" for name, _ in found))
+    print("| step |" + "".join(f" {name}: tokens | perplexity |" for name, _ in found))
     print("| ---: |" + " ---: | ---: |" * len(found))
     for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
         cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
         print(f"| {step * options.eval_steps} |" + "".join(cells))
     rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
-    print("sub-tokens a second, evaluations left out: " + ", ".join(rates))
+    print("tokens per second, without evaluations: " + ", ".join(rates))
 
 
 if __name__ == "__main__":

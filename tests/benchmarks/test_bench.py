@@ -169,7 +169,7 @@ def test_ratios_are_of_rounds_and_tell_how_many_times_as_fast_ours_is():
     assert found["first_step_cold"]["ours"] == [1, 3]
     assert found["first_step_cached"]["ours"] == [2, 4]
     table = markdown("title", {"ner": runs})
-    assert "| ner | training, sub-tokens a second | 25 (1–90) | 10 (10–30) | 3x (2–3) |" in table
+    assert "| ner | training, tokens per second | 25 (1–90) | 10 (10–30) | 3x (2–3) |" in table
     assert "| ner, sample | 64, all | 1, 32 | 3x |  |  | 3x | 1x | 40% | 0.500 ± 0.000 |" in table
 
 
