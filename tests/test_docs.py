@@ -42,7 +42,7 @@ def commands() -> list[tuple[str, str]]:
             text = "\n".join(block for language, block in blocks if language in ("", "bash", "sh"))
         elif path.suffix == ".py":
             text = text.split('"""')[1]
-        variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # of the shell
+        variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # shell variables
         for line in text.splitlines():
             line = line.strip().removeprefix("# ").split("  #")[0].strip()
             line = re.sub(r"\$([A-Z]+)", lambda name: variables[name[1]], line)

@@ -142,9 +142,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             output = trainer.predict(rows[name], metric_key_prefix=split)
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         values = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        values |= scoring.score_split(
-            rouge, data[name], predicted, (first, first), compared if name == "test" else None
-        )
+        other = compared if name == "test" else None
+        values |= scoring.score_split(rouge, data[name], predicted, (first, first), other)
         metrics |= run.save_scores(trainer, split, output.metrics, values)
         scoring.write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")

@@ -40,8 +40,10 @@ class TranslationDataArguments(DataArguments):
     train_target_file: str | None = field(
         default=None, metadata={"help": "file of target lines, parallel to the source lines of --train_file"}
     )
-    validation_target_file: str | None = field(default=None, metadata={"help": "the same for validation"})
-    test_target_file: str | None = field(default=None, metadata={"help": "the same for test"})
+    validation_target_file: str | None = field(
+        default=None, metadata={"help": "file of target lines for --validation_file"}
+    )
+    test_target_file: str | None = field(default=None, metadata={"help": "file of target lines for --test_file"})
     source_column_name: str | None = field(
         default=None, metadata={"help": "column of the sources, for rows without a `translation` object"}
     )
