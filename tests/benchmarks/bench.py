@@ -1,4 +1,4 @@
-"""Recipes against the stock Trainer: speed, memory, start-up and score, in runs that alternate.
+"""Compare the recipes with the stock Trainer: speed, memory, start-up time and score.
 
     make bench                                  # every recipe, on its sample
     make bench RECIPE=ner ARGS="--rounds 3"
@@ -7,12 +7,13 @@
     python -m tests.benchmarks.bench ner --data data/wnut17 --epochs 3 --rounds 3
     python -m tests.benchmarks.bench sentiment qa --table
 
-By default a part of the sample that takes a minute or so a round; `--full` takes all of it and as many epochs as the
-recipe. A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format, or .txt files with a
-text a line. Both arms have the same model, rows, epochs, batch, learning rate and, in each round, seed; stock is
-`tests/benchmarks/stock*.py`. Each run is added to outputs/bench/runs.jsonl when it is done and not made again while
-options and code are the same, so a stopped benchmark goes on. outputs/bench/bench.md and bench.json have what comes
-out; NOTES.md says how each number is measured.
+The default is a part of the sample that takes about a minute per round. `--full` takes all of the sample and the
+recipe's epochs. A data folder has train.jsonl, validation.jsonl and test.jsonl in the recipe's format, or .txt files
+with one text per line. Both arms alternate, and have the same model, rows, epochs, batch and learning rate, and the
+same seed in each round. The stock arm is `tests/benchmarks/stock*.py`. A finished run is added to
+outputs/bench/runs.jsonl, and is reused while options and code stay the same; the same command therefore resumes a
+stopped benchmark. The results are in outputs/bench/bench.md and bench.json. NOTES.md explains how each number is
+measured.
 """
 
 import argparse
@@ -42,11 +43,11 @@ ARMS = ("ours", "stock")
 
 @dataclass
 class Job:
-    """What is run of a recipe: of its sample so many rows, with these settings, in both arms."""
+    """Number of sample rows and settings of a recipe's benchmark, for both arms."""
 
     stock: str
     rows: int
-    test_rows: int  # of validation, and of test
+    test_rows: int  # rows of validation, and of test
     batch: int
     learning_rate: float
     full_epochs: float
@@ -54,15 +55,15 @@ class Job:
     baseline: str
     ours: list[str] = field(default_factory=list)
     stock_words: list[str] = field(default_factory=list)
-    #: arguments of a run of the recipe that makes the model that both arms start from
+    #: arguments of the recipe run that makes the initial model of both arms
     start: list[str] | None = None
     script: str = "train"
-    predicts: bool = True  # what the stock Trainer has a counterpart for
+    predicts: bool = True  # whether the stock Trainer has a counterpart of predict
 
 
 WRITES = ["--max_tokens_per_batch", "0", "--max_target_length", "64"]
 FEW = ["--max_eval_samples", "8", "--save_strategy", "no", "--eval_strategy", "no"]
-#: as the stock scripts train: outputs that never end, which other training may bring about, take most of the time
+#: as the stock scripts train; other training can give outputs that never end, which take most of the time
 PLAIN = ["--label_smoothing_factor", "0", "--warmup_steps", "0"]
 JOBS = {
     "sentiment": Job("sentiment", 512, 192, 32, 1e-4, 5, "test_accuracy", "test_bag_of_words_accuracy"),
@@ -87,15 +88,15 @@ JOBS = {
     ),
 }  # fmt: skip
 
-#: quantity of a run, what it is called, and how ours and stock are compared: as rates, as seconds, or as sizes
+#: quantity of a run, its title, and how to compare ours with stock: as rates, seconds or sizes
 QUANTITIES = {
-    "train_rows": ("training, examples a second", "rate"),
-    "train_tokens": ("training, sub-tokens a second", "rate"),
+    "train_rows": ("training, examples per second", "rate"),
+    "train_tokens": ("training, tokens per second", "rate"),
     "train_share": ("training, share of the matrix rate", "rate"),
-    "eval_rows": ("evaluation, examples a second", "rate"),
-    "eval_tokens": ("evaluation, sub-tokens a second", "rate"),
-    "predict_rows": ("predict, examples a second", "rate"),
-    "predict_tokens": ("predict, sub-tokens a second", "rate"),
+    "eval_rows": ("evaluation, examples per second", "rate"),
+    "eval_tokens": ("evaluation, tokens per second", "rate"),
+    "predict_rows": ("predict, examples per second", "rate"),
+    "predict_tokens": ("predict, tokens per second", "rate"),
     "first_step_cold": ("start to first step, cold, s", "seconds"),
     "first_step_cached": ("start to first step, cached, s", "seconds"),
     "preparation_cold": ("preprocessing, cold, s", "seconds"),
@@ -104,12 +105,12 @@ QUANTITIES = {
     "peak_mib": ("peak memory, MiB", "size"),
     "peak_gpu_mib": ("peak memory of the GPU, MiB", "size"),
     "score": ("score", None),
-    "rate": ("matrix rate, operations a second", None),
+    "rate": ("matrix rate, operations per second", None),
 }
 
 
 class Kept:
-    """Runs in a file, one a line. Each is added when it is done, and not made again."""
+    """Store runs in a file, one per line; a stored run is not repeated."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,14 +133,14 @@ class Kept:
 
 @cache
 def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
-    """The rows of a data folder by split, or of the recipe's sample."""
+    """Return the rows of each split, from a data folder or the recipe's sample."""
     if folder is not None:
         return {split: list(_rows_in(folder, split)) for split in SPLITS if any(folder.glob(f"{split}.*"))}
     if recipe in ("mlm", "clm"):
         from common.data.corpus import CorpusArguments, load_corpus
 
         found = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
-        for texts in found.values():  # which are sorted by module
+        for texts in found.values():  # the sample is sorted by module
             random.Random(0).shuffle(texts)
         return found
     if recipe == "translation":
@@ -166,7 +167,7 @@ def _rows_in(folder: Path, split: str) -> Iterator[dict]:
 
 
 def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
-    """The folder `name` of the benchmark's data: a file for each split of `rows`, there whole or not at all."""
+    """Return the benchmark's data folder `name`, with a file for each split of `rows`; write it atomically."""
     target = FOLDER / "data" / name
     if not target.is_dir():
         part = target.with_name(name + ".part")
@@ -179,7 +180,7 @@ def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
 
 
 def digest_of(recipe: str, folder: Path | None = None) -> str:
-    """What tells these rows from others: a hash of the folder's files, or of the sample's rows."""
+    """Return a hash of the folder's files, or of the sample's rows."""
     found = hashlib.sha256()
     if folder is None:
         found.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
@@ -192,7 +193,7 @@ def digest_of(recipe: str, folder: Path | None = None) -> str:
 
 
 def written(recipe: str, folder: Path | None, counts: dict[str, int | None], digest: str) -> Path:
-    """A folder with the rows that both arms take: of each split the first `counts`, or all."""
+    """Return a folder with the rows for both arms: the first `counts` rows of each split, or all rows."""
     own = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
     return made_once("-".join(own), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
 
@@ -201,7 +202,7 @@ def written(recipe: str, folder: Path | None, counts: dict[str, int | None], dig
 
 
 def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[str, Any]:
-    """What `tests.benchmarks.watched` measured of a program that must succeed, and when it `started`."""
+    """Run a program under `tests.benchmarks.watched`; return its measurements, and `started`, its start time."""
     measured = log.with_suffix(".measured")
     measured.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.watched", str(measured), module, *map(str, words)]
@@ -216,11 +217,11 @@ def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[s
 
 
 def start_of(recipe: str, job: Job) -> Path:
-    """The model that both arms start from, where the recipe begins from nothing; made once."""
+    """Return the initial model of both arms if the recipe trains from scratch; train the model once."""
     key = hashlib.sha256(json.dumps(job.start).encode()).hexdigest()[:8]
     folder = FOLDER / "start" / f"{recipe}-{key}"
     if not (folder / "model.safetensors").is_file():
-        print(f"{recipe}: makes the model that both arms start from", flush=True)
+        print(f"{recipe}: trains the initial model of both arms", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [*job.start, "--output_dir", str(folder), "--overwrite", "--disable_tqdm", "true"]
         with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
@@ -273,13 +274,13 @@ def stock(recipe: str, job: Job, about: dict, data: Path, model: str | None, cac
 
 
 def _evaluation(found: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """The last evaluation of a split, after training."""
+    """Return the last evaluation of a split after training."""
     own = [e for e in found["evaluations"] if split in e["prefix"] and not e["training"]]
     return own[-1] if own else None
 
 
 def record_of(found: dict[str, Any]) -> dict[str, Any]:
-    """The quantities of a training run from what was measured of it."""
+    """Compute the quantities of a training run from its measurements."""
     training, evaluation = found["training"], _evaluation(found, "eval") or _evaluation(found, "validation")
     start = found["started"]
     return {
@@ -296,7 +297,7 @@ def record_of(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_of(recipe: str, *more: str) -> str:
-    """A hash of all code that a measurement depends on; `more` are further files of the benchmarks."""
+    """Hash all code that a measurement depends on, with the benchmark files in `more`."""
     files = [
         *ROOT.glob("common/**/*.py"),
         *ROOT.glob(f"recipes/{recipe}/*.py"),
@@ -307,7 +308,7 @@ def code_of(recipe: str, *more: str) -> str:
 
 
 def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
-    """The records of a recipe for these options; runs that are not there yet are made and kept."""
+    """Return the records of a recipe for these options; run and store missing records."""
     job = JOBS[recipe]
     whole = options.full or folder is not None
     counts = {
@@ -343,10 +344,10 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
             cache.mkdir(parents=True, exist_ok=True)
             arm = {"ours": ours, "stock": stock}[about["arm"]]
             made = arm(recipe, job, about, data, model, cache)
-            if job.stock == "language":  # whose arms cut texts into other rows
+            if job.stock == "language":  # the arms cut texts into different rows
                 made = {name: value for name, value in made.items() if not name.endswith("_rows")}
             record = kept.add(about | {"cold": cold} | made)
-            speed = f"{record['train_tokens']:,.0f} sub-tokens a second"
+            speed = f"{record['train_tokens']:,.0f} tokens per second"
             print(
                 f"{recipe}, round {about['seed']} of {options.rounds}, {about['arm']}: {speed}, "
                 f"{record['job']:.0f} s, {record['peak_mib']:,} MiB, score {record['score']:.3f}",
@@ -359,14 +360,14 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
     return found
 
 
-# What comes out
+# Results
 
 
 def quantities(records: list[dict]) -> dict[str, dict[str, Any]]:
-    """Of the runs of a recipe: each quantity's values in either arm, and the ratios of the rounds that both have.
+    """Return the values of each quantity in both arms, and the ratios of the rounds that both arms have.
 
-    A ratio is how many times as fast ours is, or for sizes the share that ours takes. First steps and preprocessing
-    are told apart by whether the cache was empty.
+    A ratio is ours as a multiple of the stock speed, or for sizes as a share of the stock size. First steps and
+    preprocessing are separate for an empty and a filled cache.
     """
     runs = {arm: {r["seed"]: _by_cache(r) for r in records if r["arm"] == arm} for arm in ARMS}
     found = {}
@@ -386,7 +387,7 @@ def _by_cache(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(values: list[float], times: bool = False) -> str:
-    """Median and, of several values, least and greatest."""
+    """Format the median and, of several values, the minimum and maximum."""
     if not values:
         return ""
 
@@ -410,7 +411,7 @@ def title_of(records: list[dict], options: argparse.Namespace) -> str:
 
 
 def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
-    """A line a recipe with what ours is to stock; below it each quantity, its median, least and greatest."""
+    """Format one line per recipe with ours relative to stock, then the median, minimum and maximum of each quantity."""
     lines = [
         title,
         "",
@@ -451,25 +452,29 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipes", nargs="*", help=f"all when none is given: {' '.join(JOBS)}")
-    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; its sample when not given")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of either arm; the seed is the round")
-    parser.add_argument("--rows", type=int, help="the first so many training rows; of --data all when not given")
-    parser.add_argument("--test_rows", type=int, help="the same for test")
-    parser.add_argument("--validation_rows", type=int, help="the same for validation; of a sample as --test_rows")
-    parser.add_argument("--epochs", type=float, help="1 when not given")
+    parser.add_argument("recipes", nargs="*", help=f"default: all ({' '.join(JOBS)})")
+    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; default: its sample")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each arm; the seed is the number of the round")
+    parser.add_argument("--rows", type=int, help="use only the first N training rows; default with --data: all")
+    parser.add_argument("--test_rows", type=int, help="use only the first N test rows")
+    parser.add_argument(
+        "--validation_rows", type=int, help="use only the first N validation rows; sample: as --test_rows"
+    )
+    parser.add_argument("--epochs", type=float, help="default: 1")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--full", action="store_true", help="all rows of the sample, epochs of the recipe")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
-    parser.add_argument("--model", help="folder that both arms start from, in place of the recipe's default")
-    parser.add_argument("--table", action="store_true", help="run nothing; what has been run with these options")
+    parser.add_argument("--model", help="folder of the initial model; default: the recipe's model")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the results of earlier runs with these options"
+    )
     options = parser.parse_args(argv)
     for recipe in options.recipes:
         if recipe not in JOBS:
             parser.error(f"{recipe}: no such recipe; known: {' '.join(JOBS)}")
     if options.data and len(options.recipes) != 1:
-        parser.error("--data: name the recipe that it is for")
+        parser.error("--data: needs one recipe; name the recipe, such as ner")
     return options
 
 
@@ -483,7 +488,7 @@ def main(argv: list[str] | None = None) -> None:
             if records:
                 recipes[recipe if folder is None else f"{recipe}, {folder.name}"] = records
     if not recipes:
-        sys.exit("nothing has been run with these options and this code")
+        sys.exit("no results for these options and this code; leave --table out to run")
     title = title_of([record for records in recipes.values() for record in records], options)
     table = markdown(title, recipes)
     (FOLDER / "bench.md").write_text(table, encoding="utf-8")

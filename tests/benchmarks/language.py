@@ -1,11 +1,11 @@
-"""The head of language models at labels only and in chunks, against the whole: seconds a step, and peak memory.
+"""Measure seconds per step and peak memory of the language model head: at labels and in chunks, or on all tokens.
 
     python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and the stock loss
-    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and that of transformers; each in a process
+    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and the stock loss; each in a process
 
-Batches are of 32 rows of 256 sub-tokens drawn at random, in bfloat16 where the CPU computes it natively. `--rows` takes
-other batches, `--rounds` other numbers of steps, of which the first is not counted. Of `head`, steps of both arms take
-turns and the median of each is printed; the layers are the same in both, so that the ratio is that of head and loss.
+A batch has 32 rows of 256 random tokens, in bfloat16 if the CPU computes bfloat16 natively. `--rows` changes the batch,
+`--rounds` the number of steps; the first step does not count. `head` alternates the steps of both arms and prints the
+median of each. The layers are the same in both arms, and the ratio is therefore the ratio of head and loss.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def head(rows: int, rounds: int) -> None:
             optimizer.zero_grad()
             seconds[name].append(time.perf_counter() - start)
     stock, ours = (statistics.median(seconds[name][1:]) for name in ("stock", "masked"))
-    print(f"stock head and loss {stock:.2f} s a step, at masked positions {ours:.2f} s: {stock / ours:.2f} times")
+    print(f"stock head and loss {stock:.2f} s per step, at masked positions {ours:.2f} s: {stock / ours:.2f} times")
 
 
 def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
@@ -75,7 +75,7 @@ def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
         seconds.append(time.perf_counter() - start)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
     median = statistics.median(seconds[1:])
-    print(f"{vocabulary:6} sub-tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s a step", flush=True)
+    print(f"{vocabulary:6} tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s per step", flush=True)
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("what", choices=["head", "loss"])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--kind", choices=["stock", "chunks"], help="only this one, in this process")
+    parser.add_argument("--kind", choices=["stock", "chunks"], help="measure only this kind, in this process")
     parser.add_argument("--vocabulary", type=int, nargs="*", default=[8000, 50257])
     options = parser.parse_args()
     if options.what == "head":

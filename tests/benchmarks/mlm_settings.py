@@ -1,13 +1,13 @@
-"""Settings of `recipes.mlm` given the same seconds of training: held-out perplexity under one evaluation rate.
+"""Compare settings of `recipes.mlm` after the same seconds of training, by held-out perplexity.
 
     python -m tests.benchmarks.mlm_settings --data wikitext2 --seconds 240
     python -m tests.benchmarks.mlm_settings --table
 
-The folder holds train.txt and validation.txt, a text a line. For each setting a run of 12 steps tells the seconds of a
-step, and by that the steps that fit into `--seconds`, so that the schedule comes to its end; the table has the seconds
-that the training took. All are evaluated with 15 % of the sub-tokens masked, the same ones. Runs are added to
-outputs/bench/mlm_settings.jsonl when they are done; those that stand there are not made again, so that a stopped
-benchmark goes on. `--seeds 1 2 3` runs each setting so often, and `--only END ...` those whose name ends so.
+The folder has train.txt and validation.txt, with one text per line. For each setting, a run of 12 steps measures the
+seconds per step. The number of steps then fits `--seconds`, which completes the schedule. The table has the real
+seconds of training. All evaluations mask the same 15 % of the tokens. A finished run is added to
+outputs/bench/mlm_settings.jsonl and is not repeated; the same command resumes a stopped benchmark. `--seeds 1 2 3` runs
+each setting with three seeds. `--only END ...` selects settings by the end of their names.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from common.hardware import cores
 
 RESULTS = Path("outputs/bench/mlm_settings.jsonl")
 ROWS, RAMP_START = 32, 8
-#: name -> arguments, with `ROWS` rows a step if they say nothing else;
+#: name -> arguments; the default is `ROWS` rows per step
 #: `ramp` grows the batch from `RAMP_START` rows over the first half of the steps
 SETTINGS = {
     "15 %, dropout 0.1, linear": {"mlm_probability": 0.15, "dropout": 0.1},
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def train(data: str, folder: str, **arguments) -> dict:
-    """The results of a run of the recipe, and seconds of training after its first 4 steps for each of the others."""
+    """Run the recipe; return its results, the number of tokens, and the mean seconds of a step after the first 4."""
     words = [
         *("--train_file", f"{data}/train.txt", "--validation_file", f"{data}/validation.txt", "--output_dir", folder),
         *("--overwrite", "true", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
@@ -68,7 +68,9 @@ def run(options: argparse.Namespace, setting: dict, seed: int) -> dict:
     short = train(options.data, folder, max_steps=12, max_eval_samples=8, **arguments)
     steps = options.seconds / short["step_seconds"]
     if setting.get("ramp"):
-        ramp = steps / (1.5 + 0.5 * RAMP_START / ROWS)  # half of all steps, which then take as long as `steps` would
+        ramp = steps / (
+            1.5 + 0.5 * RAMP_START / ROWS
+        )  # half of all steps; the run then takes as long as `steps` full steps
         steps = 2 * ramp
         arguments |= {"batch_ramp_start": RAMP_START, "batch_ramp_steps": max(1, round(ramp))}
     steps = max(4, round(steps))
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace, setting: dict, seed: int) -> dict:
 
 
 def table(records: list[dict]) -> None:
-    print("| setting | seconds | steps | sub-tokens | perplexity | accuracy |")
+    print("| setting | seconds | steps | tokens | perplexity | accuracy |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for key in dict.fromkeys((r["data"], r["seconds"], r["name"]) for r in records):
         runs = [r for r in records if (r["data"], r["seconds"], r["name"]) == key]
@@ -100,17 +102,17 @@ def table(records: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder")
+    parser.add_argument("--data", help="folder with train.txt and validation.txt")
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--max_eval_samples", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="+", default=[""], help="settings whose name ends so")
-    parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
+    parser.add_argument("--only", nargs="+", default=[""], help="run only settings whose name has this end")
+    parser.add_argument("--table", action="store_true", help="only print the results of earlier runs")
     options = parser.parse_args()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if not options.table and not options.data:
-        parser.error("--data is needed")
+        parser.error("--data: is required; name a folder")
     for seed in [] if options.table else options.seeds:
         for name, setting in SETTINGS.items():
             about = {"data": Path(options.data).name, "seconds": options.seconds, "name": name, "seed": seed}

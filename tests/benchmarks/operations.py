@@ -1,9 +1,9 @@
-"""How many floating-point operations a model needs for a batch, and how many a second the machine does at best.
+"""Count the floating-point operations of a model for a batch, and measure the machine's best rate.
 
-Only matrix products count, two operations for each multiplication and addition, and only of real sub-tokens: padding,
-and scores of the vocabulary where there is no label, are work that need not be done. The share of the floor is this
-number a second over `matrix_rate`. As usual (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B)
-attention counts as if each sub-token of a text saw all others, under a causal mask too.
+Only matrix products count, with two operations for each multiplication and addition, and only for real tokens. Padding,
+and vocabulary scores without a label, are avoidable work. The share of the floor is the number of operations per second
+divided by `matrix_rate`. Attention counts as if each token sees all tokens of its text, also under a causal mask
+(Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import time
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.speed.head import first_tokens, take_chosen
 
-#: layers by the parts of their names: what stands behind the body of a model, what reads the encoder from a decoder
+#: layers by parts of their names: heads, and decoder layers that read the encoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
 CROSS = {"encoder_attn", "crossattention", "EncDecAttention"}
 QUERIES = {"query", "q_proj", "q", "q_lin", "c_attn"}
@@ -24,11 +24,11 @@ KEYS_AND_VALUES = {"key", "value", "k_proj", "v_proj", "k", "v"}
 
 
 def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
-    """What the operations of a batch depend on; the sum over batches tells those of all.
+    """Return the sizes that determine the operations of a batch; the sizes of several batches can be added.
 
-    Rows, sub-tokens of sources, and of targets, their squares, their products, and labels: float64 of shape (7,), on
-    the batch's device, so that a GPU is not waited for. The targets of an encoder-decoder are its labels. Of a batch
-    under a block mask (`common.data.packing`) each sub-token counts as if it saw its whole row.
+    The sizes are rows, source tokens, target tokens, their squares, their products, and labels: float64 of shape (7,).
+    They stay on the batch's device to avoid a GPU synchronisation. The targets of an encoder-decoder are its labels.
+    Under a block mask (`common.data.packing`) each token counts as if it sees its whole row.
     """
     source = inputs.get("real", inputs["attention_mask"]).sum(1).double()
     labels = inputs.get("labels")
@@ -39,10 +39,10 @@ def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
 
 
 def operations(model: nn.Module, size: Tensor) -> float:
-    """Operations of the training steps, forward and backward, of batches whose `sizes` are `size` in sum.
+    """Return the operations of training steps, forward and backward, for batches whose summed `sizes` are `size`.
 
-    A product costs as much again backward for the gradient of its input, and once more for that of its weight where
-    that is trained; two of attention cost three times their forward.
+    The backward pass of a product costs one more product for the gradient of the input, and one for the gradient of a
+    trained weight. The two products of attention cost three times their forward pass.
     """
     rows, sources, targets, source_squares, target_squares, crossed, labels = size.tolist()
     plain: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -55,7 +55,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
     for name, layer in plain.named_modules():
         if not isinstance(layer, nn.Linear | Conv1D):
             continue
-        parts = name.removesuffix(".base_layer").split(".")  # under LoRA
+        parts = name.removesuffix(".base_layer").split(".")  # LoRA adds this suffix
         side = next((part for part in parts if part in ("encoder", "decoder")), None)
         decoding, crossing = both_sides and side != "encoder", not CROSS.isdisjoint(parts)
         if not HEADS.isdisjoint(parts):
@@ -80,7 +80,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
 
 
 def _cut(model: nn.Module) -> tuple[str | None, bool]:
-    """The layer that computes chosen sub-tokens only, if any, and whether these are the first of each row."""
+    """Return the layer that computes selected tokens only, or None, and whether these are the first of each row."""
     for name, layer in model.named_modules():
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, partial) and hook.func is take_chosen:
@@ -89,9 +89,9 @@ def _cut(model: nn.Module) -> tuple[str | None, bool]:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int | None = None, tries: int = 10) -> float:
-    """Operations a second of the product of two square matrices: the fastest of `tries`, after two more.
+    """Return operations per second of a product of two square matrices: the best of `tries`, after two warm-ups.
 
-    `size` is 2,048 when not given, and 8,192 on a GPU, which is not busy with less.
+    `size` defaults to 2,048, and to 8,192 on a GPU, because smaller products do not keep a GPU busy.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

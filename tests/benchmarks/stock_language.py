@@ -1,8 +1,8 @@
-"""The yardstick of `tests.benchmarks.bench mlm` and `clm`, as in the library's run_mlm.py and run_clm.py.
+"""Train the stock arm of `tests.benchmarks.bench mlm` and `clm`, like the library's run_mlm.py and run_clm.py.
 
-See `tests.benchmarks.stock`. A model with a mask token learns what is masked, another the next sub-token. Texts are
+See `tests.benchmarks.stock`. A model with a mask token learns masked tokens, any other model the next token. Texts are
 joined and cut into blocks; the head scores the vocabulary at every position. The score is the perplexity on the
-recipe's rows of the validation texts, under its masks; it is computed after the job.
+recipe's validation rows and masks, computed after the job.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tests.benchmarks.stock import arguments, keep, load, options_of
 def batches_of_the_recipe(
     texts: str, tokenizer: PreTrainedTokenizerFast, length: int, most: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """Batches of 16 rows of the validation file `texts`, as the recipe evaluates on them, of its first `most` texts."""
+    """Return batches of 16 rows from the first `most` validation texts, encoded as in the recipe's evaluation."""
     corpus = CorpusArguments(train_file=texts, max_seq_length=length)
     found = load_texts(texts, corpus)
     found = DatasetDict(validation=found.select(range(min(most or len(found), len(found)))))
@@ -68,7 +68,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> 
 
 
 def joined(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> list[list[int]]:
-    """The texts one after the other, cut into blocks of `length` sub-tokens; what is left over is dropped."""
+    """Join the texts and cut them into blocks of `length` tokens; drop the remainder."""
     ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
     return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
 

@@ -1,13 +1,13 @@
-"""`recipes.mlm` against the stock Trainer: held-out perplexity after the same number of sub-tokens.
+"""Compare `recipes.mlm` with the stock Trainer: held-out perplexity after the same number of tokens.
 
     python -m tests.benchmarks.stock_mlm --data wikitext2 --max_steps 120 --eval_steps 20
 
-The folder holds train.txt and validation.txt, a text a line. The stock run is that of the example script of
-transformers: the texts joined and cut into blocks, its own collator, head and loss, with the batch, learning rate,
-schedule and warm-up of the recipe, and bfloat16 where the CPU computes it natively. Both are evaluated on the same rows
-with the same masks, those of the recipe, every `--eval_steps` steps. `--stock_learning_rates 2e-4 1e-3` gives stock,
-whose new head begins at random, other learning rates. Prints one table; each run is kept in outputs/bench/mlm/, and one
-that is there is not made again.
+The folder has train.txt and validation.txt, with one text per line. The stock run follows the example script of
+transformers: joined texts cut into blocks, and the stock collator, head and loss. Batch, learning rate, schedule and
+warm-up are those of the recipe, with bfloat16 if the CPU computes bfloat16 natively. Both runs are evaluated every
+`--eval_steps` steps, on the recipe's rows and masks. `--stock_learning_rates 2e-4 1e-3` sets other learning rates for
+the stock run, whose new head is random. The command prints one table. Runs are kept in outputs/bench/mlm/ and are not
+repeated.
 """
 
 import argparse
@@ -39,7 +39,7 @@ FOLDER = Path("outputs/bench/mlm")
 
 
 class Evaluation(TrainerCallback):
-    """Held-out perplexity on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
+    """Evaluate held-out perplexity on the recipe's rows and masks every few steps, and record the seconds spent."""
 
     def __init__(self, batches: list[dict[str, Tensor]], every: int):
         self.batches, self.every, self.points, self.seconds = batches, every, [], 0.0
@@ -118,13 +118,13 @@ def main() -> None:
         if not file.exists():
             file.write_text(json.dumps(arm(options, rate)))
         found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
-    print("| step |" + "".join(f" {name}: sub-tokens | perplexity |" for name, _ in found))
+    print("| step |" + "".join(f" {name}: tokens | perplexity |" for name, _ in found))
     print("| ---: |" + " ---: | ---: |" * len(found))
     for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
         cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
         print(f"| {step * options.eval_steps} |" + "".join(cells))
     rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
-    print("sub-tokens a second, evaluations left out: " + ", ".join(rates))
+    print("tokens per second, without evaluations: " + ", ".join(rates))
 
 
 if __name__ == "__main__":

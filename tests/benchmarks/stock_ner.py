@@ -1,7 +1,7 @@
-"""The yardstick of `tests.benchmarks.bench ner`: tagging as in the library's tutorial.
+"""Train the stock arm of `tests.benchmarks.bench ner`: token classification as in the library's tutorial.
 
-See `tests.benchmarks.stock`. Rows are padded to the longest of the batch; logits of the whole split are gathered and
-joined.
+See `tests.benchmarks.stock`. Rows are padded to the longest of the batch. The logits of the whole split are
+concatenated.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""The yardstick of `tests.benchmarks.bench qa`: question answering as in the library's run_qa.py.
+"""Train the stock arm of `tests.benchmarks.bench qa`: question answering as in the library's run_qa.py.
 
-See `tests.benchmarks.stock`. Windows are padded to 384 sub-tokens with a stride of 128; logits of all windows are
-gathered and joined, and answers picked by Python loops over the 20 best starts and ends, none where that scores higher.
+See `tests.benchmarks.stock`. Windows are padded to 384 tokens with a stride of 128. The logits of all windows are
+concatenated. Python loops select answers from the 20 best starts and ends, and no answer if that scores higher.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
 
 
 def postprocess(examples, features, start_logits, end_logits, some_none: bool) -> list[str]:
-    """The best answer of each example, in plain Python over the windows of each, as run_qa.py does it."""
+    """Return the best answer of each example, with the Python loops over windows of run_qa.py."""
     of_example = defaultdict(list)
     for i, example in enumerate(features["row"]):
         of_example[example].append(i)
@@ -41,7 +41,7 @@ def postprocess(examples, features, start_logits, end_logits, some_none: bool) -
 
 
 class AnsweringTrainer(Trainer):
-    """Evaluates answers, as the trainer beside run_qa.py does. `some_none`: whether rows may have no answer."""
+    """Evaluate answers like the trainer of run_qa.py. `some_none`: whether rows may have no answer."""
 
     some_none = False
 

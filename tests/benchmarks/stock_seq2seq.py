@@ -1,7 +1,6 @@
-"""The yardstick of `tests.benchmarks.bench translation` and `summarization`: run_translation.py, run_summarization.py.
+"""Train the stock arm of `tests.benchmarks.bench translation` and `summarization`, like the library's scripts.
 
-See `tests.benchmarks.stock`. Evaluations generate, on rows in the order of the files, as the generation configuration
-of the model says.
+See `tests.benchmarks.stock`. Evaluation generates in file order, with the generation configuration of the model.
 """
 
 import numpy as np
@@ -21,7 +20,7 @@ from tests.benchmarks.stock import arguments, keep, load, options_of
 
 
 def sides(rows: dict[str, list]) -> tuple[list[str], list[str]]:
-    """Sources and targets: of a translation the languages in their order in the rows."""
+    """Return sources and targets; a translation row has the source language first."""
     if "document" in rows:
         return rows["document"], rows["summary"]
     source, target = rows["translation"][0]

@@ -1,20 +1,20 @@
-"""Runs a program and writes what it took, alike for a recipe and for a stock script, which both are left as they are.
+"""Run an unmodified program, a recipe or a stock script, and write its measurements.
 
     python -m tests.benchmarks.watched measured.json recipes.ner.train --output_dir outputs/x
 
-Calls `main(argv)` of the module, and what that returns if it can be called, which is no part of the job. Of a program
-that makes a Trainer the file holds, in seconds, MiB and numbers:
+Calls `main(argv)` of the module. If `main` returns a function, that function is called too, outside the job. For a
+program with a Trainer, the file has these values in seconds, MiB and counts:
 
-- `imported`, `trainer`, `first_step`, `ended`: when, by the clock of `time.monotonic`, that all processes share
-- `preparation`: from `main` to the Trainer, models loaded left out: data read, checked and made sub-tokens
-- `evaluated_before`: of that what evaluations before the first step took
-- `training`: after the first step, until the last, evaluations left out: `seconds`, `rows`, `sub_tokens` (no padding),
+- `imported`, `trainer`, `first_step`, `ended`: times of `time.monotonic`, a clock that all processes share
+- `preparation`: from `main` to the Trainer without model loading: reading, checking and tokenizing the data
+- `evaluated_before`: the part of `preparation` for evaluations before the first step
+- `training`: from the first step to the last, without evaluations: `seconds`, `rows`, `sub_tokens` (no padding),
   `operations` (`tests.benchmarks.operations`)
-- `evaluations`: the same of each `evaluate` and `predict` of the Trainer, with its scores; `prefix` tells them apart
-- `rate`: operations a second of matrices in the `precision` of the training on its `device`, measured when all is done
-- `predict`: of a program that goes through `common.inference.predictor.predict_file`, the seconds in that
-- `resident_mib`: of a recipe, what it held when each phase of its `run.json` began
-- `peak_mib`, and `peak_gpu_mib` where there is one: memory of the process
+- `evaluations`: the same for each `evaluate` and `predict` of the Trainer, with its scores and its `prefix`
+- `rate`: operations per second of matrix products in the training `precision` on its `device`, measured at the end
+- `predict`: seconds in `common.inference.predictor.predict_file`
+- `resident_mib`: memory of a recipe at the start of each phase of its `run.json`
+- `peak_mib`, and `peak_gpu_mib` on a GPU: peak memory of the process
 """
 
 import importlib
@@ -28,12 +28,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-#: functions that find and make a model, beside `from_pretrained`
+#: functions that load or make a model, besides `from_pretrained`
 LOADERS = ("resolve_model", "load_model", "load_encoder_decoder")
 
 
 class Watch:
-    """What is measured of a program while it runs. `found` is what the file will hold."""
+    """Measure a program while it runs; `found` is the content of the file."""
 
     def __init__(self):
         self.found: dict[str, Any] = {"evaluations": [], "evaluated_before": 0.0, "peak_mib": 0}
@@ -41,7 +41,7 @@ class Watch:
         self._trainer = None
 
     def loads(self, function: Callable) -> Callable:
-        """`function`, the seconds in which are those of loading models."""
+        """Wrap `function`; count its seconds as model loading."""
 
         @wraps(function)
         def timed(*args, **kwargs):
@@ -57,7 +57,7 @@ class Watch:
         return timed
 
     def notes_peak(self) -> None:
-        """Take over the highest memory so far; also called before a run sets the count back, as `Run.phase` does."""
+        """Record the peak memory; `Run.phase` resets the counter, and a reset must not lose the peak."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)
         self.found["peak_mib"] = max(peak, self.found["peak_mib"])
         import torch
@@ -67,7 +67,7 @@ class Watch:
             self.found["peak_gpu_mib"] = max(gpu, self.found.get("peak_gpu_mib", 0))
 
     def makes(self, trainer_class: type) -> None:
-        """Watch each Trainer that is made from now on."""
+        """Watch each Trainer created from now on."""
         make = trainer_class.__init__
 
         @wraps(make)
@@ -122,7 +122,7 @@ class Watch:
     def _evaluating(self, trainer, function: Callable, prefix: str) -> Callable:
         @wraps(function)
         def timed(*args, **kwargs):
-            if self._sums is not None:  # the one calls the other
+            if self._sums is not None:  # one of the methods calls the other
                 return function(*args, **kwargs)
             self._sums = 0.0
             start = _now(trainer.args)
@@ -159,7 +159,7 @@ class Watch:
         }
 
     def rate(self) -> None:
-        """Measure what products of matrices reach in this process, once a Trainer is done."""
+        """Measure the rate of matrix products in this process, after the Trainer ends."""
         if self._trainer is None:
             return
         import torch
@@ -177,7 +177,7 @@ class Watch:
 
 
 def _now(args) -> float:
-    """The time when all that was asked of the device of `args`, the arguments of a Trainer, is done."""
+    """Wait for the device of `args`, the arguments of a Trainer, and return the time."""
     if args.device.type == "cuda":
         import torch
 
@@ -186,7 +186,7 @@ def _now(args) -> float:
 
 
 def resident_mib() -> int | None:
-    """Memory that this process holds now, where Linux tells."""
+    """Return the resident memory of this process on Linux."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmRSS:")[1].split()[0]) // 1024 if status.exists() else None
 
@@ -241,7 +241,7 @@ def main() -> None:
 
     if name.startswith("recipes."):
         command_line(measured)
-    else:  # stock as it is, in a process that nobody has settled
+    else:  # stock: `configure_allocator` does not run in this process
         measured()
 
 

@@ -1,4 +1,4 @@
-"""Exact tests of windows, labels, stitching, entities and words."""
+"""Test windows, labels, stitching, entities and words exactly."""
 
 import random
 
@@ -22,7 +22,7 @@ LABEL2ID = {label: i for i, label in enumerate(LABELS)}
 
 
 def words_of(windows: dict, tokenizer) -> list[list[str]]:
-    """Return the tokens at the positions of the windows, sentence by sentence."""
+    """Return the first tokens of words at the windows' positions, sentence by sentence."""
     found: dict[int, list[str]] = {}
     for sentence, ids, positions in zip(windows["sentence"], windows["input_ids"], windows["positions"], strict=True):
         found.setdefault(sentence, []).extend(tokenizer.convert_ids_to_tokens([ids[p] for p in positions]))
@@ -56,10 +56,10 @@ def test_every_word_belongs_to_exactly_one_window(tokenizer, length, stride):
 
 def test_a_word_in_an_overlap_is_taken_where_it_has_more_context(tokenizer):
     words = ["a"] * 30  # one token each
-    windows = cut_windows([words], tokenizer, max_seq_length=12, doc_stride=4)  # 10 words a window, 6 of them new
+    windows = cut_windows([words], tokenizer, max_seq_length=12, doc_stride=4)  # 10 words per window, 6 of them new
     inner = [(p[0], p[-1]) for p in windows["positions"]]
-    assert inner[0] == (1, 8)  # gives its last two words up
-    assert all(low == 3 for low, _ in inner[1:])  # two words of the overlap stay with the window before
+    assert inner[0] == (1, 8)  # leaves its last two words to the next window
+    assert all(low == 3 for low, _ in inner[1:])  # two words of the overlap stay in the previous window
     assert sum(len(p) for p in windows["positions"]) == 30
 
 

@@ -1,4 +1,4 @@
-"""The question answering recipe: offsets, files, scores, and the whole way from file to answers."""
+"""Test question answering: offsets, files, scores, and complete runs from file to answers."""
 
 import json
 import random
@@ -40,12 +40,12 @@ SPLITS = ("train", "validation", "test")
 
 
 def flat(split: str) -> list[dict]:
-    """Rows of the sample, each cut to the sentences around its answer so that tiny models read them in one window."""
+    """Return sample rows cut to the sentences around the answer, which tiny models read in one window."""
     return [row for _, row in read_squad(SAMPLE / f"{split}.json")]
 
 
 def short(rows: list[dict], characters: int = 160) -> list[dict]:
-    """The rows with less of their context, and their answers where these then stand."""
+    """Shorten the contexts of the rows, and move the answers."""
     found = []
     for row in rows:
         first = min(row["answers"]["answer_start"], default=0)
@@ -70,7 +70,7 @@ def rows() -> dict[str, list[dict]]:
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """A function that trains on rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on rows by split and returns the metrics; `more` extends the command line."""
 
     def go(rows: dict[str, list[dict]], *more: str, out: str = "out") -> dict[str, float]:
         files = [
@@ -148,7 +148,7 @@ SPACES = [" ", " ", " ", "  ", "\u00a0", "\u2009", "\u3000", "\t", "\n", " \n "]
 
 
 def odd_contexts(count: int, chance: random.Random) -> list[tuple[str, int, int]]:
-    """Contexts of odd words and spaces, each with a span that begins and ends with a word (or a Han character)."""
+    """Return contexts of odd words and spaces, each with a span of whole words (or Han characters)."""
     found = []
     for _ in range(count):
         text, units = "", []
@@ -234,7 +234,7 @@ def test_positions_of_parts_of_tokens_and_dropped_characters():
     assert positions(starts, ends, 0, 4, False, False) is None
     assert positions(starts, ends, 0, 4, True, False) == (0, 0)
     assert positions(starts, ends, 9, 14, False, True) == (2, 2)
-    assert positions(starts, ends, 4, 5, False, False) is None  # nothing but what the tokenizer drops
+    assert positions(starts, ends, 4, 5, False, False) is None  # only characters that the tokenizer drops
     assert positions([], [], 0, 1, True, True) is None
 
 
@@ -274,7 +274,7 @@ def test_losses_by_hand():
 
 
 def plain_best(logits, windows, longest: int) -> list[list[tuple[float, int, int]]]:
-    """All spans of each question from the logits themselves, by loops over every pair of positions."""
+    """Return all spans of each question from the logits, by loops over every pair of positions."""
     found: dict[int, dict[tuple[int, int], float]] = {}
     for (starts, ends), window in zip(logits, windows, strict=True):
         spans = found.setdefault(window["row"], {})
@@ -320,7 +320,7 @@ def test_what_leaves_the_device_does_not_grow_with_the_length():
 @pytest.mark.parametrize(
     ("found", "gold", "exact", "f1"),
     [
-        ("The Eiffel-Tower!", ["eiffel tower"], 0, 0),  # punctuation goes without leaving a blank
+        ("The Eiffel-Tower!", ["eiffel tower"], 0, 0),  # punctuation is removed without a space
         ("the Eiffel Tower.", ["Eiffel  tower"], 1, 1),
         ("tower in Paris", ["the tower", "Paris tower"], 0, 0.8),
         ("a b b c", ["b c d"], 0, 2 * 2 / 6),  # "a" is an article
@@ -336,8 +336,8 @@ def test_pair_scores_by_hand(found, gold, exact, f1):
 def test_no_answer_and_empty_gold_as_in_either_version():
     assert pair_scores("", []) == (1, 1)
     assert pair_scores("x", []) == (0, 0)
-    assert pair_scores("", ["the"]) == (1, 1)  # 2.0 drops such a gold answer, and none is left
-    assert pair_scores("a.", ["the"], may_be_none=False) == (1, 0)  # 1.1 compares empty texts, and finds no common word
+    assert pair_scores("", ["the"]) == (1, 1)  # 2.0 drops this gold answer, and none is left
+    assert pair_scores("a.", ["the"], may_be_none=False) == (1, 0)  # 1.1 compares empty texts, which share no word
 
 
 def test_characters_count_for_texts_without_spaces():
@@ -356,7 +356,7 @@ def test_scores_over_questions_by_kind_and_type():
 
 
 def made_up(count: int) -> tuple[list[str], list[list[str]], Spans]:
-    """Contexts, gold answers and spans with scores at random: some right, some questions without an answer."""
+    """Return contexts, gold answers and spans with random scores: some right, some questions without an answer."""
     chance = np.random.default_rng(0)
     contexts = ["abc def ghi"] * count
     gold = [[] if chance.random() < 0.4 else ["def"] for _ in range(count)]
@@ -513,7 +513,7 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_pat
     assert refused > 150 // every
 
 
-# Whole runs
+# Complete runs
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -1,4 +1,4 @@
-"""The classification recipe: labels of every kind, cutting, scores, and the whole way from file to prediction."""
+"""Test classification: all kinds of labels, truncation, scores, and complete runs from file to prediction."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def rows() -> dict[str, list[dict]]:
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """A function that trains on rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on rows by split and returns the metrics; `more` extends the command line."""
 
     def go(rows: dict[str, list[dict]], *more: str) -> dict[str, float]:
         files = [
@@ -75,7 +75,7 @@ def test_the_sample_is_what_it_promises():
             assert counts[0] == counts[1] > 10
 
 
-# Whole runs
+# Complete runs
 
 
 def test_a_run_leaves_model_results_pictures_and_hardest_rows(start, rows, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_r_drop_without_dropout_changes_nothing_and_with_it_does(start, rows, tm
 
     start(rows)
     plain = weights()
-    start(rows, "--r_drop", "1.0")  # the tiny model has no dropout, so both passes are the same
+    start(rows, "--r_drop", "1.0")  # the tiny model has no dropout, and both passes are equal
     doubled = weights()
     assert max((plain[k] - doubled[k]).abs().max() for k in plain) < 1e-5
 
@@ -181,11 +181,13 @@ def test_two_processes_give_the_scores_of_one(start, rows, tmp_path):
     reports = [read_jsonl(tmp_path / name / "predictions_test.jsonl") for name in ("one", "two")]
     same = assert_same_but_for_a_tie(*([row["predicted"] for row in report] for report in reports))
     for name in compared if same else ():
-        by_rounding = name.endswith(("loss", "calibration_error"))  # of probabilities, from batches of other shapes
+        by_rounding = name.endswith(
+            ("loss", "calibration_error")
+        )  # rounding of probabilities from batches of other shapes
         assert two[name] == pytest.approx(one[name], abs=1e-6 if by_rounding else 0, rel=0), name
 
 
-# Cutting
+# Truncation
 
 
 def test_head_tail_and_both_keep_the_right_tokens(tokenizer):
@@ -250,7 +252,7 @@ def test_calibration_error_of_a_calibrated_model_is_small():
 
 def test_tuned_thresholds_are_the_best_there_are():
     random = np.random.default_rng(0)
-    found = random.random((60, 3)).round(2)  # with equal values among them
+    found = random.random((60, 3)).round(2)  # with ties
     gold = (random.random((60, 3)) < found).astype(float)
     for i, threshold in enumerate(tune_thresholds(found, gold)):
 
