@@ -63,10 +63,10 @@ def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
         raise InputError(f"{adapter}: has no adapter_model.safetensors; name a folder that train saved")
     from peft import PeftModel  # takes seconds, and few models need it
 
-    from common.tuning.virtual_tokens import let_heads_see_the_text_only
+    from common.tuning.virtual_tokens import hide_virtual_tokens
 
     model = PeftModel.from_pretrained(model, str(adapter))
-    let_heads_see_the_text_only(model)
+    hide_virtual_tokens(model)
     return model
 
 
