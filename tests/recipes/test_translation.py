@@ -746,7 +746,7 @@ def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tm
     with pytest.raises(InputError) as error:
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "d.jsonl")])
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3"]
-    with pytest.raises(InputError, match="needs as many --num_beams"):
+    with pytest.raises(InputError, match="exceeds the 2 beams of the search; give --num_beams 3"):
         predict.main([*command, "--output", str(tmp_path / "e.jsonl"), "--n_best", "3"])
 
 
