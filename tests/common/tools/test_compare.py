@@ -52,7 +52,7 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     told = capsys.readouterr().out
     assert "1 of 3: bias, seed 1: test_f1 0." in told
     assert "2 of 3: plain, seed 1: test_f1 0." in told
-    assert "3 of 3: together, seed 1: --l2_sp: holds pretrained weights where they are" in told
+    assert "3 of 3: together, seed 1: --l2_sp: needs trained pretrained weights" in told
     bias, plain, together = rows
     scores = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[1])["scores"]
     assert plain["values"] == [scores["test_f1"]]
