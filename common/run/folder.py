@@ -37,7 +37,7 @@ from common.tuning.methods import METHODS
 COMMON = Path(__file__).resolve().parents[1]
 RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
-NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` holds the model, `adapter/` the trained parameters.
+NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` has the model, `adapter/` the trained parameters.
 The `predict` of the recipe and `common.inference.predictor.load_saved` load this folder with both."""
 
 
@@ -289,8 +289,8 @@ class Run:
         sizes = [_step_size(record) for record in (before, self.record)]
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}; give a batch, "
-                f"accumulation and processes whose product is {sizes[0]}"
+                f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}; give batch, "
+                f"accumulation and processes with the product {sizes[0]}"
             )
         changed = [name for name in now if name in then and now[name] != then[name]]
         for name in changed:
