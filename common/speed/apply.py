@@ -87,10 +87,10 @@ class Speed:
 
 
 def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
-    """Change `loaded.model` so that it computes faster. Results agree with the plain model to rounding.
+    """Change `loaded.model` to compute faster. Results agree with the plain model to rounding.
 
     Call it after `common.tuning.tune`. Each feature is applied to the model types that a test compares with plain
-    transformers. Before training, one line says what was applied.
+    transformers. Before training, one line lists the applied features.
 
     Args:
         loaded: the model; wrapped by peft or not.

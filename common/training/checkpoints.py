@@ -179,7 +179,7 @@ def newest_whole(output_dir: str | Path, accept_unverified: bool = False) -> Pat
             *reasons,
             f"{output_dir}: no whole checkpoint; nothing was removed; give --overwrite to train from the start",
         )
-    raise InputError(f"--resume_from_checkpoint true: no checkpoint in {output_dir}; leave it out to start anew")
+    raise InputError(f"--resume_from_checkpoint true: no checkpoint in {output_dir}; leave it out to start")
 
 
 def given(path: str | Path, accept_unverified: bool = False) -> Path:

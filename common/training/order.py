@@ -126,8 +126,7 @@ class TokenBudgetBatches(BatchRebalanceSampler):
     A batch may exceed the budget by part of a row, if the rows of its step are no multiple of the batches.
 
     Rows are sorted by length rounded up to `multiple`, the multiple of padding; rows of equal rounded length have a
-    random order. Steps then mix rows anew in each epoch, and each epoch has the same number of steps, which resuming
-    needs. The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
+    random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs. The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
 
     The base class is that of `TrainingBatches`, for the same reason.
 
@@ -245,7 +244,7 @@ def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None, proces
 class Repeated(TorchDataset):
     """Repeat a data set in passes, each with a new shuffle, and number the rows of all passes for `StepBatches`.
 
-    Column `row` holds this number, because a collator that draws by `row` must draw anew in each pass.
+    Column `row` holds this number, because a collator that draws by `row` must draw differently in each pass.
     """
 
     def __init__(self, rows: Dataset, seed: int):

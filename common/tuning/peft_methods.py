@@ -215,7 +215,7 @@ def _check_room(loaded: LoadedModel, args: TuningArguments, tokens: int) -> None
 
 def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None, new_parameters: Collection[str]) -> None:
     """Save the parameters that `model` has beyond its base, new ones included, in the format of peft."""
-    if not model.active_peft_config.is_prompt_learning:  # there the task type places the virtual tokens
+    if not model.active_peft_config.is_prompt_learning:  # for prompts the task type places the virtual tokens
         model.peft_config["default"].task_type = task_type
     model.save_pretrained(str(folder))
     base, prefix = (
@@ -223,9 +223,9 @@ def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None, new_p
         "base_model." if model.active_peft_config.is_prompt_learning else "base_model.model.",
     )
     names = set(fresh_names(base, new_parameters))
-    own = {name: weight for name, weight in base.named_parameters(remove_duplicate=False) if name in names}
+    new = {name: weight for name, weight in base.named_parameters(remove_duplicate=False) if name in names}
     path = folder / "adapter_model.safetensors"
-    save_file(load_file(path) | {f"{prefix}{n}": w.detach().cpu().contiguous() for n, w in own.items()}, path)
+    save_file(load_file(path) | {f"{prefix}{n}": w.detach().cpu().contiguous() for n, w in new.items()}, path)
 
 
 # AdaLoRA
