@@ -126,7 +126,8 @@ class TokenBudgetBatches(BatchRebalanceSampler):
     A batch may exceed the budget by part of a row, if the rows of its step are no multiple of the batches.
 
     Rows are sorted by length rounded up to `multiple`, the multiple of padding; rows of equal rounded length have a
-    random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs. The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
+    random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs.
+    The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
 
     The base class is that of `TrainingBatches`, for the same reason.
 
