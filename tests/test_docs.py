@@ -20,6 +20,7 @@ TARGETS = {
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "common" / "README.md",
+    ROOT / "common" / "training" / "README.md",
     *(ROOT / "recipes").glob("*/README.md"),
     *(ROOT / "common" / "launch").glob("*.yaml"),
 ]

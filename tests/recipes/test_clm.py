@@ -293,7 +293,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words", "message"),
     [
-        (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has nothing to adapt"),
+        (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has no pretrained weights"),
         (TEXTS[:30], ("--loss_chunk", "0"), "--loss_chunk must be at least 1"),
         (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown kind of file '.txt'"),
         ([{"prompt": "a"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: no column completion"),

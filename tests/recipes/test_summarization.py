@@ -530,7 +530,7 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (picking, ["--source_prefix", "x", "--language", "de"], "unknown argument --source_prefix"),
         (picking, ["--predict_with_generate", "false"], "unknown argument"),
         (writing, ["--from_scratch", "tiny", "--warm_start", "both"], "exclude each other"),
-        (writing, ["--lora_r", "4"], "new weights are trained in full"),
+        (writing, ["--lora_r", "4"], "new weights need full training"),
         (picking, ["--warm_start", "both"], "unknown argument"),
         (picking, ["--r_drop", "1"], "does not work with sentence scores"),
         (picking, ["--num_beams", "1", "--no_repeat_ngram_size", "0"], "unknown argument --num_beams"),

@@ -242,7 +242,7 @@ def test_texts_that_are_too_short_or_too_few_end_the_run(folder, stream):
         (("--stream_shares", "2"), "--stream_shares: only with --streaming"),
         (("--shuffle_buffer", "0"), "--shuffle_buffer must be at least 1"),
         (("--batch_ramp_start", "2"), "--batch_ramp_start and --batch_ramp_steps: give both"),
-        (("--batch_ramp_start", "8", "--batch_ramp_steps", "3"), "needed: at least 1 (processes times accumulation)"),
+        (("--batch_ramp_start", "8", "--batch_ramp_steps", "3"), "must be at least 1 (processes times accumulation)"),
     ],
 )
 def test_wrong_arguments_are_told(folder, tiny, tmp_path, words, message):
@@ -265,7 +265,7 @@ def test_a_bad_line_far_in_loses_nothing(folder, tiny, tmp_path, capsys):
     whole = mlm.main(words)
     words[words.index("--output_dir") + 1] = str(tmp_path / "out")
     file.write_bytes(bad)
-    with pytest.raises(InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is whole; mend it"):
+    with pytest.raises(InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is whole; correct the texts"):
         mlm.main(words)
     file.write_bytes(good)
     again = mlm.main([*words, "--resume_from_checkpoint", "true"])

@@ -291,7 +291,7 @@ def test_a_model_that_hands_its_embeddings_no_gradient_is_told(tiny, tokenizer, 
             return forward(*args, **kwargs)
 
     trainer.model.bert.forward = without_gradient
-    with pytest.raises(InputError, match="hands no gradient to its embeddings"):
+    with pytest.raises(InputError, match="passes no gradient to its embeddings"):
         trainer.train()
 
 
@@ -383,7 +383,7 @@ def test_what_holds_pretrained_weights_is_refused_where_none_is_trained(tiny, to
         parameter.requires_grad_(False)
     for name in ("l2_sp", "mixout"):
         args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", speed="off", **{name: 0.5})
-        with pytest.raises(InputError, match=f"--{name}: holds pretrained weights where they are, and this run trains"):
+        with pytest.raises(InputError, match=f"--{name}: needs trained pretrained weights, and this run trains none"):
             Trainer(trainer.tuned, args, losses=label_losses)
 
 
@@ -461,7 +461,7 @@ def test_the_mean_is_evaluated_saved_and_picked(tiny, tokenizer, tmp_path, rows,
 def test_a_checkpoint_with_a_mean_is_not_taken_for_plain_weights(tiny, tokenizer, tmp_path, rows):
     saves = {"save_strategy": "steps", "save_steps": 2}
     make(tiny, tokenizer, tmp_path, rows, **saves, ema_decay=0.5).train()
-    with pytest.raises(InputError, match="of a run that averages its weights; give its --ema_decay or --swa_start"):
+    with pytest.raises(InputError, match="its run averages the weights; give its --ema_decay or --swa_start"):
         make(tiny, tokenizer, tmp_path, rows).train(str(tmp_path / "out" / "checkpoint-3"))
 
 
@@ -601,5 +601,5 @@ def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
 @pytest.mark.parametrize("name", ["mixout", "l2_sp"])
 def test_a_model_from_scratch_has_nothing_to_be_held_to(name, tiny, tmp_path):
     main = importlib.import_module("recipes.clm.train").main
-    with pytest.raises(InputError, match=f"--{name}: holds pretrained weights"):
+    with pytest.raises(InputError, match=f"--{name}: needs trained pretrained weights"):
         main([*recipe_words("clm", tiny, tmp_path), "--output_dir", str(tmp_path / "out"), f"--{name}", "0.1"])
