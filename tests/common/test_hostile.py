@@ -67,7 +67,7 @@ def test_trust_in_remote_code_cannot_be_given(arguments, tmp_path, key):
     config = tmp_path / "c.yaml"
     config.write_text(f"{key}: true\n")
     for words in (["--config", str(config)], [f"--{key}", "true"]):
-        with pytest.raises(InputError, match="is never run here"):
+        with pytest.raises(InputError, match="code in a checkpoint or data set is never run"):
             train.main([*arguments, *words])
 
 

@@ -539,7 +539,7 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
     ):
         with pytest.raises(InputError, match=message):
             (train_abstractive if base is writing else train).main([*base, *more])
-    with pytest.raises(InputError, match="--validation_file and --test_file need --train_file"):
+    with pytest.raises(InputError, match="--validation_file and --test_file: no training rows; add --train_file"):
         train.main(["--test_file", picking[picking.index("--test_file") + 1]])
     with pytest.raises(InputError, match="is no summarizer"):
         predict.load(tiny)

@@ -204,7 +204,7 @@ def test_up_to_ten_problems_at_once_with_the_count_of_the_rest(tmp_path):
     lines = str(error.value).splitlines()
     assert len(lines) == 11
     assert lines[9].startswith(f"{file}:10: ")
-    assert lines[10] == "... and 15 more such problems"
+    assert lines[10] == "... and 15 more problems"
 
 
 def test_the_program_exits_with_2_and_without_a_traceback(tmp_path):

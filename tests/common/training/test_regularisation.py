@@ -525,13 +525,13 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
     [
         ({"r_drop": 1.0, "adversarial": "fgm"}, "--r_drop and --adversarial exclude each other"),
         ({"r_drop": 1.0, "dropout": 0.0}, "--r_drop: without dropout the two passes are the same"),
-        ({"ema_decay": 0.9, "swa_start": 0.5}, "two ways to average the weights"),
+        ({"ema_decay": 0.9, "swa_start": 0.5}, "--ema_decay and --swa_start exclude each other"),
         ({"adversarial_epsilon": 0.5}, "--adversarial_epsilon: needs --adversarial fgm or freelb"),
         ({"adversarial": "fgm", "adversarial_steps": 2}, "--adversarial_steps: needs --adversarial freelb"),
         ({"adversarial": "freelb", "adversarial_step_size": 0.0}, "--adversarial_step_size 0.0: must be above 0"),
         ({"mixout": 1.0}, "--mixout 1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, "--dropout -0.1: must be at least 0"),
-        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be 0 or more"),
+        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be at least 0"),
         ({"swa_start": -1.0}, "--swa_start -1.0: a step, or below 1 a share"),
     ],
 )
