@@ -55,7 +55,7 @@ def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "bloc
     if config.model_type not in FROM_ZERO | FROM_PADDING:
         reason = f"not tested with {config.model_type}"
     elif not whole:
-        reason = "some layers attend to a part of the row only"
+        reason = "attention is not full in all layers"
     elif config._attn_implementation != "sdpa":
         reason = f"attn_implementation is {config._attn_implementation}"
     else:

@@ -44,7 +44,7 @@ def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
     except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--dataset_name {name}: {reason}; without a network, give a folder saved by datasets, or use --train_file"
+            f"--dataset_name {name}: {reason}; without a network, give a saved folder, or --train_file"
         ) from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
 
@@ -208,9 +208,7 @@ def _warn_of_shared_files(files: dict[str, str | None]) -> None:
     for i, (split, file) in enumerate(given):
         for other_split, other in given[i + 1 :]:
             if file.samefile(other) or file.read_bytes() == other.read_bytes():
-                warn(
-                    f"{other}: same content as the {split} file; {other_split} scores are meaningless; give different rows"
-                )
+                warn(f"{other}: same content as the {split} file; {other_split} scores mean nothing; use other rows")
 
 
 def label_names(data: DatasetDict, column: str) -> list[str]:

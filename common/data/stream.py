@@ -238,7 +238,7 @@ def _hub_splits(args: CorpusArguments) -> dict[str, list[Shard]]:
             splits = datasets.load_dataset(name, args.dataset_config_name, streaming=True)
     except Exception as error:  # datasets raises a dozen types of error, including plain RuntimeError
         raise InputError(
-            f"--dataset_name {name}: {_first_line(error)}; without a network, give a folder saved by datasets, or use --train_file"
+            f"--dataset_name {name}: {_first_line(error)}; without a network, give a saved folder, or --train_file"
         ) from None
     if "train" not in splits:
         known = ", ".join(splits)

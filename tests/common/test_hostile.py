@@ -134,7 +134,7 @@ def test_long_rows_and_too_many_labels_are_told(arguments, small, tiny, tmp_path
     many = [{"tokens": ["x"] * 101, "ner_tags": [f"B-{i}" for i in range(n, n + 101)]} for n in range(0, 10_100, 101)]
     file = write_jsonl(tmp_path / "many.jsonl", many)
     with pytest.raises(
-        InputError, match=r"ner_tags: 10,1\d\d different labels, more than 10,000; is it the right column"
+        InputError, match=r"ner_tags: 10,1\d\d different labels, more than 10,000; choose a column of labels"
     ):
         train.main([*arguments, "--train_file", file])
 

@@ -295,7 +295,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
     [
         (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has nothing to adapt"),
         (TEXTS[:30], ("--loss_chunk", "0"), "--loss_chunk must be at least 1"),
-        (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown kind of file '.txt'"),
+        (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown file type '.txt'"),
         ([{"prompt": "a"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: no column completion"),
         ([{"prompt": "a", "completion": " "}] * 9, ("--loss_on", "completion"), "train.jsonl:1: completion is blank"),
         ([{"prompt": 3, "completion": "b"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: prompt is 3"),

@@ -293,7 +293,7 @@ def test_a_model_that_takes_no_block_mask_gets_pieces(capsys):
     assert find_blocks(AutoModelForMaskedLM.from_config(config), "blocks", causal=False) is None
     eager = AutoModelForMaskedLM.from_config(CONFIGS[0], attn_implementation="eager")
     assert find_blocks(eager, "auto", causal=False) is None or torch.accelerator.is_available()
-    assert "no mask of blocks (not tested with modernbert)" in capsys.readouterr().out
+    assert "no block mask (not tested with modernbert)" in capsys.readouterr().out
 
 
 def test_a_run_under_a_block_mask_is_the_run_of_pieces(start):
@@ -628,14 +628,14 @@ def test_files_folders_and_patterns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no rows"),
-        (b"\n \n\t\n", "holds no rows"),
+        (b"", "contains no rows"),
+        (b"\n \n\t\n", "contains no rows"),
         (b"good line here\nbad \xff\xfe line\n", "train.txt:2: not UTF-8 text"),
-        ("good line\n".encode("utf-16"), "holds zero bytes, so it is binary, or text in UTF-16"),
-        (bytes(range(256)) * 50, "holds zero bytes"),
+        ("good line\n".encode("utf-16"), "contains zero bytes: a binary file, or UTF-16 text"),
+        (bytes(range(256)) * 50, "contains zero bytes"),
         (b"ok ok ok\n" + b"x" * 6_000_000, "train.txt:2: more than --max_chars 1,000,000 characters in one line"),
         (b"ok ok ok\n" + b"x" * 1_500_000, "train.txt:2: 1,500,000 characters in one row"),
-        (b"a\nb\nI\n" * 20, "every text is shorter than 3 sub-tokens; nothing to learn from"),
+        (b"a\nb\nI\n" * 20, "every text has fewer than 3 tokens; give longer texts"),
     ],
 )
 def test_bad_text_files_are_told(tiny, tmp_path, content, message):
@@ -652,8 +652,8 @@ def test_bad_text_files_are_told(tiny, tmp_path, content, message):
     [
         ("none.txt", "no such file; did you mean"),
         ("*.md", "no file matches this pattern"),
-        ("empty", "no file with texts in this folder"),
-        ("nine.doc", "unknown kind of file '.doc'"),
+        ("empty", "no text file in this folder"),
+        ("nine.doc", "unknown file type '.doc'"),
     ],
 )
 def test_paths_without_texts_are_told(tmp_path, path, message):
@@ -666,7 +666,7 @@ def test_paths_without_texts_are_told(tmp_path, path, message):
 
 def test_texts_that_are_too_short_are_counted(start, capsys):
     start({"train": ["a", *TEXTS[:30]], "validation": TEXTS[30:50]}, "--max_steps", "1")
-    assert "train: 1 of 31 texts are shorter than 3 sub-tokens and left out" in capsys.readouterr().out
+    assert "train: dropped 1 of 31 texts with fewer than 3 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
