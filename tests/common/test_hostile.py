@@ -40,10 +40,10 @@ def test_code_named_by_a_model_is_not_run(arguments, tiny, tmp_path, canary, cap
     words = [*arguments, "--model_name_or_path", str(model)]
     if known:
         train.main(words)
-        assert "names code of its own (auto_map), which is not run" in capsys.readouterr().err
+        assert "ignoring the code that config.json names (auto_map)" in capsys.readouterr().err
         assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
     else:
-        with pytest.raises(InputError, match=r"needs code that its config.json names \(auto_map\)"):
+        with pytest.raises(InputError, match=r"config.json names code \(auto_map\), which is never run"):
             train.main(words)
 
 

@@ -266,7 +266,7 @@ def test_from_nothing_by_default(tmp_path, capsys):
         "--max_seq_length", "64", "--config_overrides", "n_layer=1", "--disable_tqdm", "true", "--precision", "fp32",
         "--per_device_train_batch_size", "8",
     ])  # fmt: skip
-    assert "a new gpt2 model of 0.3 million parameters" in capsys.readouterr().out
+    assert "new gpt2 model: 0.3 million parameters" in capsys.readouterr().out
     assert metrics["before_validation_perplexity"] == pytest.approx(500, rel=0.3)
     assert metrics["after_validation_perplexity"] < 400
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_layer == 1

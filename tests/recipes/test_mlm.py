@@ -452,7 +452,7 @@ def test_the_model_goes_on_to_ner_and_sentiment(start, arguments, tmp_path, caps
     arguments[arguments.index("--output_dir") + 1] = str(tmp_path / "ner")
     capsys.readouterr()
     ner.main([*arguments, "--max_steps", "1", "--learning_rate", "0"])
-    assert "encoder" not in capsys.readouterr().out.split("untrained weights")[1].split("\n")[0]
+    assert "encoder" not in capsys.readouterr().out.split("new weights, initialised by the seed")[1].split("\n")[0]
     tagger = AutoModelForTokenClassification.from_pretrained(tmp_path / "ner").bert.state_dict()
     assert all(torch.equal(encoder[name], tagger[name]) for name in encoder)
     rows = [{"text": text, "label": "long" if len(text) > 90 else "short"} for text in TEXTS[:40]]
@@ -568,7 +568,7 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
         "--model_size", "tiny", "--config_overrides", "num_hidden_layers=1,hidden_dropout_prob=0.0",
         "--masking", "whole_word",
     )  # fmt: skip
-    assert "a new bert model of 0.3 million parameters" in capsys.readouterr().out
+    assert "new bert model: 0.3 million parameters" in capsys.readouterr().out
     assert metrics["before_validation_perplexity"] == pytest.approx(500, rel=0.3)
     assert metrics["after_validation_perplexity"] < metrics["before_validation_perplexity"]
     out = tmp_path / "out"
@@ -584,14 +584,14 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--config_overrides", "layers=3"), "--config_overrides layers=3: needed: name=value, of a bert model"),
-        (("--config_overrides", "hidden_size=big"), "hidden_size=big: must be of the kind of 64"),
+        (("--config_overrides", "layers=3"), "--config_overrides layers=3: unknown; give NAME=VALUE of a bert config"),
+        (("--config_overrides", "hidden_size=big"), "hidden_size=big: must have the type of 64"),
         (("--config_overrides", "hidden_size=63"), "no model can be made so"),
         (("--vocab_size", "10"), "--vocab_size 10: must be at least 300"),
         (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must lie between 0 and 1"),
         (("--mask_replaced", "0.95"), "--mask_replaced and --mask_random"),
         (("--metric_for_best_model", "perplexty"), "did you mean perplexity"),
-        (("--max_seq_length", "300"), "reads 128 sub-tokens at most"),
+        (("--max_seq_length", "300"), "reads at most 128 tokens"),
         (("--forgetting_file", "none.txt"), "--forgetting_file none.txt: no such file"),
     ],
 )

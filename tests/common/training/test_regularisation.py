@@ -145,12 +145,12 @@ def test_dropout_is_set_everywhere_and_not_saved():
     bart = AutoModel.from_config(AutoConfig.for_model("bart", **SMALL | FAMILIES["bart"]))
     set_dropout(bart, 0.3)
     assert bart.encoder.dropout == bart.decoder.layers[0].activation_dropout == 0.3
-    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 is of attention too"):
+    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 includes attention"):
         set_dropout(model, 0.3, 0.1)
     none = nn.Linear(2, 2)
     none.config = BertConfig()
     set_dropout(none, 0.0)
-    with pytest.raises(InputError, match="--dropout: a bert model has none"):
+    with pytest.raises(InputError, match="--dropout: a bert model has no dropout"):
         set_dropout(none, 0.3)
 
 
