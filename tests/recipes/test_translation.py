@@ -909,7 +909,7 @@ def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refu
         train.main([*arguments, "--model_name_or_path", tiny])
     at = arguments.index("--vocab_size")
     arguments[at : at + 4] = []
-    with pytest.raises(InputError, match="give it one by --warm_start both"):
+    with pytest.raises(InputError, match="add a decoder with --warm_start both"):
         train.main([*arguments, "--model_name_or_path", tiny])
     with pytest.raises(InputError, match="new weights are trained in full"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--lora_r", "4"])

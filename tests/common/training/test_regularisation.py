@@ -532,7 +532,7 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
         ({"mixout": 1.0}, "--mixout 1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, "--dropout -0.1: must be at least 0"),
         ({"l2_sp": -1.0}, "--l2_sp -1.0: must be at least 0"),
-        ({"swa_start": -1.0}, "--swa_start -1.0: a step, or below 1 a share"),
+        ({"swa_start": -1.0}, "--swa_start -1.0: must be at least 0; give a step, or below 1 a share"),
     ],
 )
 def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
