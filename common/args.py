@@ -120,8 +120,8 @@ class DataArguments:
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path`, the value of argument `name`, is a file."""
         if not Path(path).is_file():
-            what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
-            raise InputError(f"--{name} {path}: {what}{nearest_file(path)}")
+            problem = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+            raise InputError(f"--{name} {path}: {problem}{nearest_file(path)}")
 
     def files(self) -> dict[str, str]:
         """Return argument -> file for the files of the run."""

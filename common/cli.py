@@ -101,6 +101,7 @@ class _Parser(HfArgumentParser):
         HfArgumentParser._parse_dataclass_field(parser, plain)
 
     def error(self, message: str) -> None:
+        """Raise `InputError` instead of exiting."""
         raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
 
     def nearest(self, name: str) -> str:

@@ -115,8 +115,8 @@ def set_directions(
     """Prepare `model` to generate the targets of `directions`.
 
     Returns:
-        The ids of the language tokens that outputs begin with, and the place of a row's language in the decoder input
-        (`"start"`, `"first"` or None), as `common.training.seq2seq.Seq2SeqTrainer` expects them.
+        The ids of the language tokens that outputs begin with, and the position of a row's language in the decoder
+        input: `"start"`, `"first"` or None. `common.training.seq2seq.Seq2SeqTrainer` expects both.
     """
     set_direction(tokenizer, model, directions[0])
     if not directions[0].target_code:

@@ -4,8 +4,8 @@ The stream has a fixed number of shares. Row n of a run is the next row of share
 of a row depend only on the files, the seed and `--stream_shares`, not on the number of processes and workers.
 
 A share reads texts in windows of `--shuffle_buffer`, shuffles each window, and packs its texts into rows. The
-unfinished row at the end of a window moves to the next window. Three values give the position of a share: the start of
-its window, the unfinished row at that start, and the number of rows taken since. A checkpoint stores them.
+unfinished row at the end of a window moves to the next window. A checkpoint stores the position
+of a share: the start of its window, the unfinished row at that start, and the number of rows since.
 """
 
 import json
@@ -427,8 +427,8 @@ class TextStream(TorchDataset):
             self._number = states[0]["row"] + self.rank
             self._warn_of_changes(states[0]["bytes"])
         self._places = places
-        own = [share for share in range(self.shares) if share % self.processes == self.rank]
-        self._windows = {share: [places[share]["start"]] for share in own}
+        assigned = [share for share in range(self.shares) if share % self.processes == self.rank]
+        self._windows = {share: [places[share]["start"]] for share in assigned}
 
     def _warn_of_changes(self, then: dict[str, int | None]) -> None:
         changed = [shard.name for shard in self.shards if shard.bytes != then[shard.name]]

@@ -224,7 +224,9 @@ def new_encoder_decoder(
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, ImportError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"invalid model configuration: {one_line(error)}") from None
+        raise InputError(
+            f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
+        ) from None
     tell(f"new model: {model.num_parameters() / 1e6:.1f} million parameters, initialised by the seed")
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 

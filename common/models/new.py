@@ -213,7 +213,9 @@ def new_model(
     try:
         model = auto_class.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"invalid model configuration: {one_line(error)}") from None
+        raise InputError(
+            f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
+        ) from None
     size = model.num_parameters() / 1e6
     tell(f"new {config.model_type} model: {size:.1f} million parameters, initialised by the seed")
     set_dropout(model, dropout, model_args.attention_dropout)

@@ -586,7 +586,7 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
     [
         (("--config_overrides", "layers=3"), "--config_overrides layers=3: unknown; give NAME=VALUE of a bert config"),
         (("--config_overrides", "hidden_size=big"), "hidden_size=big: must have the type of 64"),
-        (("--config_overrides", "hidden_size=63"), "no model can be made so"),
+        (("--config_overrides", "hidden_size=63"), "--config_overrides: invalid model configuration"),
         (("--vocab_size", "10"), "--vocab_size 10: must be at least 300"),
         (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must lie between 0 and 1"),
         (("--mask_replaced", "0.95"), "--mask_replaced and --mask_random"),
