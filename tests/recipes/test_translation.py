@@ -911,16 +911,16 @@ def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
 
 
 def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refused(tiny, arguments):
-    with pytest.raises(InputError, match="--vocab_size: of a new model, and"):
+    with pytest.raises(InputError, match="--vocab_size: applies to new models only"):
         train.main([*arguments, "--model_name_or_path", tiny])
     at = arguments.index("--vocab_size")
     arguments[at : at + 4] = []
-    with pytest.raises(InputError, match="give it one by --warm_start both"):
+    with pytest.raises(InputError, match="add a decoder with --warm_start both"):
         train.main([*arguments, "--model_name_or_path", tiny])
     with pytest.raises(InputError, match="new weights need full training"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--lora_r", "4"])
     longer = ["--max_source_length", "200", "--max_tokens_per_batch", "0"]
-    with pytest.raises(InputError, match="a source has 128 sub-tokens at most; lower --max_source_length"):
+    with pytest.raises(InputError, match="a source has at most 128 tokens; lower --max_source_length"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", *longer])
 
 

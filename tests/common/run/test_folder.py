@@ -245,7 +245,7 @@ def test_what_fails_before_training_leaves_the_old_run_alone(arguments, tiny, tm
         (["--model_name_or_path", "./nowhere"], "no such folder"),
         (["--lora_r", "4", "--lora_target_modules", "nothing"], "--lora_target_modules"),
         (["--metric_for_best_model", "F1"], "--metric_for_best_model F1: no such score; did you mean f1?"),
-        (["--max_seq_length", "500"], "reads 128 sub-tokens at most"),
+        (["--max_seq_length", "500"], "reads at most 128 tokens"),
     ]:
         with pytest.raises(InputError) as error:
             train.main([*arguments, "--overwrite", *words])

@@ -215,5 +215,5 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
 def test_what_cannot_be_compared_is_told(arguments, message):
     with pytest.raises(InputError, match=message):
         compare.main(["ner", *arguments])
-    with pytest.raises(InputError, match="nothing: no such recipe here"):
+    with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
         compare.check_arguments("nothing", [[]])

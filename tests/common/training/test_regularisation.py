@@ -146,12 +146,12 @@ def test_dropout_is_set_everywhere_and_not_saved():
     bart = AutoModel.from_config(AutoConfig.for_model("bart", **SMALL | FAMILIES["bart"]))
     set_dropout(bart, 0.3)
     assert bart.encoder.dropout == bart.decoder.layers[0].activation_dropout == 0.3
-    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 is of attention too"):
+    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 includes attention"):
         set_dropout(model, 0.3, 0.1)
     none = nn.Linear(2, 2)
     none.config = BertConfig()
     set_dropout(none, 0.0)
-    with pytest.raises(InputError, match="--dropout: a bert model has none"):
+    with pytest.raises(InputError, match="--dropout: a bert model has no dropout"):
         set_dropout(none, 0.3)
 
 
@@ -526,14 +526,14 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
     [
         ({"r_drop": 1.0, "adversarial": "fgm"}, "--r_drop and --adversarial exclude each other"),
         ({"r_drop": 1.0, "dropout": 0.0}, "--r_drop: without dropout the two passes are the same"),
-        ({"ema_decay": 0.9, "swa_start": 0.5}, "two ways to average the weights"),
+        ({"ema_decay": 0.9, "swa_start": 0.5}, "--ema_decay and --swa_start exclude each other"),
         ({"adversarial_epsilon": 0.5}, "--adversarial_epsilon: needs --adversarial fgm or freelb"),
         ({"adversarial": "fgm", "adversarial_steps": 2}, "--adversarial_steps: needs --adversarial freelb"),
         ({"adversarial": "freelb", "adversarial_step_size": 0.0}, "--adversarial_step_size 0.0: must be above 0"),
         ({"mixout": 1.0}, "--mixout 1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, "--dropout -0.1: must be at least 0"),
-        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be 0 or more"),
-        ({"swa_start": -1.0}, "--swa_start -1.0: a step, or below 1 a share"),
+        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be at least 0"),
+        ({"swa_start": -1.0}, "--swa_start -1.0: must be at least 0; give a step, or below 1 a share"),
     ],
 )
 def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
