@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -281,7 +282,7 @@ class Run:
         if args.push_to_hub:
             trainer.push_to_hub()
         tell(f"\nmodel, scores and predictions: {self.folder}")
-        tell(f"use it: make predict RECIPE={self.recipe} MODEL={self.folder} INPUT=FILE OUTPUT=FILE")
+        tell(f"use it: make predict RECIPE={self.recipe} MODEL={shlex.quote(str(self.folder))} INPUT=FILE OUTPUT=FILE")
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
         """Raise `InputError` for changed arguments that a checkpoint cannot resume with; warn about the others."""

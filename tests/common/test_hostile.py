@@ -1,6 +1,7 @@
 """Test hostile input: files that would run code, and texts that would break a terminal, a page or a file."""
 
 import json
+import shlex
 import unicodedata
 
 import pytest
@@ -100,7 +101,9 @@ def test_hostile_labels_words_and_names_break_nothing(tiny, tmp_path, capsys):
     printed = table + errors
     unsafe = {c for c in printed if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") and c != "\n"} - {"\r"}
     assert not unsafe
-    assert max(map(len, table[table.index("test scores") :].split("\n"))) < 120
+    scores = table[table.index("test scores") : table.index("model, scores and predictions")]
+    assert max(map(len, scores.split("\n"))) < 120
+    assert f"MODEL={shlex.quote(str(out))} " in table  # the command works as it is printed
     assert "B-" not in {name[:2] for name in metrics}
     assert metrics["test_type_macro_support"] == 4
     assert metrics["test_type_gazetteer_support"] == 4
