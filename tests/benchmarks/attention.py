@@ -1,10 +1,11 @@
-"""Which attention kernel trains fastest here?  Steps of each arm alternate, so that a noisy machine hits all alike.
+"""Measure the attention kernels in training.
 
     python -m tests.benchmarks.attention --rounds 7
 
 Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
-embedded encoder with a token-classification head, and its ratio to the first. `p=0` is attention dropout off. `packed`
-computes real sub-tokens only (`common/speed/padding_free.py`), with SDPA's kernel or with attention written out.
+embedded encoder with a token-classification head, and the ratio to the first kernel. `p` is the attention dropout.
+`packed` computes real tokens only (`common/speed/padding_free.py`), with SDPA's kernel or, `written`, with attention
+written out. The steps of the kernels alternate, so that noise of the machine affects all of them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from common.models.load import resolve_model
 from common.speed import padding_free
 
-#: kernel, attention dropout, and up to which length packed attention is written out
+#: kernel, attention dropout, greatest length of a row whose packed attention is written out
 ARMS = [
     ("sdpa", 0.1, 0),
     ("eager", 0.1, 0),
@@ -42,7 +43,7 @@ def build(kernel: str, dropout: float, device: str):
 def step_seconds(model, optimizer, rows: int, length: int, bf16: bool, device: str) -> float:
     ids = torch.randint(1000, 30000, (rows, length), device=device)
     mask = torch.ones_like(ids)
-    mask[1::2, length * 3 // 4 :] = 0  # real batches hold some padding, and a mask rules out some kernels
+    mask[1::2, length * 3 // 4 :] = 0  # as in real batches; a mask excludes some kernels
     start = time.perf_counter()
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
         loss = model(input_ids=ids, attention_mask=mask, labels=ids % 9).loss

@@ -1,8 +1,8 @@
-"""How many beams, and which length penalty: BLEU and seconds of a saved translation model, on its validation rows.
+"""Measure BLEU and seconds of a saved translation model by number of beams and length penalty.
 
     python -m tests.benchmarks.beams --model outputs/translation --beams 1 2 4 8 --length_penalty 0.6 1.0 1.4
 
-Reads `predictions_validation.jsonl` beside the model: the rows that a default may be chosen on, not those of the test.
+Reads `predictions_validation.jsonl` in the model's folder. Defaults are chosen on these rows, not on the test rows.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Recipes against the stock Trainer: speed, memory, start-up and score, in runs that alternate.
+"""Compare the recipes with the stock Trainer: speed, memory, start-up and score, in alternating runs.
 
     make bench                                  # every recipe, on its sample
     make bench RECIPE=ner ARGS="--rounds 3"
@@ -7,12 +7,12 @@
     python -m tests.benchmarks.bench ner --data data/wnut17 --epochs 3 --rounds 3
     python -m tests.benchmarks.bench sentiment qa --table
 
-By default a part of the sample that takes a minute or so a round; `--full` takes all of it and as many epochs as the
+By default a round takes about a minute, on a part of the sample. `--full` takes all rows and the epochs of the
 recipe. A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format, or .txt files with a
-text a line. Both arms have the same model, rows, epochs, batch, learning rate and, in each round, seed; stock is
-`tests/benchmarks/stock*.py`. Each run is added to outputs/bench/runs.jsonl when it is done and not made again while
-options and code are the same, so a stopped benchmark goes on. outputs/bench/bench.md and bench.json have what comes
-out; NOTES.md says how each number is measured.
+text a line. Both arms have the same model, rows, epochs, batch, learning rate and, in each round, seed. The stock arm
+is `tests/benchmarks/stock*.py`. Finished runs are kept in outputs/bench/runs.jsonl and repeated only if options or
+code changed; a stopped benchmark continues with the same command. The results are outputs/bench/bench.md and
+bench.json. NOTES.md defines each number.
 """
 
 import argparse
@@ -42,7 +42,7 @@ ARMS = ("ours", "stock")
 
 @dataclass
 class Job:
-    """What is run of a recipe: of its sample so many rows, with these settings, in both arms."""
+    """Define the run of a recipe in both arms: rows of the sample and settings."""
 
     stock: str
     rows: int
@@ -54,15 +54,15 @@ class Job:
     baseline: str
     ours: list[str] = field(default_factory=list)
     stock_words: list[str] = field(default_factory=list)
-    #: arguments of a run of the recipe that makes the model that both arms start from
+    #: arguments of the run of the recipe that makes the initial model of both arms
     start: list[str] | None = None
     script: str = "train"
-    predicts: bool = True  # what the stock Trainer has a counterpart for
+    predicts: bool = True  # false: the stock Trainer has no counterpart
 
 
 WRITES = ["--max_tokens_per_batch", "0", "--max_target_length", "64"]
 FEW = ["--max_eval_samples", "8", "--save_strategy", "no", "--eval_strategy", "no"]
-#: as the stock scripts train: outputs that never end, which other training may bring about, take most of the time
+#: the training of the stock scripts; other training may cause outputs without an end, which take most of the time
 PLAIN = ["--label_smoothing_factor", "0", "--warmup_steps", "0"]
 JOBS = {
     "sentiment": Job("sentiment", 512, 192, 32, 1e-4, 5, "test_accuracy", "test_bag_of_words_accuracy"),
@@ -87,15 +87,15 @@ JOBS = {
     ),
 }  # fmt: skip
 
-#: quantity of a run, what it is called, and how ours and stock are compared: as rates, as seconds, or as sizes
+#: quantity of a run -> its title, and the kind of its ratio: rate, seconds, size, or none
 QUANTITIES = {
     "train_rows": ("training, examples a second", "rate"),
-    "train_tokens": ("training, sub-tokens a second", "rate"),
+    "train_tokens": ("training, tokens a second", "rate"),
     "train_share": ("training, share of the matrix rate", "rate"),
     "eval_rows": ("evaluation, examples a second", "rate"),
-    "eval_tokens": ("evaluation, sub-tokens a second", "rate"),
+    "eval_tokens": ("evaluation, tokens a second", "rate"),
     "predict_rows": ("predict, examples a second", "rate"),
-    "predict_tokens": ("predict, sub-tokens a second", "rate"),
+    "predict_tokens": ("predict, tokens a second", "rate"),
     "first_step_cold": ("start to first step, cold, s", "seconds"),
     "first_step_cached": ("start to first step, cached, s", "seconds"),
     "preparation_cold": ("preprocessing, cold, s", "seconds"),
@@ -109,7 +109,7 @@ QUANTITIES = {
 
 
 class Kept:
-    """Runs in a file, one a line. Each is added when it is done, and not made again."""
+    """Keep finished runs in a file, one a line."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +132,16 @@ class Kept:
 
 @cache
 def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
-    """The rows of a data folder by split, or of the recipe's sample."""
+    """Return the rows of a data folder, or of the recipe's sample, by split."""
     if folder is not None:
         return {split: list(_rows_in(folder, split)) for split in SPLITS if any(folder.glob(f"{split}.*"))}
     if recipe in ("mlm", "clm"):
         from common.data.corpus import CorpusArguments, load_corpus
 
-        found = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
-        for texts in found.values():  # which are sorted by module
+        rows = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
+        for texts in rows.values():  # they are sorted by module
             random.Random(0).shuffle(texts)
-        return found
+        return rows
     if recipe == "translation":
         from recipes.translation.localisation import sample
 
@@ -166,42 +166,42 @@ def _rows_in(folder: Path, split: str) -> Iterator[dict]:
 
 
 def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
-    """The folder `name` of the benchmark's data: a file for each split of `rows`, there whole or not at all."""
+    """Write a file for each split of `rows` into the data folder `name`, at once, unless the folder exists."""
     target = FOLDER / "data" / name
     if not target.is_dir():
         part = target.with_name(name + ".part")
         part.mkdir(parents=True, exist_ok=True)
-        for split, found in rows().items():
+        for split, of_split in rows().items():
             with open(part / f"{split}.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
         part.replace(target)
     return target
 
 
 def digest_of(recipe: str, folder: Path | None = None) -> str:
-    """What tells these rows from others: a hash of the folder's files, or of the sample's rows."""
-    found = hashlib.sha256()
+    """Hash the files of the folder, or the rows of the sample."""
+    digest = hashlib.sha256()
     if folder is None:
-        found.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
+        digest.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
     else:
         for split in SPLITS:
             if any(folder.glob(f"{split}.*")):
                 with open(_file_of(folder, split), "rb") as file:
-                    found.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()[:16]
+                    digest.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def written(recipe: str, folder: Path | None, counts: dict[str, int | None], digest: str) -> Path:
-    """A folder with the rows that both arms take: of each split the first `counts`, or all."""
-    own = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
-    return made_once("-".join(own), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
+    """Write the rows that both arms take: of each split the first `counts`, or all. Return the folder."""
+    parts = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
+    return made_once("-".join(parts), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
 
 
 # Runs
 
 
 def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[str, Any]:
-    """What `tests.benchmarks.watched` measured of a program that must succeed, and when it `started`."""
+    """Run a program under `tests.benchmarks.watched`; return its measurements and the time when it `started`."""
     measured = log.with_suffix(".measured")
     measured.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.watched", str(measured), module, *map(str, words)]
@@ -210,17 +210,17 @@ def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[s
     with open(log, "w", encoding="utf-8") as file:
         status = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
     if status:
-        said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        sys.exit(f"exit status {status}: {' '.join(command)}\n{said}")
+        last_lines = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        sys.exit(f"exit status {status}: {' '.join(command)}\n{last_lines}")
     return json.loads(measured.read_text(encoding="utf-8")) | {"started": start}
 
 
 def start_of(recipe: str, job: Job) -> Path:
-    """The model that both arms start from, where the recipe begins from nothing; made once."""
+    """Return the initial model of both arms, for a recipe that makes a new model; train it unless it exists."""
     key = hashlib.sha256(json.dumps(job.start).encode()).hexdigest()[:8]
     folder = FOLDER / "start" / f"{recipe}-{key}"
     if not (folder / "model.safetensors").is_file():
-        print(f"{recipe}: makes the model that both arms start from", flush=True)
+        print(f"{recipe}: making the initial model of both arms", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [*job.start, "--output_dir", str(folder), "--overwrite", "--disable_tqdm", "true"]
         with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
@@ -241,9 +241,9 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
     ]  # fmt: skip
     words += ["--model_name_or_path", model] if model else []
     words += ["--precision", "fp32"] if about["fp32"] else []
-    found = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
+    measured = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
     scores = json.loads((folder / "run.json").read_text(encoding="utf-8"))["scores"]
-    record = record_of(found) | {"score": scores[job.score], "baseline": scores[job.baseline]}
+    record = record_of(measured) | {"score": scores[job.score], "baseline": scores[job.baseline]}
     test = data / "test.jsonl"
     if job.predicts and test.is_file():
         words = ["--model", folder, "--input", test, "--output", folder / "predicted.jsonl", "--overwrite"]
@@ -251,7 +251,7 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
         predict = watched(f"recipes.{recipe}.predict", words, cache, FOLDER / f"{recipe}-predict.log")["predict"]
         record |= {
             "predict_rows": predict["rows"] / predict["seconds"],
-            "predict_tokens": _evaluation(found, "test")["sub_tokens"] / predict["seconds"],
+            "predict_tokens": _evaluation(measured, "test")["tokens"] / predict["seconds"],
         }
     return record
 
@@ -261,42 +261,45 @@ def stock(recipe: str, job: Job, about: dict, data: Path, model: str | None, cac
     shutil.rmtree(folder, ignore_errors=True)
     words = [word for name in ("epochs", "batch", "learning_rate", "seed") for word in (f"--{name}", about[name])]
     words += ["--data", data, "--output_dir", folder, *job.stock_words, *(["--model", model] if model else [])]
-    found = watched(f"tests.benchmarks.stock_{job.stock}", words, cache, folder.with_suffix(".log"))
-    record = record_of(found) | json.loads((folder / "stock.json").read_text(encoding="utf-8"))
-    test = _evaluation(found, "test")
+    measured = watched(f"tests.benchmarks.stock_{job.stock}", words, cache, folder.with_suffix(".log"))
+    record = record_of(measured) | json.loads((folder / "stock.json").read_text(encoding="utf-8"))
+    test = _evaluation(measured, "test")
     if job.predicts and test:
         record |= {
             "predict_rows": len(list(_rows_in(data, "test"))) / test["seconds"],
-            "predict_tokens": test["sub_tokens"] / test["seconds"],
+            "predict_tokens": test["tokens"] / test["seconds"],
         }
     return record
 
 
-def _evaluation(found: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """The last evaluation of a split, after training."""
-    own = [e for e in found["evaluations"] if split in e["prefix"] and not e["training"]]
-    return own[-1] if own else None
+def _evaluation(measured: dict[str, Any], split: str) -> dict[str, Any] | None:
+    """Return the last evaluation of a split after training, or None."""
+    after = [e for e in measured["evaluations"] if split in e["prefix"] and not e["training"]]
+    return after[-1] if after else None
 
 
-def record_of(found: dict[str, Any]) -> dict[str, Any]:
-    """The quantities of a training run from what was measured of it."""
-    training, evaluation = found["training"], _evaluation(found, "eval") or _evaluation(found, "validation")
-    start = found["started"]
+def record_of(measured: dict[str, Any]) -> dict[str, Any]:
+    """Compute the quantities of a training run from its measurements."""
+    training = measured["training"]
+    evaluation = _evaluation(measured, "eval") or _evaluation(measured, "validation")
+    start = measured["started"]
     return {
         "train_rows": training["rows"] / training["seconds"],
-        "train_tokens": training["sub_tokens"] / training["seconds"],
-        "train_share": training["operations"] / training["seconds"] / found["rate"],
+        "train_tokens": training["tokens"] / training["seconds"],
+        "train_share": training["operations"] / training["seconds"] / measured["rate"],
         "eval_rows": evaluation["rows"] / evaluation["seconds"],
-        "eval_tokens": evaluation["sub_tokens"] / evaluation["seconds"],
-        "first_step": found["first_step"] - start - found["evaluated_before"],
-        "preparation": found["preparation"],
-        "job": found["ended"] - start,
-        **{key: found[key] for key in ("peak_mib", "peak_gpu_mib", "rate", "precision", "device") if key in found},
+        "eval_tokens": evaluation["tokens"] / evaluation["seconds"],
+        "first_step": measured["first_step"] - start - measured["evaluated_before"],
+        "preparation": measured["preparation"],
+        "job": measured["ended"] - start,
+        **{
+            key: measured[key] for key in ("peak_mib", "peak_gpu_mib", "rate", "precision", "device") if key in measured
+        },
     }
 
 
 def code_of(recipe: str, *more: str) -> str:
-    """A hash of all code that a measurement depends on; `more` are further files of the benchmarks."""
+    """Hash all code that a measurement depends on. `more` are further files of the benchmarks."""
     files = [
         *ROOT.glob("common/**/*.py"),
         *ROOT.glob(f"recipes/{recipe}/*.py"),
@@ -307,7 +310,7 @@ def code_of(recipe: str, *more: str) -> str:
 
 
 def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
-    """The records of a recipe for these options; runs that are not there yet are made and kept."""
+    """Return the records of a recipe for these options. Missing runs are made and kept, except under `--table`."""
     job = JOBS[recipe]
     whole = options.full or folder is not None
     counts = {
@@ -330,7 +333,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
         "code": code_of(recipe),
     }
     orders = {seed: ARMS if seed % 2 else ARMS[::-1] for seed in range(1, options.rounds + 1)}
-    found = []
+    records = []
     for about in (settings | {"seed": seed, "arm": arm} for seed, order in orders.items() for arm in order):
         record = kept.find(about)
         if record is None and not options.table:
@@ -343,41 +346,41 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
             cache.mkdir(parents=True, exist_ok=True)
             arm = {"ours": ours, "stock": stock}[about["arm"]]
             made = arm(recipe, job, about, data, model, cache)
-            if job.stock == "language":  # whose arms cut texts into other rows
+            if job.stock == "language":  # the arms cut texts into different rows
                 made = {name: value for name, value in made.items() if not name.endswith("_rows")}
             record = kept.add(about | {"cold": cold} | made)
-            speed = f"{record['train_tokens']:,.0f} sub-tokens a second"
+            speed = f"{record['train_tokens']:,.0f} tokens a second"
             print(
                 f"{recipe}, round {about['seed']} of {options.rounds}, {about['arm']}: {speed}, "
                 f"{record['job']:.0f} s, {record['peak_mib']:,} MiB, score {record['score']:.3f}",
                 flush=True,
             )
         if record is not None:
-            found.append(record)
+            records.append(record)
     for arm in ARMS:
         shutil.rmtree(FOLDER / f"{recipe}-{arm}", ignore_errors=True)
-    return found
+    return records
 
 
-# What comes out
+# Results
 
 
 def quantities(records: list[dict]) -> dict[str, dict[str, Any]]:
-    """Of the runs of a recipe: each quantity's values in either arm, and the ratios of the rounds that both have.
+    """Collect each quantity of a recipe's runs: the values in each arm, and the ratios of rounds that both arms have.
 
-    A ratio is how many times as fast ours is, or for sizes the share that ours takes. First steps and preprocessing
-    are told apart by whether the cache was empty.
+    A ratio of rates or seconds is how many times as fast ours is. A ratio of sizes is ours over stock. First steps and
+    preprocessing are separate for an empty and a filled cache.
     """
     runs = {arm: {r["seed"]: _by_cache(r) for r in records if r["arm"] == arm} for arm in ARMS}
-    found = {}
+    collected = {}
     for name, (_, kind) in QUANTITIES.items():
         values = {arm: {s: r[name] for s, r in runs[arm].items() if name in r} for arm in ARMS}
         if not any(values.values()):
             continue
         pairs = [(values["ours"][s], values["stock"][s]) for s in values["ours"] if s in values["stock"]]
-        ratios = [(theirs / own if kind == "seconds" else own / theirs) for own, theirs in pairs] if kind else []
-        found[name] = {arm: list(values[arm].values()) for arm in ARMS} | {"ratio": ratios}
-    return found
+        ratios = [(stock / ours if kind == "seconds" else ours / stock) for ours, stock in pairs] if kind else []
+        collected[name] = {arm: list(values[arm].values()) for arm in ARMS} | {"ratio": ratios}
+    return collected
 
 
 def _by_cache(record: dict[str, Any]) -> dict[str, Any]:
@@ -386,7 +389,7 @@ def _by_cache(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(values: list[float], times: bool = False) -> str:
-    """Median and, of several values, least and greatest."""
+    """Format the median and, of several values, the least and the greatest."""
     if not values:
         return ""
 
@@ -410,21 +413,25 @@ def title_of(records: list[dict], options: argparse.Namespace) -> str:
 
 
 def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
-    """A line a recipe with what ours is to stock; below it each quantity, its median, least and greatest."""
+    """Format a line of ratios for each recipe, and below each quantity with median, least and greatest."""
     lines = [
         title,
         "",
-        "Medians of the rounds. Ratios: how many times as fast ours is; of memory, the share that ours takes.",
+        "Medians of the rounds. Ratios: how many times as fast ours is; of memory: ours over stock.",
         "",
         "| recipe, data | rows, test rows | epochs, batch | training | evaluation | predict | job | memory "
         "| of the floor | score | stock | baseline | minutes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for records in recipes.values():
-        found, about = quantities(records), records[0]
-        middles = {name: f"{statistics.median(found[name]['ratio']):.2g}x" for name in found if found[name]["ratio"]}
-        scores = [_mean(found["score"][arm]) for arm in ARMS]
-        share, minutes = (statistics.median(found[n]["ours"] or [0]) for n in ("train_share", "job"))
+        collected, about = quantities(records), records[0]
+        middles = {
+            name: f"{statistics.median(collected[name]['ratio']):.2g}x"
+            for name in collected
+            if collected[name]["ratio"]
+        }
+        scores = [_mean(collected["score"][arm]) for arm in ARMS]
+        share, minutes = (statistics.median(collected[n]["ours"] or [0]) for n in ("train_share", "job"))
         baseline = [r["baseline"] for r in records if "baseline" in r]
         ratios = (middles.get(n, "") for n in ("train_tokens", "eval_tokens", "predict_tokens", "job", "peak_mib"))
         rows = ", ".join(str(about["rows"][split] or "all") for split in ("train", "test"))
@@ -451,25 +458,31 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipes", nargs="*", help=f"all when none is given: {' '.join(JOBS)}")
-    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; its sample when not given")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of either arm; the seed is the round")
-    parser.add_argument("--rows", type=int, help="the first so many training rows; of --data all when not given")
-    parser.add_argument("--test_rows", type=int, help="the same for test")
-    parser.add_argument("--validation_rows", type=int, help="the same for validation; of a sample as --test_rows")
-    parser.add_argument("--epochs", type=float, help="1 when not given")
+    parser.add_argument("recipes", nargs="*", help=f"default: all of {' '.join(JOBS)}")
+    parser.add_argument("--data", type=Path, nargs="*", help="data folders of one recipe (default: its sample)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each arm; the seed is the round")
+    parser.add_argument(
+        "--rows", type=int, help="use only the first N training rows (default: all of --data, a part of a sample)"
+    )
+    parser.add_argument("--test_rows", type=int, help="use only the first N test rows")
+    parser.add_argument(
+        "--validation_rows", type=int, help="use only the first N validation rows (default for a sample: --test_rows)"
+    )
+    parser.add_argument("--epochs", type=float, help="passes over the training rows (default: 1)")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--full", action="store_true", help="all rows of the sample, epochs of the recipe")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
-    parser.add_argument("--model", help="folder that both arms start from, in place of the recipe's default")
-    parser.add_argument("--table", action="store_true", help="run nothing; what has been run with these options")
+    parser.add_argument("--model", help="folder with the initial model of both arms (default: the recipe's)")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing; print the table of the finished runs with these options"
+    )
     options = parser.parse_args(argv)
     for recipe in options.recipes:
         if recipe not in JOBS:
-            parser.error(f"{recipe}: no such recipe; known: {' '.join(JOBS)}")
+            parser.error(f"{recipe}: no benchmark of this name; name one of: {' '.join(JOBS)}")
     if options.data and len(options.recipes) != 1:
-        parser.error("--data: name the recipe that it is for")
+        parser.error("--data: needs exactly one recipe; name the recipe before --data")
     return options
 
 
@@ -483,12 +496,12 @@ def main(argv: list[str] | None = None) -> None:
             if records:
                 recipes[recipe if folder is None else f"{recipe}, {folder.name}"] = records
     if not recipes:
-        sys.exit("nothing has been run with these options and this code")
+        sys.exit("--table: no finished run with these options and this code; run without --table")
     title = title_of([record for records in recipes.values() for record in records], options)
     table = markdown(title, recipes)
     (FOLDER / "bench.md").write_text(table, encoding="utf-8")
-    found = {name: {"quantities": quantities(records), "runs": records} for name, records in recipes.items()}
-    (FOLDER / "bench.json").write_text(json.dumps({"title": title, "recipes": found}, indent=1), encoding="utf-8")
+    results = {name: {"quantities": quantities(records), "runs": records} for name, records in recipes.items()}
+    (FOLDER / "bench.json").write_text(json.dumps({"title": title, "recipes": results}, indent=1), encoding="utf-8")
     print(f"\n{table}\n{FOLDER}/bench.md, bench.json")
 
 

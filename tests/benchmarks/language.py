@@ -1,11 +1,11 @@
-"""The head of language models at labels only and in chunks, against the whole: seconds a step, and peak memory.
+"""Compare the head at labels only, and the loss in chunks, with the head and loss of transformers.
 
-    python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and the stock loss
-    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and that of transformers; each in a process
+    python -m tests.benchmarks.language head   # MLM: head at 15 % of the positions; seconds a step
+    python -m tests.benchmarks.language loss   # CLM: loss in chunks; seconds a step and peak memory, one process each
 
-Batches are of 32 rows of 256 sub-tokens drawn at random, in bfloat16 where the CPU computes it natively. `--rows` takes
-other batches, `--rounds` other numbers of steps, of which the first is not counted. Of `head`, steps of both arms take
-turns and the median of each is printed; the layers are the same in both, so that the ratio is that of head and loss.
+A batch has 32 random rows of 256 tokens, in bfloat16 where the CPU computes it natively. `--rows` changes the batch and
+`--rounds` the number of steps. The first step is not counted. In `head`, the steps of both arms alternate and the
+medians are printed. The layers are the same in both arms: the difference is that of head and loss.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
         seconds.append(time.perf_counter() - start)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
     median = statistics.median(seconds[1:])
-    print(f"{vocabulary:6} sub-tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s a step", flush=True)
+    print(f"{vocabulary:6} tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s a step", flush=True)
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("what", choices=["head", "loss"])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--kind", choices=["stock", "chunks"], help="only this one, in this process")
+    parser.add_argument("--kind", choices=["stock", "chunks"], help="run only this loss, in this process")
     parser.add_argument("--vocabulary", type=int, nargs="*", default=[8000, 50257])
     options = parser.parse_args()
     if options.what == "head":

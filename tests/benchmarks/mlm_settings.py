@@ -1,13 +1,12 @@
-"""Settings of `recipes.mlm` given the same seconds of training: held-out perplexity under one evaluation rate.
+"""Compare settings of `recipes.mlm` at equal training time by held-out perplexity.
 
     python -m tests.benchmarks.mlm_settings --data wikitext2 --seconds 240
     python -m tests.benchmarks.mlm_settings --table
 
-The folder holds train.txt and validation.txt, a text a line. For each setting a run of 12 steps tells the seconds of a
-step, and by that the steps that fit into `--seconds`, so that the schedule comes to its end; the table has the seconds
-that the training took. All are evaluated with 15 % of the sub-tokens masked, the same ones. Runs are added to
-outputs/bench/mlm_settings.jsonl when they are done; those that stand there are not made again, so that a stopped
-benchmark goes on. `--seeds 1 2 3` runs each setting so often, and `--only END ...` those whose name ends so.
+The folder holds train.txt and validation.txt, a text a line. For each setting, a run of 12 steps measures the seconds
+of a step. The second run has as many steps as fit into `--seconds`, so that the learning rate schedule is complete.
+The table has the measured seconds of training. Every evaluation masks the same 15 % of the tokens. Finished runs are
+kept in outputs/bench/mlm_settings.jsonl and not repeated; a stopped benchmark continues with the same command.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from common.hardware import cores
 
 RESULTS = Path("outputs/bench/mlm_settings.jsonl")
 ROWS, RAMP_START = 32, 8
-#: name -> arguments, with `ROWS` rows a step if they say nothing else;
+#: name -> arguments; the batch has `ROWS` rows unless an argument changes that;
 #: `ramp` grows the batch from `RAMP_START` rows over the first half of the steps
 SETTINGS = {
     "15 %, dropout 0.1, linear": {"mlm_probability": 0.15, "dropout": 0.1},
@@ -40,7 +39,7 @@ SETTINGS = {
 
 
 def train(data: str, folder: str, **arguments) -> dict:
-    """The results of a run of the recipe, and seconds of training after its first 4 steps for each of the others."""
+    """Run the recipe; return its results, the mean seconds of a step after the first 4, and the tokens seen."""
     words = [
         *("--train_file", f"{data}/train.txt", "--validation_file", f"{data}/validation.txt", "--output_dir", folder),
         *("--overwrite", "true", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
@@ -68,22 +67,22 @@ def run(options: argparse.Namespace, setting: dict, seed: int) -> dict:
     short = train(options.data, folder, max_steps=12, max_eval_samples=8, **arguments)
     steps = options.seconds / short["step_seconds"]
     if setting.get("ramp"):
-        ramp = steps / (1.5 + 0.5 * RAMP_START / ROWS)  # half of all steps, which then take as long as `steps` would
+        ramp = steps / (1.5 + 0.5 * RAMP_START / ROWS)  # half of all steps; all take as long as `steps` full batches
         steps = 2 * ramp
         arguments |= {"batch_ramp_start": RAMP_START, "batch_ramp_steps": max(1, round(ramp))}
     steps = max(4, round(steps))
-    found = train(options.data, folder, max_steps=steps, max_eval_samples=options.max_eval_samples, **arguments)
+    results = train(options.data, folder, max_steps=steps, max_eval_samples=options.max_eval_samples, **arguments)
     return {
         "steps": steps,
-        "tokens": found["tokens"],
-        "train_seconds": found["train_runtime"],
-        "perplexity": found["after_validation_perplexity"],
-        "accuracy": found["after_validation_accuracy"],
+        "tokens": results["tokens"],
+        "train_seconds": results["train_runtime"],
+        "perplexity": results["after_validation_perplexity"],
+        "accuracy": results["after_validation_accuracy"],
     }
 
 
 def table(records: list[dict]) -> None:
-    print("| setting | seconds | steps | sub-tokens | perplexity | accuracy |")
+    print("| setting | seconds | steps | tokens | perplexity | accuracy |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for key in dict.fromkeys((r["data"], r["seconds"], r["name"]) for r in records):
         runs = [r for r in records if (r["data"], r["seconds"], r["name"]) == key]
@@ -100,17 +99,17 @@ def table(records: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder")
-    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--data", help="folder with train.txt and validation.txt")
+    parser.add_argument("--seconds", type=float, default=240, help="training time of each setting")
     parser.add_argument("--max_eval_samples", type=int, default=600)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="+", default=[""], help="settings whose name ends so")
-    parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="run each setting with each seed")
+    parser.add_argument("--only", nargs="+", default=[""], help="run only settings whose name ends with one of these")
+    parser.add_argument("--table", action="store_true", help="only print the table of the finished runs")
     options = parser.parse_args()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if not options.table and not options.data:
-        parser.error("--data is needed")
+        parser.error("--data: missing; give a folder with train.txt and validation.txt, or --table")
     for seed in [] if options.table else options.seeds:
         for name, setting in SETTINGS.items():
             about = {"data": Path(options.data).name, "seconds": options.seconds, "name": name, "seed": seed}

@@ -1,9 +1,9 @@
-"""How many floating-point operations a model needs for a batch, and how many a second the machine does at best.
+"""Count the floating-point operations of a batch, and measure the greatest rate of the machine.
 
-Only matrix products count, two operations for each multiplication and addition, and only of real sub-tokens: padding,
-and scores of the vocabulary where there is no label, are work that need not be done. The share of the floor is this
-number a second over `matrix_rate`. As usual (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B)
-attention counts as if each sub-token of a text saw all others, under a causal mask too.
+Only matrix products of real tokens count, a multiplication and an addition as two operations. Padding does not count,
+and neither do logits at positions without a label. The share of the floor is the number of operations a second over
+`matrix_rate`. Attention counts all pairs of tokens of a text, under a causal mask as well (Chowdhery et al. 2022,
+https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import time
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.speed.head import first_tokens, take_chosen
 
-#: layers by the parts of their names: what stands behind the body of a model, what reads the encoder from a decoder
+#: layers by the parts of their names: heads, and cross-attention of a decoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
 CROSS = {"encoder_attn", "crossattention", "EncDecAttention"}
 QUERIES = {"query", "q_proj", "q", "q_lin", "c_attn"}
@@ -24,11 +24,14 @@ KEYS_AND_VALUES = {"key", "value", "k_proj", "v_proj", "k", "v"}
 
 
 def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
-    """What the operations of a batch depend on; the sum over batches tells those of all.
+    """Return the sizes that the operations of a batch depend on. Sizes of several batches may be added.
 
-    Rows, sub-tokens of sources, and of targets, their squares, their products, and labels: float64 of shape (7,), on
-    the batch's device, so that a GPU is not waited for. The targets of an encoder-decoder are its labels. Of a batch
-    under a block mask (`common.data.packing`) each sub-token counts as if it saw its whole row.
+    The targets of an encoder-decoder are its labels. Under a block mask (`common.data.packing`) each token counts as if
+    it attended to its whole row.
+
+    Returns:
+        float64 of shape (7,): rows, source tokens, target tokens, their squares, source times target tokens, labels;
+        on the device of the batch, to avoid waiting for a GPU.
     """
     source = inputs.get("real", inputs["attention_mask"]).sum(1).double()
     labels = inputs.get("labels")
@@ -39,10 +42,10 @@ def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
 
 
 def operations(model: nn.Module, size: Tensor) -> float:
-    """Operations of the training steps, forward and backward, of batches whose `sizes` are `size` in sum.
+    """Count the operations of training steps, forward and backward, for batches whose `sizes` sum to `size`.
 
-    A product costs as much again backward for the gradient of its input, and once more for that of its weight where
-    that is trained; two of attention cost three times their forward.
+    The backward pass of a linear layer repeats its product for the gradient of the input, and once more for that of a
+    trained weight. The two products of attention cost three times their forward pass.
     """
     rows, sources, targets, source_squares, target_squares, crossed, labels = size.tolist()
     plain: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -80,7 +83,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
 
 
 def _cut(model: nn.Module) -> tuple[str | None, bool]:
-    """The layer that computes chosen sub-tokens only, if any, and whether these are the first of each row."""
+    """Return the layer that computes chosen tokens only, or None, and whether these are the first token of each row."""
     for name, layer in model.named_modules():
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, partial) and hook.func is take_chosen:
@@ -89,9 +92,11 @@ def _cut(model: nn.Module) -> tuple[str | None, bool]:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int | None = None, tries: int = 10) -> float:
-    """Operations a second of the product of two square matrices: the fastest of `tries`, after two more.
+    """Measure the operations a second of a product of two square matrices.
 
-    `size` is 2,048 when not given, and 8,192 on a GPU, which is not busy with less.
+    Args:
+        size: rows of a matrix; default 2,048, on a GPU 8,192, because smaller ones leave it idle.
+        tries: timed products after two for warm-up; the fastest counts.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

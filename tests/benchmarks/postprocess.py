@@ -1,4 +1,4 @@
-"""Windows a second from logits to answers: the loops of run_qa.py against `recipes.qa.spans`, on the same numbers.
+"""Measure windows a second from logits to answers: `recipes.qa.spans` against the loops of run_qa.py.
 
 python -m tests.benchmarks.postprocess
 """
@@ -17,7 +17,7 @@ from tests.benchmarks.stock_qa import LENGTH, LONGEST, postprocess
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=6000, help="two to each question")
+    parser.add_argument("--windows", type=int, default=6000, help="windows in all, two for each question")
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
 
@@ -51,7 +51,7 @@ def main() -> None:
         return [context[s:e] for context, (s, e) in zip(contexts, answers(contexts, spans, None), strict=True)]
 
     assert loops() == ours()
-    print("windows a second; top starts and ends, as they leave the device, are part of ours")
+    print("windows a second; ours includes the choice of the best starts and ends on the device")
     print("try  loops    ours  ratio")
     for i in range(options.tries):
         rates = []

@@ -1,12 +1,12 @@
-"""Cost against size, of ours alone: rows, sub-tokens of a row, LoRA and full.
+"""Measure the cost of the recipes against size: rows, tokens of a row, full training and LoRA.
 
     make bench ARGS="--scaling"
     python -m tests.benchmarks.scaling --rows 1000 10000 --lengths 32 128 512
 
-Rows: sentiment for one epoch, on so many rows of the sample, repeated with a number at their end so that they differ,
-and evaluated on as many. Lengths: mlm for 6 steps of 8,192 sub-tokens each, in rows of so many, on texts longer than
-any of them; once in full and once under LoRA. Each run is added to outputs/bench/scaling.jsonl when it is done and not
-made again while options and code are the same. outputs/bench/ then has scaling.md, scaling.json and scaling.png.
+Rows: sentiment trains one epoch on this number of rows and evaluates as many. The rows repeat the sample, each with a
+number at its end to make it unique. Lengths: mlm trains 6 steps of 8,192 tokens each in rows of this length, in full
+and with LoRA. Finished runs are kept in outputs/bench/scaling.jsonl and repeated only if options or code changed. The
+results are scaling.md, scaling.json and scaling.png in outputs/bench/.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STEPS, STEP_TOKENS = 6, 8192
 
 
 def repeated(count: int) -> Path:
-    """A folder with `count` rows of the sample of sentiment for training, and as many for validation."""
+    """Write a folder with `count` rows of the sentiment sample for training, and as many for validation."""
 
     def rows() -> dict[str, Iterator[dict]]:
         sample = rows_of("sentiment", None)
@@ -40,7 +40,7 @@ def repeated(count: int) -> Path:
 
 
 def long_texts() -> Path:
-    """A folder with texts of some ten thousand sub-tokens, from the documents of the sample of summarization."""
+    """Write a folder with texts of about ten thousand tokens from the documents of the summarization sample."""
 
     def rows() -> dict[str, list[dict]]:
         return {
@@ -52,28 +52,28 @@ def long_texts() -> Path:
 
 
 def run(recipe: str, words: list[Any]) -> dict[str, float]:
-    """What a run took: seconds, sub-tokens a second in training, peak memory of training and of evaluation."""
+    """Run a recipe; return seconds, tokens a second in training, and peak memory of training and evaluation."""
     folder = FOLDER / "scaling"
     words += ["--output_dir", folder, "--overwrite", "--eval_strategy", "no", "--save_strategy", "no"]
     words += ["--disable_tqdm", "true", "--num_train_epochs", 1]
-    found = watched(f"recipes.{recipe}.train", words, FOLDER / "cache" / "scaling", folder.with_suffix(".log"))
+    measured = watched(f"recipes.{recipe}.train", words, FOLDER / "cache" / "scaling", folder.with_suffix(".log"))
     phases = json.loads((folder / "run.json").read_text(encoding="utf-8"))["phases"]
     shutil.rmtree(folder)
     shutil.rmtree(FOLDER / "cache" / "scaling", ignore_errors=True)
     after = "eval" if "eval" in phases else "after"
     return {
-        "job": found["ended"] - found["started"],
-        "preparation": found["preparation"],
+        "job": measured["ended"] - measured["started"],
+        "preparation": measured["preparation"],
         "train_seconds": phases["train"]["seconds"],
         "eval_seconds": phases[after]["seconds"],
-        "train_tokens": found["training"]["sub_tokens"] / found["training"]["seconds"],
-        "train_share": found["training"]["operations"] / found["training"]["seconds"] / found["rate"],
-        "peak_mib": found["peak_mib"],
+        "train_tokens": measured["training"]["tokens"] / measured["training"]["seconds"],
+        "train_share": measured["training"]["operations"] / measured["training"]["seconds"] / measured["rate"],
+        "peak_mib": measured["peak_mib"],
         "train_mib": phases["train"]["peak_memory_mib"],
         "eval_mib": phases[after]["peak_memory_mib"],
-        "eval_grown_mib": phases[after]["peak_memory_mib"] - found["resident_mib"][list(phases).index(after)],
-        "device": found["device"],
-        "precision": found["precision"],
+        "eval_grown_mib": phases[after]["peak_memory_mib"] - measured["resident_mib"][list(phases).index(after)],
+        "device": measured["device"],
+        "precision": measured["precision"],
     }
 
 
@@ -93,9 +93,9 @@ def length_words(length: int, tuning: str) -> list[Any]:
 COLUMNS = {
     "job": ("job, s", "{:.1f}"), "preparation": ("preprocessing, s", "{:.1f}"),
     "train_seconds": ("training, s", "{:.1f}"), "eval_seconds": ("evaluation, s", "{:.1f}"),
-    "train_tokens": ("sub-tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
+    "train_tokens": ("tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
     "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("peak of evaluation, MiB", "{:,.0f}"),
-    "eval_grown_mib": ("grown in it, MiB", "{:,.0f}"),
+    "eval_grown_mib": ("growth during evaluation, MiB", "{:,.0f}"),
 }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def markdown(title: str, runs: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
-    """Seconds and memory against rows, with a line of what would be in proportion; speed and memory against length."""
+    """Draw seconds and memory by rows, with a proportional line, and speed and memory by length."""
     figure = Figure(figsize=(11.0, 8.0), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(2, 2)
@@ -118,7 +118,7 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         sizes = [r["size"] for r in by_rows]
         for name, label in (("job", "whole job"), ("train_seconds", "training"), ("eval_seconds", "evaluation")):
             axes[0, 0].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
-        axes[0, 0].plot(sizes, [by_rows[0]["job"] * n / sizes[0] for n in sizes], "k:", label="in proportion")
+        axes[0, 0].plot(sizes, [by_rows[0]["job"] * n / sizes[0] for n in sizes], "k:", label="proportional")
         axes[0, 0].set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
         for name, label in (("train_mib", "training"), ("eval_mib", "evaluation")):
             axes[0, 1].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
@@ -128,8 +128,8 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         own = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
             axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
-    axes[1, 0].set(xscale="log", xlabel="sub-tokens of a row", ylabel="sub-tokens a second")
-    axes[1, 1].set(xscale="log", xlabel="sub-tokens of a row", ylabel="peak memory (MiB)")
+    axes[1, 0].set(xscale="log", xlabel="tokens of a row", ylabel="tokens a second")
+    axes[1, 1].set(xscale="log", xlabel="tokens of a row", ylabel="peak memory (MiB)")
     for axis in axes[1]:
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         record = kept.find(about) or kept.add(about | run(recipe, words))
         runs.append(record)
         print(
-            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} sub-tokens a second, peak "
+            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} tokens a second, peak "
             f"{record['peak_mib']:,} MiB",
             flush=True,
         )

@@ -1,13 +1,13 @@
-"""`recipes.mlm` against the stock Trainer: held-out perplexity after the same number of sub-tokens.
+"""Compare `recipes.mlm` with the stock Trainer by held-out perplexity after the same number of tokens.
 
     python -m tests.benchmarks.stock_mlm --data wikitext2 --max_steps 120 --eval_steps 20
 
-The folder holds train.txt and validation.txt, a text a line. The stock run is that of the example script of
-transformers: the texts joined and cut into blocks, its own collator, head and loss, with the batch, learning rate,
-schedule and warm-up of the recipe, and bfloat16 where the CPU computes it natively. Both are evaluated on the same rows
-with the same masks, those of the recipe, every `--eval_steps` steps. `--stock_learning_rates 2e-4 1e-3` gives stock,
-whose new head begins at random, other learning rates. Prints one table; each run is kept in outputs/bench/mlm/, and one
-that is there is not made again.
+The folder holds train.txt and validation.txt, a text a line. The stock run follows the example script of
+transformers: joined texts cut into blocks, with the library's collator, head and loss. Batch, learning rate, schedule
+and warm-up are those of the recipe, and so is bfloat16 where the CPU computes it natively. Every `--eval_steps` steps
+both are evaluated on the rows and masks of the recipe. The new head of stock is random; `--stock_learning_rates 2e-4
+1e-3` gives stock other learning rates. Prints one table. Finished runs are kept in outputs/bench/mlm/ and not
+repeated.
 """
 
 import argparse
@@ -39,7 +39,7 @@ FOLDER = Path("outputs/bench/mlm")
 
 
 class Evaluation(TrainerCallback):
-    """Held-out perplexity on the recipe's rows and masks, every so many steps; notes the seconds spent on it."""
+    """Evaluate perplexity on the recipe's rows and masks every `every` steps; sum the seconds spent."""
 
     def __init__(self, batches: list[dict[str, Tensor]], every: int):
         self.batches, self.every, self.points, self.seconds = batches, every, [], 0.0
@@ -93,12 +93,12 @@ def ours(options: argparse.Namespace, learning_rate: float) -> dict:
     subprocess.run([sys.executable, "-m", "recipes.mlm.train", *map(str, words)], check=True)
     results = json.loads((folder / "all_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    found = [entry for entry in history if "eval_loss" in entry]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
     points = [[0, results["before_validation_perplexity"]]]
-    points += [[entry["num_input_tokens_seen"], entry["eval_perplexity"]] for entry in found]
+    points += [[entry["num_input_tokens_seen"], entry["eval_perplexity"]] for entry in evaluations]
     return {
         "points": points,
-        "seconds": results["train_runtime"] - sum(entry["eval_runtime"] for entry in found),
+        "seconds": results["train_runtime"] - sum(entry["eval_runtime"] for entry in evaluations),
     }
 
 
@@ -111,20 +111,20 @@ def main() -> None:
     parser.add_argument("--stock_learning_rates", type=float, nargs="+", default=[LEARNING_RATE])
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = []
+    runs = []
     for arm, rate in [(ours, LEARNING_RATE), *((stock, rate) for rate in options.stock_learning_rates)]:
         name = f"{arm.__name__}_{rate:g}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
         file = FOLDER / name
         if not file.exists():
             file.write_text(json.dumps(arm(options, rate)))
-        found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
-    print("| step |" + "".join(f" {name}: sub-tokens | perplexity |" for name, _ in found))
-    print("| ---: |" + " ---: | ---: |" * len(found))
-    for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
+        runs.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
+    print("| step |" + "".join(f" {name}: tokens | perplexity |" for name, _ in runs))
+    print("| ---: |" + " ---: | ---: |" * len(runs))
+    for step, points in enumerate(zip(*(result["points"] for _, result in runs), strict=True)):
         cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
         print(f"| {step * options.eval_steps} |" + "".join(cells))
-    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
-    print("sub-tokens a second, evaluations left out: " + ", ".join(rates))
+    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in runs)
+    print("tokens a second, without evaluations: " + ", ".join(rates))
 
 
 if __name__ == "__main__":

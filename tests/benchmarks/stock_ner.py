@@ -1,7 +1,7 @@
-"""The yardstick of `tests.benchmarks.bench ner`: tagging as in the library's tutorial.
+"""Run the stock arm of `tests.benchmarks.bench ner`, as in the library's tutorial of token classification.
 
-See `tests.benchmarks.stock`. Rows are padded to the longest of the batch; logits of the whole split are gathered and
-joined.
+See `tests.benchmarks.stock`. Rows are padded to the longest row of the batch. The Trainer concatenates the logits of
+the whole split.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""The yardstick of `tests.benchmarks.bench sentiment`: text classification as in the library's run_glue.py.
+"""Run the stock arm of `tests.benchmarks.bench sentiment`, as in the library's run_glue.py.
 
-See `tests.benchmarks.stock`. Texts are padded to 128 sub-tokens; logits of the whole split are gathered and joined.
+See `tests.benchmarks.stock`. Texts are padded to 128 tokens. The Trainer concatenates the logits of the whole split.
 """
 
 import numpy as np

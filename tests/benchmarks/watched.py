@@ -1,20 +1,20 @@
-"""Runs a program and writes what it took, alike for a recipe and for a stock script, which both are left as they are.
+"""Run a recipe or a stock script, unchanged, and write its time and memory to a file.
 
     python -m tests.benchmarks.watched measured.json recipes.ner.train --output_dir outputs/x
 
-Calls `main(argv)` of the module, and what that returns if it can be called, which is no part of the job. Of a program
-that makes a Trainer the file holds, in seconds, MiB and numbers:
+Calls `main(argv)` of the module. If `main` returns a function, the function is called afterwards and not measured. The
+file holds, in seconds and MiB:
 
-- `imported`, `trainer`, `first_step`, `ended`: when, by the clock of `time.monotonic`, that all processes share
-- `preparation`: from `main` to the Trainer, models loaded left out: data read, checked and made sub-tokens
-- `evaluated_before`: of that what evaluations before the first step took
-- `training`: after the first step, until the last, evaluations left out: `seconds`, `rows`, `sub_tokens` (no padding),
-  `operations` (`tests.benchmarks.operations`)
-- `evaluations`: the same of each `evaluate` and `predict` of the Trainer, with its scores; `prefix` tells them apart
-- `rate`: operations a second of matrices in the `precision` of the training on its `device`, measured when all is done
-- `predict`: of a program that goes through `common.inference.predictor.predict_file`, the seconds in that
-- `resident_mib`: of a recipe, what it held when each phase of its `run.json` began
-- `peak_mib`, and `peak_gpu_mib` where there is one: memory of the process
+- `imported`, `trainer`, `first_step`, `ended`: times by `time.monotonic`, a clock that all processes share
+- `preparation`: from `main` to the Trainer, without loading models: reading, checking and encoding the data
+- `evaluated_before`: evaluations before the first step
+- `training`: from the end of the first step to the end of the last, without evaluations: `seconds`, `rows`, `tokens`
+  (without padding), `operations` (`tests.benchmarks.operations`)
+- `evaluations`: the same for each `evaluate` and `predict` of the Trainer, with `scores` and `prefix`
+- `rate`: matrix operations a second in the `precision` of the training on its `device`, measured at the end
+- `predict`: seconds and rows of `common.inference.predictor.predict_file`, in a program that calls it
+- `resident_mib`: memory of a recipe at the start of each phase of its `run.json`
+- `peak_mib`, and on a GPU `peak_gpu_mib`: peak memory of the process
 """
 
 import importlib
@@ -28,20 +28,20 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-#: functions that find and make a model, beside `from_pretrained`
+#: functions that load a model, in addition to `from_pretrained`
 LOADERS = ("resolve_model", "load_model", "load_encoder_decoder")
 
 
 class Watch:
-    """What is measured of a program while it runs. `found` is what the file will hold."""
+    """Measure a program while it runs. `measured` is the content of the file."""
 
     def __init__(self):
-        self.found: dict[str, Any] = {"evaluations": [], "evaluated_before": 0.0, "peak_mib": 0}
+        self.measured: dict[str, Any] = {"evaluations": [], "evaluated_before": 0.0, "peak_mib": 0}
         self._loading, self._loaded = 0, 0.0
         self._trainer = None
 
     def loads(self, function: Callable) -> Callable:
-        """`function`, the seconds in which are those of loading models."""
+        """Wrap `function`; its seconds count as loading models."""
 
         @wraps(function)
         def timed(*args, **kwargs):
@@ -57,23 +57,23 @@ class Watch:
         return timed
 
     def notes_peak(self) -> None:
-        """Take over the highest memory so far; also called before a run sets the count back, as `Run.phase` does."""
+        """Record the peak memory so far. `Run.phase` resets the kernel's peak, so this runs before each reset too."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)
-        self.found["peak_mib"] = max(peak, self.found["peak_mib"])
+        self.measured["peak_mib"] = max(peak, self.measured["peak_mib"])
         import torch
 
         if torch.cuda.is_available():
             gpu = torch.cuda.max_memory_allocated() // 2**20
-            self.found["peak_gpu_mib"] = max(gpu, self.found.get("peak_gpu_mib", 0))
+            self.measured["peak_gpu_mib"] = max(gpu, self.measured.get("peak_gpu_mib", 0))
 
     def makes(self, trainer_class: type) -> None:
-        """Watch each Trainer that is made from now on."""
+        """Measure each Trainer that is created from now on."""
         make = trainer_class.__init__
 
         @wraps(make)
         def watched(trainer, *args, **kwargs):
-            self.found.setdefault("trainer", time.monotonic())
-            self.found.setdefault("preparation", time.monotonic() - self.found["imported"] - self._loaded)
+            self.measured.setdefault("trainer", time.monotonic())
+            self.measured.setdefault("preparation", time.monotonic() - self.measured["imported"] - self._loaded)
             make(trainer, *args, **kwargs)
             self._watch(trainer)
 
@@ -88,7 +88,7 @@ class Watch:
 
         class Steps(TrainerCallback):
             def on_step_begin(self, args, state, control, **kwargs):
-                watch.found.setdefault("first_step", time.monotonic())
+                watch.measured.setdefault("first_step", time.monotonic())
 
             def on_step_end(self, args, state, control, **kwargs):
                 if watch._began is None:
@@ -122,7 +122,7 @@ class Watch:
     def _evaluating(self, trainer, function: Callable, prefix: str) -> Callable:
         @wraps(function)
         def timed(*args, **kwargs):
-            if self._sums is not None:  # the one calls the other
+            if self._sums is not None:  # one of the two calls the other
                 return function(*args, **kwargs)
             self._sums = 0.0
             start = _now(trainer.args)
@@ -130,18 +130,18 @@ class Watch:
             seconds = _now(trainer.args) - start
             sums, self._sums = self._sums, None
             metrics = output if isinstance(output, dict) else output.metrics
-            self.found["evaluations"].append(
+            self.measured["evaluations"].append(
                 {
                     "prefix": kwargs.get("metric_key_prefix", prefix),
                     "training": trainer.is_in_train,
                     "seconds": seconds,
                     "rows": float(sums[0]),
-                    "sub_tokens": float(sums[1]),
+                    "tokens": float(sums[1]),
                     "scores": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
                 }
             )
-            if "first_step" not in self.found:
-                self.found["evaluated_before"] += seconds
+            if "first_step" not in self.measured:
+                self.measured["evaluated_before"] += seconds
             elif self._began is not None:
                 self._paused += seconds
             return output
@@ -151,15 +151,15 @@ class Watch:
     def _ends(self, trainer, now: float) -> None:
         from tests.benchmarks.operations import operations
 
-        self.found["training"] = {
+        self.measured["training"] = {
             "seconds": now - self._began - self._paused,
             "rows": float(self._size[0]),
-            "sub_tokens": float(self._size[1] + self._size[2]),
+            "tokens": float(self._size[1] + self._size[2]),
             "operations": operations(trainer.accelerator.unwrap_model(trainer.model), self._size),
         }
 
     def rate(self) -> None:
-        """Measure what products of matrices reach in this process, once a Trainer is done."""
+        """Measure the matrix rate of this process after a Trainer has finished."""
         if self._trainer is None:
             return
         import torch
@@ -169,7 +169,7 @@ class Watch:
         args = self._trainer.args
         kind = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-        self.found |= {
+        self.measured |= {
             "precision": str(kind).removeprefix("torch."),
             "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu,
             "rate": matrix_rate(kind, args.device),
@@ -177,7 +177,7 @@ class Watch:
 
 
 def _now(args) -> float:
-    """The time when all that was asked of the device of `args`, the arguments of a Trainer, is done."""
+    """Return the time after the device of the Trainer arguments `args` has finished its work."""
     if args.device.type == "cuda":
         import torch
 
@@ -186,7 +186,7 @@ def _now(args) -> float:
 
 
 def resident_mib() -> int | None:
-    """Memory that this process holds now, where Linux tells."""
+    """Return the resident memory of this process, on Linux."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmRSS:")[1].split()[0]) // 1024 if status.exists() else None
 
@@ -213,7 +213,7 @@ def main() -> None:
         def predict_file(*args, **kwargs):
             start = time.monotonic()
             count = predicts(*args, **kwargs)
-            watch.found["predict"] = {"seconds": time.monotonic() - start, "rows": count}
+            watch.measured["predict"] = {"seconds": time.monotonic() - start, "rows": count}
             return count
 
         program.predict_file = predict_file
@@ -223,25 +223,25 @@ def main() -> None:
 
         def noted() -> None:
             watch.notes_peak()
-            watch.found.setdefault("resident_mib", []).append(resident_mib())
+            watch.measured.setdefault("resident_mib", []).append(resident_mib())
             reset()
 
         outputs._reset_peak_memory = noted
     from common.cli import command_line
 
     def measured() -> None:
-        watch.found["imported"] = time.monotonic()
+        watch.measured["imported"] = time.monotonic()
         afterwards = program.main(argv)
-        watch.found["ended"] = time.monotonic()
+        watch.measured["ended"] = time.monotonic()
         watch.notes_peak()
         watch.rate()
         if callable(afterwards):
             afterwards()
-        Path(path).write_text(json.dumps(watch.found, indent=1), encoding="utf-8")
+        Path(path).write_text(json.dumps(watch.measured, indent=1), encoding="utf-8")
 
     if name.startswith("recipes."):
         command_line(measured)
-    else:  # stock as it is, in a process that nobody has settled
+    else:  # stock, without the recipes' settings of the process
         measured()
 
 
