@@ -41,11 +41,14 @@ def commands() -> list[tuple[str, str]]:
     for path in DOCUMENTS + PROGRAMS:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         if path.suffix == ".md":
-            text = "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL))
+            blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+            text = "\n".join(block for language, block in blocks if language in ("", "bash", "sh"))
         elif path.suffix == ".py":
             text = text.split('"""')[1]
+        variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # of the shell
         for line in text.splitlines():
             line = line.strip().removeprefix("# ").split("  #")[0].strip()
+            line = re.sub(r"\$([A-Z]+)", lambda name: variables[name[1]], line)
             line = re.sub(r"^([A-Z_]+=\w+ )+", "", line)  # variables of the environment
             if re.match(r"(make|python|torchrun|accelerate|cp) ", line):
                 found += [(str(path.relative_to(ROOT)), part) for part in line.split(" && ")]

@@ -205,7 +205,7 @@ def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
 
 
 def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "print_scores", lambda *_: 1 / 0)  # stops after training, before it is finished
+    monkeypatch.setattr(train.scoring, "print_scores", lambda *_: 1 / 0)  # stops after training, before it is finished
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
