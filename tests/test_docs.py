@@ -48,7 +48,7 @@ def commands() -> list[tuple[str, str]]:
         variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # of the shell
         for line in text.splitlines():
             line = line.strip().removeprefix("# ").split("  #")[0].strip()
-            line = re.sub(r"\$([A-Z]+)", lambda name: variables[name[1]], line)
+            line = re.sub(r"\$([A-Z]+)", lambda name, values=variables: values[name[1]], line)
             line = re.sub(r"^([A-Z_]+=\w+ )+", "", line)  # variables of the environment
             if re.match(r"(make|python|torchrun|accelerate|cp) ", line):
                 found += [(str(path.relative_to(ROOT)), part) for part in line.split(" && ")]

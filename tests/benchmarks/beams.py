@@ -29,8 +29,8 @@ def main() -> None:
             start = time.perf_counter()
             predicted = [best[0]["predicted"] for best in translate([row["source"] for row in rows])]
             seconds = time.perf_counter() - start
-            found = scores(bleu_of(translate.way.target_lang, "auto"), predicted, gold, fast=True)
-            numbers = f"{found['bleu']:8.2f}{found['chrf']:8.2f}{found['length_ratio']:8.3f}{seconds:9.1f}"
+            metrics = scores(bleu_of(translate.way.target_lang, "auto"), predicted, gold, fast=True)
+            numbers = f"{metrics['bleu']:8.2f}{metrics['chrf']:8.2f}{metrics['length_ratio']:8.3f}{seconds:9.1f}"
             print(f"{beams:5}{penalty:9.1f}{numbers}", flush=True)
 
 

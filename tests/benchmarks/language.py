@@ -42,11 +42,11 @@ def head(rows: int, rounds: int) -> None:
                 if name == "masked":
                     with head_at_labels.at(masked):
                         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-                    found = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
+                    mean_loss = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
                     del logits
                 else:
-                    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=masked).loss
-            found.backward()
+                    mean_loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=masked).loss
+            mean_loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds[name].append(time.perf_counter() - start)
@@ -67,10 +67,10 @@ def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
             if kind == "chunks":
                 with head_at_labels.at(shifted):
                     output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                found = losses_at_labels(output.logits, shifted).sum() / (shifted != -100).sum()
+                mean_loss = losses_at_labels(output.logits, shifted).sum() / (shifted != -100).sum()
             else:
-                found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
-        found.backward()
+                mean_loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        mean_loss.backward()
         model.zero_grad()
         seconds.append(time.perf_counter() - start)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024

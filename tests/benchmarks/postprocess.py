@@ -46,8 +46,8 @@ def main() -> None:
 
     def ours() -> list[str]:
         batches = zip(*(part.split(64) for part in logits), strict=True)
-        found = np.concatenate([best_positions(batch).numpy() for batch in batches])
-        spans = best_spans(found, windows, LONGEST)
+        best = np.concatenate([best_positions(batch).numpy() for batch in batches])
+        spans = best_spans(best, windows, LONGEST)
         return [context[s:e] for context, (s, e) in zip(contexts, answers(contexts, spans, None), strict=True)]
 
     assert loops() == ours()

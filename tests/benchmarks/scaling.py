@@ -32,8 +32,8 @@ def repeated(count: int) -> Path:
         sample = rows_of("sentiment", None)
         return {split: numbered(sample[split]) for split in ("train", "validation")}
 
-    def numbered(own: list[dict]) -> Iterator[dict]:
-        for i, row in enumerate(islice(cycle(own), count)):
+    def numbered(rows: list[dict]) -> Iterator[dict]:
+        for i, row in enumerate(islice(cycle(rows), count)):
             yield row | {"text": f"{row['text']} {i}"}
 
     return made_once(f"sentiment-{count}-repeated-{digest_of('sentiment')}", rows)
@@ -44,8 +44,10 @@ def long_texts() -> Path:
 
     def rows() -> dict[str, list[dict]]:
         return {
-            split: [{"text": " ".join(row["document"] for row in own[i : i + 40])} for i in range(0, len(own), 40)]
-            for split, own in rows_of("summarization", None).items()
+            split: [
+                {"text": " ".join(row["document"] for row in selected[i : i + 40])} for i in range(0, len(selected), 40)
+            ]
+            for split, selected in rows_of("summarization", None).items()
         }
 
     return made_once(f"long-texts-{digest_of('summarization')}", rows)
@@ -125,9 +127,9 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)")
     lengths = sorted({r["size"] for r in runs if r["what"] != "rows"})
     for what in ("full", "lora"):
-        own = [r for r in runs if r["what"] == what]
+        selected = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
-            axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
+            axis.plot([r["size"] for r in selected], [r[name] for r in selected], marker="o", label=what)
     axes[1, 0].set(xscale="log", xlabel="tokens of a row", ylabel="tokens a second")
     axes[1, 1].set(xscale="log", xlabel="tokens of a row", ylabel="peak memory (MiB)")
     for axis in axes[1]:
