@@ -1,4 +1,4 @@
-"""Tiny models built from a config, tiny data, and a way to run the recipes as a user does."""
+"""Provide tiny models from a config, tiny data, and a way to run the recipes as a user does."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; the tests share the cores among themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and parallel tests share the cores
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer in BERT's manner, trained on the sample; small, so that many words have several pieces."""
+    """Train a small WordPiece tokenizer like BERT's on the sample; many words have several tokens."""
     wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     wordpiece.normalizer = normalizers.BertNormalizer(lowercase=False)
     wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -72,7 +72,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Let each test draw the same numbers, alone or after any other test."""
+    """Reset the random seed: each test draws the same numbers, alone or after other tests."""
     set_seed(0)
 
 
@@ -83,7 +83,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, tokenizer) -> str:
-    """Folder of a randomly initialised BERT of two layers, without dropout so that runs can be compared exactly."""
+    """Return the folder of a random BERT of two layers, without dropout for exact comparison of runs."""
     folder = tmp_path_factory.mktemp("tiny")
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -103,7 +103,7 @@ def tiny(tmp_path_factory, tokenizer) -> str:
 
 @pytest.fixture
 def small(tmp_path) -> dict[str, str]:
-    """The first rows of the sample as files: 48 to train on, 20 to validate, 20 to test."""
+    """Return the first rows of the sample as files: 48 for training, 20 for validation, 20 for test."""
     sizes = {"train": 48, "validation": 20, "test": 20}
     return {
         split: write_jsonl(tmp_path / f"{split}.jsonl", read_jsonl(SAMPLE / f"{split}.jsonl")[:size])
@@ -113,7 +113,7 @@ def small(tmp_path) -> dict[str, str]:
 
 @pytest.fixture
 def arguments(tiny, small, tmp_path) -> list[str]:
-    """Arguments of a training run of seconds: tiny model, small files, fp32."""
+    """Return arguments of a training run of seconds: tiny model, small files, fp32."""
     files = [word for split, file in small.items() for word in (f"--{split}_file", file)]
     return [
         *files,
@@ -124,7 +124,7 @@ def arguments(tiny, small, tmp_path) -> list[str]:
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run `python ...` from the repository root with one thread a process, and keep what it printed."""
+    """Run `python ...` from the repository root with one thread per process, and return its output."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.run(
         [sys.executable, *command],

@@ -1,8 +1,7 @@
-"""Runs that are killed, stopped, starved and resumed: what `test_faults.py` and `make soak` have in common.
+"""Kill, stop, starve and resume runs, for `test_faults.py` and `make soak`.
 
-A run is a forked child that calls the recipe's own `main`; a server process has imported the recipe before, so that a
-run takes a second. Nothing in it is replaced: the only addition is a callback that logs each finished step to a file,
-and can kill the process there.
+A run is a forked child that calls the recipe's `main`. A server process imports the recipe first, which makes a run
+take a second. The run is unmodified, except for a callback that logs each finished step and can kill the process.
 """
 
 import atexit
@@ -36,7 +35,7 @@ CONTEXT.set_forkserver_preload(["tests.faults"])
 
 
 def make_files(folder: Path) -> dict[str, str]:
-    """A BERT of two layers with dropout, its tokenizer, and 48/20/20 sentences of the sample."""
+    """Return a BERT of two layers with dropout, its tokenizer, and 48/20/20 sentences of the sample."""
     tokenizer = build_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
@@ -53,7 +52,7 @@ def make_files(folder: Path) -> dict[str, str]:
 
 
 def make_texts(files: dict[str, str], folder: Path) -> dict[str, str]:
-    """The sentences of `files` as plain text, for pretraining the same model."""
+    """Return the sentences of `files` as plain text, for pretraining the same model."""
     texts = {"model_name_or_path": files["model_name_or_path"]}
     for name in ("train_file", "validation_file"):
         lines = [" ".join(row["tokens"]) for row in read_jsonl(Path(files[name]))]
@@ -63,7 +62,7 @@ def make_texts(files: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[str]:
-    """Command-line words of an NER run: 3 epochs of 6 steps of 8 rows, a checkpoint every second step."""
+    """Return command-line words of an NER run: 3 epochs of 6 steps of 8 rows, a checkpoint every second step."""
     arguments = files | {
         "output_dir": str(output_dir),
         **{"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
@@ -77,7 +76,7 @@ def words(files: dict[str, str], output_dir: Path, **settings: object) -> list[s
 
 
 class _AtStep(TrainerCallback):
-    """Logs each finished step; sends `by` to its own process after step `kill_at`, before that step is saved."""
+    """Log each finished step; send the signal `by` to this process after step `kill_at`, before that step is saved."""
 
     def __init__(self, log: str, kill_at: int | None, by: int):
         self.log, self.kill_at, self.by = log, kill_at, by
@@ -90,7 +89,7 @@ class _AtStep(TrainerCallback):
 
 
 def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], memory: int | None, environment: dict):
-    # workers as a run has them; from a server of their own, as this process is, they would outlive it if it is killed
+    # workers as in a real run; workers of this process's server would outlive a killed run
     multiprocessing.set_start_method("fork", force=True)
     if environment.pop("GROUP", None):
         os.setpgid(0, 0)
@@ -107,13 +106,13 @@ def _child(main, arguments: list[str], log: str, kill: tuple[int | None, int], m
 
 
 def limit_memory(more: int) -> None:
-    """Let this process take `more` bytes of address space than it has, and none beyond."""
+    """Limit the address space of this process to its current size plus `more` bytes."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
 
 
 class Job:
-    """A run in `processes` processes of its own. `output` is what it printed, `steps` the steps it has finished."""
+    """A run in `processes` processes. `output` is the printed text, `steps` the finished steps."""
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class Job:
             path = str(log) if rank == 0 else f"{log}.{rank}"
             process = CONTEXT.Process(target=_child, args=(main, arguments, path, (kill_at, by), memory, environment))
             process.start()
-            atexit.register(process.kill)  # or a process that hangs would hold up the end of the tests
+            atexit.register(process.kill)  # otherwise a hanging process delays the end of the tests
             self.processes.append(process)
 
     @property
@@ -169,7 +168,7 @@ class Job:
         return self
 
     def ends(self, seconds: float = 120) -> list[int]:
-        """Exit statuses of all ranks; minus the signal for a process that one killed."""
+        """Return the exit statuses of all ranks; a killed rank has minus the signal."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -183,7 +182,7 @@ class Job:
         assert not any(codes), f"exit status {codes}:\n{self.output}"
 
 
-# What a run leaves
+# Results of a run
 
 
 def last_checkpoint(output_dir: Path) -> Path:
@@ -191,7 +190,7 @@ def last_checkpoint(output_dir: Path) -> Path:
 
 
 def tensors_of(state: object) -> Iterable[torch.Tensor]:
-    """All tensors and numbers of a nested state, in order."""
+    """Yield all tensors and numbers of a nested state, in order."""
     if isinstance(state, torch.Tensor):
         yield state.double() if state.dtype != torch.uint8 else state
     elif isinstance(state, (int, float)):
@@ -207,7 +206,7 @@ def tensors_of(state: object) -> Iterable[torch.Tensor]:
 
 
 def difference(a: Path, b: Path) -> float:
-    """Largest absolute difference between two finished runs: final weights; optimizer, schedule and random states."""
+    """Return the largest absolute difference of two finished runs: weights, optimizer, schedule and random states."""
     pairs = [(load_file(path / "model.safetensors") for path in (a, b))]
     last = last_checkpoint(a)
     for name in sorted(path.name for path in last.glob("*.safetensors") if path.name != checkpoints.BEST):

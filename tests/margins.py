@@ -1,9 +1,9 @@
-"""Compare outputs of barely trained models: rounding decides between two choices that are as good."""
+"""Compare outputs of barely trained models, for which rounding decides between almost equal choices."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: log-probabilities that are nearer to each other than this may come in either order
+#: closer log-probabilities may come in either order
 TIE = 1e-4
 
 
@@ -23,14 +23,14 @@ def assert_same_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Assert that two greedy searches wrote the same texts, except where the model has two choices that are as good.
+    """Assert that two greedy searches wrote the same texts, except where two tokens are almost equally probable.
 
     Args:
-        found: the texts of one search.
-        expected: the texts of the other.
-        sources: what the model read for each, prefix included.
-        model: the model of both.
-        tokenizer: its tokenizer.
+        found: texts of one search.
+        expected: texts of the other search.
+        sources: inputs of the model, with prefix.
+        model: the model of both searches.
+        tokenizer: tokenizer of the model.
     """
     unlike = [i for i, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other]
     assert len(unlike) <= len(found) / 2, [(found[i], expected[i]) for i in unlike]
@@ -39,7 +39,7 @@ def assert_same_texts(
 
 
 def assert_same_but_for_a_tie(found: list, expected: list) -> bool:
-    """Assert that the predicted rows of two runs are the same but for one at most, and return whether all are."""
+    """Assert that at most one predicted row of two runs differs, and return whether none differs."""
     unlike = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
     assert len(unlike) <= 1, unlike
     return not unlike

@@ -1,13 +1,13 @@
-"""Kills, signals, lost ranks, damage and hostile files, many times over: `make soak`. One table at the end.
+"""Repeat kills, signals, lost ranks, damage and hostile files many times: `make soak`. Prints one table at the end.
 
     python -m tests.soak                 all experiments at full counts: a quarter of an hour on 2 cores
-    python -m tests.soak --only kills    one of them
+    python -m tests.soak --only kills    one experiment
 
-`make soak` then runs the long tests, `pytest --soak`: every corrupted file through the whole recipe, for
-classification, MLM, CLM and question answering. `make test` takes every eighth.
+`make soak` then runs the long tests, `pytest --soak`: every corrupted file through the complete recipe, for
+classification, MLM, CLM and question answering. `make test` takes every eighth file.
 
-Each experiment ends some runs in its own way and looks at what they left. `figure` is the worst value met, with what it
-measures. The exit status is 1 where anything did not survive.
+Each experiment disturbs some runs and checks their results. `figure` is the worst value, with its unit.
+The exit status is 1 if a run did not survive.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def damage(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
 
 
 def hostile_text(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
-    """A row of 30 MB, and a million labels: refused; figure: peak memory in MiB, with the libraries."""
+    """A row of 30 MB, and a million labels, are refused; figure: peak memory in MiB, with the libraries."""
     rows = read_jsonl(Path(files["train_file"]))
     word = [{"tokens": ["x" * 30_000_000], "ner_tags": ["O"]}]
     sentence = [{"tokens": ["y"] * 6_000_000, "ner_tags": ["O"] * 6_000_000}]
@@ -185,11 +185,11 @@ def _peak_mib(process: int) -> float:
 
 
 def cost(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
-    """`make ner` with its defaults; figure: percent of the training time that the promises of this page cost.
+    """`make ner` with its defaults; figure: percent of the training time that the trainer's guarantees cost.
 
-    Counted are saving each checkpoint, less what the stock Trainer takes to save the same state right after; keeping
-    the best weights where a checkpoint is left out; verifying the best checkpoint before it is restored; and looking
-    for signals and for numbers that are not finite.
+    The cost has four parts: saving each checkpoint, minus the time of the stock Trainer for the same state; keeping the
+    best weights when a checkpoint is skipped; verifying the best checkpoint before restoring; and checks for signals
+    and for numbers that are not finite.
     """
     for i in range(3):
         seconds = _timed_run(folder / str(i), folder / f"stock{i}")
@@ -199,7 +199,7 @@ def cost(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
 
 
 def _timed_run(out: Path, aside: Path) -> dict[str, float]:
-    """Seconds of training, of saving as we do and as the stock Trainer does, and of looking, in a run of the recipe."""
+    """Return seconds of training, of saving (ours and stock), and of checks, in a run of the recipe."""
     spent = {"ours": 0.0, "stock": 0.0, "looks": 0.0}
 
     def timed(function: Callable, name: str) -> Callable:
@@ -216,7 +216,7 @@ def _timed_run(out: Path, aside: Path) -> dict[str, float]:
 
     def save_both(trainer: Trainer, model, trial) -> None:
         save(trainer, model, trial)
-        if trainer._saved_step != trainer.state.global_step:  # left out
+        if trainer._saved_step != trainer.state.global_step:  # no checkpoint at this step
             return
         state, trainer.state = trainer.state, copy.deepcopy(trainer.state)
         with patch.object(trainer.args, "output_dir", str(aside)):

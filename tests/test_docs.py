@@ -1,4 +1,4 @@
-"""Every command in the documentation is understood by the program it names, and each recipe is whole."""
+"""Test that every documented command is accepted by its program, and that each recipe is complete."""
 
 import ast
 import importlib
@@ -36,7 +36,7 @@ MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
 
 
 def commands() -> list[tuple[str, str]]:
-    """(file, command) of each line in a code block or docstring that runs make or a recipe."""
+    """Return (file, command) of each line in a code block or docstring that runs make or a recipe."""
     found = []
     for path in DOCUMENTS + PROGRAMS:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -45,7 +45,7 @@ def commands() -> list[tuple[str, str]]:
             text = "\n".join(block for language, block in blocks if language in ("", "bash", "sh"))
         elif path.suffix == ".py":
             text = text.split('"""')[1]
-        variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # of the shell
+        variables = dict(re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE))  # shell variables
         for line in text.splitlines():
             line = line.strip().removeprefix("# ").split("  #")[0].strip()
             line = re.sub(r"\$([A-Z]+)", lambda name, values=variables: values[name[1]], line)
@@ -61,7 +61,7 @@ def understood(recipe: str, program: str, words: list[str]) -> None:
 
 
 def beside_the_recipe(program: str, words: list[str]) -> None:
-    """`words` are understood by `common.tools.compare` or `common.tools.sweep`, and what they leave by the recipe."""
+    """Assert that `common.tools.compare` or `common.tools.sweep` accepts `words`, and the recipe accepts the rest."""
     options, rest = importlib.import_module(f"common.tools.{program}").read_options(words)
     understood(options.recipe, "train", rest)
     if program == "compare":
@@ -163,7 +163,7 @@ def test_train_scripts_are_short_and_ordered(script):
     assert main.end_lineno - main.lineno + 1 <= 100
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert sum(len(node.names) for node in imports) <= 30
-    assert "losses=" in ast.get_source_segment(text, main)  # a copier finds the loss where the trainer is made
+    assert "losses=" in ast.get_source_segment(text, main)  # a copier must find the loss next to the Trainer
 
 
 def test_readme_is_under_150_lines_and_links_hold():

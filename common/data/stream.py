@@ -34,7 +34,7 @@ from common.data.corpus import (
     read_texts,
 )
 from common.data.files import Located, Row
-from common.data.rows import checked
+from common.data.rows import UNREADABLE, checked
 from common.data.workers import ignore_group_signals
 from common.errors import InputError, Problems, tell, warn
 
@@ -221,7 +221,7 @@ def _hub_splits(args: CorpusArguments) -> dict[str, list[Shard]]:
             found = {title: split.to_iterable_dataset() for title, split in found.items()}
         else:
             found = datasets.load_dataset(name, args.dataset_config_name, streaming=True)
-    except Exception as error:  # the library raises a dozen kinds, down to bare RuntimeError
+    except UNREADABLE as error:
         raise InputError(
             f"--dataset_name {name}: {_first_line(error)}; without a network give a folder, or --train_file"
         ) from None
@@ -242,7 +242,7 @@ def _hub_rows(stream: datasets.IterableDataset, shard: int, place: str) -> Itera
         for row in stream.shard(num_shards=stream.num_shards, index=shard):
             number += 1
             yield f"{place}, row {number}", row
-    except Exception as error:  # of the network, of a file that is gone, of a row that cannot be read
+    except UNREADABLE as error:  # of the network, of a missing file, of a row that cannot be read
         yield f"{place}, row {number + 1}", f"the stream ends early: {_first_line(error)}"
 
 

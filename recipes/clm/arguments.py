@@ -1,4 +1,4 @@
-"""Arguments on the model and the texts of causal language modelling."""
+"""Define the model and data arguments of causal language modelling."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,13 +12,13 @@ from common.models.new import ScratchArguments
 @dataclass
 class ClmModelArguments(ModelArguments):
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "a decoder: local folder or hub id; begins from nothing when not given"}
+        default=None, metadata={"help": "decoder: local folder or hub id; default: a new model"}
     )
 
 
 @dataclass
 class ClmScratchArguments(ScratchArguments):
-    vocab_size: int = field(default=4000, metadata={"help": "tokens of that tokenizer, special ones included"})
+    vocab_size: int = field(default=4000, metadata={"help": "tokens in the new tokenizer, with special tokens"})
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ClmDataArguments(CorpusArguments):
     loss_on: Literal["all", "completion"] = field(
         default="all",
         metadata={
-            "help": "all of a text, or only the completion of rows with prompt and completion",
+            "help": "tokens in the loss: all, or only the completions of rows with prompt and completion",
             "resume": "fixed",
         },
     )
@@ -36,8 +36,8 @@ class ClmDataArguments(CorpusArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streaming and self.loss_on != "all":
-            raise InputError("--loss_on completion: not with --streaming")
+            raise InputError("--loss_on completion: does not work with --streaming; leave --streaming out")
         if self.forgetting_file:
             if self.loss_on != "all":
-                raise InputError("--forgetting_file: takes texts, so not together with --loss_on completion")
+                raise InputError("--forgetting_file: does not work with --loss_on completion; leave one out")
             self.check_path("forgetting_file", self.forgetting_file)

@@ -1,4 +1,4 @@
-"""Completing prompts with a causal language model: for predictions, and for a look before and after training."""
+"""Complete prompts with a causal language model, for predict and for samples before and after training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from .texts import beginning
 
 
 class Completer:
-    """Completes prompts by a model, several of like length at a time."""
+    """Complete prompts in batches of similar length."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_length: int):
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
@@ -24,25 +24,29 @@ class Completer:
     def __call__(
         self, prompts: list[str], new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, rows: int = 16
     ) -> list[str]:
-        """For each prompt what the model goes on with, of at most `new_tokens` sub-tokens.
+        """Return one completion for each prompt, in the order of `prompts`.
 
-        At `temperature` 0 the best sub-token each time; else drawn from the global random state, out of the best that
-        together have probability `top_p`. Of a prompt that leaves no room in the model only the end is read.
+        Args:
+            prompts: texts to complete. The model reads only the end of a prompt that is too long.
+            new_tokens: maximum number of tokens in a completion.
+            temperature: 0 decodes greedily; above 0 samples with the global random state.
+            top_p: sample from the most probable tokens that sum to this probability.
+            rows: prompts in a batch.
         """
         room = max(1, self.max_length - new_tokens)
         encoded = self.tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
         ids = [(self.start + row)[-room:] for row in encoded]
-        found = [""] * len(ids)
+        completions = [""] * len(ids)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         config = GenerationConfig(
             max_new_tokens=min(new_tokens, self.max_length - 1),
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
-            **({"do_sample": False} | drawing),
+            **({"do_sample": False} | sampling),
         )
         self.model.eval()
-        with quiet(), _with_a_cache(self.model):
+        with quiet(), _use_cache(self.model):
             for first in range(0, len(order), rows):
                 batch = order[first : first + rows]
                 longest = max(len(ids[i]) for i in batch)
@@ -54,13 +58,13 @@ class Completer:
                 inputs, attention = inputs.to(self.model.device), attention.to(self.model.device)
                 output = self.model.generate(inputs, attention_mask=attention, generation_config=config)
                 for i, row in zip(batch, output[:, longest:].tolist(), strict=True):
-                    found[i] = self.tokenizer.decode(row, skip_special_tokens=True)
-        return found
+                    completions[i] = self.tokenizer.decode(row, skip_special_tokens=True)
+        return completions
 
 
 @contextmanager
-def _with_a_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model keeps keys and values; layers that leave padding out do not go together with that."""
+def _use_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Turn on the key-value cache; attention without padding does not support the cache."""
     packed, cached = leaves_out_padding(model), model.config.use_cache
     model.config.use_cache = True
     if packed:
@@ -74,25 +78,25 @@ def _with_a_cache(model: PreTrainedModel) -> Iterator[None]:
 
 
 def prompts_from(rows: dict[str, list], count: int = 5, words: int = 8) -> list[str]:
-    """Prompts out of the rows of a split: their prompts, or the first words of texts that go on after them."""
+    """Choose `count` prompts from the rows of a split: their prompts, or the first `words` words of longer texts."""
     texts = rows["prompt"] if "prompt" in rows else rows["text"]
-    chance = np.random.default_rng(0)
-    found = []
-    for i in chance.permutation(len(texts)):
-        cut = texts[i].split()
-        if "prompt" in rows and cut:
-            found.append(texts[i])
-        elif "prompt" not in rows and len(cut) > 2 * words:
-            found.append(" ".join(cut[:words]))
-        if len(found) == count:
+    rng = np.random.default_rng(0)
+    prompts = []
+    for i in rng.permutation(len(texts)):
+        words_of_text = texts[i].split()
+        if "prompt" in rows and words_of_text:
+            prompts.append(texts[i])
+        elif "prompt" not in rows and len(words_of_text) > 2 * words:
+            prompts.append(" ".join(words_of_text[:words]))
+        if len(prompts) == count:
             break
-    return found
+    return prompts
 
 
 def compare_completions(prompts: list[str], before: list[str], after: list[str]) -> list[dict]:
-    """The prompts with what the model went on with before and after training; printed too."""
+    """Print the completions before and after training, and return one row for each prompt."""
     if prompts:
-        tell("\nhow the model goes on, the best sub-token each time, before and after training")
+        tell("\ngreedy completions before and after training")
     for prompt, old, new in zip(prompts, before, after, strict=True):
         tell(printable(prompt, 200))
         tell(f"  before  {printable(old, 160)}")

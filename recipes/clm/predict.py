@@ -3,8 +3,8 @@
     make predict RECIPE=clm MODEL=outputs/clm INPUT=prompts.jsonl OUTPUT=completed.jsonl
     python -m recipes.clm.predict --model outputs/clm --input prompts.txt --output completed.jsonl --temperature 0.8
 
-The input is JSON Lines of {"prompt": ...} or {"text": ...}, or a .txt file with a prompt a line. The output has the
-same rows in the same order, each with `completion`. Memory does not grow with the file.
+The input is JSON Lines of {"prompt": ...} or {"text": ...}, or a .txt file with one prompt per line. The output has
+the same rows in the same order, each with `completion`. Memory use does not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ class ClmPredictArguments(PredictArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "sub-tokens of a completion at most"})
-    temperature: float = field(default=0.0, metadata={"help": "0: the best sub-token each time; else draws"})
-    top_p: float = field(default=0.95, metadata={"help": "draws from the best of together this probability"})
-    seed: int = field(default=42, metadata={"help": "of the draws"})
+    max_new_tokens: int = field(default=64, metadata={"help": "maximum number of tokens in a completion"})
+    temperature: float = field(default=0.0, metadata={"help": "0: greedy decoding; above 0: sampling"})
+    top_p: float = field(default=0.95, metadata={"help": "sample from the top tokens with this probability mass"})
+    seed: int = field(default=42, metadata={"help": "seed of the sampling"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,14 +39,14 @@ class ClmPredictArguments(PredictArguments):
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError("--temperature must be at least 0, and --top_p above 0 and at most 1")
         if self.precision == "bf16":
-            raise InputError("--precision bf16: completions are computed in float32; leave it out")
+            raise InputError("--precision bf16: completions are computed in float32; leave --precision out")
 
 
 ARGUMENTS = (ClmPredictArguments,)
 
 
 class Completion(Predictor):
-    """A saved model that completes prompts."""
+    """Load a saved model and complete prompts with `self.complete`."""
 
     def __init__(self, model: str, batch_tokens: int = 4096):
         super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32")
@@ -55,18 +55,18 @@ class Completion(Predictor):
 
 
 def check_row(row: Row) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an input row."""
+    """Yield a message for each problem in an input row."""
     if "completion" in row:
-        yield 'has "completion" already, which would be lost; rename that column'
+        yield 'has "completion" already, and predict would overwrite it; rename that column'
     if not isinstance(row.get("prompt", row.get("text")), str):
-        yield f'needs "prompt" or "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
+        yield f'needs "prompt" or "text" (a string); columns here: {", ".join(map(str, row)) or "none"}'
 
 
 def with_completions(rows: list[Row], model: Completion, args: ClmPredictArguments) -> Iterator[Row]:
-    """The rows, each with its `completion`."""
+    """Yield the rows, each with its `completion`."""
     prompts = [row.get("prompt", row.get("text")) for row in rows]
-    found = model.complete(prompts, args.max_new_tokens, args.temperature, args.top_p, model.rows)
-    for row, completion in zip(rows, found, strict=True):
+    completions = model.complete(prompts, args.max_new_tokens, args.temperature, args.top_p, model.rows)
+    for row, completion in zip(rows, completions, strict=True):
         yield row | {"completion": completion}
 
 

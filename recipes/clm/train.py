@@ -1,12 +1,12 @@
-"""Causal language modelling: pretrain a decoder on your own text, from scratch or from a checkpoint; or fine-tune it.
+"""Causal language modelling: pretrain a decoder on your own text, from scratch or from a checkpoint, or fine-tune it.
 
     make clm
     make clm ARGS="--train_file 'texts/**/*.txt' --model_size small --num_train_epochs 4 --output_dir outputs/mine"
     make clm ARGS="--train_file dialogues.jsonl --loss_on completion --model_name_or_path outputs/mine --lora_r 16"
     python -m recipes.clm.train --config my.yaml
 
-The documentation of Python, a GPT-2 of two layers from scratch, 2 cores (AMD EPYC, bf16), 3.2 minutes: 1.947 bits a
-byte of held-out texts, five-grams 1.990 (2026-11-23).
+The documentation of Python, a GPT-2 of two layers from scratch, 2 cores (AMD EPYC, bf16), 3.2 minutes: 1.947 bits per
+byte of held-out text, five-gram model 1.990 (2026-11-23).
 More in README.md.
 """
 
@@ -38,11 +38,11 @@ SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # of a 
 @dataclass
 class ClmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "1e-3 from nothing, else 1e-4 in full, 1e-3 under LoRA, ... when not given"}
+        default=None, metadata={"help": "default: 1e-3 for a new model, 1e-4 for full fine-tuning, 1e-3 for LoRA, ..."}
     )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows a device takes at a time"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows in a batch on each device"})
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "passes over the training texts; 10 from nothing, 2 else when not given"}
+        default=None, metadata={"help": "passes over the training texts; default: 10 for a new model, else 2"}
     )
 
 
@@ -52,11 +52,11 @@ ARGUMENTS = (ClmModelArguments, ClmScratchArguments, ClmDataArguments, TuningArg
 def encode(
     corpus: data.Corpus, loaded: models.LoadedModel, data_args: ClmDataArguments, args: ClmTrainingArguments
 ) -> tuple[DatasetDict, data.Blocks | None]:
-    """Encode the texts as rows of tokens; return them, and how the model takes packed rows."""
+    """Encode the texts as rows of tokens; also return how the model separates texts in packed rows."""
     texts.check_causal(loaded.model)
     packing = data.find_blocks(loaded.model, data_args.pack_as, causal=True)
     if packing:
-        loaded.attn_implementation = "sdpa"  # the kernel that takes a mask of blocks
+        loaded.attn_implementation = "sdpa"  # this kernel accepts a block mask
     return texts.encode_corpus(corpus, loaded.tokenizer, data_args, args), packing
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scratch_args.from_scratch:
         groups = scratch_args, model_args
         loaded = models.new_model(AutoModelForCausalLM, GPT2Config, *groups, tokenizer, length, args.dropout)
-        loaded.model.config.max_seq_length = length  # saved with it, so that predict goes no further
+        loaded.model.config.max_seq_length = length  # predict reads the limit from the saved config
     else:
         options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
         loaded = models.load_model(AutoModelForCausalLM, model_args, None, length, **options)
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     draw_curve(Path(args.output_dir, "curve.png"), trainer.state.log_history, metrics["before_validation_loss"])
 
     # Save
-    loaded.model.config.use_cache = True  # off while it was trained
+    loaded.model.config.use_cache = True  # training turned the cache off
     run.publish(
         trainer,
         task="text-generation",

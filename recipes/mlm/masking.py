@@ -1,4 +1,4 @@
-"""Which sub-tokens are masked: single ones, whole words or spans of words, as seed, epoch and row decide."""
+"""Mask tokens, whole words or spans of words, determined by seed, epoch and row."""
 
 import unicodedata
 from functools import partial
@@ -17,34 +17,34 @@ from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, 
 from common.data.packing import Blocks, to_batch
 from common.data.stream import Corpus, TextStream
 
-SPECIAL, START, INSIDE = 0, 1, 2  # marks of sub-tokens: special, beginning a word, going on with it
-#: SpanBERT's lengths of spans in words: geometric, cut at ten, of mean 3.8
+SPECIAL, START, INSIDE = 0, 1, 2  # marks of tokens: special, first of a word, inside a word
+#: probabilities of span lengths of 1 to 10 words in SpanBERT: geometric, mean 3.8
 SPAN_SHARES = 0.2 * 0.8 ** np.arange(10)
 SPAN_SHARES /= SPAN_SHARES.sum()
-EVALUATION_SEED = 0  # not --seed: the masks of evaluations are the same in every run
+EVALUATION_SEED = 0  # not --seed: all runs evaluate on the same masks
 _ALONE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 
 Masking = Literal["token", "whole_word", "span"]
 
 
 def word_marks(text: str, encoding: Encoding) -> list[int]:
-    """START or INSIDE for each sub-token of `text`.
+    """Return START or INSIDE for each token of `text`.
 
-    Letters and digits in a row are a word, every other character is one by itself, as in BERT's basic tokenizer. It is
-    read off the text, not off the tokenizer's own marks (##, Ġ, ▁), which each kind sets in another way: SentencePiece
-    keeps a comma in the word before it, byte-level BPE cuts a character into bytes, and a ▁ may stand alone.
+    A run of letters and digits is a word, and each other character is a word, as in BERT's basic tokenizer. The words
+    come from the text, because the markers of tokenizers (##, Ġ, ▁) differ: SentencePiece keeps a comma in the word
+    before the comma, byte-level BPE splits a character into bytes, and a ▁ may be a separate token.
     """
     marks = []
-    reached, blank_before = 0, False
+    covered, after_space = 0, False
     for start, end in encoding.offsets:
         first = next((i for i in range(start, end) if not text[i].isspace()), None)
-        if first is None:  # the space before a word, as a sub-token of its own: the word's first
+        if first is None:  # the space before a word as a separate token: first token of the word
             marks.append(START)
-        elif start < reached or blank_before:  # a further byte of a character, or after a space of its own
+        elif start < covered or after_space:  # another byte of a character, or after a separate space
             marks.append(INSIDE)
         else:
             marks.append(INSIDE if first > 0 and _in_word(text[first - 1]) and _in_word(text[first]) else START)
-        reached, blank_before = end, first is None
+        covered, after_space = end, first is None
     return marks
 
 
@@ -54,12 +54,15 @@ def _in_word(character: str) -> bool:
 
 
 class Masker:
-    """Masks rows of sub-tokens: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+    """Mask rows of tokens as BERT does (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-    `masking` chooses what is masked with `probability`: `token`, single sub-tokens; `whole_word`, all of a word or
-    nothing; `span`, runs of words of geometric lengths (Joshi et al. 2020, https://arxiv.org/abs/1907.10529). Of what
-    is chosen a share `replaced` becomes the mask token, a share `random` a random sub-token, and the rest stays; spans
-    are treated as one, as there.
+    Args:
+        tokenizer: gives the mask token and the vocabulary for random tokens.
+        masking: unit of masking: `token`; `whole_word`, all tokens of a word; `span`, runs of words with geometric
+            lengths (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
+        probability: share of tokens to choose.
+        replaced: share of the chosen tokens that become the mask token. All tokens of a span share one decision.
+        random: share of the chosen tokens that become a random token. The rest stays unchanged.
     """
 
     def __init__(
@@ -75,62 +78,60 @@ class Masker:
         special = set(tokenizer.all_special_ids)
         self.ordinary = np.array(sorted(i for i in tokenizer.get_vocab().values() if i not in special))
 
-    def __call__(
-        self, ids: np.ndarray, marks: np.ndarray, chance: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids with masks, labels: the sub-token where it was chosen, else -100), each of shape (sub-tokens,).
+    def __call__(self, ids: np.ndarray, marks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids with masks, and labels: the original id of each chosen token, else -100; each (tokens,).
 
-        At least one sub-token is chosen in a row that has any that is not special.
+        At least one token is chosen if the row has any token that is not special.
         """
-        unit = self._units(ids, marks, chance)  # number of the unit each sub-token is chosen with; -1: not chosen
+        unit = self._units(ids, marks, rng)  # index of the chosen unit of each token; -1: not chosen
         chosen = np.flatnonzero(unit >= 0)
         labels = np.full(len(ids), -100, dtype=np.int64)
         labels[chosen] = ids[chosen]
-        draws = chance.random(len(ids))
-        fate = draws[unit[chosen]] if self.masking == "span" else draws[chosen]
-        found = ids.astype(np.int64)
-        found[chosen[fate < self.replaced]] = self.mask_id
-        randomized = chosen[(fate >= self.replaced) & (fate < self.replaced + self.random)]
-        found[randomized] = chance.choice(self.ordinary, len(randomized))
-        return found, labels
+        draws = rng.random(len(ids))
+        draw_of_chosen = draws[unit[chosen]] if self.masking == "span" else draws[chosen]
+        masked = ids.astype(np.int64)
+        masked[chosen[draw_of_chosen < self.replaced]] = self.mask_id
+        randomized = chosen[(draw_of_chosen >= self.replaced) & (draw_of_chosen < self.replaced + self.random)]
+        masked[randomized] = rng.choice(self.ordinary, len(randomized))
+        return masked, labels
 
-    def _units(self, ids: np.ndarray, marks: np.ndarray, chance: np.random.Generator) -> np.ndarray:
+    def _units(self, ids: np.ndarray, marks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         unit = np.full(len(ids), -1)
         ordinary = np.flatnonzero(marks != SPECIAL)
         if len(ordinary) == 0:
             return unit
         if self.masking == "token":
             starts = ordinary
-        else:  # a word that a row's end cut begins with whatever is left of it
+        else:  # a word cut by the end of a row starts with its first token in the row
             after_special = np.r_[True, marks[:-1] == SPECIAL]
             starts = np.flatnonzero((marks != SPECIAL) & ((marks == START) | after_special))
         word = np.full(len(ids), -1)
         word[ordinary] = np.searchsorted(starts, ordinary, side="right") - 1
         if self.masking == "span":
-            taken = self._spans(starts, word, len(ordinary), chance)
+            taken = self._spans(starts, word, len(ordinary), rng)
         else:
-            drawn = chance.random(len(starts)) < self.probability
+            drawn = rng.random(len(starts)) < self.probability
             if not drawn.any():
-                drawn[chance.integers(len(starts))] = True
+                drawn[rng.integers(len(starts))] = True
             taken = np.where(drawn, np.arange(len(starts)), -1)
         unit[ordinary] = taken[word[ordinary]]
         return unit
 
-    def _spans(self, starts: np.ndarray, word: np.ndarray, ordinary: int, chance: np.random.Generator) -> np.ndarray:
-        """For each word the number of the span that takes it, or -1. Spans overlap no other and end where a piece does.
+    def _spans(self, starts: np.ndarray, word: np.ndarray, ordinary: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the index of the span of each word, or -1. Spans do not overlap and do not cross pieces.
 
-        The number of sub-tokens to take is rounded up or down at random, so that the rate is right on average; the last
-        span is shortened to it.
+        The number of tokens to mask is rounded up or down at random, which keeps the mean rate exact. The last span is
+        shortened to this number.
         """
         sizes = np.bincount(word[word >= 0], minlength=len(starts))
-        joined = np.r_[starts[1:] == starts[:-1] + sizes[:-1], False]  # whether the next word follows in the same piece
+        joined = np.r_[starts[1:] == starts[:-1] + sizes[:-1], False]  # whether the next word is in the same piece
         taken = np.full(len(starts), -1)
-        budget = max(1, int(self.probability * ordinary + chance.random()))
+        budget = max(1, int(self.probability * ordinary + rng.random()))
         span = 0
         for _ in range(20 * len(starts)):
             if budget <= 0:
                 break
-            first, length = chance.integers(len(starts)), chance.choice(10, p=SPAN_SHARES) + 1
+            first, length = rng.integers(len(starts)), rng.choice(10, p=SPAN_SHARES) + 1
             last = first
             while last - first + 1 < length and joined[last]:
                 last += 1
@@ -147,7 +148,7 @@ class Masker:
 def encode_texts(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, training: TrainingArguments
 ) -> DatasetDict:
-    """Encode each split as rows of tokens with marks of words; streamed training rows become a `TextStream`."""
+    """Encode each split as rows of tokens with word marks; streamed training rows become a `TextStream`."""
     rows = to_blocks(corpus.texts, tokenizer, args, word_marks)
     if corpus.stream:
         encoded = partial(encode, tokenizer=tokenizer, marks=word_marks)
@@ -156,28 +157,29 @@ def encode_texts(
 
 
 class MaskedBatches:
-    """Collator of rows of `common.data.corpus.blocks_of` that masks them anew in each epoch: an `EpochSeeded`.
+    """Collate rows of `common.data.corpus.blocks_of` and mask them anew in each epoch: an `EpochSeeded`.
 
-    What is drawn for a row follows from `seed`, the epoch and the number of the row alone. A row that has `labels` is
-    masked already. Returns what `common.data.packing.to_batch` does, and for rows of `pairs.to_pairs` also
-    token_type_ids, and pair, of shape (rows,).
+    The masks of a row depend only on `seed`, the epoch and the row number. A row with `labels` is already masked. The
+    batch has the columns of `common.data.packing.to_batch`. Rows of `pairs.to_pairs` add token_type_ids (rows, length)
+    and pair (rows,).
     """
 
     def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
         self.masker, self.pad_id, self.seed, self.blocks, self.epoch = masker, pad_id, seed, blocks, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that seeds the masks."""
         self.epoch = epoch
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        found = []
+        masked = []
         for row in rows:
             if "labels" in row:
-                found.append((row["input_ids"], row["labels"], row["lengths"]))
+                masked.append((row["input_ids"], row["labels"], row["lengths"]))
             else:
-                chance = np.random.default_rng([self.seed, self.epoch, int(row["row"])])
-                found.append((*self.masker(row["input_ids"], row["marks"], chance), row["lengths"]))
-        batch = to_batch(found, self.pad_id, self.blocks)
+                rng = np.random.default_rng([self.seed, self.epoch, int(row["row"])])
+                masked.append((*self.masker(row["input_ids"], row["marks"], rng), row["lengths"]))
+        batch = to_batch(masked, self.pad_id, self.blocks)
         if "pair" in rows[0]:
             longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)
@@ -186,9 +188,9 @@ class MaskedBatches:
 
 
 def mask_once(rows: dict[str, list], masker: Masker) -> dict[str, list]:
-    """Rows of a split for evaluation: masked by their number alone, so that perplexities of two runs compare."""
-    found = [
+    """Mask the rows of an evaluation split by row number, which makes the perplexities of runs comparable."""
+    masked = [
         masker(np.array(ids), np.array(marks), np.random.default_rng([EVALUATION_SEED, int(row)]))
         for ids, marks, row in zip(rows["input_ids"], rows["marks"], rows["row"], strict=True)
     ]
-    return {"input_ids": [ids for ids, _ in found], "labels": [labels for _, labels in found]}
+    return {"input_ids": [ids for ids, _ in masked], "labels": [labels for _, labels in masked]}

@@ -1,4 +1,4 @@
-"""Pairs of segments: is the second the next one (BERT), are the two in order (ALBERT)."""
+"""Make pairs of segments for next-sentence (BERT) and sentence-order (ALBERT) prediction."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,54 +14,59 @@ from common.errors import InputError, tell
 
 from .masking import SPECIAL, word_marks
 
-PAIRS_SEED = 0  # not --seed: the pairs of evaluations are the same in every run
-Sentence = list[tuple[int, int]]  # sub-tokens with their marks
+PAIRS_SEED = 0  # not --seed: all runs evaluate on the same pairs
+Sentence = list[tuple[int, int]]  # tokens with their marks
 
 
 def to_pairs(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, length: int, objective: str) -> DatasetDict:
-    """Two segments a row of at most `length` sub-tokens: columns as of `to_blocks`, `token_type_ids` and `pair`.
+    """Make rows of two segments with at most `length` tokens.
 
-    A text is cut into runs of whole sentences, and each run in two at a random sentence. Of half the rows `pair` is 1:
-    under `mlm+nsp` the second segment is from another text (Devlin et al. 2019, https://arxiv.org/abs/1810.04805),
-    under `mlm+sop` the two are exchanged (Lan et al. 2020, https://arxiv.org/abs/1909.11942). Texts of one sentence
-    make no pair and are counted, and a last sentence that is left alone makes none. Raises `InputError` where fewer
-    than two texts are left.
+    Each text is cut into runs of whole sentences, and each run into two segments at a random sentence. Half of the rows
+    have `pair` 1. Under `mlm+nsp` their second segment comes from another text (Devlin et al. 2019,
+    https://arxiv.org/abs/1810.04805). Under `mlm+sop` their segments are swapped (Lan et al. 2020,
+    https://arxiv.org/abs/1909.11942). Texts of one sentence are skipped, and their number is printed.
+
+    Returns:
+        The splits with the columns of `to_blocks`, `token_type_ids` and `pair`.
+
+    Raises:
+        InputError: a split has fewer than two texts with two sentences.
     """
     before, between, after = _ends(tokenizer)
     room = length - len(before) - len(between) - len(after)
     features = Features(BLOCKS | {"token_type_ids": BLOCKS["marks"], "pair": Value("int64"), "row": Value("int64")})
-    made = {}
+    pairs = {}
     for split, rows in data.items():
         texts = [_sentences(text, tokenizer, room // 2) for text in rows["text"][:]]
         usable = [sentences for sentences in texts if len(sentences) > 1]
         if len(usable) < 2:
             raise InputError(
-                f"{split}: {len(usable)} texts of two sentences or more, from which pairs are made; give whole "
+                f"{split}: {len(usable)} texts of two sentences or more; pairs need at least 2; give whole "
                 "paragraphs or documents (--text_unit paragraph)"
             )
         if len(usable) < len(texts):
-            tell(f"{split}: {len(texts) - len(usable)} of {len(texts)} texts are one sentence and make no pair")
-        found = []
+            tell(f"{split}: {len(texts) - len(usable)} of {len(texts)} texts have one sentence and are left out")
+        pair_rows = []
         for first, second, pair in segments(usable, room, objective):
             ids, marks = (
                 [*ends[0], *[s[i] for s in first], *ends[1], *[s[i] for s in second], *ends[2]]
                 for i, ends in ((0, (before, between, after)), (1, _marks_of(before, between, after)))
             )
             types = [0] * (len(before) + len(first) + len(between)) + [1] * (len(second) + len(after))
-            found.append(
+            pair_rows.append(
                 {"input_ids": ids, "marks": marks, "lengths": [len(ids)], "token_type_ids": types, "pair": pair}
-                | {"row": len(found)}
+                | {"row": len(pair_rows)}
             )
-        made[split] = Dataset.from_list(found, features=features).with_format("numpy")
-    return DatasetDict(made)
+        pairs[split] = Dataset.from_list(pair_rows, features=features).with_format("numpy")
+    return DatasetDict(pairs)
 
 
 def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator[tuple[Sentence, Sentence, int]]:
-    """First segment, second segment, and whether the second is a random one (or the two are exchanged): 0 or 1.
+    """Yield first segment, second segment, and `pair`: 1 if the second is random or the two are swapped, else 0.
 
-    A sentence has at most half of `room`. What a random segment takes the place of begins the next pair.
+    A sentence has at most half of `room` tokens. Sentences replaced by a random segment begin the next pair.
     """
-    chance = np.random.default_rng(PAIRS_SEED)
+    rng = np.random.default_rng(PAIRS_SEED)
     for number, sentences in enumerate(texts):
         at = 0
         while at < len(sentences) - 1:
@@ -69,13 +74,13 @@ def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator
             while end < len(sentences) and size + len(sentences[end]) <= room:
                 size += len(sentences[end])
                 end += 1
-            cut = at + int(chance.integers(1, end - at))
+            cut = at + int(rng.integers(1, end - at))
             first = [token for sentence in sentences[at:cut] for token in sentence]
-            changed = bool(chance.random() < 0.5)
+            changed = bool(rng.random() < 0.5)
             if changed and objective == "mlm+nsp":
-                other = int(chance.integers(len(texts) - 1))
+                other = int(rng.integers(len(texts) - 1))
                 other += other >= number
-                begin = int(chance.integers(len(texts[other])))
+                begin = int(rng.integers(len(texts[other])))
                 second: Sentence = []
                 for sentence in texts[other][begin:]:
                     second = [*second, *sentence]
@@ -90,15 +95,15 @@ def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator
 
 
 def _sentences(text: str, tokenizer: PreTrainedTokenizerFast, longest: int) -> list[Sentence]:
-    found = []
+    sentences = []
     for ids, marks in encode(sentences_of(text), tokenizer, word_marks):
-        both = list(zip(ids, marks, strict=True))
-        found += [both[i : i + longest] for i in range(0, len(both), longest)]
-    return found
+        tokens = list(zip(ids, marks, strict=True))
+        sentences += [tokens[i : i + longest] for i in range(0, len(tokens), longest)]
+    return sentences
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int], list[int]]:
-    """The special tokens before, between and after the two texts of a pair."""
+    """Return the special tokens before, between and after the two texts of a pair."""
     one, other = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("a", "b"))
     whole = tokenizer("a", "b")["input_ids"]
     i = next(i for i in range(len(whole)) if whole[i : i + len(one)] == one)
@@ -111,24 +116,25 @@ def _marks_of(*ends: list[int]) -> tuple[list[int], ...]:
 
 
 def pair_scores(outputs: Iterable[Tensor]) -> Tensor | None:
-    """Return the scores (rows, 2) of the head for pairs among the outputs of a model; None if it has no such head."""
+    """Return the logits (rows, 2) of the pair head from the outputs of a model; None without a pair head."""
     return next((v for v in outputs if isinstance(v, Tensor) and v.ndim == 2 and v.shape[1] == 2), None)
 
 
 def check_pair_head(model: PreTrainedModel) -> None:
-    """Raise `InputError` unless the model has a head for pairs."""
+    """Raise `InputError` if the model has no pair head."""
     with torch.no_grad():
         if pair_scores(model(input_ids=torch.tensor([[1, 2, 3]], device=model.device)).values()) is None:
             raise InputError(
-                f"--objective: {type(model).__name__} has no head for pairs of segments; take a BERT or an ALBERT"
+                f"--objective: {type(model).__name__} has no head for pairs; give a BERT or ALBERT as "
+                "--model_name_or_path"
             )
 
 
 def pair_losses(outputs: tuple[Tensor, ...], pairs: Tensor, label_smoothing: float) -> Tensor:
-    """Compute the cross-entropy of each pair, (rows,), without label smoothing."""
+    """Compute the cross-entropy of each pair, (rows,); `label_smoothing` is ignored."""
     return F.cross_entropy(pair_scores(outputs).float(), pairs, reduction="none")
 
 
 def pair_hits(outputs: tuple[Tensor, ...], pairs: Tensor) -> Tensor:
-    """Return 1 for each pair that has the highest score, else 0; shape (rows,)."""
+    """Return 1 for each correct prediction of a pair, else 0; (rows,)."""
     return (pair_scores(outputs).argmax(-1) == pairs).long()

@@ -38,16 +38,18 @@ USAGE = """from transformers import pipeline
 
 fill = pipeline("fill-mask", model="{folder}")
 fill(f"The function returns a {{fill.tokenizer.mask_token}} of integers.")"""
-SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # of a new tokenizer
+# special tokens of a new tokenizer
+SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
 @dataclass
 class MlmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "peak of the schedule; 1e-3 in full, 5e-3 under LoRA, ... when not given"}
+        default=None,
+        metadata={"help": "peak learning rate; 1e-3 for full fine-tuning, 5e-3 for LoRA, ... if not given"},
     )
     num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows a device takes at a time"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows per device in a batch"})
 
 
 ARGUMENTS = (ModelArguments, models.ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)
@@ -56,9 +58,9 @@ ARGUMENTS = (ModelArguments, models.ScratchArguments, MlmDataArguments, TuningAr
 def encode(
     corpus: data.Corpus, loaded: models.LoadedModel, data_args: MlmDataArguments, args: MlmTrainingArguments
 ) -> tuple[DatasetDict, data.Blocks | None]:
-    """Encode the texts as rows of tokens, or of pairs of segments; return them, and how the model takes packed rows.
+    """Encode the texts as rows of tokens or of segment pairs; return them and the packing (None if not packed).
 
-    The training rows are masked anew in each epoch. All other splits are masked here, once.
+    The collator masks the training rows anew in each epoch. The other splits are masked here, once.
     """
     tokenizer, packing = loaded.tokenizer, None
     if data_args.objective == "mlm":
@@ -68,7 +70,7 @@ def encode(
         pairs.check_pair_head(loaded.model)
         rows = pairs.to_pairs(corpus.texts, tokenizer, data_args.max_seq_length, data_args.objective)
     if packing:
-        loaded.attn_implementation = "sdpa"  # the kernel that takes a mask of blocks
+        loaded.attn_implementation = "sdpa"  # this kernel supports block masks
     shares = data_args.mask_replaced, data_args.mask_random
     masker = masking.Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
     for split in rows.keys() - {"train"}:
@@ -80,11 +82,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
-    if args.learning_rate is None:  # that of full is high already
+    if args.learning_rate is None:  # the rate of full fine-tuning is already high
         args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
     in_pairs, length = data_args.objective != "mlm", data_args.max_seq_length
     if args.r_drop and in_pairs:
-        raise InputError("--r_drop: works with masked tokens alone; give --objective mlm")
+        raise InputError("--r_drop: does not support sentence pairs; give --objective mlm")
     set_seed(args.seed)
 
     # Data
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     texts = partial(corpus.training_texts, data_args)
     tokenizer = models.load_or_train_tokenizer(scratch_args, model_args, texts, SPECIAL, run.checkpoint)
     if tokenizer.mask_token is None:
-        raise InputError(f"{model_args.model_name_or_path}: its tokenizer has no mask token; choose an encoder")
+        raise InputError(f"{model_args.model_name_or_path}: no mask token; give an encoder as --model_name_or_path")
     auto_class = AutoModelForPreTraining if in_pairs else AutoModelForMaskedLM
     if scratch_args.from_scratch:
         loaded = models.new_model(auto_class, BertConfig, scratch_args, model_args, tokenizer, length, args.dropout)
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         options = {"quantize": tuning_args.quantize, "dropout": args.dropout}
         loaded = models.load_model(auto_class, model_args, None, length, **options)
         start_as_identity(loaded)
-    loaded.model.config.max_seq_length = length  # saved with the model, so that predict reads as much
+    loaded.model.config.max_seq_length = length  # saved with the model: predict reads as many tokens
     blocks, packing = encode(corpus, loaded, data_args, args)
     tuned = tune(loaded, tuning_args, None)  # peft has no name for this task
 

@@ -1,4 +1,4 @@
-"""Arguments on the rows of named entity recognition."""
+"""Data arguments of named entity recognition."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,25 @@ class NerDataArguments(DataArguments):
 
     text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
     label_column_name: str = field(
-        default="ner_tags", metadata={"help": "column with the list of BIO tags, one a word"}
+        default="ner_tags", metadata={"help": "column with the list of BIO tags, one per word"}
     )
     max_seq_length: int = field(
-        default=256, metadata={"help": "tokens in a window; longer texts take several", "resume": "fixed"}
+        default=256, metadata={"help": "tokens per window; a longer text gets several windows", "resume": "fixed"}
     )
     doc_stride: int | None = field(
         default=None,
-        metadata={"help": "tokens that neighbouring windows share; a quarter when not given", "resume": "fixed"},
+        metadata={
+            "help": "tokens that neighbouring windows share; a quarter of a window if not given",
+            "resume": "fixed",
+        },
     )
-    repair_bio: bool = field(default=False, metadata={"help": "read I-X that continues no X as B-X (IOB1 files)"})
+    repair_bio: bool = field(
+        default=False, metadata={"help": "read an I-X that does not continue an X entity as B-X (for IOB1 files)"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:
-            raise InputError(f"--doc_stride {self.doc_stride}: must lie between 0 and half of --max_seq_length")
+            raise InputError(f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length")

@@ -1,4 +1,4 @@
-"""Read tagged words in columns, the format of CoNLL 2002 and 2003."""
+"""Read tagged words from column files, the format of CoNLL 2002 and 2003."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,14 @@ from common.data import NOT_UTF8, READERS, Located, Readers, numbered_lines
 
 
 def read_conll(path: Path) -> Iterator[Located]:
-    """Yield the sentences of a file as rows of `tokens` and `ner_tags`, each with the place of its first word.
+    """Yield each sentence of a file as a row of `tokens` and `ner_tags`, with the line of its first word.
 
-    A line has a word in its first column and the tag in its last; columns are separated by tabs or blanks. An empty
-    line or `-DOCSTART-` ends a sentence.
+    The first column of a line holds the word, the last column holds the tag. Tabs or spaces separate the columns. An
+    empty line or `-DOCSTART-` ends a sentence.
     """
     tokens: list[str] = []
     tags: list[str] = []
-    first, columns, broken = "", 0, False
+    first_line, columns, broken = "", 0, False
     for where, text in numbered_lines(path):
         cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
         cells = [cell.strip() for cell in cells]
@@ -23,22 +23,22 @@ def read_conll(path: Path) -> Iterator[Located]:
             broken = True
         elif not text.strip() or cells[0] == "-DOCSTART-":
             if tokens and not broken:
-                yield first, {"tokens": tokens, "ner_tags": tags}
+                yield first_line, {"tokens": tokens, "ner_tags": tags}
             tokens, tags, broken = [], [], False
         elif len(cells) < 2 or (columns and len(cells) != columns) or not all(cells):
-            expected = f"the lines above have {columns}" if columns else "a word and its tag are needed"
+            expected = f"the lines above have {columns}" if columns else "a line needs a word and a tag"
             yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
             broken = True
         else:
             columns = columns or len(cells)
-            first = first if tokens else where
+            first_line = first_line if tokens else where
             tokens.append(cells[0])
             tags.append(cells[-1])
     if tokens and not broken:
-        yield first, {"tokens": tokens, "ner_tags": tags}
+        yield first_line, {"tokens": tokens, "ner_tags": tags}
 
 
-#: formats with a row a sentence
+#: formats with one sentence per row
 SENTENCES: Readers = READERS | dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll)
-#: the formats of training data, where a text file has a tag beside each word
+#: formats of training data; a .txt file has a tag beside each word
 TAGGED: Readers = SENTENCES | {".txt": read_conll}

@@ -1,11 +1,12 @@
-"""Find the entities in a file of texts with a model that `train` saved.
+"""Find the entities in a file of texts with a model saved by `train`.
 
     make predict RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
     python -m recipes.ner.predict --model outputs/ner --input texts.txt --output entities.jsonl
 
-The input is JSON Lines of {"text": ...} or {"tokens": [...]}, or a .txt file with a text a line. The output has the
-same rows in the same order, each with `entities`: label, text, start and end (characters of the text, or of the tokens
-joined by spaces) and score (mean probability of the tags of its words). Memory does not grow with the file.
+The input is JSON Lines of {"text": ...} or {"tokens": [...]}, or a .txt file with one text per line. The output has the
+same rows in the same order. Each row gets `entities`, a list of {label, text, start, end, score}. `start` and `end` are
+characters of the text, or of the tokens joined by spaces. `score` is the mean probability of the tags of the entity's
+words. Memory use does not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -36,44 +37,47 @@ ARGUMENTS = (NerPredictArguments,)
 
 
 class Tagger(Predictor):
-    """A saved model that tags words, in windows cut as in training. `batch_tokens` bounds a batch, padding included."""
+    """Tag words with a saved model, in windows cut as in training.
+
+    `batch_tokens` limits the tokens of a batch, padding included.
+    """
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
         super().__init__(AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision)
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
 
     def __call__(self, sentences: list[list[str]]) -> list[tuple[list[str], list[float]]]:
-        """For each word list the tag of each word and its probability."""
+        """Return, for each list of words, the tag of each word and the probability of the tag."""
         if not sentences:
             return []
         windows = cut_windows(sentences, self.tokenizer, self.max_length, self.doc_stride)
-        found: list = [None] * len(windows["input_ids"])
+        tagged: list = [None] * len(windows["input_ids"])
         for batch, logits in self.logits(windows):
             scores, tags = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
             for i, row_tags, row_scores in zip(batch, tags, scores, strict=True):
-                at = windows["positions"][i]
-                found[i] = (row_tags[at].tolist(), row_scores[at].tolist())
+                positions = windows["positions"][i]
+                tagged[i] = (row_tags[positions].tolist(), row_scores[positions].tolist())
         results: list[tuple[list[str], list[float]]] = [([], []) for _ in sentences]
-        for sentence, (tags, scores) in zip(windows["sentence"], found, strict=True):
+        for sentence, (tags, scores) in zip(windows["sentence"], tagged, strict=True):
             results[sentence][0].extend(self.labels[tag] for tag in tags)
             results[sentence][1].extend(scores)
         return results
 
 
 def check_row(row: Row) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an input row."""
+    """Yield a message for each error in an input row."""
     text, tokens = row.get("text"), row.get("tokens")
     if "entities" in row:
-        yield 'has "entities" already, which would be lost; rename that column'
+        yield 'already has "entities", which would be overwritten; rename that column'
     elif tokens is not None:
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token.strip() for token in tokens):
-            yield "tokens must be a list of texts that are not blank"
+            yield "tokens must be a list of non-blank texts"
     elif not isinstance(text, str):
         yield f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
 
 
 def words_of(row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a row and the character spans of its words."""
+    """Return the text of a row and the character span of each word."""
     if row.get("tokens") is None:
         return row["text"], split_words(row["text"])
     ends = accumulate(len(token) + 1 for token in row["tokens"])
@@ -82,7 +86,7 @@ def words_of(row: Row) -> tuple[str, list[tuple[int, int]]]:
 
 
 def with_entities(rows: list[Row], tagger: Tagger) -> Iterator[Row]:
-    """The rows, each with its `entities`."""
+    """Yield the rows with their `entities`."""
     texts = [words_of(row) for row in rows]
     tagged = tagger([[text[start:end] for start, end in spans] for text, spans in texts if spans])
     results = iter(tagged)

@@ -1,4 +1,4 @@
-"""Entity scores, the gazetteer baseline, and the table of results."""
+"""Entity scores, the gazetteer baseline and the printed table of results."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,22 +21,22 @@ _TAGS = datasets.Features(
 )
 
 
-#: an entity type of such a name would overwrite an average, or a baseline's score; it is called `type_macro` instead
+#: these entity types would overwrite an average or the baseline's score; their scores are named `type_macro_f1`, ...
 RESERVED = ("macro", "gazetteer")
 
 
 class StrictSeqeval(evaluate.Metric):
-    """Entity precision, recall and F1 of seqeval in strict IOB2 mode, per type, micro and macro; token accuracy.
+    """Compute precision, recall and F1 of entities with seqeval in strict IOB2 mode, and the accuracy of tags.
 
-    `compute(predictions=..., references=...)` takes lists of tag sequences, one tag a word. An entity counts when its
-    first word, last word and type are all right. A predicted `I-X` that continues no `X` is no part of any entity, as
-    in seqeval's strict mode; `invalid_predicted_tags` counts the `I-X` that follow neither `B-X` nor `I-X`. Returns
+    `compute(predictions=..., references=...)` takes lists of tag sequences, one tag per word. An entity is correct when
+    its first word, last word and type are correct. As in seqeval's strict mode, a predicted `I-X` that does not
+    continue an `X` belongs to no entity. `compute` returns
 
         precision recall f1                      micro averages over all entities
         macro_precision macro_recall macro_f1    means over the types
-        accuracy                                 share of words with the right tag, O included
+        accuracy                                 share of words with the correct tag, O included
         TYPE_precision TYPE_recall TYPE_f1 TYPE_support
-        invalid_predicted_tags
+        invalid_predicted_tags                   predicted `I-X` that follow neither `B-X` nor `I-X`
 
     Works across processes like any `evaluate.Metric`. seqeval: Nakayama 2018, https://github.com/chakki-works/seqeval;
     the score: Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419/.
@@ -49,8 +49,8 @@ class StrictSeqeval(evaluate.Metric):
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
         if not any(tag != "O" for tags in (*references, *predictions) for tag in tags):
-            nothing = dict.fromkeys(("precision", "recall", "f1"), 0.0)
-            return nothing | {f"macro_{k}": 0.0 for k in nothing} | {"accuracy": 1.0, "invalid_predicted_tags": 0}
+            zeros = dict.fromkeys(("precision", "recall", "f1"), 0.0)
+            return zeros | {f"macro_{k}": 0.0 for k in zeros} | {"accuracy": 1.0, "invalid_predicted_tags": 0}
         report = classification_report(
             references, predictions, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
         )
@@ -74,14 +74,20 @@ class StrictSeqeval(evaluate.Metric):
 
 
 def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
-    """Return one list of tags a sentence from `values`, arrays of label ids a window."""
+    """Return the tags of each sentence. `values` holds an array of label ids for each window."""
     return [[labels[i] for i in ids] for ids in stitch(windows["sentence"], values, prediction.label_ids)]
 
 
 def stitch(sentence_of: Iterable[int], values: Iterable[np.ndarray], labels: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Per sentence the values of its words, from windows: `values[i]` where `labels[i]` is not -100, window by window.
+    """Join the values of windows to one array per sentence.
 
-    `sentence_of` gives each window's sentence, windows in order; `values` and `labels` are arrays of equal length.
+    Args:
+        sentence_of: index of the sentence of each window. The windows of a sentence are in order.
+        values: an array for each window, one value per token.
+        labels: label ids, in the same shape. Tokens with the label -100 are skipped.
+
+    Returns:
+        An array for each sentence, one value per word.
     """
     parts: dict[int, list[np.ndarray]] = defaultdict(list)
     for sentence, value, label in zip(sentence_of, values, labels, strict=True):
@@ -90,7 +96,10 @@ def stitch(sentence_of: Iterable[int], values: Iterable[np.ndarray], labels: Ite
 
 
 class Gazetteer:
-    """Baseline: tags what was tagged in training, the longest match first, with the type it had most often."""
+    """Tag the entities of the training rows wherever their words occur (baseline).
+
+    The longest match wins. An entity gets its most frequent type.
+    """
 
     def __init__(self, sentences: list[list[str]], tags: list[list[str]]):
         types: dict[tuple[str, ...], Counter] = defaultdict(Counter)
@@ -101,7 +110,7 @@ class Gazetteer:
         self.longest = max(map(len, self.types), default=0)
 
     def tag(self, words: list[str]) -> list[str]:
-        """One tag a word."""
+        """Return a tag for each word."""
         tags: list[str] = []
         while len(tags) < len(words):
             i = len(tags)
@@ -116,14 +125,14 @@ class Gazetteer:
 
 
 def gazetteer_f1(train: Dataset, test: Dataset, metric: StrictSeqeval) -> float:
-    """Return the F1 of the baseline on the test rows."""
+    """Return the F1 of the gazetteer of the training rows on the test rows."""
     gazetteer = Gazetteer(train["tokens"][:], train["ner_tags"][:])
     predicted = [gazetteer.tag(words) for words in test["tokens"][:]]
     return metric.compute(predictions=predicted, references=test["ner_tags"][:])["f1"]
 
 
 def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
-    """The rows of a split with their predicted tags, and the positions where these differ from the gold ones."""
+    """Yield the rows of a split with `predicted_tags` and `differ_at`, the positions of the wrong tags."""
     for row, tags in zip(rows, predicted, strict=True):
         differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
         kept = {name: row[name] for name in ("id", "tokens", "ner_tags")}
@@ -131,7 +140,7 @@ def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
 
 
 def print_scores(metrics: dict[str, float], split: str) -> None:
-    """A line for each entity type, the averages, and the baseline where it was scored."""
+    """Print the scores of each entity type, the averages, and the baseline if `metrics` has one."""
     keys = ("precision", "recall", "f1")
     types = [
         k.removeprefix(f"{split}_").removesuffix("_support")
@@ -144,5 +153,5 @@ def print_scores(metrics: dict[str, float], split: str) -> None:
     rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
     if f"{split}_gazetteer_f1" in metrics:
         rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
-    tell(f"\n{split} scores, entities in strict IOB2 (seqeval)")
+    tell(f"\n{split} scores of entities (seqeval, strict IOB2)")
     print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)

@@ -43,10 +43,10 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 @dataclass
 class NerTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
+        default=None, metadata={"help": "2e-4 for full fine-tuning, 2e-3 for LoRA, ... if not given"}
     )
     num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
-    metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
+    metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 
 
 ARGUMENTS = (ModelArguments, NerDataArguments, TuningArguments, NerTrainingArguments)
@@ -60,7 +60,7 @@ def encode(
     max_seq_length: int,
     doc_stride: int,
 ) -> dict[str, list]:
-    """Encode sentences as windows with `labels`: the tag of a word at its first token in one window, else -100."""
+    """Encode sentences as windows with `labels`: the tag at the first token of each word, -100 elsewhere."""
     windows = cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride)
     windows["labels"] = []
     tags = [iter(sequence) for sequence in rows["ner_tags"]]
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     loaded = load_model(AutoModelForTokenClassification, model_args, label_names(data, "ner_tags"), length, **options)
     config = loaded.model.config
     cut = {"max_seq_length": length, "doc_stride": data_args.doc_stride}
-    config.update(cut)  # saved with the model, so that predict cuts the same windows
+    config.update(cut)  # saved with the model: predict cuts the same windows
     windows = data.map(
         encode,
         batched=True,
@@ -133,8 +133,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        own = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
-        metrics |= run.save_scores(trainer, "test", output.metrics, own)
+        baseline = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
+        metrics |= run.save_scores(trainer, "test", output.metrics, baseline)
         predicted = scoring.tag_sequences(windows["test"], output.predictions, output, labels)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), scoring.compare(data["test"], predicted))
     scoring.print_scores(metrics, scored)

@@ -1,4 +1,4 @@
-"""Arguments on the rows of question answering."""
+"""Data arguments of question answering."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +15,21 @@ class QaDataArguments(DataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     question_column_name: str = field(default="question", metadata={"help": "column with the question"})
-    context_column_name: str = field(default="context", metadata={"help": "column with the text to find it in"})
+    context_column_name: str = field(default="context", metadata={"help": "column with the text that holds the answer"})
     answer_column_name: str = field(
         default="answers", metadata={"help": "column with the answers, {text: [...], answer_start: [...]}"}
     )
     fix_answer_offsets: bool = field(
         default=False,
-        metadata={"help": "correct the offset of an answer that stands elsewhere in its context, but once"},
+        metadata={"help": "correct a wrong answer_start when the answer occurs exactly once in the context"},
     )
     max_seq_length: int = field(
-        default=384, metadata={"help": "tokens in a window; longer texts take several", "resume": "fixed"}
+        default=384, metadata={"help": "tokens per window; a longer text gets several windows", "resume": "fixed"}
     )
     doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share", "resume": "fixed"})
-    max_question_length: int = field(default=64, metadata={"help": "tokens of a question that are read"})
-    max_answer_length: int = field(default=30, metadata={"help": "tokens that an answer may have"})
-    f1_unit: str = field(default="word", metadata={"help": "what F1 counts: word, or character (Chinese, Japanese)"})
+    max_question_length: int = field(default=64, metadata={"help": "tokens read from a question; the rest is cut"})
+    max_answer_length: int = field(default=30, metadata={"help": "maximum tokens of a predicted answer"})
+    f1_unit: str = field(default="word", metadata={"help": "unit of F1: word, or character (Chinese, Japanese)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,8 +37,8 @@ class QaDataArguments(DataArguments):
             raise InputError(f"--f1_unit {self.f1_unit}: must be {' or '.join(UNITS)}")
         if min(self.doc_stride, self.max_question_length, self.max_answer_length) < 1:
             raise InputError("--doc_stride, --max_question_length and --max_answer_length must be at least 1")
-        if self.max_question_length + self.doc_stride + 8 > self.max_seq_length:  # 8: special tokens, and some step
+        if self.max_question_length + self.doc_stride + 8 > self.max_seq_length:  # 8: special tokens, a short step
             raise InputError(
-                f"--max_seq_length {self.max_seq_length}: too short for a question of {self.max_question_length} "
-                f"tokens and windows that share {self.doc_stride}; lower --max_question_length or --doc_stride"
+                f"--max_seq_length {self.max_seq_length}: too short for questions of {self.max_question_length} "
+                f"tokens and an overlap of {self.doc_stride}; raise it, or lower --max_question_length or --doc_stride"
             )

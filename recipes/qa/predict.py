@@ -1,12 +1,13 @@
-"""Answer a file of questions, each from its own text, with a model that `train` saved.
+"""Answer a file of questions, each from its context, with a model saved by `train`.
 
     make predict RECIPE=qa MODEL=outputs/qa INPUT=questions.jsonl OUTPUT=answers.jsonl
     python -m recipes.qa.predict --model outputs/qa --input questions.jsonl --output answers.jsonl --n_best 5
 
-The input has rows of `question` and `context` (.jsonl .json .csv .parquet, or the nested .json of SQuAD, whose answers
-are left alone). The output has the same rows in the same order, each with `answer` (empty where the model finds none),
-`score` (its probability among the best spans and "no answer"), `start` and `end` (characters of the context, null
-without an answer); with `--n_best` also a list of the best answers. Memory does not grow with the file.
+The input has rows of `question` and `context` (.jsonl .json .csv .parquet, or the nested .json of SQuAD). The output
+has the same rows in the same order. Each row gets `answer`, `score`, `start` and `end`, and with `--n_best` a list of
+the best answers. `answer` is empty if the model finds no answer. `score` is the probability of the answer among the
+best spans and "no answer". `start` and `end` are characters of the context, or null without an answer. Memory use does
+not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -34,19 +35,22 @@ class QaPredictArguments(PredictArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
     )
-    n_best: int = field(default=0, metadata={"help": "write so many of the best answers of each question"})
+    n_best: int = field(default=0, metadata={"help": "number of best answers to write for each question"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.n_best <= CANDIDATES:
-            raise InputError(f"--n_best {self.n_best}: must lie between 0 and {CANDIDATES}")
+            raise InputError(f"--n_best {self.n_best}: must be between 0 and {CANDIDATES}")
 
 
 ARGUMENTS = (QaPredictArguments,)
 
 
 class Reader(Predictor):
-    """A saved model that answers questions from texts, in windows cut as in training."""
+    """Answer questions from contexts with a saved model, in windows cut as in training.
+
+    `batch_tokens` limits the tokens of a batch, padding included.
+    """
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
         super().__init__(AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision)
@@ -56,59 +60,61 @@ class Reader(Predictor):
         self.threshold = getattr(self.config, "no_answer_threshold", None)
 
     def __call__(self, questions: list[str], contexts: list[str]) -> list[list[Row]]:
-        """For each question its best answers, the best first: `answer`, `score`, `start` and `end`."""
+        """Return the best answers of each question, the best first, with `answer`, `score`, `start` and `end`."""
         if not questions:
             return []
         limits = self.max_length, self.doc_stride, self.max_question_length
         windows = cut_windows(questions, contexts, self.tokenizer, *limits)
-        found = np.zeros((len(windows["row"]), 1 + 4 * CANDIDATES), np.float32)
+        candidates = np.zeros((len(windows["row"]), 1 + 4 * CANDIDATES), np.float32)
         for batch, outputs in self.outputs(windows):
             logits = (outputs.start_logits.float(), outputs.end_logits.float())
             begins, sizes = [windows["begin"][i] for i in batch], [len(windows["starts"][i]) for i in batch]
             outside = ~context_mask(begins, sizes, logits[0].shape[1]).to(self.device)
             kept = best_positions(tuple(part.masked_fill(outside, float("-inf")) for part in logits))
-            found[batch] = kept.cpu().numpy()
+            candidates[batch] = kept.cpu().numpy()
         columns = {name: windows[name] for name in ("row", "begin", "starts", "ends")}
-        spans = best_spans(found, Dataset.from_dict(columns), self.max_answer_length)
+        spans = best_spans(candidates, Dataset.from_dict(columns), self.max_answer_length)
         return list(ranked(contexts, spans, self.threshold))
 
 
 def ranked(contexts: list[str], spans: Spans, threshold: float | None) -> Iterator[list[Row]]:
-    """For each context the answers by falling score, "no answer" among them where there is a threshold for it.
+    """Yield the answers from each context, sorted by score; with a threshold, "no answer" is one of them.
 
-    Scores are softmax probabilities over this list, in which "no answer" stands where the threshold puts it.
+    The scores are softmax probabilities over this list. The threshold is subtracted from the logits of "no answer".
     """
     for i, context in enumerate(contexts):
-        own = slice(spans.first[i], spans.first[i + 1])
-        scores = spans.score[own].tolist()
-        places = list(zip(spans.start[own].tolist(), spans.end[own].tolist(), strict=True))
+        of_context = slice(spans.first[i], spans.first[i + 1])
+        scores = spans.score[of_context].tolist()
+        places = list(zip(spans.start[of_context].tolist(), spans.end[of_context].tolist(), strict=True))
         if threshold is not None or not scores:
             scores.append(float(spans.null[i]) - (threshold or 0.0))
             places.append(None)
-        shares = np.exp(np.array(scores) - max(scores))
-        shares /= shares.sum()
+        probabilities = np.exp(np.array(scores) - max(scores))
+        probabilities /= probabilities.sum()
         options = []
-        for at in np.argsort(-shares, kind="stable"):
-            start, end = trimmed(context, *places[at]) if places[at] else (None, None)
+        for best in np.argsort(-probabilities, kind="stable"):
+            start, end = trimmed(context, *places[best]) if places[best] else (None, None)
             answer = "" if start is None else context[start:end]
-            options.append({"answer": answer, "score": round(float(shares[at]), 4), "start": start, "end": end})
+            options.append(
+                {"answer": answer, "score": round(float(probabilities[best]), 4), "start": start, "end": end}
+            )
         yield options
 
 
 def check_row(row: Row) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an input row."""
+    """Yield a message for each error in an input row."""
     for name in WRITTEN:
         if name in row:
-            yield f'has "{name}" already, which would be lost; rename that column'
+            yield f'already has "{name}", which would be overwritten; rename that column'
     for name in ("question", "context"):
         if not isinstance(row.get(name), str) or not row[name].strip():
-            yield f'needs "{name}" (a text that is not blank); columns here: {", ".join(map(str, row)) or "none"}'
+            yield f'needs "{name}" (a non-blank text); columns here: {", ".join(map(str, row)) or "none"}'
 
 
 def with_answers(rows: list[Row], reader: Reader, n_best: int = 0) -> Iterator[Row]:
-    """The rows, each with `answer`, `score`, `start` and `end`, and `n_best` of them where asked for."""
-    found = reader([row["question"] for row in rows], [row["context"] for row in rows])
-    for row, options in zip(rows, found, strict=True):
+    """Yield the rows with `answer`, `score`, `start` and `end`, and with the list `n_best` if `n_best` is above 0."""
+    answers = reader([row["question"] for row in rows], [row["context"] for row in rows])
+    for row, options in zip(rows, answers, strict=True):
         yield row | options[0] | ({"n_best": options[:n_best]} if n_best else {})
 
 

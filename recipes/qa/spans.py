@@ -1,4 +1,4 @@
-"""Windows over contexts, answers as positions in them, and the best spans of characters from a model's scores."""
+"""Cut windows over contexts, label answers as token positions, and select the best spans from logits."""
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import tell, warn
 
-#: starts and ends of a window that leave the device
+#: number of starts and of ends that an evaluation keeps of a window
 CANDIDATES = 20
-#: position whose scores stand for "no answer": the first, in most models the classification token
+#: position whose logits score "no answer": the first token, in most models the classification token
 NULL = 0
 NOT_POSSIBLE = float("-inf")
 
@@ -30,16 +30,17 @@ def cut_windows(
     doc_stride: int,
     max_question_length: int,
 ) -> dict[str, list]:
-    """Encode question and context together, long contexts in windows that overlap by `doc_stride` sub-tokens.
+    """Encode questions with their contexts, long contexts in windows that overlap by `doc_stride` tokens.
 
-    As in Devlin et al. 2019, https://arxiv.org/abs/1810.04805. A question keeps its first `max_question_length`
-    sub-tokens. Returns the columns of the tokenizer, one row a window, windows of a context one after the other, and
+    As in Devlin et al. 2019, https://arxiv.org/abs/1810.04805. A question keeps its first `max_question_length` tokens.
 
-        row               index of the question
-        begin             position in `input_ids` of the first sub-token of the context
-        starts, ends      first character, and the one after the last, of each sub-token of the context in this window:
-                          whole graphemes, so that an accent which the tokenizer drops stays with its letter
-        question_cut      whether the question lost its end
+    Returns:
+        The columns of the tokenizer, one row per window, the windows of a context in order, with more columns:
+        row: index of the question.
+        begin: position in `input_ids` of the first token of the context.
+        starts, ends: first character, and the character after the last, of each context token in the window. The
+            characters form whole graphemes: an accent that the tokenizer drops stays with its letter.
+        question_cut: whether the question was cut.
     """
     questions, cut = _cut_questions(questions, tokenizer, max_question_length)
     encoded = tokenizer(
@@ -55,14 +56,14 @@ def cut_windows(
         name: encoded[name] for name in encoded if name not in ("overflow_to_sample_mapping", "offset_mapping")
     }
     columns |= {"row": encoded["overflow_to_sample_mapping"], "begin": [], "starts": [], "ends": []}
-    whole = None
+    graphemes = None
     for window, row in enumerate(columns["row"]):
         if window == 0 or row != columns["row"][window - 1]:
-            whole = _graphemes(contexts[row])
+            graphemes = _graphemes(contexts[row])
         in_context = [i for i, part in enumerate(encoded.sequence_ids(window)) if part == 1]
         begin, end = (in_context[0], in_context[-1] + 1) if in_context else (1, 1)
         offsets = np.array(encoded["offset_mapping"][window][begin:end], dtype=np.int64).reshape(-1, 2)
-        starts, ends = offsets.T if whole is None else (whole[0][offsets[:, 0]], whole[1][offsets[:, 1]])
+        starts, ends = offsets.T if graphemes is None else (graphemes[0][offsets[:, 0]], graphemes[1][offsets[:, 1]])
         columns["begin"].append(begin)
         columns["starts"].append(starts.tolist())
         columns["ends"].append(ends.tolist())
@@ -77,7 +78,7 @@ def _cut_questions(questions: list[str], tokenizer: PreTrainedTokenizerFast, len
 
 
 def _graphemes(text: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """For each character offset where its grapheme begins, and, as an end, where the last one before it ends."""
+    """Return, for each character offset, the begin of its grapheme and the end of the grapheme before it."""
     if text.isascii():
         return None
     begins = np.array([match.start() for match in regex.finditer(r"\X", text)] + [len(text)])
@@ -88,9 +89,10 @@ def _graphemes(text: str) -> tuple[np.ndarray, np.ndarray] | None:
 def positions(
     starts: list[int], ends: list[int], start: int, end: int, first: bool, last: bool
 ) -> tuple[int, int] | None:
-    """Which of a window's context sub-tokens hold the first and the last of the characters from `start` to `end`.
+    """Return the context tokens of a window that hold the first and the last character from `start` to `end`.
 
-    None where the window does not hold them all. `first` and `last` say whether the window is that of its context.
+    Returns None if the window does not hold all characters. `first` and `last` tell whether the window is the first or
+    the last window of its context.
     """
     if not starts or (start < starts[0] and not first) or (end > ends[-1] and not last):
         return None
@@ -99,17 +101,16 @@ def positions(
 
 
 def trimmed(context: str, start: int, end: int) -> tuple[int, int]:
-    """The span without the blanks at its ends, which some tokenizers count to their sub-tokens."""
+    """Remove the spaces at both ends of a span; some tokenizers include spaces in their tokens."""
     text = context[start:end]
     return end - len(text.lstrip()) if text.strip() else start, start + len(text.rstrip())
 
 
 def label_windows(windows: dict[str, list], answers: list[dict], indices: list[int]) -> dict[str, list]:
-    """Add `labels`, `lost` and `row` to windows of `cut_windows`.
+    """Add `labels` and `lost` to the windows of `cut_windows`, and replace `row` by its value in `indices`.
 
-    `labels` are the positions of the first and the last token of the first answer: `NULL` twice in a window that does
-    not hold it, and -100 twice if no window of the context holds it as a whole, which makes the row `lost`. `row` is
-    the number of the question among `indices`.
+    `labels` holds the positions of the first and the last token of the first answer. In a window without the answer,
+    both labels are `NULL`. If no window of the context holds the whole answer, the row is `lost` and both are -100.
     """
     labels, answered, of = [], set(), windows["row"]
     context = (windows[name] for name in ("begin", "starts", "ends"))
@@ -119,21 +120,21 @@ def label_windows(windows: dict[str, list], answers: list[dict], indices: list[i
             start = answers[row]["answer_start"][0]
             end = start + len(answers[row]["text"][0])
             first, last = i == 0 or of[i - 1] != row, i + 1 == len(of) or of[i + 1] != row
-            found = positions(starts, ends, start, end, first, last)
-            if found is not None:
-                labels[-1] = [begin + position for position in found]
+            tokens = positions(starts, ends, start, end, first, last)
+            if tokens is not None:
+                labels[-1] = [begin + position for position in tokens]
                 answered.add(row)
     windows["lost"] = [bool(answers[row]["text"]) and row not in answered for row in of]
-    windows["labels"] = [[-100, -100] if lost else own for own, lost in zip(labels, windows["lost"], strict=True)]
+    windows["labels"] = [[-100, -100] if lost else pair for pair, lost in zip(labels, windows["lost"], strict=True)]
     windows["row"] = [indices[row] for row in of]
     return windows
 
 
 @dataclass
 class SpanCollator:
-    """Batches of windows, padded to the longest, with `labels` (windows, 2) and a `context_mask` (windows, length).
+    """Pad windows to a batch with `labels` (windows, 2) and `context_mask` (windows, length).
 
-    The mask is True where an answer may begin or end: on the context, and at `NULL`, which says that there is none.
+    The mask is True where an answer may begin or end: in the context and at `NULL`, the position of "no answer".
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -157,27 +158,27 @@ class SpanCollator:
 
 
 def print_limits(windows: Dataset, rows: int) -> None:
-    """Say how many windows the training rows make, and what the limits on lengths left out."""
+    """Print the number of training windows; warn of questions that are cut and of answers that are lost."""
     columns = windows.select_columns(["row", "question_cut", "lost"]).with_format("numpy")[:]
     cut, lost = (len(np.unique(columns["row"][columns[name]])) for name in ("question_cut", "lost"))
     tell(f"training: {rows} questions in {len(windows)} windows")
     if cut:
-        warn(f"{cut} questions are longer than --max_question_length, so their ends are not read")
+        warn(f"{cut} questions are longer than --max_question_length and are cut; raise --max_question_length")
     if lost:
-        warn(f"{lost} answers lie in no window as a whole and are not learned; raise --doc_stride or --max_seq_length")
+        warn(f"{lost} answers fit in no window and are not learned; raise --doc_stride or --max_seq_length")
 
 
 def context_mask(begins: list[int], sizes: list[int], length: int) -> Tensor:
-    """True at the context and at `NULL`; shape (windows, length)."""
+    """Return a mask (windows, length) that is True in the context and at `NULL`."""
     at, begin = torch.arange(length), torch.tensor(begins)[:, None]
     return (at == NULL) | ((at >= begin) & (at < begin + torch.tensor(sizes)[:, None]))
 
 
 def answer_in_context(model: nn.Module) -> None:
-    """Let `model` take a `context_mask`, and set its scores to minus infinity where that is False.
+    """Make `model` accept a `context_mask` and set its logits to minus infinity where the mask is False.
 
-    Padding then has no share in the loss, so that it does not depend on which windows make a batch; and no answer
-    begins or ends in the question.
+    The loss then excludes padding and does not depend on the other windows of a batch. No answer begins or ends in the
+    question.
     """
 
     def take(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
@@ -195,9 +196,15 @@ def answer_in_context(model: nn.Module) -> None:
 
 
 def span_losses(logits: tuple[Tensor, Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of first and last position, each of shape (windows, length) in `logits`; the shape of `labels`.
+    """Compute the cross-entropy of the first and the last position of each answer.
 
-    0 where the label is -100. Label smoothing gives each possible position a share.
+    Args:
+        logits: logits of starts and of ends, each (windows, length).
+        labels: positions (windows, 2); the loss is 0 where the label is -100.
+        label_smoothing: share of the target that is spread over all positions with finite logits.
+
+    Returns:
+        The losses, (windows, 2).
     """
     scores = torch.stack(logits, dim=1)
     logs = F.log_softmax(scores.float(), dim=-1)
@@ -210,17 +217,17 @@ def span_losses(logits: tuple[Tensor, Tensor], labels: Tensor, label_smoothing: 
 
 
 def best_positions(logits: tuple[Tensor, Tensor], labels: Tensor | None = None) -> Tensor:
-    """What an evaluation keeps of a window: the score of "no answer", and the best starts and ends with their scores.
+    """Select the best starts and ends of each window, and the score of "no answer".
 
-    From logits of (windows, length) to (windows, 1 + 4 x `CANDIDATES`), whatever the length: score of no answer,
-    scores of starts, starts, scores of ends, ends.
+    Evaluation keeps only this array (windows, 1 + 4 x `CANDIDATES`) of the logits, each (windows, length). The columns:
+    score of "no answer", scores of starts, starts, scores of ends, ends.
     """
     kept = [sum(part[:, NULL] for part in logits).float()[:, None]]
     for part in logits:
         part = part.float().clone()
         part[:, NULL] = NOT_POSSIBLE
-        found = part.topk(min(CANDIDATES, part.shape[1]), dim=-1)
-        for values, fill in ((found.values, NOT_POSSIBLE), (found.indices.float(), 0.0)):
+        best = part.topk(min(CANDIDATES, part.shape[1]), dim=-1)
+        for values, fill in ((best.values, NOT_POSSIBLE), (best.indices.float(), 0.0)):
             kept.append(F.pad(values, (0, CANDIDATES - values.shape[1]), value=fill))
     return torch.cat(kept, dim=1)
 
@@ -229,8 +236,11 @@ def best_positions(logits: tuple[Tensor, Tensor], labels: Tensor | None = None) 
 class Spans:
     """The best spans of each question, the best first, as flat arrays.
 
-    `first[i]` to `first[i + 1]` are those of question i: `start` and `end` are characters of its context, `score` the
-    sum of the two logits. `null` has the score of "no answer", one a question.
+    Attributes:
+        start, end: characters of the context.
+        score: sum of the logits of start and end.
+        first: the spans of question i are those from `first[i]` to `first[i + 1]`.
+        null: score of "no answer" of each question.
     """
 
     start: np.ndarray
@@ -240,7 +250,7 @@ class Spans:
     null: np.ndarray
 
     def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Start, end and score of the best span of each question; 0, 0 and minus infinity where there is none."""
+        """Return start, end and score of the best span of each question; 0, 0 and minus infinity without a span."""
         any_ = self.first[:-1] < self.first[1:]
         at = np.where(any_, self.first[:-1], 0)
         if not len(self.start):
@@ -249,17 +259,23 @@ class Spans:
 
 
 def best_spans(
-    found: np.ndarray,
+    candidates: np.ndarray,
     windows: Dataset,
     max_answer_length: int,
     n_best: int = CANDIDATES,
     at_once: int = 4096,
 ) -> Spans:
-    """The `n_best` spans of each question over all its windows, in numpy throughout.
+    """Return the best spans of each question over all its windows.
 
-    `found` has a row of `best_positions` for each row of `windows`, which has the columns of `cut_windows` with
-    questions numbered 0, 0, 1, ... No span has more than `max_answer_length` sub-tokens. "No answer" scores as in the
-    window where it scores least (Devlin et al. 2019; https://github.com/google-research/bert run_squad.py).
+    The score of "no answer" is its lowest score over the windows of a question (Devlin et al. 2019;
+    https://github.com/google-research/bert run_squad.py).
+
+    Args:
+        candidates: a row of `best_positions` for each window.
+        windows: the columns of `cut_windows`; `row` numbers the questions 0, 0, 1, ...
+        max_answer_length: maximum tokens of a span.
+        n_best: maximum spans of a question.
+        at_once: windows processed at a time, which bounds memory.
     """
     columns = windows.select_columns(["row", "begin", "starts", "ends"]).with_format("arrow")[:]
     row, begin = (columns[name].to_numpy() for name in ("row", "begin"))
@@ -268,9 +284,9 @@ def best_spans(
     sizes = pc.list_value_length(lists[0]).to_numpy()
     tokens_before = np.cumsum(sizes) - sizes
     parts = []
-    for low in range(0, len(found), at_once):
+    for low in range(0, len(candidates), at_once):
         part = slice(low, low + at_once)
-        starts, ends = found[part, 1 : 2 * CANDIDATES + 1], found[part, 2 * CANDIDATES + 1 :]
+        starts, ends = candidates[part, 1 : 2 * CANDIDATES + 1], candidates[part, 2 * CANDIDATES + 1 :]
         scores = starts[:, :CANDIDATES, None] + ends[:, None, :CANDIDATES]
         first, last = (x[:, CANDIDATES:].astype(np.int32) for x in (starts, ends))
         length = last[:, None, :] - first[:, :, None]
@@ -289,7 +305,7 @@ def best_spans(
             )
         )
     rows, score, start, end = (np.concatenate(x) for x in zip(*parts, strict=True))
-    order = np.lexsort((-score, end, start, rows))  # windows that overlap find the same span twice
+    order = np.lexsort((-score, end, start, rows))  # overlapping windows yield the same span twice
     rows, score, start, end = (x[order] for x in (rows, score, start, end))
     new = np.ones(len(rows), bool)
     new[1:] = (np.diff(rows) != 0) | (np.diff(start) != 0) | (np.diff(end) != 0)
@@ -306,5 +322,5 @@ def best_spans(
         end[keep],
         score[keep],
         first=np.r_[0, np.cumsum(sizes)],
-        null=np.minimum.reduceat(found[:, 0], opens),
+        null=np.minimum.reduceat(candidates[:, 0], opens),
     )

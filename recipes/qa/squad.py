@@ -1,4 +1,4 @@
-"""Read questions on texts, in the nested JSON of SQuAD or as flat rows; check them, and correct their offsets."""
+"""Read questions and contexts from SQuAD's nested JSON or from flat rows, check them, and correct offsets."""
 
 import json
 import re
@@ -20,11 +20,11 @@ NESTED = re.compile(r'\s*\{\s*"(version|data)"')
 
 
 def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
-    """Yield rows of `id`, `title`, `context`, `question` and `answers`, each with its place.
+    """Yield rows of `id`, `title`, `context`, `question` and `answers`, each with its file and line.
 
-    Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows of any
-    format. The answers of a flat row, in column `answers`, are `{"text": [...], "answer_start": [...]}` or a list of
-    `{"text", "answer_start"}`, in a CSV cell as JSON.
+    Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows in any
+    format. The column `answers` of a flat row holds `{"text": [...], "answer_start": [...]}` or a list of
+    `{"text", "answer_start"}`. A CSV cell holds either as JSON.
     """
     path = Path(path)
     rows = _nested(path) if path.suffix.lower() == ".json" else None
@@ -40,13 +40,16 @@ def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
         impossible, given = row.get("is_impossible"), row.get(answers)
         texts = given.get("text") if isinstance(given, dict) else None
         if isinstance(impossible, bool) and isinstance(texts, list) and impossible == bool(texts):
-            yield where, f"is_impossible is {str(impossible).lower()}, but {len(texts)} answers are given"
+            yield (
+                where,
+                f"is_impossible is {str(impossible).lower()}, but the row has {len(texts)} answers; correct either",
+            )
             continue
         yield where, row
 
 
 def load_questions(args: DataArguments) -> DatasetDict:
-    """Load the splits with columns `question`, `context` and `answers`, every row checked and offsets corrected."""
+    """Load and check the splits with columns `question`, `context` and `answers`; on request correct offsets."""
     columns = {
         "question": args.question_column_name,
         "context": args.context_column_name,
@@ -56,15 +59,18 @@ def load_questions(args: DataArguments) -> DatasetDict:
     read = partial(read_squad, answers=args.answer_column_name)
     data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context").map(fix_offsets)
     if args.fix_answer_offsets:
-        tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} answers moved")
+        tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} offsets corrected")
     answered = {name: [bool(answers["text"]) for answers in split["answers"]] for name, split in data.items()}
     if all(answered["validation"]) and not all(answered["train"] + answered.get("test", [])):
-        warn("each validation question has an answer, so the model will answer each question; give some that have none")
+        warn(
+            "each validation question has an answer, so the model will answer every question; add "
+            "unanswerable questions to --validation_file"
+        )
     return data
 
 
 def as_lists(answers: Any) -> Any:
-    """`{"text": [...], "answer_start": [...]}` from the other ways to write answers; what is none of them as it is."""
+    """Convert answers to `{"text": [...], "answer_start": [...]}`; return values in unknown formats unchanged."""
     if isinstance(answers, str):
         try:
             answers = parse_json(answers)
@@ -78,18 +84,18 @@ def as_lists(answers: Any) -> Any:
 
 
 def _nested(path: Path) -> Iterator[Located] | None:
-    """The questions of a nested file; None where the file is not nested."""
+    """Return the questions of a nested file; None if the file is not nested."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        found = parse_json(text)
+        content = parse_json(text)
     except (OSError, UnicodeDecodeError):
-        return None  # which `read_file` says better
+        return None  # `read_file` reports the error
     except (ValueError, RecursionError) as error:
         if not NESTED.match(text):
             return None
         where, fault = json_fault(path, error)
         return iter([(where, f"not JSON: {fault}; write it with json.dump")])
-    return _questions(path, text, found["data"]) if isinstance(found, dict) and "data" in found else None
+    return _questions(path, text, content["data"]) if isinstance(content, dict) and "data" in content else None
 
 
 def _questions(path: Path, text: str, articles: Any) -> Iterator[Located]:
@@ -97,17 +103,17 @@ def _questions(path: Path, text: str, articles: Any) -> Iterator[Located]:
     at = 0
 
     def place(item: Any) -> str:
-        """File and line of a question, found by its id, from that of the one before it on."""
+        """Return file and line of a question: search for its id after the question before."""
         nonlocal at
         key = item.get("id") if isinstance(item, dict) else None
         for as_written in (json.dumps(key), json.dumps(key, ensure_ascii=False)):
-            if key is not None and (found := text.find(as_written, at)) >= 0:
-                at = found + len(as_written)
+            if key is not None and (begin := text.find(as_written, at)) >= 0:
+                at = begin + len(as_written)
                 break
         return f"{path}:{bisect(breaks, at) + 1}"
 
     if not isinstance(articles, list):
-        yield f"{path}:1", '"data" is no list of articles'
+        yield f"{path}:1", '"data" is not a list of articles'
         return
     for i, article in enumerate(articles, 1):
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
@@ -125,49 +131,49 @@ def _questions(path: Path, text: str, articles: Any) -> Iterator[Located]:
                     context = {"title": article.get("title"), "context": paragraph.get("context")}
                     yield where, item | context | {"answers": as_lists(item.get("answers"))}
                 else:
-                    yield f"{where}, article {i}, paragraph {j}, question {k}", "is no object"
+                    yield f"{where}, article {i}, paragraph {j}, question {k}", "is not an object"
 
 
 def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a row of `question`, `context` and `answers`."""
+    """Yield a message for each error in a row of `question`, `context` and `answers`."""
     for name in ("question", "context"):
         if not isinstance(row[name], str) or not row[name].strip():
-            yield f"{name} is {brief(row[name])}; needed: a text that is not blank"
+            yield f"{name} is {brief(row[name])}; needed: a non-blank text"
             return
     answers = as_lists(row["answers"])
     if not isinstance(answers, dict) or any(not isinstance(answers.get(key), list) for key in KEYS):
         yield (
-            f'answers is {brief(row["answers"])}; needed: {{"text": [...], "answer_start": [...]}}, both empty where '
-            "the text has no answer"
+            f'answers is {brief(row["answers"])}; needed: {{"text": [...], "answer_start": [...]}}, both empty if the '
+            "context has no answer"
         )
         return
     texts, starts = answers["text"], answers["answer_start"]
     if len(texts) != len(starts):
-        yield f"{len(texts)} answer texts but {len(starts)} answer_start; needed: one each"
+        yield f"{len(texts)} answer texts but {len(starts)} answer_start; needed: one answer_start per text"
         return
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            yield f"answer is {brief(text)}; needed: a text that is not blank (no answer: two empty lists)"
+            yield f"answer is {brief(text)}; needed: a non-blank text (no answer: two empty lists)"
         elif isinstance(start, bool) or not isinstance(start, int):
-            yield f"answer_start of {brief(text)} is {brief(start)}; needed: its first character in context, from 0"
+            yield f"answer_start of {brief(text)} is {brief(start)}; needed: the first character in the context, from 0"
         elif start < 0 or row["context"][start : start + len(text)] != text:
             places = _places(row["context"], text)
             if len(places) == 1 and not fix_offsets:
                 yield (
-                    f"answer {brief(text)} does not stand at answer_start {start} but at {places[0]} only; correct "
-                    "it, or pass --fix_answer_offsets true to correct all of this kind"
+                    f"answer {brief(text)} is not at answer_start {start} but only at {places[0]}; correct the offset, "
+                    "or pass --fix_answer_offsets true to correct all offsets with one match"
                 )
             elif len(places) > 1:
                 yield (
-                    f"answer {brief(text)} does not stand at answer_start {start} but at "
-                    f"{', '.join(map(str, places[:5]))}; say which by answer_start"
+                    f"answer {brief(text)} is not at answer_start {start} but at "
+                    f"{', '.join(map(str, places[:5]))}; set answer_start to one of these"
                 )
             elif not places:
-                yield f"answer {brief(text)} does not stand in the context; correct it, letter by letter"
+                yield f"answer {brief(text)} is not in the context; copy the answer from the context"
 
 
 def fix_offsets(row: Row) -> Row:
-    """The answers as two lists, each `answer_start` where its text stands, and how many had to be `moved`."""
+    """Return the answers as two lists with correct offsets; `moved` counts the corrected offsets."""
     answers = as_lists(row["answers"])
     starts = [
         start if start >= 0 and row["context"].startswith(text, start) else _places(row["context"], text)[0]

@@ -1,4 +1,4 @@
-"""Extractive question answering: fine-tune a model to find the answer to a question in a text, or that there is none.
+"""Extractive question answering: fine-tune a model to find the answer to a question in a text, or "no answer".
 
     make qa
     make qa ARGS="--train_file train-v2.0.json --validation_file dev-v2.0.json --output_dir outputs/squad"
@@ -40,12 +40,12 @@ HEADLINE = ("exact_match", "f1", "HasAns_f1", "NoAns_f1")
 @dataclass
 class QaTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 in full, 2e-3 under LoRA, ... when not given"}
+        default=None, metadata={"help": "2e-4 for full fine-tuning, 2e-3 for LoRA, ... if not given"}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that picks the best checkpoint"})
-    remove_unused_columns: bool = field(default=False)  # the collator needs to know where the context begins
+    warmup_steps: float = field(default=0.1, metadata={"help": "number of steps, or below 1 the share of all steps"})
+    metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
+    remove_unused_columns: bool = field(default=False)  # the collator needs `begin` and `starts`
 
 
 ARGUMENTS = (ModelArguments, QaDataArguments, TuningArguments, QaTrainingArguments)
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     loaded = load_model(AutoModelForQuestionAnswering, model_args, labels, length, **options)
     config = loaded.model.config
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
-    config.update(cut | {"max_answer_length": data_args.max_answer_length})  # for predict
+    config.update(cut | {"max_answer_length": data_args.max_answer_length})  # predict reads them
     windows = data.map(
         encode,
         batched=True,
@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return spans.best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        scorer, found = scorers["validation"], spans_of(prediction, windows)
-        return scorer(found, scorer.best_threshold(found))
+        scorer, best = scorers["validation"], spans_of(prediction, windows)
+        return scorer(best, scorer.best_threshold(best))
 
     check_best_metric(args, scorers["validation"].names())
     trainer = Trainer(
@@ -126,19 +126,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         output = trainer.predict(windows["validation"], metric_key_prefix="eval")
     metrics = output.metrics
     trainer.save_metrics("eval", metrics)
-    # chosen on the validation rows, and used on the test rows and by predict
+    # tuned on the validation rows; test and predict use it
     config.no_answer_threshold = scorers["validation"].best_threshold(spans_of(output, windows["validation"]))
 
     # Test
     scored = "test" if "test" in windows else "eval"
     if scored == "test":
-        trainer.compute_metrics = None  # scored below, by that threshold
+        trainer.compute_metrics = None  # scored below, with the tuned threshold
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        scorer, found = scorers["test"], spans_of(output, windows["test"])
-        own = scorer(found, config.no_answer_threshold) | scorer.baseline()
-        metrics |= run.save_scores(trainer, "test", output.metrics, own)
-        predicted = scorer.predictions(found, config.no_answer_threshold)
+        scorer, best = scorers["test"], spans_of(output, windows["test"])
+        test_scores = scorer(best, config.no_answer_threshold) | scorer.baseline()
+        metrics |= run.save_scores(trainer, "test", output.metrics, test_scores)
+        predicted = scorer.predictions(best, config.no_answer_threshold)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), predicted)
     print_scores(metrics, scored)
 

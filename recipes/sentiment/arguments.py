@@ -1,4 +1,4 @@
-"""Arguments on the rows of text classification."""
+"""Data arguments of text classification."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,10 @@ class SentimentDataArguments(DataArguments):
     label_column_name: str = field(
         default="label", metadata={"help": "column with the label: text, integer, or a list of labels"}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "tokens of a text that are read", "resume": "fixed"})
-    keep: str = field(default="head", metadata={"help": "which part of a longer text: head, tail, head+tail"})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "tokens read from a text; the rest is cut", "resume": "fixed"}
+    )
+    keep: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Pictures of a classifier's results: confusion, ROC, precision against recall, reliability, learning curve."""
+"""Plot a classifier's results: confusion matrix, ROC, precision-recall, reliability and learning curves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,20 +11,28 @@ from common.errors import is_main_process, printable
 
 from .scoring import BINS, decide
 
-ABOVE = {"fontsize": 8, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}  # of the axes: hides nothing
-NAMED = 12  # classes whose curves get a line and a name of their own; of more, the mean is drawn
+# a legend above the axes hides no curve
+ABOVE = {"fontsize": 8, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+NAMED = 12  # maximum classes with a legend entry each; with more classes only the mean gets one
 
 
 def draw(
     folder: str | Path,
-    found: np.ndarray,
+    probs: np.ndarray,
     gold: np.ndarray,
     names: list[str],
     thresholds: list[float] | None,
     history: list[dict],
     metric: str,
 ) -> None:
-    """Write the pictures into `folder/pictures`. `found` and `gold` as for `scoring.scores`; `history` the log."""
+    """Write the pictures to `folder/pictures`.
+
+    Args:
+        folder: the run's output folder.
+        probs, gold, names, thresholds: as for `scoring.scores`.
+        history: the Trainer's `log_history`.
+        metric: score of the learning curve.
+    """
     if not is_main_process():
         return
     folder = Path(folder, "pictures")
@@ -32,10 +40,10 @@ def draw(
     names = [_short(name) for name in names]
     hits = gold.astype(int) if thresholds is not None else np.eye(len(names), dtype=int)[gold]
     if thresholds is None:
-        _confusion(folder / "confusion.png", gold, decide(found, None), names)
-    _curves(folder / "roc.png", found, hits, names, "false positive rate", "true positive rate", _roc)
-    _curves(folder / "precision_recall.png", found, hits, names, "recall", "precision", _precision_recall)
-    _reliability(folder / "reliability.png", found, gold, hits, thresholds)
+        _confusion(folder / "confusion.png", gold, decide(probs, None), names)
+    _curves(folder / "roc.png", probs, hits, names, "false positive rate", "true positive rate", _roc)
+    _curves(folder / "precision_recall.png", probs, hits, names, "recall", "precision", _precision_recall)
+    _reliability(folder / "reliability.png", probs, gold, hits, thresholds)
     _learning(folder / "learning.png", history, metric)
 
 
@@ -46,8 +54,8 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _picture(path: Path, width: float = 6.0, height: float = 5.0) -> Iterator:
-    """Axes to draw on, which are then saved."""
-    import matplotlib  # only here: what does not draw is spared its time and memory
+    """Yield axes to draw on, then save the picture to `path`."""
+    import matplotlib  # imported here: other processes save its time and memory
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -75,22 +83,22 @@ def _confusion(path: Path, gold: np.ndarray, decided: np.ndarray, names: list[st
         axes.figure.colorbar(image, label="share of the gold class", shrink=0.8)
 
 
-def _roc(hits: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return roc_curve(hits, chances)[:2]
+def _roc(hits: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return roc_curve(hits, probs)[:2]
 
 
-def _precision_recall(hits: np.ndarray, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    precision, recall, _ = precision_recall_curve(hits, chances)
+def _precision_recall(hits: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    precision, recall, _ = precision_recall_curve(hits, probs)
     return recall[::-1], precision[::-1]
 
 
-def _curves(path: Path, found: np.ndarray, hits: np.ndarray, names: list[str], x: str, y: str, curve) -> None:
+def _curves(path: Path, probs: np.ndarray, hits: np.ndarray, names: list[str], x: str, y: str, curve) -> None:
     both = [i for i in range(len(names)) if 0 < hits[:, i].sum() < len(hits)]
     with _picture(path) as axes:
         grid = np.linspace(0, 1, 201)
         lines = []
         for i in both:
-            points = curve(hits[:, i], found[:, i])
+            points = curve(hits[:, i], probs[:, i])
             lines.append(np.interp(grid, *points))
             if len(both) <= NAMED:
                 axes.plot(*points, label=names[i], linewidth=1.2)
@@ -103,21 +111,23 @@ def _curves(path: Path, found: np.ndarray, hits: np.ndarray, names: list[str], x
         axes.set(xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
 
 
-def _reliability(path: Path, found: np.ndarray, gold: np.ndarray, hits: np.ndarray, thresholds) -> None:
-    decided = decide(found, thresholds)
-    right = decided == gold if thresholds is None else hits == decided
-    sure = found.max(-1) if thresholds is None else np.where(decided == 1, found, 1 - found)
-    bins = np.minimum((sure.ravel() * BINS).astype(int), BINS - 1)
+def _reliability(path: Path, probs: np.ndarray, gold: np.ndarray, hits: np.ndarray, thresholds) -> None:
+    decided = decide(probs, thresholds)
+    correct = decided == gold if thresholds is None else hits == decided
+    confidence = probs.max(-1) if thresholds is None else np.where(decided == 1, probs, 1 - probs)
+    bins = np.minimum((confidence.ravel() * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
-    shares = np.bincount(bins, weights=right.ravel().astype(float), minlength=BINS) / np.maximum(counts, 1)
+    shares = np.bincount(bins, weights=correct.ravel().astype(float), minlength=BINS) / np.maximum(counts, 1)
     with _picture(path) as axes:
         middles = (np.arange(BINS) + 0.5) / BINS
-        axes.bar(middles, np.where(counts, shares, np.nan), width=0.9 / BINS, label="right")
+        axes.bar(middles, np.where(counts, shares, np.nan), width=0.9 / BINS, label="correct")
         axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfectly calibrated")
         for middle, count, share in zip(middles, counts, shares, strict=True):
             if count:
                 axes.text(middle, min(share, 0.96) + 0.01, count, ha="center", fontsize=7)
-        axes.set(xlabel="probability of the prediction", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.05))
+        axes.set(
+            xlabel="probability of the prediction", ylabel="share of correct predictions", xlim=(0, 1), ylim=(0, 1.05)
+        )
         axes.legend(**ABOVE)
 
 

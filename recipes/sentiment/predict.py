@@ -1,12 +1,11 @@
-"""Classify a file of texts with a model that `train` saved.
+"""Classify a file of texts with a model saved by `train`.
 
     make predict RECIPE=sentiment MODEL=outputs/sentiment INPUT=texts.jsonl OUTPUT=labels.jsonl
     python -m recipes.sentiment.predict --model outputs/sentiment --input texts.txt --output labels.jsonl
 
-The input is JSON Lines of {"text": ...}, with {"text_pair": ...} where the model was trained on pairs, or a .txt file
-with a text a line. The output has the same rows in the same order, each with `predicted` and `probability`; with
-several labels a row, `predicted` is the list of those over their thresholds and `probability` that of each class.
-Memory does not grow with the file.
+The input is JSON Lines of {"text": ...}, or a .txt file with one text per line. A model of text pairs also needs
+"text_pair". The output has the same rows in the same order. Each row gets `predicted` and `probability`. A multi-label
+model writes a list of classes and the probability of each class. Memory use does not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -39,32 +38,35 @@ ARGUMENTS = (SentimentPredictArguments,)
 
 
 class Classifier(Predictor):
-    """A saved model that classifies texts or pairs of texts, reading the same part of a long text as in training."""
+    """Classify texts or text pairs with a saved model, which reads the same part of a long text as in training.
+
+    `batch_tokens` limits the tokens of a batch, padding included.
+    """
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
         super().__init__(
             AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision
         )
         self.keep = getattr(self.config, "keep", "head")
-        self.several = self.config.problem_type == "multi_label_classification"
-        self.thresholds = getattr(self.config, "thresholds", [0.5] * len(self.labels)) if self.several else None
+        self.multi_label = self.config.problem_type == "multi_label_classification"
+        self.thresholds = getattr(self.config, "thresholds", [0.5] * len(self.labels)) if self.multi_label else None
         self.names = [self.labels[i] for i in range(len(self.labels))]
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
-        """Probability of each class for each text, of shape (texts, classes)."""
+        """Return the probability of each class for each text, (texts, classes)."""
         columns = cut(self.tokenizer, texts, pairs, self.max_length, self.keep)
-        found: list = [None] * len(texts)
+        all_logits: list = [None] * len(texts)
         for batch, logits in self.logits(columns):
             for i, row in zip(batch, logits.cpu().numpy(), strict=True):
-                found[i] = row
-        return probabilities(found, self.several)
+                all_logits[i] = row
+        return probabilities(all_logits, self.multi_label)
 
 
 def check_row(row: Row) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an input row."""
+    """Yield a message for each error in an input row."""
     for name in WRITTEN:
         if name in row:
-            yield f'has "{name}" already, which would be lost; rename that column'
+            yield f'already has "{name}", which would be overwritten; rename that column'
     if not isinstance(row.get("text"), str):
         yield f'needs "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
     if "text_pair" in row and not isinstance(row["text_pair"], str):
@@ -72,16 +74,16 @@ def check_row(row: Row) -> Iterator[str]:
 
 
 def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool = False) -> Iterator[Row]:
-    """The rows, each with `predicted` and `probability`."""
+    """Yield the rows with `predicted` and `probability`."""
     pairs = [row.get("text_pair") for row in rows]
-    alone = [i for i, pair in enumerate(pairs) if pair is None]
+    single = [i for i, pair in enumerate(pairs) if pair is None]
     paired = [i for i, pair in enumerate(pairs) if pair is not None]
-    found = np.zeros((len(rows), len(classifier.names)))
-    if alone:
-        found[alone] = classifier([rows[i]["text"] for i in alone])
+    probs = np.zeros((len(rows), len(classifier.names)))
+    if single:
+        probs[single] = classifier([rows[i]["text"] for i in single])
     if paired:
-        found[paired] = classifier([rows[i]["text"] for i in paired], [pairs[i] for i in paired])
-    return predictions(rows, found, classifier.names, classifier.thresholds, all_probabilities)
+        probs[paired] = classifier([rows[i]["text"] for i in paired], [pairs[i] for i in paired])
+    return predictions(rows, probs, classifier.names, classifier.thresholds, all_probabilities)
 
 
 def main(argv: list[str] | None = None) -> int:

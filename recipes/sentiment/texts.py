@@ -1,4 +1,4 @@
-"""Texts and labels: what is read of a long text, which classes there are, and how the loss weighs them."""
+"""Check rows, list the classes, cut long texts, and weight the classes in the loss."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +18,7 @@ from common.training import label_losses
 
 
 def label_check() -> Callable[[Row], Iterator[str]]:
-    """A check of rows of `text`, `label` and perhaps `text_pair`, which also sees that all labels are of one kind."""
+    """Return a check of rows of `text`, `label` and optional `text_pair`; all labels must have the same type."""
     kinds: dict[str, str] = {}
 
     def kind(label: object) -> str | None:
@@ -34,49 +34,57 @@ def label_check() -> Callable[[Row], Iterator[str]]:
     def check(row: Row) -> Iterator[str]:
         for name in ("text", "text_pair"):
             if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-                yield f"{name} is {brief(row[name])}; needed: a text that is not blank"
-        found = kind(row["label"])
-        if found is None:
+                yield f"{name} is {brief(row[name])}; needed: a non-blank text"
+        label_kind = kind(row["label"])
+        if label_kind is None:
             yield f"label is {brief(row['label'])}; needed: a text, an integer, or a list of either"
         elif isinstance(row["label"], list) and len(set(row["label"])) < len(row["label"]):
-            yield f"label {brief(row['label'])} names a class twice"
-        elif kinds.setdefault("label", found) != found:
-            yield f"label {brief(row['label'])} is of kind {found}, but the first row's is of kind {kinds['label']}"
+            yield f"label {brief(row['label'])} names a class twice; remove the duplicate"
+        elif kinds.setdefault("label", label_kind) != label_kind:
+            yield f"label {brief(row['label'])} is of type {label_kind}, but the first row has type {kinds['label']}"
 
     return check
 
 
 def class_names(data: DatasetDict) -> tuple[bool, list[str]]:
-    """Whether rows have several labels, and the names of the classes in a fixed order; `label` becomes text in `data`.
+    """Convert the labels in `data` to text and list the classes of all splits.
 
-    Integers, as numbers or as text, are in order of size, other names of the alphabet. The list comes from all splits;
-    a class that training never sees is named in a warning.
+    Warns of classes without training rows.
+
+    Returns:
+        Whether rows have several labels; the class names, sorted by value if all are integers, else alphabetically.
+
+    Raises:
+        InputError: fewer than 2 classes, or more than `MOST_LABELS`.
     """
-    several = isinstance(data["train"][0]["label"], list)
+    multi_label = isinstance(data["train"][0]["label"], list)
 
     def as_text(row: Row) -> Row:
-        return {"label": [str(label) for label in row["label"]] if several else str(row["label"])}
+        return {"label": [str(label) for label in row["label"]] if multi_label else str(row["label"])}
 
     for split, rows in data.items():
         texts = [as_text(row)["label"] for row in rows.select_columns("label")]
         data[split] = rows.remove_columns("label").add_column("label", texts)
     seen = {
-        split: {x for label in rows["label"] for x in (label if several else [label])} for split, rows in data.items()
+        split: {x for label in rows["label"] for x in (label if multi_label else [label])}
+        for split, rows in data.items()
     }
     names = set().union(*seen.values())
     if len(names) > MOST_LABELS:
-        raise InputError(f"label: {len(names):,} different classes; is it the right column? {MOST_LABELS:,} at most")
+        raise InputError(
+            f"label: {len(names):,} different classes, more than {MOST_LABELS:,}; check --label_column_name"
+        )
     if len(names) < 2:
-        raise InputError(f"label: {len(names)} class in the data ({', '.join(names)}); at least two are needed")
+        raise InputError(f"label: {len(names)} class in the data ({', '.join(names)}); needed: at least 2")
     unseen = sorted(names - seen["train"])
     if unseen:
-        warn(f"classes that training never sees, so they cannot be learned: {', '.join(unseen)}")
-    whole = all(name.lstrip("-").isdecimal() for name in names)
-    return several, sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names)
+        warn(f"classes without training rows, which cannot be learned: {', '.join(unseen)}")
+    integers = all(name.lstrip("-").isdecimal() for name in names)
+    return multi_label, sorted(names, key=lambda name: (int(name), name)) if integers else sorted(names)
 
 
 def one_hot(labels: list[str], label2id: dict[str, int]) -> list[float]:
-    """A 0 or 1 for each class."""
+    """Return a 0 or 1 for each class."""
     row = [0.0] * len(label2id)
     for label in labels:
         row[label2id[label]] = 1.0
@@ -86,11 +94,13 @@ def one_hot(labels: list[str], label2id: dict[str, int]) -> list[float]:
 def cut(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None, max_seq_length: int, keep: str
 ) -> dict[str, list]:
-    """Columns of the model's inputs for texts or pairs of texts, of at most `max_seq_length` sub-tokens.
+    """Encode texts or text pairs in at most `max_seq_length` tokens.
 
-    `keep` is what is read of a longer one: its head, its tail, or half of each (head+tail; Sun et al. 2019,
-    https://arxiv.org/abs/1905.05583, found it best for reviews). Of a pair the longer text is cut first. The column
-    `cut` says which rows were cut.
+    `keep` selects the part of a long text to read: head, tail, or half of each (head+tail; best for reviews in Sun et
+    al. 2019, https://arxiv.org/abs/1905.05583). In a pair, the longer text is cut first.
+
+    Returns:
+        The columns of the model's inputs, and `cut`: whether the row was cut.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -117,45 +127,52 @@ def cut(
 
 
 def _part(encoding: Encoding, size: int, keep: str) -> Encoding:
-    """`size` sub-tokens of an encoding: its head, its tail, or half of each."""
+    """Keep `size` tokens of an encoding: the head, the tail, or half of each."""
     if len(encoding) <= size:
         return encoding
     head = size if keep == "head" else (size + 1) // 2 if keep == "head+tail" else 0
     parts = []
     for length, side in ((head, "right"), (size - head, "left")):
         if length:
-            part = Encoding.merge([encoding], growing_offsets=False)  # a copy: truncate works in place
+            part = Encoding.merge([encoding], growing_offsets=False)  # a copy: truncate changes the encoding in place
             part.truncate(length, direction=side)
             parts.append(part)
     return Encoding.merge(parts, growing_offsets=False)
 
 
-def class_weights(asked: list[str] | None, labels: list, names: list[str], several: bool) -> Tensor | None:
-    """Weight of each class in the loss, of mean 1 over the training rows; None for equal ones.
+def class_weights(given: list[str] | None, labels: list, names: list[str], multi_label: bool) -> Tensor | None:
+    """Return the weight of each class in the loss, with mean 1 over the training rows; None for equal weights.
 
-    `balanced` weighs a class by the inverse of its frequency. Raises `InputError` for a list of another length.
+    Args:
+        given: `["balanced"]` for weights inverse to the class frequency, or a number for each class.
+        labels: labels of the training rows.
+        names: names of the classes.
+        multi_label: whether rows have several labels.
+
+    Raises:
+        InputError: the weights are not numbers of at least 0, or not one per class.
     """
-    if asked is None:
+    if given is None:
         return None
-    counts = np.sum(labels, axis=0) if several else np.bincount(labels, minlength=len(names))
-    if asked == ["balanced"]:
+    counts = np.sum(labels, axis=0) if multi_label else np.bincount(labels, minlength=len(names))
+    if given == ["balanced"]:
         weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1), 0.0)
     else:
         try:
-            weights = np.array([float(weight) for weight in asked])
+            weights = np.array([float(weight) for weight in given])
         except ValueError:
-            raise InputError(f"--class_weights {' '.join(asked)}: must be balanced, or numbers") from None
+            raise InputError(f"--class_weights {' '.join(given)}: must be balanced or numbers") from None
         if len(weights) != len(names) or (weights < 0).any() or not weights.any():
             raise InputError(
-                f"--class_weights: {len(weights)} weights; needed: one of at least 0 for each of the {len(names)} "
+                f"--class_weights: {len(weights)} weights; needed: a number of at least 0 for each of the {len(names)} "
                 f"classes, in this order: {', '.join(names)}"
             )
     return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
 
 
-def loss_with(weights: Tensor | None, several: bool) -> Callable[..., Tensor]:
-    """Return the loss for the trainer: cross-entropy, or binary cross-entropy of each class if rows have several."""
-    return partial(_binary_losses if several else _class_losses, weights=weights)
+def loss_with(weights: Tensor | None, multi_label: bool) -> Callable[..., Tensor]:
+    """Return the loss: cross-entropy, or for multi-label rows the binary cross-entropy of each class."""
+    return partial(_binary_losses if multi_label else _class_losses, weights=weights)
 
 
 def _class_losses(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sentiment, topic, intent: fine-tune a classifier of texts, or of pairs of texts, with one label or several each.
+"""Sentiment, topic, intent: fine-tune a classifier of texts or text pairs, with one or several labels per row.
 
     make sentiment
     make sentiment ARGS="--train_file my.jsonl --validation_file dev.jsonl --test_file test.jsonl"
@@ -48,14 +48,14 @@ class SentimentTrainingArguments(TrainingArguments):
     lower_is_better = ("calibration_error",)
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "1e-4 in full, 1e-3 under LoRA, ... when not given"}
+        default=None, metadata={"help": "1e-4 for full fine-tuning, 1e-3 for LoRA, ... if not given"}
     )
     num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(
-        default="macro_f1", metadata={"help": "score that picks the best checkpoint"}
+        default="macro_f1", metadata={"help": "score that selects the best checkpoint"}
     )
     class_weights: list[str] | None = field(
-        default=None, metadata={"help": "balanced, or a weight for each class in the order of the labels"}
+        default=None, metadata={"help": "balanced, or one weight per class in the order of the labels"}
     )
 
 
@@ -66,13 +66,13 @@ def encode(
     rows: dict[str, list],
     tokenizer: PreTrainedTokenizerFast,
     label2id: dict[str, int],
-    several: bool,
+    multi_label: bool,
     max_seq_length: int,
     keep: str,
 ) -> dict[str, list]:
-    """Sub-tokens of each text or pair, cut to `max_seq_length`, and `labels`: a class number, or a 0 or 1 a class."""
+    """Encode texts or pairs, cut to `max_seq_length`, with `labels`: a class number, or a 0 or 1 for each class."""
     columns = texts.cut(tokenizer, rows["text"], rows.get("text_pair"), max_seq_length, keep)
-    if several:
+    if multi_label:
         columns["labels"] = [texts.one_hot(labels, label2id) for labels in rows["label"]]
     else:
         columns["labels"] = [label2id[label] for label in rows["label"]]
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.text_pair_column_name:
         columns["text_pair"] = data_args.text_pair_column_name
     data = load_splits(data_args, columns, texts.label_check(), readers=TABLES)
-    several, labels = texts.class_names(data)
+    multi_label, labels = texts.class_names(data)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -99,22 +99,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     loaded = load_model(AutoModelForSequenceClassification, model_args, labels, length, **options)
     config = loaded.model.config
     labels = list(config.id2label.values())
-    config.problem_type = "multi_label_classification" if several else "single_label_classification"
+    config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
     reading = {"max_seq_length": length, "keep": data_args.keep}
-    config.update(reading)  # saved with the model, so that predict reads the same part of a text
+    config.update(reading)  # saved with the model: predict reads the same part of a text
     rows = data.map(
         encode,
         batched=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, "label2id": config.label2id, "several": several, **reading},
+        fn_kwargs={"tokenizer": loaded.tokenizer, "label2id": config.label2id, "multi_label": multi_label, **reading},
     )
     too_long = np.mean(rows["train"]["cut"])
-    tell(f"{too_long:.1%} of the training texts exceed --max_seq_length; their {data_args.keep} is read")
-    weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, several)
+    tell(f"{too_long:.1%} of the training texts exceed --max_seq_length; the {data_args.keep} is read (--keep)")
+    weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
-    scorer = scoring.Scorer(labels, several)
+    scorer = scoring.Scorer(labels, multi_label)
     check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
-        losses=texts.loss_with(weights, several),
+        losses=texts.loss_with(weights, multi_label),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,
     )
@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
     metrics = output.metrics
     trainer.save_metrics("eval", metrics)
-    thresholds = scorer.thresholds(output)  # for the test rows and for predict
-    if several:
+    thresholds = scorer.thresholds(output)  # test and predict use them
+    if multi_label:
         config.thresholds = thresholds
 
     # Test
@@ -146,11 +146,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(rows["test"], metric_key_prefix="test")
-        own = scorer(output, thresholds) | scoring.bag_of_words(data["train"][:], data["test"][:], labels, several)
-        metrics |= run.save_scores(trainer, "test", output.metrics, own)
+        test_scores = scorer(output, thresholds)
+        test_scores |= scoring.bag_of_words(data["train"][:], data["test"][:], labels, multi_label)
+        metrics |= run.save_scores(trainer, "test", output.metrics, test_scores)
         scorer.write(args.output_dir, data["test"].select_columns(["id", *columns]), output, thresholds)
-    history, picked_by = trainer.state.log_history, args.metric_for_best_model or "loss"
-    draw(args.output_dir, *scorer.read(output), labels, thresholds, history, picked_by)
+    history, selected_by = trainer.state.log_history, args.metric_for_best_model or "loss"
+    draw(args.output_dir, *scorer.read(output), labels, thresholds, history, selected_by)
     scoring.print_scores(metrics, scored, labels)
 
     # Save

@@ -1,4 +1,4 @@
-"""Arguments of abstractive summarization, and how a model is prompted for it."""
+"""Define the arguments of abstractive summarization, and prompt the model."""
 
 from dataclasses import dataclass, field
 
@@ -19,26 +19,29 @@ from .arguments import SummarizationDataArguments
 class AbstractiveModelArguments(Seq2SeqModelArguments):
     def __post_init__(self) -> None:
         if self.model_name_or_path in (None, DEFAULT_ENCODER) and self.from_scratch is None:
-            self.warm_start = self.warm_start or "both"  # an encoder, which has no decoder
+            self.warm_start = self.warm_start or "both"  # the default is an encoder without decoder
         super().__post_init__()
 
 
 @dataclass
 class AbstractiveDataArguments(SummarizationDataArguments):
     language: str | None = field(
-        default=None, metadata={"help": "language of the texts, for models that need it, such as mBART: en, de"}
+        default=None,
+        metadata={"help": "language of the texts, such as en; required by multilingual models such as mBART"},
     )
     source_prefix: str | None = field(
-        default=None, metadata={"help": "text in front of each document; that of T5 is known"}
+        default=None, metadata={"help": "text in front of each document; default: the prefix of T5"}
     )
 
 
 @dataclass
 class AbstractiveGenerationArguments(GenerationArguments):
     max_source_length: int = field(
-        default=512, metadata={"help": "tokens of a document that are read at once", "resume": "fixed"}
+        default=512, metadata={"help": "maximum tokens of a document in one input", "resume": "fixed"}
     )
-    no_repeat_ngram_size: int = field(default=3, metadata={"help": "n-grams that no output may repeat; 0: any may"})
+    no_repeat_ngram_size: int = field(
+        default=3, metadata={"help": "length of n-grams that an output may not repeat; 0: no limit"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +49,7 @@ class AbstractiveGenerationArguments(GenerationArguments):
             raise InputError("--max_source_length must be at least 16, and --no_repeat_ngram_size at least 0")
 
 
-#: arguments of a run, beside those of the training
+#: arguments of a run, without the training arguments
 GROUPS = (
     AbstractiveModelArguments,
     AbstractiveDataArguments,
@@ -58,39 +61,46 @@ GROUPS = (
 def direction_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, language: str | None, source_prefix: str | None
 ) -> Direction:
-    """Return how `model` is prompted to summarize: T5 by the prefix "summarize: " (Raffel et al. 2020).
+    """Return the prompt that makes `model` summarize.
 
-    Models of many languages (mBART, NLLB, M2M100) are told `language` on both sides. Raises `InputError` where they are
-    not, or do not know it.
+    T5 gets the prefix "summarize: " (Raffel et al. 2020). Multilingual models (mBART, NLLB, M2M100) get `language` on
+    both sides.
+
+    Raises:
+        InputError: a multilingual model gets no language, or an unknown one.
     """
     if source_prefix is None:
         source_prefix = "summarize: " if model.config.model_type == "t5" else ""
     if language is None:
         if language_codes(tokenizer):
-            raise InputError(f"--language: {model.name_or_path} must be told that of the texts, such as en")
+            raise InputError(f"--language: {model.name_or_path} needs the language of the texts; add --language en")
         return Direction("", "", source_prefix=source_prefix)
     return direction(tokenizer, model, language, language, source_prefix=source_prefix)
 
 
 def set_search(model: PreTrainedModel, args: AbstractiveGenerationArguments) -> None:
-    """Put the search that `args` asks for into the generation configuration of `model`."""
+    """Set the generation configuration of `model` from `args`."""
     set_generation(model, args)
     model.generation_config.no_repeat_ngram_size = args.no_repeat_ngram_size or None
 
 
 def drop_cut_summaries(rows: DatasetDict) -> tuple[DatasetDict, dict[str, list[bool]]]:
-    """`rows` without the training rows whose summary is cut, as it would teach to stop anywhere; which documents are.
+    """Remove the training rows with a cut summary, because cut summaries teach the model to stop anywhere.
 
-    Raises `InputError` where no training row is left.
+    Returns:
+        The remaining rows, and for each split whether each document is cut.
+
+    Raises:
+        InputError: every training summary is cut.
     """
     for name, encoded in rows.items():
-        for column, what in (("cut", "documents exceed --max_source_length, and only their beginning is read"),
-                             ("summary_cut", "summaries exceed --max_target_length")):  # fmt: skip
+        for column, problem in (("cut", "documents exceed --max_source_length and are cut"),
+                                ("summary_cut", "summaries exceed --max_target_length")):  # fmt: skip
             count = sum(encoded[column])
-            left = ", and are left out of training" if (name, column) == ("train", "summary_cut") else ""
+            action = " and are not used for training" if (name, column) == ("train", "summary_cut") else ""
             if count:
-                tell(f"{name}: {count:,} of {len(encoded):,} {what}{left}")
+                tell(f"{name}: {count:,} of {len(encoded):,} {problem}{action}")
     rows["train"] = rows["train"].filter(lambda cut: not cut, input_columns="summary_cut")
     if len(rows["train"]) == 0:
-        raise InputError("every training summary exceeds --max_target_length; allow more")
+        raise InputError("every training summary exceeds --max_target_length; raise this limit")
     return rows.remove_columns(["cut", "summary_cut"]), {name: encoded["cut"][:] for name, encoded in rows.items()}

@@ -1,4 +1,4 @@
-"""Arguments on documents and summaries, shared by extractive and abstractive training."""
+"""Define the data arguments that extractive and abstractive training share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,25 +18,25 @@ WORDS = ("auto", "english", "unicode")
 
 @dataclass
 class SummarizationDataArguments(DataArguments):
-    """Where the rows come from, which columns hold what, and how they are scored."""
+    """Arguments for the source of the rows, their columns and their scores."""
 
     sample: ClassVar[Path] = Path(__file__).resolve().parent / "sample"
 
     document_column_name: str = field(
-        default="document", metadata={"help": "column with the text to summarize, or with a list of turns"}
+        default="document", metadata={"help": "column with the document: a text or a list of turns"}
     )
-    summary_column_name: str = field(default="summary", metadata={"help": "column with its summary"})
+    summary_column_name: str = field(default="summary", metadata={"help": "column with the summary"})
     references_column_name: str = field(
-        default="references", metadata={"help": "column with a list of summaries; the best counts; may be missing"}
+        default="references", metadata={"help": "optional column with a list of summaries; the best match counts"}
     )
     group_column_name: str | None = field(
-        default=None, metadata={"help": "column with the domain of a row; each domain is scored by itself too"}
+        default=None, metadata={"help": "column with the domain of a row; each domain also gets its own scores"}
     )
     rouge_words: Literal[WORDS] = field(
-        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or by the letters"}
+        default="auto", metadata={"help": "words of ROUGE: english (with stemmer), unicode, or auto (by alphabet)"}
     )
     compare_to: str | None = field(
-        default=None, metadata={"help": "predictions_test.jsonl of another run: is the difference in ROUGE chance?"}
+        default=None, metadata={"help": "predictions_test.jsonl of another run, for a significance test of ROUGE"}
     )
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class SummarizationDataArguments(DataArguments):
         super().__post_init__()
 
     def load(self) -> DatasetDict:
-        """Load the splits with columns `document`, `summary`, `references` and perhaps `group`, every row checked."""
+        """Load and check the splits; the columns are `document`, `summary`, `references` and optionally `group`."""
         columns = {"document": self.document_column_name, "summary": self.summary_column_name}
         if self.group_column_name:
             columns["group"] = self.group_column_name
@@ -55,19 +55,20 @@ class SummarizationDataArguments(DataArguments):
         return data
 
     def read(self, path: str) -> Iterator[Located]:
-        """Read the rows of a file: turns become lines of one text, references in CSV cells a JSON list."""
+        """Yield the rows of a file, with turns joined as lines and references in CSV cells parsed as JSON."""
         in_cells = Path(path).suffix.lower() in (".csv", ".tsv")
         for where, row in read_file(path):
             if isinstance(row, dict):
                 text = as_text(row.get(self.document_column_name))
                 row = row | ({} if text is None else {self.document_column_name: text})
                 cell = row.get(self.references_column_name)
-                if in_cells and isinstance(cell, str):  # an empty one is how CSV says that there are none
-                    row = row | {self.references_column_name: _json(cell) if cell.strip() else None}
+                if in_cells and isinstance(cell, str):  # an empty cell means no references
+                    row = row | {self.references_column_name: _parse_cell(cell) if cell.strip() else None}
             yield where, row
 
 
-def _json(cell: str) -> Any:
+def _parse_cell(cell: str) -> Any:
+    """Parse a JSON cell; return invalid JSON unchanged, because `check_row` reports the cell."""
     try:
         return parse_json(cell)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Documents and their summaries: articles, or the turns of a dialogue; checked, and what they look like."""
+"""Check documents (articles or dialogues) with their summaries, and split documents into sentences or turns."""
 
 import re
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from common.data.files import Row
 from common.data.sentences import sentences
 from common.errors import tell, warn
 
-#: what a turn of a dialogue that is an object may call its speaker, and what was said
+#: keys of a turn for its speaker and its text
 SPEAKERS, SAID = ("speaker", "role"), ("text", "utterance", "content")
-#: what else than groups is scored, by the names of the scores
+#: prefixes of other scores, which no group may use
 OTHERS = ("lead", "random", "oracle", "reference", "compared")
-#: a line that begins with who speaks: `Ann: ...`, `#Person1#: ...`
+#: a line that starts with a speaker: `Ann: ...`, `#Person1#: ...`
 _SPOKEN = re.compile(r"[^\s:][^:\n]{0,39}:\s")
 
 
 def as_text(document: Any) -> str | None:
-    """A document as one text, the turns of a dialogue as lines `speaker: what was said`; None for what is neither."""
+    """Return a document as one text, with turns as lines `speaker: text`; None for an invalid document."""
     if isinstance(document, str):
         return document
     if not isinstance(document, list) or not document:
@@ -38,42 +38,43 @@ def _line(turn: Any) -> str | None:
 
 
 def check_row(row: Row) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a row: an empty side, what is no text, or no list of texts."""
+    """Yield a message for each problem in a row: an empty side or a value of the wrong type."""
     text = as_text(row["document"])
     if text is None:
-        yield "the document must be a text, or a list of turns: texts, or objects of `speaker` and `text`, none blank"
+        yield "the document must be a string or a list of turns (strings, or objects of `speaker` and `text`)"
     elif not text.strip():
-        yield "the document is empty: nothing to summarize; remove the row"
+        yield "the document is empty; remove the row"
     if not isinstance(row["summary"], str):
-        yield f"the summary must be a text, not {type(row['summary']).__name__}"
+        yield f"the summary must be a string, not {type(row['summary']).__name__}"
     elif not row["summary"].strip():
         yield "the summary is empty; remove the row"
     references = row["references"]
     texts = references if isinstance(references, list) else [None]
     if references is not None and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
-        yield "the references must be a list of texts, none blank; leave the column out where there are none"
+        yield "the references must be a list of strings that are not blank; use null for no references"
     if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
-        yield "the group must be a text that is not blank"
+        yield "the group must be a string that is not blank; name a group or remove the row"
     elif row.get("group") in OTHERS:
-        yield f"a group may not be called {row['group']}, under which other scores are reported"
+        yield f"the group name {row['group']} is reserved for other scores; rename the group"
 
 
 def flatten(row: Row) -> Row:
-    """A checked row with its document as one text, and its summary among the `references`."""
+    """Return the document of a checked row as one text, and `references` that contain the summary."""
     references = row["references"] or []
-    own = [] if row["summary"] in references else [row["summary"]]
-    return {"document": as_text(row["document"]), "references": own + references}
+    summary = [] if row["summary"] in references else [row["summary"]]
+    return {"document": as_text(row["document"]), "references": summary + references}
 
 
 def units(document: str) -> list[str]:
-    """What an extractive summary is made of: the sentences of a document, or the turns of a dialogue.
+    """Split a document into sentences, or a dialogue into turns.
 
-    A text is a dialogue where each of its lines begins with who speaks; turns keep that.
+    A dialogue is a text in which every line starts with a speaker. Turns keep the speaker.
     """
     return _lines(document) if is_dialogue(document) else sentences(document)
 
 
 def is_dialogue(document: str) -> bool:
+    """Return whether every line of `document` starts with a speaker."""
     lines = _lines(document)
     return len(lines) > 1 and all(_SPOKEN.match(line) for line in lines)
 
@@ -83,7 +84,7 @@ def _lines(document: str) -> list[str]:
 
 
 def check_splits(data: DatasetDict) -> None:
-    """Say how many summaries are their document; warn of longer ones, and of documents both trained and scored on."""
+    """Print the number of summaries equal to their document; warn of longer summaries and of repeated documents."""
     trained = {" ".join(text.split()) for text in data["train"]["document"]}
     for name, rows in data.items():
         pairs = [(a.strip(), b.strip()) for a, b in zip(rows["document"], rows["summary"], strict=True)]
@@ -91,7 +92,8 @@ def check_splits(data: DatasetDict) -> None:
         if same:
             tell(f"{name}: {same:,} of {len(pairs):,} summaries are the document itself")
         if longer:
-            warn(f"{name}: {longer:,} of {len(pairs):,} summaries are longer than their document; are they exchanged?")
+            columns = "exchange --document_column_name and --summary_column_name if they are swapped"
+            warn(f"{name}: {longer:,} of {len(pairs):,} summaries are longer than their document; {columns}")
         seen = sum(" ".join(a.split()) in trained for a, _ in pairs) if name != "train" else 0
         if seen:
-            warn(f"{name}: {seen:,} of {len(pairs):,} documents are among the training rows too")
+            warn(f"{name}: {seen:,} of {len(pairs):,} documents are also training rows; remove them from one file")

@@ -1,9 +1,8 @@
-"""Summaries of a document's own sentences: windows of whole sentences, a score for each, the best ones taken.
+"""Extract summaries: score each sentence in a window of whole sentences, and select the best.
 
-An encoder reads a window of sentences, so that each is seen in its context; a sentence is the mean of its sub-tokens,
-and one linear layer scores it (as BERTSum, Liu and Lapata 2019, https://aclanthology.org/D19-1387, which takes a
-[CLS] before each sentence where this takes the mean). As the layer is linear, that is the mean of the sub-tokens'
-scores, and so the model is a token classifier with one label, of any family that has such a head.
+A sentence's score is one linear layer on the mean of its token vectors. As the layer is linear, that equals the mean
+of the token scores. The model is therefore a token classifier with one label, of any family with this head. BERTSum
+(Liu and Lapata 2019, https://aclanthology.org/D19-1387) uses a [CLS] token for each sentence instead of the mean.
 """
 
 from collections.abc import Sequence
@@ -22,32 +21,38 @@ from .articles import units
 from .scoring import Rouge, extract, oracle
 
 LABEL = "IN_SUMMARY"
-#: what begins a window that is not a document's first: else its first sentences would look like a document's
-GOES_ON = "..."
+#: prefix of later windows, which tells the model that the document does not start here
+CONTINUES = "..."
 
 
 def marked(data: DatasetDict, rouge: Rouge) -> DatasetDict:
-    """The sentences of each document (`parts`), and the numbers of those that the greedy oracle takes (`oracle`)."""
-    found = {}
+    """Return the sentences of each document (`parts`), and the sentence numbers of the greedy oracle (`oracle`)."""
+    splits = {}
     for name, rows in data.items():
         parts = [units(text) for text in rows["document"]]
         chosen = [oracle(p, r, rouge) for p, r in zip(parts, rows["references"], strict=True)]
-        found[name] = Dataset.from_dict({"parts": parts, "oracle": chosen})
-    return DatasetDict(found)
+        splits[name] = Dataset.from_dict({"parts": parts, "oracle": chosen})
+    return DatasetDict(splits)
 
 
 def encode_windows(
     rows: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> dict[str, list]:
-    """Windows of the documents in `rows`, whose columns are `parts` (sentences) and `oracle` (numbers of sentences).
+    """Encode documents as windows.
 
-    Columns, one row a window: `input_ids`; `labels`, for each sentence that is scored in this window its first
-    position, the one after its last, and 1 where it is in the oracle summary; `sentences`, the numbers of these; `row`,
-    that of the document.
+    Args:
+        rows: columns `parts` (sentences) and `oracle` (numbers of the sentences in the oracle summary).
+        indices: row numbers of the documents.
+        tokenizer: the tokenizer.
+        max_length: maximum number of tokens in a window, with special tokens.
+
+    Returns:
+        One row for each window. `input_ids`: tokens. `labels`: start, end (exclusive) and oracle label (0 or 1) of each
+        scored sentence. `sentences`: numbers of these sentences. `row`: number of the document.
     """
     windows: dict[str, list] = {"input_ids": [], "labels": [], "sentences": [], "row": []}
     before, after = ends_of(tokenizer)
-    mark = tokenizer(GOES_ON, add_special_tokens=False)["input_ids"]
+    mark = tokenizer(CONTINUES, add_special_tokens=False)["input_ids"]
     for row, texts, chosen in zip(indices, rows["parts"], rows["oracle"], strict=True):
         parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         for ids, spans, numbers in cut(parts, max_length - len(before) - len(after), mark):
@@ -63,10 +68,13 @@ def encode_windows(
 
 
 def cut(parts: list[list[int]], room: int, mark: list[int]) -> list[tuple[list[int], list[tuple[int, int]], list[int]]]:
-    """Sentences, as sub-tokens, to windows of at most `room` sub-tokens: these, and where which sentences stand in it.
+    """Divide sentences (lists of tokens) into windows of at most `room` tokens.
 
-    A window but the first begins with `mark` and, up to a quarter of its room, with the sentences before it, as context
-    only. A sentence too long for a window is in several, a piece in each. Each sub-token is scored in one window.
+    Every window but the first starts with `mark` and with preceding sentences as context, up to a quarter of `room`.
+    A sentence that is too long for a window is divided over several windows. Each token is scored in one window.
+
+    Returns:
+        For each window: its tokens, the spans of its scored sentences, and the numbers of these sentences.
     """
     longest = room - len(mark)
     pieces = [(n, ids[i : i + longest]) for n, ids in enumerate(parts) for i in range(0, max(1, len(ids)), longest)]
@@ -92,7 +100,7 @@ def cut(parts: list[list[int]], room: int, mark: list[int]) -> list[tuple[list[i
 
 
 class WindowCollator:
-    """Windows to a batch, padded to the longest: `input_ids`, `attention_mask`, `labels` (windows, sentences, 3)."""
+    """Collate windows: padded `input_ids` and `attention_mask`, and `labels` of shape (windows, sentences, 3)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.pad = tokenizer.pad_token_id
@@ -106,27 +114,34 @@ class WindowCollator:
 
 
 def sentence_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Scores of sentences, (windows, sentences), from those of sub-tokens, (windows, length, 1): their means."""
-    places = torch.arange(logits.shape[1], device=logits.device)
-    inside = (places >= labels[..., :1]) & (places < labels[..., 1:2])
+    """Average token scores (windows, length, 1) over sentences; returns shape (windows, sentences)."""
+    positions = torch.arange(logits.shape[1], device=logits.device)
+    inside = (positions >= labels[..., :1]) & (positions < labels[..., 1:2])
     return ((inside.float() @ logits.float()) / inside.sum(-1, keepdim=True).clamp(min=1)).squeeze(-1)
 
 
 def sentence_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy of each sentence, in the shape of `labels`: once for each of its three numbers."""
+    """Return the binary cross-entropy of each sentence, repeated three times to match the shape of `labels`."""
     targets = labels[..., 2].float() * (1 - label_smoothing) + label_smoothing / 2
     losses = F.binary_cross_entropy_with_logits(sentence_logits(logits, labels), targets, reduction="none")
     return losses[..., None].expand(labels.shape).masked_fill(labels == -100, 0.0)
 
 
-def document_scores(found: Sequence[np.ndarray], windows: Dataset | dict, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Scores of all sentences of each document from those of its windows; `sizes` are the numbers of sentences.
+def document_scores(
+    window_scores: Sequence[np.ndarray], windows: Dataset | dict, sizes: Sequence[int]
+) -> list[np.ndarray]:
+    """Return the scores of all sentences of each document.
 
-    A sentence in several pieces has their mean, and one without any sub-token the lowest score of all.
+    A sentence in several windows gets the mean over its tokens. A sentence without tokens gets minus infinity.
+
+    Args:
+        window_scores: scores of the sentences in each window.
+        windows: the windows from `encode_windows`.
+        sizes: number of sentences in each document.
     """
     totals, counts = ([np.zeros(size) for size in sizes] for _ in range(2))
     for of_window, row, numbers, labels in zip(
-        found, windows["row"], windows["sentences"], windows["labels"], strict=True
+        window_scores, windows["row"], windows["sentences"], windows["labels"], strict=True
     ):
         for score, number, (start, end, _) in zip(of_window, numbers, labels, strict=False):
             totals[row][number] += score * (end - start)
@@ -135,21 +150,22 @@ def document_scores(found: Sequence[np.ndarray], windows: Dataset | dict, sizes:
 
 
 def best_sentences(scores: np.ndarray, count: int) -> list[int]:
-    """The numbers of the `count` best sentences, in the order of the document."""
+    """Return the numbers of the `count` best sentences, in document order."""
     return sorted(np.argsort(-scores, kind="stable")[:count].tolist())
 
 
 class Picker:
-    """From the scores that a model gave the `windows` of `documents` to summaries of so many sentences."""
+    """Select summary sentences from the scores of the `windows` of `documents`."""
 
     def __init__(self, documents: list[str], windows: Dataset):
         self.documents = documents
         self.windows = {name: windows[name][:] for name in ("row", "sentences", "labels")}
         self.sizes = [len(units(text)) for text in documents]
 
-    def sentences(self, found: Sequence[np.ndarray], count: int) -> list[list[int]]:
-        """For each document the numbers of its sentences in the summary."""
-        return [best_sentences(scores, count) for scores in document_scores(found, self.windows, self.sizes)]
+    def sentences(self, window_scores: Sequence[np.ndarray], count: int) -> list[list[int]]:
+        """Return the numbers of the `count` best sentences of each document."""
+        return [best_sentences(scores, count) for scores in document_scores(window_scores, self.windows, self.sizes)]
 
-    def summaries(self, found: Sequence[np.ndarray], count: int) -> list[str]:
-        return [extract(*pair) for pair in zip(self.documents, self.sentences(found, count), strict=True)]
+    def summaries(self, window_scores: Sequence[np.ndarray], count: int) -> list[str]:
+        """Return the summary of each document, with `count` sentences."""
+        return [extract(*pair) for pair in zip(self.documents, self.sentences(window_scores, count), strict=True)]

@@ -1,20 +1,20 @@
-"""Summarize a file of documents with a model that `train` saved, whichever method it is of.
+"""Summarize a file of documents with a model that `train` or `train_abstractive` saved.
 
     make predict RECIPE=summarization MODEL=outputs/summarization INPUT=articles.jsonl OUTPUT=summaries.jsonl
     python -m recipes.summarization.predict --model outputs/summarization --input t.txt --output t.jsonl
 
-The input is JSON Lines (or .json, .csv, .parquet) with the model's document column, or `document`, `dialogue` or
-`text`: a text, or a list of turns; or a .txt file with a document a line. The output has the same rows in the same
-order, each with `predicted`, `score` and `windows`: how many parts a document too long for the model was read in.
+The input is JSON Lines, .json, .csv or .parquet with the model's document column, `document`, `dialogue` or `text`; a
+document is a text or a list of turns. A .txt file has one document per line. The output has the same rows in the same
+order, each with `predicted`, `score` and `windows` (number of windows for a document too long for the model).
 
-- extractive: sentences are scored in windows that share some context; `sentences` are the numbers of those taken, from
-  0, and `score` the mean probability that these are part of a summary. `--summary_sentences 3` takes three.
-- abstractive: each window of whole sentences is summarized, and, as long as they do not fit into one window, so are the
-  summaries, one after the other (`--long join` leaves them as they are). `ended` is false where an output was cut off
-  at the greatest length, and `score` is the mean log-probability of the sub-tokens written last. `--num_beams`,
-  `--length_penalty` and `--n_best` are as in `recipes/translation`.
+- Extractive models score sentences in windows. `sentences` are the numbers of the selected sentences, from 0. `score`
+  is the mean probability of these sentences. `--summary_sentences 3` selects three sentences.
+- Abstractive models summarize each window of whole sentences. The summaries of several windows are joined and
+  summarized again until they fit into one window; `--long join` only joins the summaries. `ended` is false if an output
+  was cut off at the maximum length. `score` is the mean log-probability of the last output's tokens. `--num_beams`,
+  `--length_penalty` and `--n_best` control the search.
 
-Memory does not grow with the file.
+Memory use does not grow with the file.
 """
 
 from collections import Counter
@@ -51,10 +51,10 @@ class SummarizationPredictArguments(SearchArguments):
         metadata={"help": "folder that train saved"},
     )
     summary_sentences: int | None = field(
-        default=None, metadata={"help": "sentences of an extractive summary; as in training when not given"}
+        default=None, metadata={"help": "sentences of an extractive summary; default: as in training"}
     )
     long: Literal["again", "join"] = field(
-        default="again", metadata={"help": "summaries of the windows of a long document: summarized again, or joined"}
+        default="again", metadata={"help": "summaries of a long document's windows: summarize again, or join"}
     )
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ ARGUMENTS = (SummarizationPredictArguments,)
 
 
 class Extractor(Predictor):
-    """A saved extractive model. `sentences` takes the place of the number it was saved with."""
+    """Load a saved extractive model; `sentences` overrides the saved number of sentences."""
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", sentences: int | None = None):
         super().__init__(AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision)
@@ -75,24 +75,24 @@ class Extractor(Predictor):
         self.max_length = self.config.max_source_length
 
     def __call__(self, documents: list[str]) -> list[Row]:
-        """For each text `predicted`, `score`, `sentences` and `windows`."""
+        """Return one row for each text, with `predicted`, `score`, `sentences` and `windows`."""
         parts = [units(text) for text in documents]
         rows = {"parts": parts, "oracle": [[]] * len(parts)}
         windows = encode_windows(rows, list(range(len(parts))), self.tokenizer, self.max_length)
-        found: list[np.ndarray] = [np.zeros(0)] * len(windows["row"])
+        window_scores: list[np.ndarray] = [np.zeros(0)] * len(windows["row"])
         for batch, logits in self.logits({"input_ids": windows["input_ids"]}):
             for i, of_window in zip(batch, logits, strict=True):
                 labels = logits.new_tensor(windows["labels"][i], dtype=torch.long).view(1, -1, 3)
-                found[i] = sentence_logits(of_window[None], labels)[0].cpu().numpy()
-        scores = document_scores(found, windows, list(map(len, parts)))
+                window_scores[i] = sentence_logits(of_window[None], labels)[0].cpu().numpy()
+        scores = document_scores(window_scores, windows, list(map(len, parts)))
         counts = Counter(windows["row"])
         results = []
         for row, (text, of_document) in enumerate(zip(documents, scores, strict=True)):
             picked = best_sentences(of_document, self.sentences)
-            sure = 1 / (1 + np.exp(-of_document[picked])) if picked else np.zeros(1)
+            probabilities = 1 / (1 + np.exp(-of_document[picked])) if picked else np.zeros(1)
             results.append({
                 "predicted": extract(text, picked),
-                "score": round(float(sure.mean()), 4),
+                "score": round(float(probabilities.mean()), 4),
                 "sentences": picked,
                 "windows": counts[row],
             })  # fmt: skip
@@ -100,21 +100,21 @@ class Extractor(Predictor):
 
 
 class Writer(Generator):
-    """A saved abstractive model. `long` says what becomes of the summaries of a long document's windows."""
+    """Load a saved abstractive model; `long` ("again" or "join") handles documents of several windows."""
 
     def __init__(self, model: str, *args, long: str = "again", **kwargs):
         config = load_config(resolve_model(model))
-        told = config.summarization
-        super().__init__(model, *args, prefix=told["prefix"], **kwargs)
-        code = told["source_code"]
+        settings = config.summarization
+        super().__init__(model, *args, prefix=settings["prefix"], **kwargs)
+        code = settings["source_code"]
         set_direction(self.tokenizer, self.model, Direction("", "", code, code))
         self.long = long
 
     def __call__(self, documents: list[str], n_best: int = 1) -> list[list[Row]]:
-        """For each text its best summaries, the best first: `predicted`, `score`, `windows` and `ended`.
+        """Return the `n_best` summaries of each text, best first: `predicted`, `score`, `windows` and `ended`.
 
-        Of a text in several windows the second best is that of its last summary, or with `long="join"` of each window.
-        Summaries that are no shorter than what they summarize are joined as well.
+        For a text in several windows, `n_best` applies to the last pass, or with `long="join"` to each window.
+        Summaries that are not shorter than their text are joined.
         """
         self.check_n_best(n_best)
         texts = list(documents)
@@ -122,22 +122,22 @@ class Writer(Generator):
         sizes, ended = [len(cut[i]) for i in range(len(texts))], [True] * len(texts)
         stuck: set[int] = set()
         while self.long == "again" and (long := [i for i, parts in cut.items() if len(parts) > 1 and i not in stuck]):
-            found = iter(self.best([part for i in long for part in cut[i]]))
+            generated = iter(self.best([part for i in long for part in cut[i]]))
             for i in long:
-                outputs = [next(found)[0] for _ in cut[i]]
+                outputs = [next(generated)[0] for _ in cut[i]]
                 shorter = " ".join(text for text, *_ in outputs)
-                if len(shorter) >= len(texts[i]):  # a model that makes nothing shorter would never end
+                if len(shorter) >= len(texts[i]):  # another pass would loop forever
                     stuck.add(i)
                     continue
                 ended[i] &= all(e for *_, e in outputs)
                 texts[i], cut[i] = shorter, self._windows(shorter)
-        found = iter(self.best([part for i in cut for part in cut[i]], n_best))
+        generated = iter(self.best([part for i in cut for part in cut[i]], n_best))
         results = []
         for i, parts in cut.items():
-            own = [next(found) for _ in parts]
+            of_windows = [next(generated) for _ in parts]
             results.append([])
             for rank in range(n_best):
-                best = [of_window[rank] for of_window in own]
+                best = [of_window[rank] for of_window in of_windows]
                 total, tokens = sum(t for _, t, *_ in best), sum(n for *_, n, _ in best)
                 results[-1].append({
                     "predicted": " ".join(text for text, *_ in best),
@@ -148,7 +148,7 @@ class Writer(Generator):
         return results
 
     def _windows(self, text: str) -> list[str]:
-        """`text`, or where that is too long as many whole sentences at a time as fit, without the blanks between."""
+        """Divide `text` into windows of whole sentences that fit into the model; drop the spaces between windows."""
         if self.fits(text):
             return [text]
         windows: list[str] = []
@@ -163,36 +163,42 @@ class Writer(Generator):
 
 
 def load(model: str, **kwargs) -> Extractor | Writer:
-    """The model in folder `model`, ready to summarize; `kwargs` as `Extractor` or `Writer` takes them.
+    """Load the model in folder `model`; `kwargs` go to `Extractor` or `Writer`.
 
-    Of a list of texts an `Extractor` gives a row for each, and a `Writer` the list of its best.
+    An `Extractor` returns one row for each text, a `Writer` a list of the `n_best` rows.
+
+    Raises:
+        InputError: the folder holds no summarization model.
     """
-    told = getattr(load_config(resolve_model(model)), "summarization", None)
-    if not isinstance(told, dict):
-        raise InputError(f"--model {model}: is no summarizer; name a folder that recipes.summarization.train saved")
-    return (Extractor if told["method"] == "extractive" else Writer)(model, **kwargs)
+    settings = getattr(load_config(resolve_model(model)), "summarization", None)
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"--model {model}: is no summarization model; use a folder that recipes.summarization.train saved"
+        )
+    return (Extractor if settings["method"] == "extractive" else Writer)(model, **kwargs)
 
 
 def document_of(row: Row, column: str) -> str | None:
-    """The document of an input row as a text; None where it has none."""
+    """Return the document of an input row as one text, or None."""
     return next((as_text(row[name]) for name in (column, *COLUMNS) if name in row), None)
 
 
 def check_row(row: Row, column: str) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an input row."""
+    """Yield a message for each problem in an input row."""
     for name in WRITTEN:
         if name in row:
-            yield f'has "{name}" already, which would be lost; rename that column'
+            yield f'has "{name}" already, and predict would overwrite it; rename that column'
     if document_of(row, column) is None:
         names = dict.fromkeys((column, *COLUMNS))
-        yield f"needs a text or turns in one of: {', '.join(names)}; columns here: {', '.join(map(str, row)) or 'none'}"
+        columns = ", ".join(map(str, row)) or "none"
+        yield f"needs a string or a list of turns in one of: {', '.join(names)}; columns here: {columns}"
 
 
 def with_summaries(rows: list[Row], model: Extractor | Writer, column: str, n_best: int = 0) -> Iterator[Row]:
-    """The rows, each with its summary, and `n_best` of them where asked for."""
+    """Yield the rows, each with its summary, and with the `n_best` summaries if `n_best` is above 0."""
     documents = [document_of(row, column) for row in rows]
     if isinstance(model, Extractor):
-        yield from (row | found for row, found in zip(rows, model(documents), strict=True))
+        yield from (row | summary for row, summary in zip(rows, model(documents), strict=True))
         return
     for row, options in zip(rows, model(documents, max(1, n_best)), strict=True):
         yield row | options[0] | ({"n_best": options} if n_best else {})
@@ -200,20 +206,21 @@ def with_summaries(rows: list[Row], model: Extractor | Writer, column: str, n_be
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    told = getattr(load_config(resolve_model(args.model)), "summarization", None) or {}
-    own = {"batch_tokens": args.batch_tokens, "precision": args.precision}
-    if told.get("method") == "extractive":
+    settings = getattr(load_config(resolve_model(args.model)), "summarization", None) or {}
+    options = {"batch_tokens": args.batch_tokens, "precision": args.precision}
+    if settings.get("method") == "extractive":
         if args.n_best or args.num_beams is not None or args.length_penalty is not None or args.long == "join":
             raise InputError(
-                "--n_best, --num_beams, --length_penalty and --long: the model picks sentences, and writes nothing"
+                "--n_best, --num_beams, --length_penalty and --long: need an abstractive model; leave them out"
             )
-        model = load(args.model, **own, sentences=args.summary_sentences)
+        model = load(args.model, **options, sentences=args.summary_sentences)
     else:
         if args.summary_sentences is not None:
-            raise InputError("--summary_sentences: the model writes, and does not pick sentences")
-        model = load(args.model, **own, beams=args.num_beams, length_penalty=args.length_penalty, long=args.long)
+            raise InputError("--summary_sentences: needs an extractive model; leave --summary_sentences out")
+        search = {"beams": args.num_beams, "length_penalty": args.length_penalty}
+        model = load(args.model, **options, **search, long=args.long)
         model.check_n_best(args.n_best)
-    column = told["document_column_name"]
+    column = settings["document_column_name"]
     check_file(args.input, lambda row: check_row(row, column), args.max_chars)
     return predict_file(args, lambda rows: with_summaries(rows, model, column, args.n_best))
 

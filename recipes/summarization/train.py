@@ -1,14 +1,14 @@
-"""Summarization: train an encoder to pick the sentences that make the best summary.
+"""Summarization: train an encoder to select the sentences of a summary.
 
     make summarization
     make summarization ARGS="--train_file train.jsonl --validation_file dev.jsonl --output_dir outputs/mine"
     make summarization ARGS="--train_file train.jsonl --summary_sentences 2 --output_dir outputs/two"
     python -m recipes.summarization.train --config my.yaml
 
-To write summaries with an encoder-decoder instead: make summarization-abstractive (train_abstractive.py).
+For generated summaries, run make summarization-abstractive (train_abstractive.py).
 
-The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 0.9 minutes: test ROUGE-1 41.6, ROUGE-Lsum 33.4; the first two
-sentences 33.9 and 25.4 (2026-11-28).
+The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 0.9 minutes: test ROUGE-1 41.6, ROUGE-Lsum 33.4; baseline (the
+first two sentences) 33.9 and 25.4 (2026-11-28).
 More in README.md.
 """
 
@@ -39,9 +39,9 @@ summarize(["A document of any length."])"""
 
 @dataclass
 class ExtractiveDataArguments(SummarizationDataArguments):
-    max_source_length: int = field(default=512, metadata={"help": "tokens that are read at once", "resume": "fixed"})
+    max_source_length: int = field(default=512, metadata={"help": "maximum tokens in a window", "resume": "fixed"})
     summary_sentences: int | None = field(
-        default=None, metadata={"help": "sentences of a summary; the validation rows choose when not given"}
+        default=None, metadata={"help": "sentences of a summary; default: best on validation"}
     )
 
     def __post_init__(self) -> None:
@@ -55,14 +55,14 @@ class ExtractiveDataArguments(SummarizationDataArguments):
 @dataclass
 class ExtractiveTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 in full, 4e-3 under LoRA, ... when not given"}
+        default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "windows a device takes at once", "resume": "splits_step"}
+        default=16, metadata={"help": "windows in a batch on each device", "resume": "splits_step"}
     )
-    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warmup steps; below 1: share of all steps"})
+    metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "selects the best checkpoint"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Test
     metrics: dict[str, float] = {}
-    trainer.compute_metrics = None  # scored below, with the number of sentences that the validation rows choose
+    trainer.compute_metrics = None  # scored below, with the number of sentences chosen on validation
     first = scoring.best_count(rouge, partial(scoring.lead, data["validation"]["document"][:]), references)
     for split, name in (("eval", "validation"), ("test", "test")):
         if name not in windows:
@@ -140,8 +140,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             count = sentences_of(output)
         predicted = pickers[name].summaries(output.predictions, count)
         more = [{"sentences": numbers} for numbers in pickers[name].sentences(output.predictions, count)]
-        own = scoring.score_split(rouge, data[name], predicted, (first, count), compared if name == "test" else None)
-        metrics |= run.save_scores(trainer, split, output.metrics, own | {"sentences": count})
+        values = scoring.score_split(rouge, data[name], predicted, (first, count), compared if name == "test" else None)
+        metrics |= run.save_scores(trainer, split, output.metrics, values | {"sentences": count})
         scoring.write_split(args.output_dir, name, rouge, data[name], predicted, more)
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in windows else "eval"

@@ -1,13 +1,13 @@
-"""Summarization: fine-tune an encoder-decoder that writes summaries.
+"""Summarization: fine-tune an encoder-decoder that generates summaries.
 
     make summarization-abstractive ARGS="--train_file train.jsonl --output_dir outputs/written"
     make summarization-abstractive ARGS="--model_name_or_path facebook/bart-base --train_file train.jsonl"
     python -m recipes.summarization.train_abstractive --config my.yaml
 
-Without --model_name_or_path the embedded encoder gets a decoder (--warm_start both), which needs many rows.
+The default adds a decoder to the embedded encoder (--warm_start both); training needs many rows.
 
-SciTLDR, all-MiniLM-L6-v2 on both sides, 3 epochs, one core (AMD EPYC, bf16), 11 minutes: test ROUGE-1 27.2 ± 1.6, the
-first sentences 31.4 (2026-11-23).
+SciTLDR, all-MiniLM-L6-v2 on both sides, 3 epochs, one core (AMD EPYC, bf16), 11 minutes: test ROUGE-1 27.2 ± 1.6,
+baseline (the first sentences) 31.4 (2026-11-23).
 More in README.md.
 """
 
@@ -41,20 +41,20 @@ class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
     lower_is_better = ("hit_max_length",)
 
     output_dir: str | None = field(
-        default=f"outputs/{HERE.name}-abstractive", metadata={"help": "where all results go"}
+        default=f"outputs/{HERE.name}-abstractive", metadata={"help": "folder for the model and all results"}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x20"}
+        default=None, metadata={"help": "default: 1e-3 from scratch, 3e-4 warm-started, else 5e-5; LoRA: x20"}
     )
     num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(
-        default=4096, metadata={"help": "tokens in a batch, with padding; 0: rows", "resume": "splits_step"}
+        default=4096, metadata={"help": "tokens in a batch, with padding; 0: count rows", "resume": "splits_step"}
     )
     per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "rows a device takes at once", "resume": "splits_step"}
+        default=16, metadata={"help": "rows in a batch on each device", "resume": "splits_step"}
     )
-    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "picks the best checkpoint"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warmup steps; below 1: share of all steps"})
+    metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "selects the best checkpoint"})
 
 
 ARGUMENTS = (*abstractive.GROUPS, AbstractiveTrainingArguments)
@@ -65,7 +65,7 @@ def encode(
 ) -> dict[str, list]:
     """Encode documents as `input_ids` and summaries as `labels`, both cut to `lengths` tokens.
 
-    `cut` and `summary_cut` tell which were longer. The decoder begins with the token `start`.
+    `cut` marks longer documents, `summary_cut` longer summaries. The decoder starts with the token `start`.
     """
     sources = [prefix + text for text in rows["document"]]
     whole = tokenizer(sources, verbose=False)["input_ids"]
@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
-        found = scoring.means(rouge(predicted, [references[i] for i in watched]))
-        return found | {"hit_max_length": ended.count(False) / len(ended)}
+        means = scoring.means(rouge(predicted, [references[i] for i in watched]))
+        return means | {"hit_max_length": ended.count(False) / len(ended)}
 
     trainer = Seq2SeqTrainer(
         model=tuned,
@@ -141,9 +141,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         with run.phase(split):
             output = trainer.predict(rows[name], metric_key_prefix=split)
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
-        own = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        own |= scoring.score_split(rouge, data[name], predicted, (first, first), compared if name == "test" else None)
-        metrics |= run.save_scores(trainer, split, output.metrics, own)
+        values = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
+        other = compared if name == "test" else None
+        values |= scoring.score_split(rouge, data[name], predicted, (first, first), other)
+        metrics |= run.save_scores(trainer, split, output.metrics, values)
         scoring.write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")
     scored = "test" if "test" in rows else "eval"

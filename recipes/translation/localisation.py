@@ -1,11 +1,11 @@
-"""The sample: how English and German write the same dates, times, amounts and names, from the Unicode CLDR.
+"""Generate the sample: dates, times, amounts and names in English and German, from the Unicode CLDR.
 
-Nothing is stored here: Babel (https://babel.pocoo.org) carries the tables of the CLDR (https://cldr.unicode.org), and
-every pair is one value written once in either language, as the tables say. No translation was made by a machine.
+Babel (https://babel.pocoo.org) contains the tables of the CLDR (https://cldr.unicode.org). Each pair formats one value
+in both languages with these tables. No pair is machine translated.
 
-Two kinds of pairs are held out for validation and test. `value`: the pattern was trained on, with other values in it.
-`pattern`: neither the pattern nor any value in it was trained on, such as a way to write a date of which only the parts
-were met. Names on their own (France, Frankreich) are always in training, since nobody could guess them.
+Validation and test hold two kinds of pairs. `value`: training has the pattern with other values. `pattern`: training
+has neither the pattern nor its values. Single names (France, Frankreich) are always in training, as no model could
+guess them.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from common.errors import InputError
 
 SEED = 0
 LANGUAGES = ("en", "de")
-#: values drawn for each pattern of a kind
-DRAWN = {
+#: random values for each pattern of a kind
+VALUES = {
     "date": 330, "time": 400, "datetime": 300, "interval": 200, "number": 500, "percent": 300, "compact": 250,
     "currency": 22, "currency name": 22, "unit": 22, "relative": 60, "territories": 260, "languages": 260,
     "months": 150,
 }  # fmt: skip
 HELD_OUT_PATTERNS, HELD_OUT_VALUES = 0.06, 0.04
 
-#: not yMMMd nor hm: English writes them as its medium and short forms, and German does not
+#: without yMMMd and hm: they equal the medium and short forms in English, but not in German
 DATE_SKELETONS = (
     "yMd", "yMMMEd", "yMEd", "yMMMM", "yMMM", "MMMMd", "MMMd", "MMMEd", "MEd", "Md", "yM", "Ed", "GyMMMd",
     "GyMMMEd", "yQQQ", "yQQQQ",
@@ -59,20 +59,24 @@ CURRENCIES = (
     "CLP", "COP", "PEN", "ZAR", "EGP", "MAD", "NGN", "KES", "ILS", "SAR", "AED", "ISK",
 )  # fmt: skip
 
-#: writes a value in the language of a locale
+#: formats a value in a language
 Writer = Callable[..., str]
 
 
 def sample_files() -> dict[str, str]:
-    """The files of the sample by split, written to the cache of `datasets` when they are not there yet."""
-    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"cldr-{'-'.join(LANGUAGES)}-{version('babel')}-{made_by}"
+    """Return the sample file of each split; write missing files to the cache of `datasets`.
+
+    Raises:
+        InputError: the cache is not writable.
+    """
+    source_hash = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"cldr-{'-'.join(LANGUAGES)}-{version('babel')}-{source_hash}"
     files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     if not all(file.is_file() for file in files.values()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for split, rows in sample().items():
-                part = files[split].with_suffix(f".{os.getpid()}")  # several processes may be at it
+                part = files[split].with_suffix(f".{os.getpid()}")  # several processes may write
                 part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
                 part.replace(files[split])
         except OSError as error:
@@ -81,20 +85,20 @@ def sample_files() -> dict[str, str]:
 
 
 def sample() -> dict[str, list[dict]]:
-    """Rows `{"id", "kind", "held_out", "translation": {"en", "de"}}` of train, validation and test.
+    """Return rows `{"id", "kind", "held_out", "translation": {"en", "de"}}` of train, validation and test.
 
-    No English text stands in two splits, nor twice in one; the same rows on every machine with this version of Babel.
+    Each English text occurs once. The rows depend only on the version of Babel.
     """
     patterns: dict[str, list[tuple[str, str]]] = {}
     for pattern, write in values():
         pair = tuple(_one_line(write(language=language)) for language in LANGUAGES)
         patterns.setdefault(pattern, []).append(pair)
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     names = sorted(pattern for pattern in patterns if not pattern.startswith("name"))
-    unseen = set(chance.sample(names, round(HELD_OUT_PATTERNS * len(names))))
+    unseen = set(rng.sample(names, round(HELD_OUT_PATTERNS * len(names))))
     seen: set[str] = set()
     rows: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
-    for pattern in sorted(patterns, key=lambda p: (p in unseen, p)):  # what training has is no longer held out
+    for pattern in sorted(patterns, key=lambda p: (p in unseen, p)):  # a text of training stays in training
         for source, target in patterns[pattern]:
             if source in seen:
                 continue
@@ -102,24 +106,24 @@ def sample() -> dict[str, list[dict]]:
             if pattern in unseen:
                 held_out = "pattern"
             else:
-                held_out = "value" if pattern in names and chance.random() < HELD_OUT_VALUES else ""
-            split = chance.choice(("validation", "test")) if held_out else "train"
+                held_out = "value" if pattern in names and rng.random() < HELD_OUT_VALUES else ""
+            split = rng.choice(("validation", "test")) if held_out else "train"
             kind = pattern.split(":")[0]
             row = {"id": f"{split}-{len(rows[split])}", "kind": kind, "held_out": held_out or "none"}
             rows[split].append(row | {"translation": {"en": source, "de": target}})
     for split in rows.values():
-        chance.shuffle(split)
+        rng.shuffle(split)
     rows["validation"] = rows["validation"][: len(rows["validation"]) // 3]
     return rows
 
 
 def values() -> Iterator[tuple[str, Writer]]:
-    """Each value of the sample: the name of its pattern, and how to write it."""
-    chance = random.Random(SEED)
+    """Yield each value of the sample: the name of its pattern, and the function that formats it."""
+    rng = random.Random(SEED)
     for kind, makers in _kinds().items():
         for name, make in makers.items():
-            for _ in range(DRAWN[kind]):
-                yield f"{kind}:{name}", make(chance)
+            for _ in range(VALUES[kind]):
+                yield f"{kind}:{name}", make(rng)
     english = Locale(LANGUAGES[0])
     for table in ("territories", "languages", "scripts", "currencies"):
         for key in sorted(getattr(english, table)):
@@ -133,9 +137,9 @@ def values() -> Iterator[tuple[str, Writer]]:
 
 
 def _kinds() -> dict[str, dict[str, Callable[[random.Random], Writer]]]:
-    """Kind, name of the pattern, and what draws a value and gives its writer."""
+    """Return, by kind and name of the pattern, a function that draws a value and returns its writer."""
     lengths = ("full", "long", "medium", "short")
-    kinds: dict[str, dict[str, Callable[[random.Random], Writer]]] = {kind: {} for kind in DRAWN}
+    kinds: dict[str, dict[str, Callable[[random.Random], Writer]]] = {kind: {} for kind in VALUES}
     for length in lengths:
         kinds["date"][length] = lambda r, f=length: partial(_call, dates.format_date, _moment(r), f)
         if length in ("medium", "short"):
@@ -167,9 +171,9 @@ def _kinds() -> dict[str, dict[str, Callable[[random.Random], Writer]]]:
                 _unit, u, _amount(r, r.choice((0, 0, 1))) if r.random() < 0.9 else 1, f
             )
     for unit, seconds in (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400), ("week", 604800)):
-        for sign, way in ((1, "in"), (-1, "ago")):
+        for sign, tense in ((1, "in"), (-1, "ago")):
             for length in ("long", "short"):
-                kinds["relative"][f"{way} {unit} {length}"] = lambda r, s=seconds * sign, u=unit, f=length: partial(
+                kinds["relative"][f"{tense} {unit} {length}"] = lambda r, s=seconds * sign, u=unit, f=length: partial(
                     _relative, timedelta(seconds=s * r.randint(1, 99)), u, f
                 )
     for table in ("territories", "languages"):
@@ -184,18 +188,18 @@ def _kinds() -> dict[str, dict[str, Callable[[random.Random], Writer]]]:
     return kinds
 
 
-def _moment(chance: random.Random) -> datetime:
-    return datetime(1900, 1, 1) + timedelta(seconds=chance.randrange(150 * 365 * 86400))
+def _moment(rng: random.Random) -> datetime:
+    return datetime(1900, 1, 1) + timedelta(seconds=rng.randrange(150 * 365 * 86400))
 
 
-def _amount(chance: random.Random, digits: int) -> int | float:
-    """A number of one to seven places before the point, each number of places as likely as the others."""
-    whole = chance.randrange(10 ** chance.randint(1, 7))
-    return round(whole + chance.random(), digits) if digits else whole
+def _amount(rng: random.Random, digits: int) -> int | float:
+    """Draw a number with one to seven integer digits; each number of digits is equally likely."""
+    whole = rng.randrange(10 ** rng.randint(1, 7))
+    return round(whole + rng.random(), digits) if digits else whole
 
 
 def _one_line(text: str) -> str:
-    """Text with plain blanks, where the tables have narrow and no-break ones."""
+    """Replace narrow and no-break spaces by plain spaces."""
     return " ".join(text.split())
 
 
@@ -245,7 +249,7 @@ def _calendar_name(table: str, width: str, key: int, language: str) -> str:
 
 
 def _common_codes(table: str) -> list[str]:
-    """Codes of two letters that both languages have a name for."""
+    """Return the two-letter codes that have a name in both languages."""
     named = [set(getattr(Locale(language), table)) for language in LANGUAGES]
     return sorted(
         code

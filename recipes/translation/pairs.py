@@ -1,4 +1,4 @@
-"""Pairs of sentences from files: parallel lines, objects by language, or columns; checked, and what they look like."""
+"""Read and check pairs of sentences from parallel lines, objects by language, or columns."""
 
 import re
 import unicodedata
@@ -16,9 +16,9 @@ from common.data.files import NOT_UTF8, Located, Row, numbered_lines, read_file
 from common.data.language_codes import two_letters
 from common.errors import InputError, tell, warn
 
-#: rows that are looked at to tell whether the languages are swapped
-LOOKED_AT = 2000
-#: the most frequent words of a language that others do not have among theirs
+#: rows that `swapped` reads
+ROWS_READ = 2000
+#: frequent words that distinguish a language from the others
 FREQUENT = {
     "cs": "je na se že si jsem ale jako jsou není byl když které nebo",
     "da": "og det er på som til af jeg ikke med har den hvor også blev",
@@ -37,21 +37,21 @@ FREQUENT = {
     "tr": "bir ve bu için çok ama daha gibi değil olarak kadar sonra",
 }
 _WORD = re.compile(r"[^\W\d_]+")
-#: what else than groups is scored, by the names of the scores
+#: prefixes of other scores, which no group may use
 OTHERS = ("copy", "compared")
 
 
 def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
     """Return a reader of rows `{"translation": {source: ..., target: ...}}` in the languages of `directions`.
 
-    Rows without `translation` but with columns named by the languages are read as well. With several pairs a language
-    that is null counts as missing: Parquet files hold rows of different languages that way.
+    The reader also accepts rows with one column for each language. With several pairs, a null language counts as
+    missing, because Parquet stores absent languages as nulls.
 
     Args:
         directions: pairs of source and target language.
-        targets: file of source lines -> file of the target lines. `common.data.files.read_file` reads all others.
+        targets: file of source lines -> file of target lines. `common.data.files.read_file` reads all other files.
     """
-    languages = list(dict.fromkeys(name for way in directions for name in way))
+    languages = list(dict.fromkeys(name for direction in directions for name in direction))
 
     def read(path: str) -> Iterator[Located]:
         if path in targets:
@@ -59,33 +59,33 @@ def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callab
             return
         for where, row in chain.from_iterable(map(read_file, files_of(path))):
             if isinstance(row, dict):
-                found = row.get("translation")
-                columns = _those(languages, row)
+                translation = row.get("translation")
+                columns = _texts_in(languages, row)
                 if "translation" not in row and len(columns) > 1:
                     row = row | {"translation": columns}
-                elif isinstance(found, dict):  # other languages may hold anything
-                    kept = _those(languages, found)
-                    there = {} if len(kept) > 1 else dict.fromkeys(sorted(set(found) - set(kept)))
-                    row = row | {"translation": kept | there}
+                elif isinstance(translation, dict):  # drop the values of other languages, which may have any type
+                    kept = _texts_in(languages, translation)
+                    others = {} if len(kept) > 1 else dict.fromkeys(sorted(set(translation) - set(kept)))
+                    row = row | {"translation": kept | others}
             yield where, row
 
     return read
 
 
-def _those(languages: list[str], row: Row) -> Row:
+def _texts_in(languages: list[str], row: Row) -> Row:
     return {name: row[name] for name in languages if name in row and (row[name] is not None or len(languages) == 2)}
 
 
 def parallel_lines(source: str, target: str, source_lang: str, target_lang: str) -> Iterator[Located]:
-    """Line n of one file beside line n of the other. Unlike in other text files an empty line is a row, and an error.
+    """Pair line n of `source` with line n of `target`; an empty line is an error.
 
-    Where one file has more lines that is the only problem told: somewhere above it the lines lost each other.
+    If one file has more lines, the reader reports only that problem, as the pairs above it may be wrong too.
     """
     counts = [sum(1 for _ in numbered_lines(Path(path))) for path in (source, target)]
     if counts[0] != counts[1]:
         longer, shorter = (source, target) if counts[0] > counts[1] else (target, source)
         lines = f"{longer} has {max(counts):,} lines and {shorter} {min(counts):,}"
-        yield f"{longer}:{min(counts) + 1}", f"{lines}, so they are not parallel; align them line by line"
+        yield f"{longer}:{min(counts) + 1}", f"{lines}: the files are not parallel; align them line by line"
         return
     for (where, one), (other_where, other) in zip_longest(numbered_lines(Path(source)), numbered_lines(Path(target))):
         if one is None or other is None:
@@ -95,55 +95,58 @@ def parallel_lines(source: str, target: str, source_lang: str, target_lang: str)
 
 
 def check_row(row: Row, directions: list[tuple[str, str]]) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a row: a missing language, an empty side, what is no text.
+    """Yield a message for each problem in a row: a missing language, an empty side, or a side that is not a string.
 
-    Of several pairs it needs the languages of one.
+    With several pairs, a row needs the languages of one pair.
     """
     sides = {"source": row.get("source"), "target": row.get("target")}
     if "translation" in row:
-        found = row["translation"]
-        if not isinstance(found, dict):
+        texts = row["translation"]
+        if not isinstance(texts, dict):
             yield f'translation must be an object of texts by language, such as {{"{directions[0][0]}": "...", ...}}'
             return
-        whole = [name for way in directions if found.keys() >= set(way) for name in way]
+        whole = [name for direction in directions if texts.keys() >= set(direction) for name in direction]
         if not whole:
-            missing = [name for name in directions[0] if name not in found]
-            lacks = " and ".join(missing) if len(directions) == 1 else f"a side of each of {_named(directions)}"
-            yield f"translation lacks {lacks}; languages here: {', '.join(map(str, found)) or 'none'}"
+            missing = [name for name in directions[0] if name not in texts]
+            lacks = " and ".join(missing) if len(directions) == 1 else f"both languages of any of {_named(directions)}"
+            yield f"translation lacks {lacks}; languages here: {', '.join(map(str, texts)) or 'none'}"
             return
-        sides = {name: found[name] for name in whole}
+        sides = {name: texts[name] for name in whole}
     for name, text in sides.items():
         if not isinstance(text, str):
-            yield f"{name} must be a text, not {type(text).__name__}"
+            yield f"{name} must be a string, not {type(text).__name__}"
         elif not text.strip():
-            yield f"{name} is empty: nothing to translate; remove the row"
+            yield f"{name} is empty; remove the row"
     if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
-        yield "the group must be a text that is not blank"
+        yield "the group must be a string that is not blank; name a group or remove the row"
     elif row.get("group") in OTHERS:
-        yield f"a group may not be called {row['group']}, under which other scores are reported"
+        yield f"the group name {row['group']} is reserved for other scores; rename the group"
 
 
 def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict:
-    """Checked rows with their texts in columns `source` and `target` and the name of their `pair`, such as `en-de`.
+    """Convert checked rows to columns `source`, `target` and `pair` (such as `en-de`).
 
-    A row with the languages of several pairs becomes as many rows. Raises `InputError` where a pair has no training
-    row; says how many rows each pair has, and warns of one that is not scored.
+    A row with the languages of several pairs becomes one row for each pair. Prints the number of rows of each pair,
+    and warns if a pair has no row to score.
+
+    Raises:
+        InputError: a pair has no training row.
     """
 
     def by_pair(rows: dict[str, list]) -> dict[str, list]:
-        found: dict[str, list] = {name: [] for name in (*kept, "source", "target", "pair")}
+        flat: dict[str, list] = {name: [] for name in (*kept, "source", "target", "pair")}
         for number in range(len(rows["id"])):
             for source, target in directions:
                 if "translation" in rows:
-                    texts = rows["translation"][number]  # a language that the row has not may be there as None
+                    texts = rows["translation"][number]  # a missing language may be stored as None
                     texts = {"source": texts.get(source), "target": texts.get(target)}
                 else:
                     texts = {"source": rows["source"][number], "target": rows["target"][number]}
                 if None not in texts.values():
                     row = {name: rows[name][number] for name in kept} | texts | {"pair": f"{source}-{target}"}
                     for name, value in row.items():
-                        found[name].append(value)
-        return found
+                        flat[name].append(value)
+        return flat
 
     kept = [name for name in ("id", "group") if name in data["train"].column_names]
     data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
@@ -153,34 +156,39 @@ def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict
             tell(f"{name}: " + ", ".join(f"{counts[pair]:,} {pair}" for pair in counts))
             for pair in _named(directions).split(", "):
                 if pair not in counts and name == "train":
-                    raise InputError(f"--pairs {pair}: no training row has both languages")
+                    raise InputError(f"--pairs {pair}: no training row has both languages; add rows or remove the pair")
                 if pair not in counts:
-                    warn(f"{name}: no row has both languages of {pair}, which is not scored there")
+                    warn(f"{name}: no row has both languages of {pair}; this split has no scores of {pair}")
     return data
 
 
 def upsampled(pairs: list[str], temperature: float, seed: int) -> np.ndarray:
-    """Row numbers of an epoch in which the share of a pair is that of its rows to the power of 1 / `temperature`.
+    """Return the sorted row numbers of an epoch with temperature sampling over the pairs.
 
-    Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019, who take 5; 1 leaves each row once, and infinity gives
-    all pairs the same share. `pairs` has the pair of each row. The most frequent pair keeps each row once; of the
-    others all rows are repeated as often as it takes, and of the rest as many as it takes are drawn by `seed`. The
-    numbers are sorted.
+    The share of a pair is proportional to its number of rows to the power of 1 / `temperature`. At 1 each row occurs
+    once; at infinity all pairs have the same share. The most frequent pair keeps each row once. Rows of other pairs
+    are repeated; a random subset occurs once more.
+    Source: Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019, with temperature 5.
+
+    Args:
+        pairs: the pair of each row.
+        temperature: at least 1.
+        seed: seed of the random subset.
     """
     names, number = np.unique(np.asarray(pairs), return_inverse=True)
     counts = np.bincount(number)
     wanted = np.round(counts.max() * (counts / counts.max()) ** (1 / temperature)).astype(int)
-    random = np.random.default_rng(seed)
-    found = []
+    rng = np.random.default_rng(seed)
+    parts = []
     for pair in range(len(names)):
-        own = np.flatnonzero(number == pair)
-        times, rest = divmod(int(wanted[pair]), len(own))
-        found += [np.repeat(own, times), random.choice(own, rest, replace=False)]
-    return np.sort(np.concatenate(found))
+        of_pair = np.flatnonzero(number == pair)
+        times, rest = divmod(int(wanted[pair]), len(of_pair))
+        parts += [np.repeat(of_pair, times), rng.choice(of_pair, rest, replace=False)]
+    return np.sort(np.concatenate(parts))
 
 
 def select_rows(rows: DatasetDict, pairs: list[str], temperature: float | None, seed: int) -> DatasetDict:
-    """Leave out the training rows that were cut, and repeat those of rare pairs (see `upsampled`).
+    """Remove the training rows that were cut, and repeat rows of rare pairs (see `upsampled`).
 
     `pairs` has the pair of each training row.
 
@@ -189,28 +197,29 @@ def select_rows(rows: DatasetDict, pairs: list[str], temperature: float | None, 
     """
     for name, encoded in rows.items():
         if long := sum(encoded["cut"]):
-            what = "left out of training" if name == "train" else "cut there"
-            tell(f"{name}: {long:,} of {len(encoded):,} rows exceed the greatest lengths and are {what}")
+            action = "are not used for training" if name == "train" else "are cut"
+            limits = "--max_source_length or --max_target_length"
+            tell(f"{name}: {long:,} of {len(encoded):,} rows exceed {limits} and {action}")
     whole = [i for i, cut in enumerate(rows["train"]["cut"]) if not cut]
     if not whole:
-        raise InputError("every training row exceeds --max_source_length or --max_target_length; allow longer ones")
-    drawn = upsampled([pairs[i] for i in whole], temperature or 1, seed)
-    rows["train"] = rows["train"].select([whole[i] for i in drawn])
+        raise InputError("every training row exceeds --max_source_length or --max_target_length; raise these limits")
+    sampled = upsampled([pairs[i] for i in whole], temperature or 1, seed)
+    rows["train"] = rows["train"].select([whole[i] for i in sampled])
     return rows.remove_columns("cut")
 
 
 def check_splits(data: DatasetDict, directions: list[tuple[str, str]]) -> None:
-    """Say how many rows have the same text on either side, and warn where the languages seem swapped."""
+    """Print the number of rows with identical sides, and warn if the languages seem swapped."""
     for name, rows in data.items():
         same = sum(a.strip() == b.strip() for a, b in zip(rows["source"], rows["target"], strict=True))
         if same:
-            tell(f"{name}: {same:,} of {len(rows):,} rows have the same text on either side")
+            tell(f"{name}: {same:,} of {len(rows):,} rows have the same text on both sides")
         pairs = np.asarray(rows["pair"][:])
         for source, target in directions:
-            own = np.flatnonzero(pairs == f"{source}-{target}")[:LOOKED_AT]
-            reason = swapped(rows.select(own), source, target)
+            of_pair = np.flatnonzero(pairs == f"{source}-{target}")[:ROWS_READ]
+            reason = swapped(rows.select(of_pair), source, target)
             if reason:
-                warn(f"{name}: {source} and {target} seem to be swapped: {reason}")
+                warn(f"{name}: {source} and {target} seem to be swapped: {reason}; exchange the languages if so")
 
 
 def _named(directions: list[tuple[str, str]]) -> str:
@@ -218,12 +227,11 @@ def _named(directions: list[tuple[str, str]]) -> str:
 
 
 def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:
-    """Why the sides of `rows` seem to be in each other's language; None where nothing speaks for it.
+    """Return why the sides of `rows` seem to be swapped, or None.
 
-    Languages with scripts of their own are told apart by these, others by their most frequent words, where both are
-    among those of `FREQUENT`.
+    Languages with different scripts are compared by script, other languages by the words in `FREQUENT`.
     """
-    sides = [" ".join(rows[:LOOKED_AT][side]) for side in ("source", "target")]
+    sides = [" ".join(rows[:ROWS_READ][side]) for side in ("source", "target")]
     scripts = [_script(language) for language in (source_lang, target_lang)]
     if scripts[0] and scripts[1] and scripts[0] != scripts[1]:
         written = [_written_in(text) for text in sides]
@@ -233,16 +241,16 @@ def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:
     source_lang, target_lang = two_letters(source_lang), two_letters(target_lang)
     if source_lang not in FREQUENT or target_lang not in FREQUENT or source_lang == target_lang:
         return None
-    own, other = (set(FREQUENT[language].split()) for language in (source_lang, target_lang))
+    source, target = (set(FREQUENT[language].split()) for language in (source_lang, target_lang))
     counts = [Counter(_WORD.findall(text.lower())) for text in sides]
-    right = sum(counts[0][w] for w in own - other) + sum(counts[1][w] for w in other - own)
-    wrong = sum(counts[0][w] for w in other - own) + sum(counts[1][w] for w in own - other)
+    right = sum(counts[0][w] for w in source - target) + sum(counts[1][w] for w in target - source)
+    wrong = sum(counts[0][w] for w in target - source) + sum(counts[1][w] for w in source - target)
     if wrong > 10 and wrong > 3 * right:
-        return f"{wrong:,} frequent words of either are on the other's side, and {right:,} on their own"
+        return f"{wrong:,} frequent words are on the wrong side, and {right:,} on the right side"
     return None
 
 
-#: scripts by the code of the CLDR, in the word that begins the Unicode names of their letters
+#: CLDR script code -> first word of the Unicode names of its letters
 SCRIPTS = {
     "Latn": "LATIN", "Cyrl": "CYRILLIC", "Grek": "GREEK", "Arab": "ARABIC", "Hebr": "HEBREW", "Deva": "DEVANAGARI",
     "Hans": "CJK", "Hant": "CJK", "Jpan": "HIRAGANA", "Kore": "HANGUL", "Thai": "THAI", "Armn": "ARMENIAN",
@@ -257,7 +265,7 @@ def _script(language: str) -> str | None:
 
 
 def _written_in(text: str) -> str | None:
-    """The script of most letters of a text; Japanese by its syllables, which no other language has."""
+    """Return the script of most letters; kana count three times, because Japanese text also has many CJK letters."""
     names = Counter(unicodedata.name(c, "").split(" ")[0] for c in text[:100_000] if c.isalpha())
     names["HIRAGANA"] = 3 * (names["HIRAGANA"] + names.pop("KATAKANA", 0))
     return names.most_common(1)[0][0] if names.total() else None

@@ -1,8 +1,8 @@
-"""Corrupted variants of a good JSON Lines file, for any recipe: what users' files look like on a bad day.
+"""Make corrupted variants of a valid JSON Lines file, for any recipe.
 
-`variants(rows)` takes the good rows and makes hundreds of files from them, each with a name, its bytes, and the line
-that was touched where there is one. `tried` runs something on each. Nothing here knows a task: columns are told apart
-only by holding a text or a list.
+`variants(rows)` makes hundreds of files from valid rows; each variant has a name, its bytes, and the number of the
+changed line if one line changed. `tried` runs a function on each file. The module knows no task: a column is only a
+text or a list.
 """
 
 import json
@@ -20,14 +20,13 @@ from common.errors import InputError
 class Variant:
     name: str
     content: bytes
-    line: int | None = None  # from 1; where the file was touched, if in one place
+    line: int | None = None  # from 1; None if more than one place changed
 
 
 def tried(found: Iterable[Variant], file: Path, run: Callable[[], Any], also: str | None = None) -> tuple[int, int]:
-    """How many of `found`, each written to `file` in turn, `run` takes, and how many it refuses.
+    """Run `run` on each of `found`, written to `file`, and return how many it accepts and how many it refuses.
 
-    Fails, with all of them, where some are refused by another error than `InputError`, or by one that names neither the
-    file nor, where that is given, what `also` says.
+    Fails if a refusal is not an `InputError`, or if the error names neither the file nor `also`.
     """
     taken, refused, wrong = 0, 0, []
     for variant in found:
@@ -50,7 +49,7 @@ def as_bytes(rows: list[Any]) -> bytes:
 
 
 def variants(rows: list[dict[str, Any]], seed: int = 0) -> Iterator[Variant]:
-    """Every variant of `rows` that this module knows."""
+    """Yield every variant of `rows`."""
     chance = random.Random(seed)
     yield from of_bytes(as_bytes(rows), chance)
     yield from of_encoding(rows)
@@ -60,7 +59,7 @@ def variants(rows: list[dict[str, Any]], seed: int = 0) -> Iterator[Variant]:
 
 
 def of_bytes(good: bytes, chance: random.Random) -> Iterator[Variant]:
-    """Flipped bits, cuts, and bytes lost, doubled, inserted or exchanged: for any format."""
+    """Flip bits, cut the file, and remove, repeat, insert or exchange bytes."""
 
     def at(position: int) -> int:
         return good.count(b"\n", 0, position) + 1
@@ -84,11 +83,11 @@ def of_bytes(good: bytes, chance: random.Random) -> Iterator[Variant]:
     yield Variant("one newline", b"\n")
     yield Variant("zero bytes", bytes(1000))
     yield Variant("random bytes", chance.randbytes(5000))
-    yield Variant("zeros at the end", good + bytes(512))  # what a crash leaves on some file systems
+    yield Variant("zeros at the end", good + bytes(512))  # some file systems leave zeros after a crash
 
 
 def of_encoding(rows: list[dict[str, Any]]) -> Iterator[Variant]:
-    """Byte order marks, other encodings, other newlines."""
+    """Change byte order marks, encodings and newlines."""
     good = as_bytes(rows)
     text = good.decode()
     yield Variant("byte order mark", b"\xef\xbb\xbf" + good)
@@ -114,7 +113,7 @@ def of_encoding(rows: list[dict[str, Any]]) -> Iterator[Variant]:
 
 
 def of_lines(rows: list[dict[str, Any]]) -> Iterator[Variant]:
-    """Lines that are not one JSON object each."""
+    """Write lines that are not one JSON object each."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
 
     def with_second(name: str, line: str) -> Variant:
@@ -146,7 +145,7 @@ def of_lines(rows: list[dict[str, Any]]) -> Iterator[Variant]:
 
 
 def of_values(rows: list[dict[str, Any]], chance: random.Random) -> Iterator[Variant]:
-    """Columns missing, renamed, exchanged; values of other types and lengths."""
+    """Remove, rename and exchange columns; change types and lengths of values."""
     wrong: dict[str, Any] = {
         "null": None, "true": True, "number": 7, "fraction": 0.5, "huge integer": 10**400, "text": "text", "empty": "",
         "object": {"a": 1}, "empty list": [], "list of null": [None], "list of numbers": [1, 2, 3],
@@ -204,7 +203,7 @@ HOSTILE = {
 
 
 def of_texts(rows: list[dict[str, Any]], chance: random.Random) -> Iterator[Variant]:
-    """Hostile but valid texts, and half characters, in any column."""
+    """Put hostile but valid texts, and half characters, in any column."""
 
     def put(value: Any, text: str) -> Any:
         return [text, *value[1:]] if isinstance(value, list) else text

@@ -1,11 +1,11 @@
-"""Measure the attention kernels in training.
+"""Measure which attention kernel trains fastest on this machine.
 
     python -m tests.benchmarks.attention --rounds 7
 
-Prints, for each precision and batch shape, the median seconds of one training step (forward, backward, AdamW) of the
-embedded encoder with a token-classification head, and the ratio to the first kernel. `p` is the attention dropout.
-`packed` computes real tokens only (`common/speed/padding_free.py`), with SDPA's kernel or, `written`, with attention
-written out. The steps of the kernels alternate, so that noise of the machine affects all of them.
+Prints, for each precision and batch shape, the median seconds of a training step (forward, backward, AdamW), and the
+ratio to the first kernel. The model is the embedded encoder with a token classification head. The kernels alternate
+step by step, which spreads the noise of the machine. `p=0` turns attention dropout off. `packed` computes real tokens
+only (`common/speed/padding_free.py`), with SDPA or with attention as explicit matrix products.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from common.models.load import resolve_model
 from common.speed import padding_free
 
-#: kernel, attention dropout, greatest length of a row whose packed attention is written out
+#: kernel, attention dropout, and the maximum length for attention as explicit matrix products
 ARMS = [
     ("sdpa", 0.1, 0),
     ("eager", 0.1, 0),
@@ -43,7 +43,7 @@ def build(kernel: str, dropout: float, device: str):
 def step_seconds(model, optimizer, rows: int, length: int, bf16: bool, device: str) -> float:
     ids = torch.randint(1000, 30000, (rows, length), device=device)
     mask = torch.ones_like(ids)
-    mask[1::2, length * 3 // 4 :] = 0  # as in real batches; a mask excludes some kernels
+    mask[1::2, length * 3 // 4 :] = 0  # padding as in real batches; a mask excludes some kernels
     start = time.perf_counter()
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
         loss = model(input_ids=ids, attention_mask=mask, labels=ids % 9).loss
@@ -65,7 +65,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [build(kernel, dropout, device) for kernel, dropout, _ in ARMS]
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5, fused=True) for m in models]
-    print(f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds (s a step, ratio to sdpa)")
+    print(f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds (s per step, ratio to sdpa)")
     print(
         f"{'precision':10}{'shape':>9}"
         + "".join(f"{f'{kernel} p={p:g}' + ' written' * bool(w):>18}" for kernel, p, w in ARMS)
@@ -78,7 +78,7 @@ def main() -> None:
                 for arm, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
                     padding_free.WRITTEN_OUT = ARMS[arm][2]
                     seconds = step_seconds(model, optimizer, rows, length, bf16, device)
-                    if round_:  # the first round warms up
+                    if round_:  # the first round is warm-up
                         times[arm].append(seconds)
             ratios = [statistics.median(a / b for a, b in zip(t, times[0], strict=True)) for t in times]
             cells = "".join(f"{statistics.median(t):>11.3f}{r:>7.2f}" for t, r in zip(times, ratios, strict=True))

@@ -1,8 +1,8 @@
-"""Measure BLEU and seconds of a saved translation model by number of beams and length penalty.
+"""Measure BLEU and seconds of a saved translation model for several beam counts and length penalties.
 
     python -m tests.benchmarks.beams --model outputs/translation --beams 1 2 4 8 --length_penalty 0.6 1.0 1.4
 
-Reads `predictions_validation.jsonl` in the model's folder. Defaults are chosen on these rows, not on the test rows.
+Reads `predictions_validation.jsonl` in the model folder: defaults are chosen on validation rows, not on test rows.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main() -> None:
             start = time.perf_counter()
             predicted = [best[0]["predicted"] for best in translate([row["source"] for row in rows])]
             seconds = time.perf_counter() - start
-            metrics = scores(bleu_of(translate.way.target_lang, "auto"), predicted, gold, fast=True)
-            numbers = f"{metrics['bleu']:8.2f}{metrics['chrf']:8.2f}{metrics['length_ratio']:8.3f}{seconds:9.1f}"
+            found = scores(bleu_of(translate.way.target_lang, "auto"), predicted, gold, fast=True)
+            numbers = f"{found['bleu']:8.2f}{found['chrf']:8.2f}{found['length_ratio']:8.3f}{seconds:9.1f}"
             print(f"{beams:5}{penalty:9.1f}{numbers}", flush=True)
 
 

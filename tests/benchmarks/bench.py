@@ -1,4 +1,4 @@
-"""Compare the recipes with the stock Trainer: speed, memory, start-up and score, in alternating runs.
+"""Compare the recipes with the stock Trainer: speed, memory, start-up time and score.
 
     make bench                                  # every recipe, on its sample
     make bench RECIPE=ner ARGS="--rounds 3"
@@ -7,12 +7,13 @@
     python -m tests.benchmarks.bench ner --data data/wnut17 --epochs 3 --rounds 3
     python -m tests.benchmarks.bench sentiment qa --table
 
-By default a round takes about a minute, on a part of the sample. `--full` takes all rows and the epochs of the
-recipe. A data folder holds train.jsonl, validation.jsonl and test.jsonl in the recipe's format, or .txt files with a
-text a line. Both arms have the same model, rows, epochs, batch, learning rate and, in each round, seed. The stock arm
-is `tests/benchmarks/stock*.py`. Finished runs are kept in outputs/bench/runs.jsonl and repeated only if options or
-code changed; a stopped benchmark continues with the same command. The results are outputs/bench/bench.md and
-bench.json. NOTES.md defines each number.
+The default is a part of the sample that takes about a minute per round. `--full` takes all of the sample and the
+recipe's epochs. A data folder has train.jsonl, validation.jsonl and test.jsonl in the recipe's format, or .txt files
+with one text per line. Both arms alternate, and have the same model, rows, epochs, batch and learning rate, and the
+same seed in each round. The stock arm is `tests/benchmarks/stock*.py`. A finished run is added to
+outputs/bench/runs.jsonl, and is reused while options and code stay the same; the same command therefore resumes a
+stopped benchmark. The results are in outputs/bench/bench.md and bench.json. NOTES.md explains how each number is
+measured.
 """
 
 import argparse
@@ -42,11 +43,11 @@ ARMS = ("ours", "stock")
 
 @dataclass
 class Job:
-    """Define the run of a recipe in both arms: rows of the sample and settings."""
+    """Number of sample rows and settings of a recipe's benchmark, for both arms."""
 
     stock: str
     rows: int
-    test_rows: int  # of validation, and of test
+    test_rows: int  # rows of validation, and of test
     batch: int
     learning_rate: float
     full_epochs: float
@@ -54,15 +55,15 @@ class Job:
     baseline: str
     ours: list[str] = field(default_factory=list)
     stock_words: list[str] = field(default_factory=list)
-    #: arguments of the run of the recipe that makes the initial model of both arms
+    #: arguments of the recipe run that makes the initial model of both arms
     start: list[str] | None = None
     script: str = "train"
-    predicts: bool = True  # false: the stock Trainer has no counterpart
+    predicts: bool = True  # whether the stock Trainer has a counterpart of predict
 
 
 WRITES = ["--max_tokens_per_batch", "0", "--max_target_length", "64"]
 FEW = ["--max_eval_samples", "8", "--save_strategy", "no", "--eval_strategy", "no"]
-#: the training of the stock scripts; other training may cause outputs without an end, which take most of the time
+#: as the stock scripts train; other training can give outputs that never end, which take most of the time
 PLAIN = ["--label_smoothing_factor", "0", "--warmup_steps", "0"]
 JOBS = {
     "sentiment": Job("sentiment", 512, 192, 32, 1e-4, 5, "test_accuracy", "test_bag_of_words_accuracy"),
@@ -87,15 +88,15 @@ JOBS = {
     ),
 }  # fmt: skip
 
-#: quantity of a run -> its title, and the kind of its ratio: rate, seconds, size, or none
+#: quantity of a run, its title, and how to compare ours with stock: as rates, seconds or sizes
 QUANTITIES = {
-    "train_rows": ("training, examples a second", "rate"),
-    "train_tokens": ("training, tokens a second", "rate"),
+    "train_rows": ("training, examples per second", "rate"),
+    "train_tokens": ("training, tokens per second", "rate"),
     "train_share": ("training, share of the matrix rate", "rate"),
-    "eval_rows": ("evaluation, examples a second", "rate"),
-    "eval_tokens": ("evaluation, tokens a second", "rate"),
-    "predict_rows": ("predict, examples a second", "rate"),
-    "predict_tokens": ("predict, tokens a second", "rate"),
+    "eval_rows": ("evaluation, examples per second", "rate"),
+    "eval_tokens": ("evaluation, tokens per second", "rate"),
+    "predict_rows": ("predict, examples per second", "rate"),
+    "predict_tokens": ("predict, tokens per second", "rate"),
     "first_step_cold": ("start to first step, cold, s", "seconds"),
     "first_step_cached": ("start to first step, cached, s", "seconds"),
     "preparation_cold": ("preprocessing, cold, s", "seconds"),
@@ -104,12 +105,12 @@ QUANTITIES = {
     "peak_mib": ("peak memory, MiB", "size"),
     "peak_gpu_mib": ("peak memory of the GPU, MiB", "size"),
     "score": ("score", None),
-    "rate": ("matrix rate, operations a second", None),
+    "rate": ("matrix rate, operations per second", None),
 }
 
 
 class Kept:
-    """Keep finished runs in a file, one a line."""
+    """Store runs in a file, one per line; a stored run is not repeated."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +133,16 @@ class Kept:
 
 @cache
 def rows_of(recipe: str, folder: Path | None) -> dict[str, list[dict]]:
-    """Return the rows of a data folder, or of the recipe's sample, by split."""
+    """Return the rows of each split, from a data folder or the recipe's sample."""
     if folder is not None:
         return {split: list(_rows_in(folder, split)) for split in SPLITS if any(folder.glob(f"{split}.*"))}
     if recipe in ("mlm", "clm"):
         from common.data.corpus import CorpusArguments, load_corpus
 
-        rows = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
-        for texts in rows.values():  # they are sorted by module
+        found = {split: texts.to_list() for split, texts in load_corpus(CorpusArguments()).items()}
+        for texts in found.values():  # the sample is sorted by module
             random.Random(0).shuffle(texts)
-        return rows
+        return found
     if recipe == "translation":
         from recipes.translation.localisation import sample
 
@@ -166,42 +167,42 @@ def _rows_in(folder: Path, split: str) -> Iterator[dict]:
 
 
 def made_once(name: str, rows: Callable[[], dict[str, Iterable[dict]]]) -> Path:
-    """Write a file for each split of `rows` into the data folder `name`, at once, unless the folder exists."""
+    """Return the benchmark's data folder `name`, with a file for each split of `rows`; write it atomically."""
     target = FOLDER / "data" / name
     if not target.is_dir():
         part = target.with_name(name + ".part")
         part.mkdir(parents=True, exist_ok=True)
-        for split, of_split in rows().items():
+        for split, found in rows().items():
             with open(part / f"{split}.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         part.replace(target)
     return target
 
 
 def digest_of(recipe: str, folder: Path | None = None) -> str:
-    """Hash the files of the folder, or the rows of the sample."""
-    digest = hashlib.sha256()
+    """Return a hash of the folder's files, or of the sample's rows."""
+    found = hashlib.sha256()
     if folder is None:
-        digest.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
+        found.update(json.dumps(rows_of(recipe, None), sort_keys=True).encode())
     else:
         for split in SPLITS:
             if any(folder.glob(f"{split}.*")):
                 with open(_file_of(folder, split), "rb") as file:
-                    digest.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+                    found.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def written(recipe: str, folder: Path | None, counts: dict[str, int | None], digest: str) -> Path:
-    """Write the rows that both arms take: of each split the first `counts`, or all. Return the folder."""
-    parts = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
-    return made_once("-".join(parts), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
+    """Return a folder with the rows for both arms: the first `counts` rows of each split, or all rows."""
+    own = [recipe, folder.name if folder else "sample", *(str(count or "all") for count in counts.values()), digest]
+    return made_once("-".join(own), lambda: {s: rows[: counts[s]] for s, rows in rows_of(recipe, folder).items()})
 
 
 # Runs
 
 
 def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[str, Any]:
-    """Run a program under `tests.benchmarks.watched`; return its measurements and the time when it `started`."""
+    """Run a program under `tests.benchmarks.watched`; return its measurements, and `started`, its start time."""
     measured = log.with_suffix(".measured")
     measured.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.watched", str(measured), module, *map(str, words)]
@@ -210,17 +211,17 @@ def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[s
     with open(log, "w", encoding="utf-8") as file:
         status = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
     if status:
-        last_lines = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        sys.exit(f"exit status {status}: {' '.join(command)}\n{last_lines}")
+        said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        sys.exit(f"exit status {status}: {' '.join(command)}\n{said}")
     return json.loads(measured.read_text(encoding="utf-8")) | {"started": start}
 
 
 def start_of(recipe: str, job: Job) -> Path:
-    """Return the initial model of both arms, for a recipe that makes a new model; train it unless it exists."""
+    """Return the initial model of both arms if the recipe trains from scratch; train the model once."""
     key = hashlib.sha256(json.dumps(job.start).encode()).hexdigest()[:8]
     folder = FOLDER / "start" / f"{recipe}-{key}"
     if not (folder / "model.safetensors").is_file():
-        print(f"{recipe}: making the initial model of both arms", flush=True)
+        print(f"{recipe}: trains the initial model of both arms", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [*job.start, "--output_dir", str(folder), "--overwrite", "--disable_tqdm", "true"]
         with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
@@ -241,9 +242,9 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
     ]  # fmt: skip
     words += ["--model_name_or_path", model] if model else []
     words += ["--precision", "fp32"] if about["fp32"] else []
-    measured = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
+    found = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
     scores = json.loads((folder / "run.json").read_text(encoding="utf-8"))["scores"]
-    record = record_of(measured) | {"score": scores[job.score], "baseline": scores[job.baseline]}
+    record = record_of(found) | {"score": scores[job.score], "baseline": scores[job.baseline]}
     test = data / "test.jsonl"
     if job.predicts and test.is_file():
         words = ["--model", folder, "--input", test, "--output", folder / "predicted.jsonl", "--overwrite"]
@@ -251,7 +252,7 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
         predict = watched(f"recipes.{recipe}.predict", words, cache, FOLDER / f"{recipe}-predict.log")["predict"]
         record |= {
             "predict_rows": predict["rows"] / predict["seconds"],
-            "predict_tokens": _evaluation(measured, "test")["tokens"] / predict["seconds"],
+            "predict_tokens": _evaluation(found, "test")["sub_tokens"] / predict["seconds"],
         }
     return record
 
@@ -261,45 +262,42 @@ def stock(recipe: str, job: Job, about: dict, data: Path, model: str | None, cac
     shutil.rmtree(folder, ignore_errors=True)
     words = [word for name in ("epochs", "batch", "learning_rate", "seed") for word in (f"--{name}", about[name])]
     words += ["--data", data, "--output_dir", folder, *job.stock_words, *(["--model", model] if model else [])]
-    measured = watched(f"tests.benchmarks.stock_{job.stock}", words, cache, folder.with_suffix(".log"))
-    record = record_of(measured) | json.loads((folder / "stock.json").read_text(encoding="utf-8"))
-    test = _evaluation(measured, "test")
+    found = watched(f"tests.benchmarks.stock_{job.stock}", words, cache, folder.with_suffix(".log"))
+    record = record_of(found) | json.loads((folder / "stock.json").read_text(encoding="utf-8"))
+    test = _evaluation(found, "test")
     if job.predicts and test:
         record |= {
             "predict_rows": len(list(_rows_in(data, "test"))) / test["seconds"],
-            "predict_tokens": test["tokens"] / test["seconds"],
+            "predict_tokens": test["sub_tokens"] / test["seconds"],
         }
     return record
 
 
-def _evaluation(measured: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """Return the last evaluation of a split after training, or None."""
-    after = [e for e in measured["evaluations"] if split in e["prefix"] and not e["training"]]
-    return after[-1] if after else None
+def _evaluation(found: dict[str, Any], split: str) -> dict[str, Any] | None:
+    """Return the last evaluation of a split after training."""
+    own = [e for e in found["evaluations"] if split in e["prefix"] and not e["training"]]
+    return own[-1] if own else None
 
 
-def record_of(measured: dict[str, Any]) -> dict[str, Any]:
+def record_of(found: dict[str, Any]) -> dict[str, Any]:
     """Compute the quantities of a training run from its measurements."""
-    training = measured["training"]
-    evaluation = _evaluation(measured, "eval") or _evaluation(measured, "validation")
-    start = measured["started"]
+    training, evaluation = found["training"], _evaluation(found, "eval") or _evaluation(found, "validation")
+    start = found["started"]
     return {
         "train_rows": training["rows"] / training["seconds"],
-        "train_tokens": training["tokens"] / training["seconds"],
-        "train_share": training["operations"] / training["seconds"] / measured["rate"],
+        "train_tokens": training["sub_tokens"] / training["seconds"],
+        "train_share": training["operations"] / training["seconds"] / found["rate"],
         "eval_rows": evaluation["rows"] / evaluation["seconds"],
-        "eval_tokens": evaluation["tokens"] / evaluation["seconds"],
-        "first_step": measured["first_step"] - start - measured["evaluated_before"],
-        "preparation": measured["preparation"],
-        "job": measured["ended"] - start,
-        **{
-            key: measured[key] for key in ("peak_mib", "peak_gpu_mib", "rate", "precision", "device") if key in measured
-        },
+        "eval_tokens": evaluation["sub_tokens"] / evaluation["seconds"],
+        "first_step": found["first_step"] - start - found["evaluated_before"],
+        "preparation": found["preparation"],
+        "job": found["ended"] - start,
+        **{key: found[key] for key in ("peak_mib", "peak_gpu_mib", "rate", "precision", "device") if key in found},
     }
 
 
 def code_of(recipe: str, *more: str) -> str:
-    """Hash all code that a measurement depends on. `more` are further files of the benchmarks."""
+    """Hash all code that a measurement depends on, with the benchmark files in `more`."""
     files = [
         *ROOT.glob("common/**/*.py"),
         *ROOT.glob(f"recipes/{recipe}/*.py"),
@@ -310,7 +308,7 @@ def code_of(recipe: str, *more: str) -> str:
 
 
 def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
-    """Return the records of a recipe for these options. Missing runs are made and kept, except under `--table`."""
+    """Return the records of a recipe for these options; run and store missing records."""
     job = JOBS[recipe]
     whole = options.full or folder is not None
     counts = {
@@ -333,7 +331,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
         "code": code_of(recipe),
     }
     orders = {seed: ARMS if seed % 2 else ARMS[::-1] for seed in range(1, options.rounds + 1)}
-    records = []
+    found = []
     for about in (settings | {"seed": seed, "arm": arm} for seed, order in orders.items() for arm in order):
         record = kept.find(about)
         if record is None and not options.table:
@@ -349,38 +347,38 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
             if job.stock == "language":  # the arms cut texts into different rows
                 made = {name: value for name, value in made.items() if not name.endswith("_rows")}
             record = kept.add(about | {"cold": cold} | made)
-            speed = f"{record['train_tokens']:,.0f} tokens a second"
+            speed = f"{record['train_tokens']:,.0f} tokens per second"
             print(
                 f"{recipe}, round {about['seed']} of {options.rounds}, {about['arm']}: {speed}, "
                 f"{record['job']:.0f} s, {record['peak_mib']:,} MiB, score {record['score']:.3f}",
                 flush=True,
             )
         if record is not None:
-            records.append(record)
+            found.append(record)
     for arm in ARMS:
         shutil.rmtree(FOLDER / f"{recipe}-{arm}", ignore_errors=True)
-    return records
+    return found
 
 
 # Results
 
 
 def quantities(records: list[dict]) -> dict[str, dict[str, Any]]:
-    """Collect each quantity of a recipe's runs: the values in each arm, and the ratios of rounds that both arms have.
+    """Return the values of each quantity in both arms, and the ratios of the rounds that both arms have.
 
-    A ratio of rates or seconds is how many times as fast ours is. A ratio of sizes is ours over stock. First steps and
+    A ratio is ours as a multiple of the stock speed, or for sizes as a share of the stock size. First steps and
     preprocessing are separate for an empty and a filled cache.
     """
     runs = {arm: {r["seed"]: _by_cache(r) for r in records if r["arm"] == arm} for arm in ARMS}
-    collected = {}
+    found = {}
     for name, (_, kind) in QUANTITIES.items():
         values = {arm: {s: r[name] for s, r in runs[arm].items() if name in r} for arm in ARMS}
         if not any(values.values()):
             continue
         pairs = [(values["ours"][s], values["stock"][s]) for s in values["ours"] if s in values["stock"]]
-        ratios = [(stock / ours if kind == "seconds" else ours / stock) for ours, stock in pairs] if kind else []
-        collected[name] = {arm: list(values[arm].values()) for arm in ARMS} | {"ratio": ratios}
-    return collected
+        ratios = [(theirs / own if kind == "seconds" else own / theirs) for own, theirs in pairs] if kind else []
+        found[name] = {arm: list(values[arm].values()) for arm in ARMS} | {"ratio": ratios}
+    return found
 
 
 def _by_cache(record: dict[str, Any]) -> dict[str, Any]:
@@ -389,7 +387,7 @@ def _by_cache(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(values: list[float], times: bool = False) -> str:
-    """Format the median and, of several values, the least and the greatest."""
+    """Format the median and, of several values, the minimum and maximum."""
     if not values:
         return ""
 
@@ -413,25 +411,21 @@ def title_of(records: list[dict], options: argparse.Namespace) -> str:
 
 
 def markdown(title: str, recipes: dict[str, list[dict]]) -> str:
-    """Format a line of ratios for each recipe, and below each quantity with median, least and greatest."""
+    """Format one line per recipe with ours relative to stock, then the median, minimum and maximum of each quantity."""
     lines = [
         title,
         "",
-        "Medians of the rounds. Ratios: how many times as fast ours is; of memory: ours over stock.",
+        "Medians of the rounds. Ratios: how many times as fast ours is; of memory, the share that ours takes.",
         "",
         "| recipe, data | rows, test rows | epochs, batch | training | evaluation | predict | job | memory "
         "| of the floor | score | stock | baseline | minutes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for records in recipes.values():
-        collected, about = quantities(records), records[0]
-        middles = {
-            name: f"{statistics.median(collected[name]['ratio']):.2g}x"
-            for name in collected
-            if collected[name]["ratio"]
-        }
-        scores = [_mean(collected["score"][arm]) for arm in ARMS]
-        share, minutes = (statistics.median(collected[n]["ours"] or [0]) for n in ("train_share", "job"))
+        found, about = quantities(records), records[0]
+        middles = {name: f"{statistics.median(found[name]['ratio']):.2g}x" for name in found if found[name]["ratio"]}
+        scores = [_mean(found["score"][arm]) for arm in ARMS]
+        share, minutes = (statistics.median(found[n]["ours"] or [0]) for n in ("train_share", "job"))
         baseline = [r["baseline"] for r in records if "baseline" in r]
         ratios = (middles.get(n, "") for n in ("train_tokens", "eval_tokens", "predict_tokens", "job", "peak_mib"))
         rows = ", ".join(str(about["rows"][split] or "all") for split in ("train", "test"))
@@ -458,31 +452,29 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipes", nargs="*", help=f"default: all of {' '.join(JOBS)}")
-    parser.add_argument("--data", type=Path, nargs="*", help="data folders of one recipe (default: its sample)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each arm; the seed is the round")
-    parser.add_argument(
-        "--rows", type=int, help="use only the first N training rows (default: all of --data, a part of a sample)"
-    )
+    parser.add_argument("recipes", nargs="*", help=f"default: all ({' '.join(JOBS)})")
+    parser.add_argument("--data", type=Path, nargs="*", help="folders, for one recipe; default: its sample")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each arm; the seed is the number of the round")
+    parser.add_argument("--rows", type=int, help="use only the first N training rows; default with --data: all")
     parser.add_argument("--test_rows", type=int, help="use only the first N test rows")
     parser.add_argument(
-        "--validation_rows", type=int, help="use only the first N validation rows (default for a sample: --test_rows)"
+        "--validation_rows", type=int, help="use only the first N validation rows; sample: as --test_rows"
     )
-    parser.add_argument("--epochs", type=float, help="passes over the training rows (default: 1)")
+    parser.add_argument("--epochs", type=float, help="default: 1")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--full", action="store_true", help="all rows of the sample, epochs of the recipe")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
-    parser.add_argument("--model", help="folder with the initial model of both arms (default: the recipe's)")
+    parser.add_argument("--model", help="folder of the initial model; default: the recipe's model")
     parser.add_argument(
-        "--table", action="store_true", help="run nothing; print the table of the finished runs with these options"
+        "--table", action="store_true", help="only print the results of earlier runs with these options"
     )
     options = parser.parse_args(argv)
     for recipe in options.recipes:
         if recipe not in JOBS:
-            parser.error(f"{recipe}: no benchmark of this name; name one of: {' '.join(JOBS)}")
+            parser.error(f"{recipe}: no such recipe; known: {' '.join(JOBS)}")
     if options.data and len(options.recipes) != 1:
-        parser.error("--data: needs exactly one recipe; name the recipe before --data")
+        parser.error("--data: needs one recipe; name the recipe, such as ner")
     return options
 
 
@@ -496,12 +488,12 @@ def main(argv: list[str] | None = None) -> None:
             if records:
                 recipes[recipe if folder is None else f"{recipe}, {folder.name}"] = records
     if not recipes:
-        sys.exit("--table: no finished run with these options and this code; run without --table")
+        sys.exit("no results for these options and this code; leave --table out to run")
     title = title_of([record for records in recipes.values() for record in records], options)
     table = markdown(title, recipes)
     (FOLDER / "bench.md").write_text(table, encoding="utf-8")
-    results = {name: {"quantities": quantities(records), "runs": records} for name, records in recipes.items()}
-    (FOLDER / "bench.json").write_text(json.dumps({"title": title, "recipes": results}, indent=1), encoding="utf-8")
+    found = {name: {"quantities": quantities(records), "runs": records} for name, records in recipes.items()}
+    (FOLDER / "bench.json").write_text(json.dumps({"title": title, "recipes": found}, indent=1), encoding="utf-8")
     print(f"\n{table}\n{FOLDER}/bench.md, bench.json")
 
 

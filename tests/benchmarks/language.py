@@ -1,11 +1,11 @@
-"""Compare the head at labels only, and the loss in chunks, with the head and loss of transformers.
+"""Measure seconds per step and peak memory of the language model head: at labels and in chunks, or on all tokens.
 
-    python -m tests.benchmarks.language head   # MLM: head at 15 % of the positions; seconds a step
-    python -m tests.benchmarks.language loss   # CLM: loss in chunks; seconds a step and peak memory, one process each
+    python -m tests.benchmarks.language head   # MLM: a step with the head at 15 % of the positions, and the stock loss
+    python -m tests.benchmarks.language loss   # CLM: the loss in chunks, and the stock loss; each in a process
 
-A batch has 32 random rows of 256 tokens, in bfloat16 where the CPU computes it natively. `--rows` changes the batch and
-`--rounds` the number of steps. The first step is not counted. In `head`, the steps of both arms alternate and the
-medians are printed. The layers are the same in both arms: the difference is that of head and loss.
+A batch has 32 rows of 256 random tokens, in bfloat16 if the CPU computes bfloat16 natively. `--rows` changes the batch,
+`--rounds` the number of steps; the first step does not count. `head` alternates the steps of both arms and prints the
+median of each. The layers are the same in both arms, and the ratio is therefore the ratio of head and loss.
 """
 
 import argparse
@@ -42,16 +42,16 @@ def head(rows: int, rounds: int) -> None:
                 if name == "masked":
                     with head_at_labels.at(masked):
                         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-                    mean_loss = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
+                    found = losses_at_labels(logits, masked).sum() / (masked != -100).sum()
                     del logits
                 else:
-                    mean_loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=masked).loss
-            mean_loss.backward()
+                    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=masked).loss
+            found.backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds[name].append(time.perf_counter() - start)
     stock, ours = (statistics.median(seconds[name][1:]) for name in ("stock", "masked"))
-    print(f"stock head and loss {stock:.2f} s a step, at masked positions {ours:.2f} s: {stock / ours:.2f} times")
+    print(f"stock head and loss {stock:.2f} s per step, at masked positions {ours:.2f} s: {stock / ours:.2f} times")
 
 
 def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
@@ -67,15 +67,15 @@ def loss(kind: str, vocabulary: int, rows: int, rounds: int) -> None:
             if kind == "chunks":
                 with head_at_labels.at(shifted):
                     output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                mean_loss = losses_at_labels(output.logits, shifted).sum() / (shifted != -100).sum()
+                found = losses_at_labels(output.logits, shifted).sum() / (shifted != -100).sum()
             else:
-                mean_loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
-        mean_loss.backward()
+                found = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        found.backward()
         model.zero_grad()
         seconds.append(time.perf_counter() - start)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
     median = statistics.median(seconds[1:])
-    print(f"{vocabulary:6} tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s a step", flush=True)
+    print(f"{vocabulary:6} tokens, {kind:6}: peak {peak:5} MiB, {median:.2f} s per step", flush=True)
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("what", choices=["head", "loss"])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--kind", choices=["stock", "chunks"], help="run only this loss, in this process")
+    parser.add_argument("--kind", choices=["stock", "chunks"], help="measure only this kind, in this process")
     parser.add_argument("--vocabulary", type=int, nargs="*", default=[8000, 50257])
     options = parser.parse_args()
     if options.what == "head":

@@ -1,12 +1,13 @@
-"""Compare settings of `recipes.mlm` at equal training time by held-out perplexity.
+"""Compare settings of `recipes.mlm` after the same seconds of training, by held-out perplexity.
 
     python -m tests.benchmarks.mlm_settings --data wikitext2 --seconds 240
     python -m tests.benchmarks.mlm_settings --table
 
-The folder holds train.txt and validation.txt, a text a line. For each setting, a run of 12 steps measures the seconds
-of a step. The second run has as many steps as fit into `--seconds`, so that the learning rate schedule is complete.
-The table has the measured seconds of training. Every evaluation masks the same 15 % of the tokens. Finished runs are
-kept in outputs/bench/mlm_settings.jsonl and not repeated; a stopped benchmark continues with the same command.
+The folder has train.txt and validation.txt, with one text per line. For each setting, a run of 12 steps measures the
+seconds per step. The number of steps then fits `--seconds`, which completes the schedule. The table has the real
+seconds of training. All evaluations mask the same 15 % of the tokens. A finished run is added to
+outputs/bench/mlm_settings.jsonl and is not repeated; the same command resumes a stopped benchmark. `--seeds 1 2 3` runs
+each setting with three seeds. `--only END ...` selects settings by the end of their names.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from common.hardware import cores
 
 RESULTS = Path("outputs/bench/mlm_settings.jsonl")
 ROWS, RAMP_START = 32, 8
-#: name -> arguments; the batch has `ROWS` rows unless an argument changes that;
+#: name -> arguments; the default is `ROWS` rows per step
 #: `ramp` grows the batch from `RAMP_START` rows over the first half of the steps
 SETTINGS = {
     "15 %, dropout 0.1, linear": {"mlm_probability": 0.15, "dropout": 0.1},
@@ -39,7 +40,7 @@ SETTINGS = {
 
 
 def train(data: str, folder: str, **arguments) -> dict:
-    """Run the recipe; return its results, the mean seconds of a step after the first 4, and the tokens seen."""
+    """Run the recipe; return its results, the number of tokens, and the mean seconds of a step after the first 4."""
     words = [
         *("--train_file", f"{data}/train.txt", "--validation_file", f"{data}/validation.txt", "--output_dir", folder),
         *("--overwrite", "true", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
@@ -67,17 +68,19 @@ def run(options: argparse.Namespace, setting: dict, seed: int) -> dict:
     short = train(options.data, folder, max_steps=12, max_eval_samples=8, **arguments)
     steps = options.seconds / short["step_seconds"]
     if setting.get("ramp"):
-        ramp = steps / (1.5 + 0.5 * RAMP_START / ROWS)  # half of all steps; all take as long as `steps` full batches
+        ramp = steps / (
+            1.5 + 0.5 * RAMP_START / ROWS
+        )  # half of all steps; the run then takes as long as `steps` full steps
         steps = 2 * ramp
         arguments |= {"batch_ramp_start": RAMP_START, "batch_ramp_steps": max(1, round(ramp))}
     steps = max(4, round(steps))
-    results = train(options.data, folder, max_steps=steps, max_eval_samples=options.max_eval_samples, **arguments)
+    found = train(options.data, folder, max_steps=steps, max_eval_samples=options.max_eval_samples, **arguments)
     return {
         "steps": steps,
-        "tokens": results["tokens"],
-        "train_seconds": results["train_runtime"],
-        "perplexity": results["after_validation_perplexity"],
-        "accuracy": results["after_validation_accuracy"],
+        "tokens": found["tokens"],
+        "train_seconds": found["train_runtime"],
+        "perplexity": found["after_validation_perplexity"],
+        "accuracy": found["after_validation_accuracy"],
     }
 
 
@@ -100,16 +103,16 @@ def table(records: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with train.txt and validation.txt")
-    parser.add_argument("--seconds", type=float, default=240, help="training time of each setting")
+    parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--max_eval_samples", type=int, default=600)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="run each setting with each seed")
-    parser.add_argument("--only", nargs="+", default=[""], help="run only settings whose name ends with one of these")
-    parser.add_argument("--table", action="store_true", help="only print the table of the finished runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="+", default=[""], help="run only settings whose name has this end")
+    parser.add_argument("--table", action="store_true", help="only print the results of earlier runs")
     options = parser.parse_args()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if not options.table and not options.data:
-        parser.error("--data: missing; give a folder with train.txt and validation.txt, or --table")
+        parser.error("--data: is required; name a folder")
     for seed in [] if options.table else options.seeds:
         for name, setting in SETTINGS.items():
             about = {"data": Path(options.data).name, "seconds": options.seconds, "name": name, "seed": seed}

@@ -1,9 +1,9 @@
-"""Count the floating-point operations of a batch, and measure the greatest rate of the machine.
+"""Count the floating-point operations of a model for a batch, and measure the machine's best rate.
 
-Only matrix products of real tokens count, a multiplication and an addition as two operations. Padding does not count,
-and neither do logits at positions without a label. The share of the floor is the number of operations a second over
-`matrix_rate`. Attention counts all pairs of tokens of a text, under a causal mask as well (Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311, appendix B).
+Only matrix products count, with two operations for each multiplication and addition, and only for real tokens. Padding,
+and vocabulary scores without a label, are avoidable work. The share of the floor is the number of operations per second
+divided by `matrix_rate`. Attention counts as if each token sees all tokens of its text, also under a causal mask
+(Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import time
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.speed.head import first_tokens, take_chosen
 
-#: layers by the parts of their names: heads, and cross-attention of a decoder
+#: layers by parts of their names: heads, and decoder layers that read the encoder
 HEADS = {"cls", "lm_head", "classifier", "pre_classifier", "score", "qa_outputs"}
 CROSS = {"encoder_attn", "crossattention", "EncDecAttention"}
 QUERIES = {"query", "q_proj", "q", "q_lin", "c_attn"}
@@ -24,14 +24,11 @@ KEYS_AND_VALUES = {"key", "value", "k_proj", "v_proj", "k", "v"}
 
 
 def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
-    """Return the sizes that the operations of a batch depend on. Sizes of several batches may be added.
+    """Return the sizes that determine the operations of a batch; the sizes of several batches can be added.
 
-    The targets of an encoder-decoder are its labels. Under a block mask (`common.data.packing`) each token counts as if
-    it attended to its whole row.
-
-    Returns:
-        float64 of shape (7,): rows, source tokens, target tokens, their squares, source times target tokens, labels;
-        on the device of the batch, to avoid waiting for a GPU.
+    The sizes are rows, source tokens, target tokens, their squares, their products, and labels: float64 of shape (7,).
+    They stay on the batch's device to avoid a GPU synchronisation. The targets of an encoder-decoder are its labels.
+    Under a block mask (`common.data.packing`) each token counts as if it sees its whole row.
     """
     source = inputs.get("real", inputs["attention_mask"]).sum(1).double()
     labels = inputs.get("labels")
@@ -42,9 +39,9 @@ def sizes(inputs: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
 
 
 def operations(model: nn.Module, size: Tensor) -> float:
-    """Count the operations of training steps, forward and backward, for batches whose `sizes` sum to `size`.
+    """Return the operations of training steps, forward and backward, for batches whose summed `sizes` are `size`.
 
-    The backward pass of a linear layer repeats its product for the gradient of the input, and once more for that of a
+    The backward pass of a product costs one more product for the gradient of the input, and one for the gradient of a
     trained weight. The two products of attention cost three times their forward pass.
     """
     rows, sources, targets, source_squares, target_squares, crossed, labels = size.tolist()
@@ -58,7 +55,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
     for name, layer in plain.named_modules():
         if not isinstance(layer, nn.Linear | Conv1D):
             continue
-        parts = name.removesuffix(".base_layer").split(".")  # under LoRA
+        parts = name.removesuffix(".base_layer").split(".")  # LoRA adds this suffix
         side = next((part for part in parts if part in ("encoder", "decoder")), None)
         decoding, crossing = both_sides and side != "encoder", not CROSS.isdisjoint(parts)
         if not HEADS.isdisjoint(parts):
@@ -83,7 +80,7 @@ def operations(model: nn.Module, size: Tensor) -> float:
 
 
 def _cut(model: nn.Module) -> tuple[str | None, bool]:
-    """Return the layer that computes chosen tokens only, or None, and whether these are the first token of each row."""
+    """Return the layer that computes selected tokens only, or None, and whether these are the first of each row."""
     for name, layer in model.named_modules():
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, partial) and hook.func is take_chosen:
@@ -92,11 +89,9 @@ def _cut(model: nn.Module) -> tuple[str | None, bool]:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int | None = None, tries: int = 10) -> float:
-    """Measure the operations a second of a product of two square matrices.
+    """Return operations per second of a product of two square matrices: the best of `tries`, after two warm-ups.
 
-    Args:
-        size: rows of a matrix; default 2,048, on a GPU 8,192, because smaller ones leave it idle.
-        tries: timed products after two for warm-up; the fastest counts.
+    `size` defaults to 2,048, and to 8,192 on a GPU, because smaller products do not keep a GPU busy.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.picture
     python -m tests.benchmarks.picture --add outputs/bench/bench.json --machine "AMD EPYC, AVX512_BF16"
 
-Reads `results.json` in this folder: for each machine the least, the median and the greatest ratio of a round. `--add`
-puts the results of `make bench` there first. Writes `throughput.png`.
+Reads `results.json` in this folder: the minimum, median and maximum ratio of the rounds for each machine. `--add` first
+adds the results of `make bench`. Writes `throughput.png`.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, PICTURE = FOLDER / "results.json", FOLDER / "throughput.png"
-#: colours that readers with a colour vision deficiency tell apart (Okabe and Ito 2008)
+#: colours for readers with a colour vision deficiency (Okabe and Ito 2008)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 
 
 def ratios(bench: Path) -> dict[str, list[float]]:
-    """Return the least, the median and the greatest ratio of training throughput of each recipe in a bench.json."""
+    """Return the minimum, median and maximum ratio of training throughput of each recipe in a bench.json."""
     found = json.loads(bench.read_text(encoding="utf-8"))["recipes"]
     values = {name: recipe["quantities"]["train_tokens"]["ratio"] for name, recipe in found.items()}
     return {name: [min(v), statistics.median(v), max(v)] for name, v in values.items() if v}

@@ -1,4 +1,4 @@
-"""Measure windows a second from logits to answers: `recipes.qa.spans` against the loops of run_qa.py.
+"""Compare windows per second from logits to answers: the loops of run_qa.py and `recipes.qa.spans`.
 
 python -m tests.benchmarks.postprocess
 """
@@ -17,7 +17,7 @@ from tests.benchmarks.stock_qa import LENGTH, LONGEST, postprocess
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=6000, help="windows in all, two for each question")
+    parser.add_argument("--windows", type=int, default=6000, help="number of windows, two per question")
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
 
@@ -46,12 +46,12 @@ def main() -> None:
 
     def ours() -> list[str]:
         batches = zip(*(part.split(64) for part in logits), strict=True)
-        best = np.concatenate([best_positions(batch).numpy() for batch in batches])
-        spans = best_spans(best, windows, LONGEST)
+        found = np.concatenate([best_positions(batch).numpy() for batch in batches])
+        spans = best_spans(found, windows, LONGEST)
         return [context[s:e] for context, (s, e) in zip(contexts, answers(contexts, spans, None), strict=True)]
 
     assert loops() == ours()
-    print("windows a second; ours includes the choice of the best starts and ends on the device")
+    print("windows per second; ours includes the selection of the best starts and ends")
     print("try  loops    ours  ratio")
     for i in range(options.tries):
         rates = []

@@ -1,12 +1,12 @@
-"""Measure the cost of the recipes against size: rows, tokens of a row, full training and LoRA.
+"""Measure the cost of our recipes against size: rows, tokens in a row, LoRA and full fine-tuning.
 
     make bench ARGS="--scaling"
     python -m tests.benchmarks.scaling --rows 1000 10000 --lengths 32 128 512
 
-Rows: sentiment trains one epoch on this number of rows and evaluates as many. The rows repeat the sample, each with a
-number at its end to make it unique. Lengths: mlm trains 6 steps of 8,192 tokens each in rows of this length, in full
-and with LoRA. Finished runs are kept in outputs/bench/scaling.jsonl and repeated only if options or code changed. The
-results are scaling.md, scaling.json and scaling.png in outputs/bench/.
+Rows: sentiment trains one epoch on repeated sample rows, and evaluates on as many. A number at the end of each row
+makes the rows differ. Lengths: mlm trains 6 steps of 8,192 tokens each, on texts longer than every row; once in full
+and once with LoRA. A finished run is added to outputs/bench/scaling.jsonl, and is reused while options and code stay
+the same. The results are in outputs/bench/scaling.md, scaling.json and scaling.png.
 """
 
 import argparse
@@ -26,56 +26,54 @@ STEPS, STEP_TOKENS = 6, 8192
 
 
 def repeated(count: int) -> Path:
-    """Write a folder with `count` rows of the sentiment sample for training, and as many for validation."""
+    """Return a folder with `count` rows of the sentiment sample for training, and as many for validation."""
 
     def rows() -> dict[str, Iterator[dict]]:
         sample = rows_of("sentiment", None)
         return {split: numbered(sample[split]) for split in ("train", "validation")}
 
-    def numbered(rows: list[dict]) -> Iterator[dict]:
-        for i, row in enumerate(islice(cycle(rows), count)):
+    def numbered(own: list[dict]) -> Iterator[dict]:
+        for i, row in enumerate(islice(cycle(own), count)):
             yield row | {"text": f"{row['text']} {i}"}
 
     return made_once(f"sentiment-{count}-repeated-{digest_of('sentiment')}", rows)
 
 
 def long_texts() -> Path:
-    """Write a folder with texts of about ten thousand tokens from the documents of the summarization sample."""
+    """Return a folder with texts of about ten thousand tokens, from the documents of the summarization sample."""
 
     def rows() -> dict[str, list[dict]]:
         return {
-            split: [
-                {"text": " ".join(row["document"] for row in selected[i : i + 40])} for i in range(0, len(selected), 40)
-            ]
-            for split, selected in rows_of("summarization", None).items()
+            split: [{"text": " ".join(row["document"] for row in own[i : i + 40])} for i in range(0, len(own), 40)]
+            for split, own in rows_of("summarization", None).items()
         }
 
     return made_once(f"long-texts-{digest_of('summarization')}", rows)
 
 
 def run(recipe: str, words: list[Any]) -> dict[str, float]:
-    """Run a recipe; return seconds, tokens a second in training, and peak memory of training and evaluation."""
+    """Return seconds, training tokens per second, and peak memory of training and of evaluation."""
     folder = FOLDER / "scaling"
     words += ["--output_dir", folder, "--overwrite", "--eval_strategy", "no", "--save_strategy", "no"]
     words += ["--disable_tqdm", "true", "--num_train_epochs", 1]
-    measured = watched(f"recipes.{recipe}.train", words, FOLDER / "cache" / "scaling", folder.with_suffix(".log"))
+    found = watched(f"recipes.{recipe}.train", words, FOLDER / "cache" / "scaling", folder.with_suffix(".log"))
     phases = json.loads((folder / "run.json").read_text(encoding="utf-8"))["phases"]
     shutil.rmtree(folder)
     shutil.rmtree(FOLDER / "cache" / "scaling", ignore_errors=True)
     after = "eval" if "eval" in phases else "after"
     return {
-        "job": measured["ended"] - measured["started"],
-        "preparation": measured["preparation"],
+        "job": found["ended"] - found["started"],
+        "preparation": found["preparation"],
         "train_seconds": phases["train"]["seconds"],
         "eval_seconds": phases[after]["seconds"],
-        "train_tokens": measured["training"]["tokens"] / measured["training"]["seconds"],
-        "train_share": measured["training"]["operations"] / measured["training"]["seconds"] / measured["rate"],
-        "peak_mib": measured["peak_mib"],
+        "train_tokens": found["training"]["sub_tokens"] / found["training"]["seconds"],
+        "train_share": found["training"]["operations"] / found["training"]["seconds"] / found["rate"],
+        "peak_mib": found["peak_mib"],
         "train_mib": phases["train"]["peak_memory_mib"],
         "eval_mib": phases[after]["peak_memory_mib"],
-        "eval_grown_mib": phases[after]["peak_memory_mib"] - measured["resident_mib"][list(phases).index(after)],
-        "device": measured["device"],
-        "precision": measured["precision"],
+        "eval_grown_mib": phases[after]["peak_memory_mib"] - found["resident_mib"][list(phases).index(after)],
+        "device": found["device"],
+        "precision": found["precision"],
     }
 
 
@@ -95,9 +93,9 @@ def length_words(length: int, tuning: str) -> list[Any]:
 COLUMNS = {
     "job": ("job, s", "{:.1f}"), "preparation": ("preprocessing, s", "{:.1f}"),
     "train_seconds": ("training, s", "{:.1f}"), "eval_seconds": ("evaluation, s", "{:.1f}"),
-    "train_tokens": ("tokens a second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
+    "train_tokens": ("tokens per second", "{:,.0f}"), "train_share": ("of the matrix rate", "{:.0%}"),
     "train_mib": ("peak of training, MiB", "{:,.0f}"), "eval_mib": ("peak of evaluation, MiB", "{:,.0f}"),
-    "eval_grown_mib": ("growth during evaluation, MiB", "{:,.0f}"),
+    "eval_grown_mib": ("grown in it, MiB", "{:,.0f}"),
 }  # fmt: skip
 
 
@@ -111,7 +109,7 @@ def markdown(title: str, runs: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
-    """Draw seconds and memory by rows, with a proportional line, and speed and memory by length."""
+    """Plot seconds and memory against rows, with a proportional line, and speed and memory against length."""
     figure = Figure(figsize=(11.0, 8.0), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(2, 2)
@@ -120,18 +118,18 @@ def draw(path: Path, title: str, runs: list[dict[str, Any]]) -> None:
         sizes = [r["size"] for r in by_rows]
         for name, label in (("job", "whole job"), ("train_seconds", "training"), ("eval_seconds", "evaluation")):
             axes[0, 0].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
-        axes[0, 0].plot(sizes, [by_rows[0]["job"] * n / sizes[0] for n in sizes], "k:", label="proportional")
+        axes[0, 0].plot(sizes, [by_rows[0]["job"] * n / sizes[0] for n in sizes], "k:", label="in proportion")
         axes[0, 0].set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
         for name, label in (("train_mib", "training"), ("eval_mib", "evaluation")):
             axes[0, 1].plot(sizes, [r[name] for r in by_rows], marker="o", label=label)
         axes[0, 1].set(xscale="log", xlabel="rows", ylabel="peak memory (MiB)")
     lengths = sorted({r["size"] for r in runs if r["what"] != "rows"})
     for what in ("full", "lora"):
-        selected = [r for r in runs if r["what"] == what]
+        own = [r for r in runs if r["what"] == what]
         for axis, name in ((axes[1, 0], "train_tokens"), (axes[1, 1], "train_mib")):
-            axis.plot([r["size"] for r in selected], [r[name] for r in selected], marker="o", label=what)
-    axes[1, 0].set(xscale="log", xlabel="tokens of a row", ylabel="tokens a second")
-    axes[1, 1].set(xscale="log", xlabel="tokens of a row", ylabel="peak memory (MiB)")
+            axis.plot([r["size"] for r in own], [r[name] for r in own], marker="o", label=what)
+    axes[1, 0].set(xscale="log", xlabel="tokens in a row", ylabel="tokens per second")
+    axes[1, 1].set(xscale="log", xlabel="tokens in a row", ylabel="peak memory (MiB)")
     for axis in axes[1]:
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
@@ -161,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         record = kept.find(about) or kept.add(about | run(recipe, words))
         runs.append(record)
         print(
-            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} tokens a second, peak "
+            f"{what} {size:,}: {record['job']:.1f} s, {record['train_tokens']:,.0f} tokens per second, peak "
             f"{record['peak_mib']:,} MiB",
             flush=True,
         )

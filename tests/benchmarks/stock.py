@@ -1,9 +1,9 @@
-"""Share code between the stock scripts of `tests.benchmarks.bench`: the Trainer as the library's examples call it.
+"""Share code between the stock arms of `tests.benchmarks.bench`, which follow the library's example scripts.
 
-A stock script takes a folder with train.jsonl, validation.jsonl and test.jsonl. It trains in float32, in random order,
-without warm-up, and keeps the last weights. Then it evaluates the validation rows, predicts the test rows and writes
-its score to `stock.json` in the output folder. The caller gives model, epochs, batch size, learning rate and seed. All
-other settings are the Trainer's defaults.
+Each arm takes a folder with train.jsonl, validation.jsonl and test.jsonl. It trains in float32, in random order and
+without warm-up, evaluates on the validation rows, predicts the test rows, and keeps the last weights. It writes
+`stock.json` with its score. The command gives model, epochs, batch size, learning rate and seed; all other settings are
+the Trainer's defaults.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from common.models.load import resolve_model
 
 
 def options_of(argv: list[str] | None, description: str) -> argparse.Namespace:
-    """Read the options of a stock script, set the seed, and resolve `model` to a local folder."""
+    """Return the common options, and set the seed. `model` becomes a local folder."""
     parser = argparse.ArgumentParser(description=description)
     for name, kind in (("data", str), ("output_dir", str), ("epochs", float), ("batch", int), ("learning_rate", float)):
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--model", default=DEFAULT_ENCODER)
-    parser.add_argument("--length", type=int, default=256, help="tokens of a block of a language model")
+    parser.add_argument("--length", type=int, default=256, help="tokens in a block of a language model")
     options = parser.parse_args(argv)
     options.model = resolve_model(options.model)
     set_seed(options.seed)
@@ -33,8 +33,8 @@ def options_of(argv: list[str] | None, description: str) -> argparse.Namespace:
 
 
 def load(options: argparse.Namespace) -> DatasetDict:
-    files = {path.stem: str(path) for path in Path(options.data).glob("*.jsonl")}
-    return load_dataset("json", data_files={s: files[s] for s in ("train", "validation", "test") if s in files})
+    there = {path.stem: str(path) for path in Path(options.data).glob("*.jsonl")}
+    return load_dataset("json", data_files={s: there[s] for s in ("train", "validation", "test") if s in there})
 
 
 def arguments(options: argparse.Namespace, kind: type = TrainingArguments, **more) -> TrainingArguments:

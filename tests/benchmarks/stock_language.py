@@ -1,8 +1,8 @@
-"""Run the stock arm of `tests.benchmarks.bench mlm` and `clm`, as in the library's run_mlm.py and run_clm.py.
+"""Train the stock arm of `tests.benchmarks.bench mlm` and `clm`, like the library's run_mlm.py and run_clm.py.
 
-See `tests.benchmarks.stock`. A model with a mask token learns masked tokens, another one the next token. Texts are
-joined and cut into blocks. The head computes logits at every position. The score is the perplexity on the recipe's
-validation rows and masks, computed after the measured job.
+See `tests.benchmarks.stock`. A model with a mask token learns masked tokens, any other model the next token. Texts are
+joined and cut into blocks; the head scores the vocabulary at every position. The score is the perplexity on the
+recipe's validation rows and masks, computed after the job.
 """
 
 import argparse
@@ -36,18 +36,18 @@ from tests.benchmarks.stock import arguments, keep, load, options_of
 def batches_of_the_recipe(
     texts: str, tokenizer: PreTrainedTokenizerFast, length: int, most: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """Return the recipe's evaluation batches of 16 rows, of the first `most` texts of the validation file `texts`."""
+    """Return batches of 16 rows from the first `most` validation texts, encoded as in the recipe's evaluation."""
     corpus = CorpusArguments(train_file=texts, max_seq_length=length)
-    loaded = load_texts(texts, corpus)
-    data = DatasetDict(validation=loaded.select(range(min(most or len(loaded), len(loaded)))))
+    found = load_texts(texts, corpus)
+    found = DatasetDict(validation=found.select(range(min(most or len(found), len(found)))))
     if tokenizer.mask_token is None:
         rows, collate = (
-            to_rows(data, tokenizer, corpus, "all")["validation"],
+            to_rows(found, tokenizer, corpus, "all")["validation"],
             NextTokenCollator(tokenizer.pad_token_id),
         )
     else:
         masker = Masker(tokenizer, "token", 0.15)
-        rows = to_blocks(data, tokenizer, corpus, word_marks)["validation"]
+        rows = to_blocks(found, tokenizer, corpus, word_marks)["validation"]
         rows = rows.map(mask_once, batched=True, fn_kwargs={"masker": masker})
         collate = MaskedBatches(masker, tokenizer.pad_token_id, 0)
     return [collate(list(rows.select(range(i, min(i + 16, len(rows)))))) for i in range(0, len(rows), 16)]
@@ -68,7 +68,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> 
 
 
 def joined(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> list[list[int]]:
-    """Join the texts and cut them into blocks of `length` tokens; drop the incomplete last block."""
+    """Join the texts and cut them into blocks of `length` tokens; drop the remainder."""
     ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
     return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
 

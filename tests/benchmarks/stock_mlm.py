@@ -1,12 +1,12 @@
-"""Compare `recipes.mlm` with the stock Trainer by held-out perplexity after the same number of tokens.
+"""Compare `recipes.mlm` with the stock Trainer: held-out perplexity after the same number of tokens.
 
     python -m tests.benchmarks.stock_mlm --data wikitext2 --max_steps 120 --eval_steps 20
 
-The folder holds train.txt and validation.txt, a text a line. The stock run follows the example script of
-transformers: joined texts cut into blocks, with the library's collator, head and loss. Batch, learning rate, schedule
-and warm-up are those of the recipe, and so is bfloat16 where the CPU computes it natively. Every `--eval_steps` steps
-both are evaluated on the rows and masks of the recipe. The new head of stock is random; `--stock_learning_rates 2e-4
-1e-3` gives stock other learning rates. Prints one table. Finished runs are kept in outputs/bench/mlm/ and not
+The folder has train.txt and validation.txt, with one text per line. The stock run follows the example script of
+transformers: joined texts cut into blocks, and the stock collator, head and loss. Batch, learning rate, schedule and
+warm-up are those of the recipe, with bfloat16 if the CPU computes bfloat16 natively. Both runs are evaluated every
+`--eval_steps` steps, on the recipe's rows and masks. `--stock_learning_rates 2e-4 1e-3` sets other learning rates for
+the stock run, whose new head is random. The command prints one table. Runs are kept in outputs/bench/mlm/ and are not
 repeated.
 """
 
@@ -39,7 +39,7 @@ FOLDER = Path("outputs/bench/mlm")
 
 
 class Evaluation(TrainerCallback):
-    """Evaluate perplexity on the recipe's rows and masks every `every` steps; sum the seconds spent."""
+    """Evaluate held-out perplexity on the recipe's rows and masks every few steps, and record the seconds spent."""
 
     def __init__(self, batches: list[dict[str, Tensor]], every: int):
         self.batches, self.every, self.points, self.seconds = batches, every, [], 0.0
@@ -93,12 +93,12 @@ def ours(options: argparse.Namespace, learning_rate: float) -> dict:
     subprocess.run([sys.executable, "-m", "recipes.mlm.train", *map(str, words)], check=True)
     results = json.loads((folder / "all_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    evaluations = [entry for entry in history if "eval_loss" in entry]
+    found = [entry for entry in history if "eval_loss" in entry]
     points = [[0, results["before_validation_perplexity"]]]
-    points += [[entry["num_input_tokens_seen"], entry["eval_perplexity"]] for entry in evaluations]
+    points += [[entry["num_input_tokens_seen"], entry["eval_perplexity"]] for entry in found]
     return {
         "points": points,
-        "seconds": results["train_runtime"] - sum(entry["eval_runtime"] for entry in evaluations),
+        "seconds": results["train_runtime"] - sum(entry["eval_runtime"] for entry in found),
     }
 
 
@@ -111,20 +111,20 @@ def main() -> None:
     parser.add_argument("--stock_learning_rates", type=float, nargs="+", default=[LEARNING_RATE])
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    runs = []
+    found = []
     for arm, rate in [(ours, LEARNING_RATE), *((stock, rate) for rate in options.stock_learning_rates)]:
         name = f"{arm.__name__}_{rate:g}_{options.max_steps}_{options.eval_steps}_{options.max_eval_samples}.json"
         file = FOLDER / name
         if not file.exists():
             file.write_text(json.dumps(arm(options, rate)))
-        runs.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
-    print("| step |" + "".join(f" {name}: tokens | perplexity |" for name, _ in runs))
-    print("| ---: |" + " ---: | ---: |" * len(runs))
-    for step, points in enumerate(zip(*(result["points"] for _, result in runs), strict=True)):
+        found.append((f"{arm.__name__}, {rate:g}", json.loads(file.read_text())))
+    print("| step |" + "".join(f" {name}: tokens | perplexity |" for name, _ in found))
+    print("| ---: |" + " ---: | ---: |" * len(found))
+    for step, points in enumerate(zip(*(result["points"] for _, result in found), strict=True)):
         cells = (f" {tokens:,} | {perplexity:,.1f} |" for tokens, perplexity in points)
         print(f"| {step * options.eval_steps} |" + "".join(cells))
-    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in runs)
-    print("tokens a second, without evaluations: " + ", ".join(rates))
+    rates = (f"{name} {result['points'][-1][0] / result['seconds']:,.0f}" for name, result in found)
+    print("tokens per second, without evaluations: " + ", ".join(rates))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Run the stock arm of `tests.benchmarks.bench ner`, as in the library's tutorial of token classification.
+"""Train the stock arm of `tests.benchmarks.bench ner`: token classification as in the library's tutorial.
 
-See `tests.benchmarks.stock`. Rows are padded to the longest row of the batch. The Trainer concatenates the logits of
-the whole split.
+See `tests.benchmarks.stock`. Rows are padded to the longest of the batch. The logits of the whole split are
+concatenated.
 """
 
 import numpy as np

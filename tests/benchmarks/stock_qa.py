@@ -1,7 +1,7 @@
-"""Run the stock arm of `tests.benchmarks.bench qa`, as in the library's run_qa.py.
+"""Train the stock arm of `tests.benchmarks.bench qa`: question answering as in the library's run_qa.py.
 
-See `tests.benchmarks.stock`. Windows are padded to 384 tokens with a stride of 128. The Trainer concatenates the logits
-of all windows. Python loops choose an answer among the 20 best starts and ends, or no answer where that scores higher.
+See `tests.benchmarks.stock`. Windows are padded to 384 tokens with a stride of 128. The logits of all windows are
+concatenated. Python loops select answers from the 20 best starts and ends, and no answer if that scores higher.
 """
 
 from collections import defaultdict
@@ -17,11 +17,11 @@ LENGTH, STRIDE, N_BEST, LONGEST = 384, 128, 20, 30
 
 
 def postprocess(examples, features, start_logits, end_logits, some_none: bool) -> list[str]:
-    """Return the best answer of each example, with the Python loops of run_qa.py."""
+    """Return the best answer of each example, with the Python loops over windows of run_qa.py."""
     of_example = defaultdict(list)
     for i, example in enumerate(features["row"]):
         of_example[example].append(i)
-    offsets_of, answers = features["offset_mapping"], []
+    offsets_of, found = features["offset_mapping"], []
     for number, context in enumerate(examples["context"]):
         null, candidates = None, []
         for i in of_example[number]:
@@ -36,21 +36,21 @@ def postprocess(examples, features, start_logits, end_logits, some_none: bool) -
                         continue
                     candidates.append((starts[start] + ends[end], offsets[start][0], offsets[end][1]))
         best = max(candidates, default=(-np.inf, 0, 0))
-        answers.append("" if some_none and null > best[0] else context[best[1] : best[2]])
-    return answers
+        found.append("" if some_none and null > best[0] else context[best[1] : best[2]])
+    return found
 
 
 class AnsweringTrainer(Trainer):
-    """Evaluate answers as the trainer of run_qa.py does. `some_none`: whether rows may have no answer."""
+    """Evaluate answers like the trainer of run_qa.py. `some_none`: whether rows may have no answer."""
 
     some_none = False
 
     def predict(self, features, examples, metric_key_prefix="test"):
         output = super().predict(features.remove_columns(["offset_mapping", "row"]))
-        predicted = postprocess(examples, features[:], *output.predictions, self.some_none)
+        found = postprocess(examples, features[:], *output.predictions, self.some_none)
         gold = [answers["text"] for answers in examples["answers"]]
-        metrics = scores(examples["question"][:], gold, predicted)
-        return PredictionOutput(predicted, None, {f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+        metrics = scores(examples["question"][:], gold, found)
+        return PredictionOutput(found, None, {f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
 
     def evaluate(self, features, examples):
         return self.predict(features, examples, metric_key_prefix="eval").metrics
@@ -102,9 +102,9 @@ def main(argv: list[str] | None = None) -> None:
     trainer.some_none = not all(answers["text"] for answers in data["train"]["answers"])
     trainer.train()
     trainer.evaluate(features["validation"], data["validation"])
-    metrics = trainer.predict(features["test"], data["test"]).metrics
+    found = trainer.predict(features["test"], data["test"]).metrics
     trainer.save_model()
-    keep(options, metrics["test_f1"])
+    keep(options, found["test_f1"])
 
 
 if __name__ == "__main__":

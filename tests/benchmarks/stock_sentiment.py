@@ -1,6 +1,6 @@
-"""Run the stock arm of `tests.benchmarks.bench sentiment`, as in the library's run_glue.py.
+"""Train the stock arm of `tests.benchmarks.bench sentiment`: text classification as in the library's run_glue.py.
 
-See `tests.benchmarks.stock`. Texts are padded to 128 tokens. The Trainer concatenates the logits of the whole split.
+See `tests.benchmarks.stock`. Texts are padded to 128 tokens. The logits of the whole split are concatenated.
 """
 
 import numpy as np

@@ -1,7 +1,6 @@
-"""Run the stock arm of `tests.benchmarks.bench translation` and `summarization`.
+"""Train the stock arm of `tests.benchmarks.bench translation` and `summarization`, like the library's scripts.
 
-As in the library's run_translation.py and run_summarization.py; see `tests.benchmarks.stock`. Evaluations generate by
-the model's generation configuration, on rows in the order of the files.
+See `tests.benchmarks.stock`. Evaluation generates in file order, with the generation configuration of the model.
 """
 
 import numpy as np
@@ -21,7 +20,7 @@ from tests.benchmarks.stock import arguments, keep, load, options_of
 
 
 def sides(rows: dict[str, list]) -> tuple[list[str], list[str]]:
-    """Return sources and targets; the first language of a translation row is the source."""
+    """Return sources and targets; a translation row has the source language first."""
     if "document" in rows:
         return rows["document"], rows["summary"]
     source, target = rows["translation"][0]
@@ -48,10 +47,10 @@ def main(argv: list[str] | None = None) -> None:
 
         def compute_metrics(prediction):
             ids = np.where(prediction.predictions == -100, tokenizer.pad_token_id, prediction.predictions)
-            predicted = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            found = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
             if "document" in split.column_names:
-                return {"score": means(Rouge("english", gold)(predicted, [[text] for text in gold]))["rouge1"]}
-            return {"score": bleu_of("de", "13a").corpus_score(predicted, [gold]).score}
+                return {"score": means(Rouge("english", gold)(found, [[text] for text in gold]))["rouge1"]}
+            return {"score": bleu_of("de", "13a").corpus_score(found, [gold]).score}
 
         return compute_metrics
 

@@ -1,4 +1,4 @@
-"""Test the operation counts against torch's counter, and the tables of the benchmark."""
+"""Test the benchmark: counted operations against torch's count, and the table of runs."""
 
 import importlib
 
@@ -108,7 +108,7 @@ def test_operations_of_a_model_under_lora():
     base = BertForTokenClassification(BertConfig(**BERT | {"num_hidden_layers": 8}))
     batch = batch_for(base)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", exclude_modules="classifier"))
-    # in the first layer torch neither computes nor counts gradients that no parameter needs
+    # torch neither computes nor counts unused gradients in the first layer
     assert operations(model, sizes(batch, False)) == pytest.approx(counted(model, batch), rel=0.03)
 
 
@@ -128,10 +128,10 @@ def test_padding_and_positions_without_a_label_are_no_operations():
 
 
 @pytest.mark.parametrize("name", ["sentiment", "mlm"])
-def test_operations_of_a_last_layer_that_computes_chosen_tokens_only(name):
+def test_operations_of_a_last_layer_that_computes_chosen_sub_tokens_only(name):
     torch.manual_seed(0)
     model = MODELS[name]()
-    batch = batch_for(model, rows=40, source=64)  # each row fills a bin, and all make 2,560 of 2,624 sub-tokens
+    batch = batch_for(model, rows=40, source=64)  # each row fills a bin; all rows together have 2,560 of 2,624 tokens
     whole = operations(model, sizes(batch, False))
     assert leave_out_padding(model) is None
     if name == "sentiment":
@@ -159,7 +159,9 @@ def test_ratios_are_of_rounds_and_tell_how_many_times_as_fast_ours_is():
         for arm, own in speeds.items()
         for seed, speed in enumerate(own, 1)
     ]
-    runs.append(run_of("ours", 4, train_tokens=1.0, job=1.0, first_step=4, preparation=1.0, peak_mib=1))  # stopped then
+    runs.append(
+        run_of("ours", 4, train_tokens=1.0, job=1.0, first_step=4, preparation=1.0, peak_mib=1)
+    )  # a stopped run
     found = quantities(runs)
     assert found["train_tokens"]["ratio"] == [3, 2, 3]
     assert found["job"]["ratio"] == [3, 2, 3]
@@ -167,7 +169,7 @@ def test_ratios_are_of_rounds_and_tell_how_many_times_as_fast_ours_is():
     assert found["first_step_cold"]["ours"] == [1, 3]
     assert found["first_step_cached"]["ours"] == [2, 4]
     table = markdown("title", {"ner": runs})
-    assert "| ner | training, tokens a second | 25 (1–90) | 10 (10–30) | 3x (2–3) |" in table
+    assert "| ner | training, tokens per second | 25 (1–90) | 10 (10–30) | 3x (2–3) |" in table
     assert "| ner, sample | 64, all | 1, 32 | 3x |  |  | 3x | 1x | 40% | 0.500 ± 0.000 |" in table
 
 

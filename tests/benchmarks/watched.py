@@ -1,20 +1,20 @@
-"""Run a recipe or a stock script, unchanged, and write its time and memory to a file.
+"""Run an unmodified program, a recipe or a stock script, and write its measurements.
 
     python -m tests.benchmarks.watched measured.json recipes.ner.train --output_dir outputs/x
 
-Calls `main(argv)` of the module. If `main` returns a function, the function is called afterwards and not measured. The
-file holds, in seconds and MiB:
+Calls `main(argv)` of the module. If `main` returns a function, that function is called too, outside the job. For a
+program with a Trainer, the file has these values in seconds, MiB and counts:
 
-- `imported`, `trainer`, `first_step`, `ended`: times by `time.monotonic`, a clock that all processes share
-- `preparation`: from `main` to the Trainer, without loading models: reading, checking and encoding the data
-- `evaluated_before`: evaluations before the first step
-- `training`: from the end of the first step to the end of the last, without evaluations: `seconds`, `rows`, `tokens`
-  (without padding), `operations` (`tests.benchmarks.operations`)
-- `evaluations`: the same for each `evaluate` and `predict` of the Trainer, with `scores` and `prefix`
-- `rate`: matrix operations a second in the `precision` of the training on its `device`, measured at the end
-- `predict`: seconds and rows of `common.inference.predictor.predict_file`, in a program that calls it
+- `imported`, `trainer`, `first_step`, `ended`: times of `time.monotonic`, a clock that all processes share
+- `preparation`: from `main` to the Trainer without model loading: reading, checking and tokenizing the data
+- `evaluated_before`: the part of `preparation` for evaluations before the first step
+- `training`: from the first step to the last, without evaluations: `seconds`, `rows`, `sub_tokens` (no padding),
+  `operations` (`tests.benchmarks.operations`)
+- `evaluations`: the same for each `evaluate` and `predict` of the Trainer, with its scores and its `prefix`
+- `rate`: operations per second of matrix products in the training `precision` on its `device`, measured at the end
+- `predict`: seconds in `common.inference.predictor.predict_file`
 - `resident_mib`: memory of a recipe at the start of each phase of its `run.json`
-- `peak_mib`, and on a GPU `peak_gpu_mib`: peak memory of the process
+- `peak_mib`, and `peak_gpu_mib` on a GPU: peak memory of the process
 """
 
 import importlib
@@ -28,20 +28,20 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-#: functions that load a model, in addition to `from_pretrained`
+#: functions that load or make a model, besides `from_pretrained`
 LOADERS = ("resolve_model", "load_model", "load_encoder_decoder")
 
 
 class Watch:
-    """Measure a program while it runs. `measured` is the content of the file."""
+    """Measure a program while it runs; `found` is the content of the file."""
 
     def __init__(self):
-        self.measured: dict[str, Any] = {"evaluations": [], "evaluated_before": 0.0, "peak_mib": 0}
+        self.found: dict[str, Any] = {"evaluations": [], "evaluated_before": 0.0, "peak_mib": 0}
         self._loading, self._loaded = 0, 0.0
         self._trainer = None
 
     def loads(self, function: Callable) -> Callable:
-        """Wrap `function`; its seconds count as loading models."""
+        """Wrap `function`; count its seconds as model loading."""
 
         @wraps(function)
         def timed(*args, **kwargs):
@@ -57,23 +57,23 @@ class Watch:
         return timed
 
     def notes_peak(self) -> None:
-        """Record the peak memory so far. `Run.phase` resets the kernel's peak, so this runs before each reset too."""
+        """Record the peak memory; `Run.phase` resets the counter, and a reset must not lose the peak."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)
-        self.measured["peak_mib"] = max(peak, self.measured["peak_mib"])
+        self.found["peak_mib"] = max(peak, self.found["peak_mib"])
         import torch
 
         if torch.cuda.is_available():
             gpu = torch.cuda.max_memory_allocated() // 2**20
-            self.measured["peak_gpu_mib"] = max(gpu, self.measured.get("peak_gpu_mib", 0))
+            self.found["peak_gpu_mib"] = max(gpu, self.found.get("peak_gpu_mib", 0))
 
     def makes(self, trainer_class: type) -> None:
-        """Measure each Trainer that is created from now on."""
+        """Watch each Trainer created from now on."""
         make = trainer_class.__init__
 
         @wraps(make)
         def watched(trainer, *args, **kwargs):
-            self.measured.setdefault("trainer", time.monotonic())
-            self.measured.setdefault("preparation", time.monotonic() - self.measured["imported"] - self._loaded)
+            self.found.setdefault("trainer", time.monotonic())
+            self.found.setdefault("preparation", time.monotonic() - self.found["imported"] - self._loaded)
             make(trainer, *args, **kwargs)
             self._watch(trainer)
 
@@ -88,7 +88,7 @@ class Watch:
 
         class Steps(TrainerCallback):
             def on_step_begin(self, args, state, control, **kwargs):
-                watch.measured.setdefault("first_step", time.monotonic())
+                watch.found.setdefault("first_step", time.monotonic())
 
             def on_step_end(self, args, state, control, **kwargs):
                 if watch._began is None:
@@ -122,7 +122,7 @@ class Watch:
     def _evaluating(self, trainer, function: Callable, prefix: str) -> Callable:
         @wraps(function)
         def timed(*args, **kwargs):
-            if self._sums is not None:  # one of the two calls the other
+            if self._sums is not None:  # one of the methods calls the other
                 return function(*args, **kwargs)
             self._sums = 0.0
             start = _now(trainer.args)
@@ -130,18 +130,18 @@ class Watch:
             seconds = _now(trainer.args) - start
             sums, self._sums = self._sums, None
             metrics = output if isinstance(output, dict) else output.metrics
-            self.measured["evaluations"].append(
+            self.found["evaluations"].append(
                 {
                     "prefix": kwargs.get("metric_key_prefix", prefix),
                     "training": trainer.is_in_train,
                     "seconds": seconds,
                     "rows": float(sums[0]),
-                    "tokens": float(sums[1]),
+                    "sub_tokens": float(sums[1]),
                     "scores": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
                 }
             )
-            if "first_step" not in self.measured:
-                self.measured["evaluated_before"] += seconds
+            if "first_step" not in self.found:
+                self.found["evaluated_before"] += seconds
             elif self._began is not None:
                 self._paused += seconds
             return output
@@ -151,15 +151,15 @@ class Watch:
     def _ends(self, trainer, now: float) -> None:
         from tests.benchmarks.operations import operations
 
-        self.measured["training"] = {
+        self.found["training"] = {
             "seconds": now - self._began - self._paused,
             "rows": float(self._size[0]),
-            "tokens": float(self._size[1] + self._size[2]),
+            "sub_tokens": float(self._size[1] + self._size[2]),
             "operations": operations(trainer.accelerator.unwrap_model(trainer.model), self._size),
         }
 
     def rate(self) -> None:
-        """Measure the matrix rate of this process after a Trainer has finished."""
+        """Measure the rate of matrix products in this process, after the Trainer ends."""
         if self._trainer is None:
             return
         import torch
@@ -169,7 +169,7 @@ class Watch:
         args = self._trainer.args
         kind = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-        self.measured |= {
+        self.found |= {
             "precision": str(kind).removeprefix("torch."),
             "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu,
             "rate": matrix_rate(kind, args.device),
@@ -177,7 +177,7 @@ class Watch:
 
 
 def _now(args) -> float:
-    """Return the time after the device of the Trainer arguments `args` has finished its work."""
+    """Wait for the device of `args`, the arguments of a Trainer, and return the time."""
     if args.device.type == "cuda":
         import torch
 
@@ -186,7 +186,7 @@ def _now(args) -> float:
 
 
 def resident_mib() -> int | None:
-    """Return the resident memory of this process, on Linux."""
+    """Return the resident memory of this process on Linux."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmRSS:")[1].split()[0]) // 1024 if status.exists() else None
 
@@ -213,7 +213,7 @@ def main() -> None:
         def predict_file(*args, **kwargs):
             start = time.monotonic()
             count = predicts(*args, **kwargs)
-            watch.measured["predict"] = {"seconds": time.monotonic() - start, "rows": count}
+            watch.found["predict"] = {"seconds": time.monotonic() - start, "rows": count}
             return count
 
         program.predict_file = predict_file
@@ -223,25 +223,25 @@ def main() -> None:
 
         def noted() -> None:
             watch.notes_peak()
-            watch.measured.setdefault("resident_mib", []).append(resident_mib())
+            watch.found.setdefault("resident_mib", []).append(resident_mib())
             reset()
 
         outputs._reset_peak_memory = noted
     from common.cli import command_line
 
     def measured() -> None:
-        watch.measured["imported"] = time.monotonic()
+        watch.found["imported"] = time.monotonic()
         afterwards = program.main(argv)
-        watch.measured["ended"] = time.monotonic()
+        watch.found["ended"] = time.monotonic()
         watch.notes_peak()
         watch.rate()
         if callable(afterwards):
             afterwards()
-        Path(path).write_text(json.dumps(watch.measured, indent=1), encoding="utf-8")
+        Path(path).write_text(json.dumps(watch.found, indent=1), encoding="utf-8")
 
     if name.startswith("recipes."):
         command_line(measured)
-    else:  # stock, without the recipes' settings of the process
+    else:  # stock: `configure_allocator` does not run in this process
         measured()
 
 

@@ -1,4 +1,4 @@
-"""Arguments: precedence, names, types, help."""
+"""Test arguments: precedence, names, types and help."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What comes from strangers: files that would run code, and texts that would break a terminal, a page or a file."""
+"""Test hostile input: files that would run code, and texts that would break a terminal, a page or a file."""
 
 import json
 import unicodedata

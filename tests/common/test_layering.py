@@ -1,4 +1,4 @@
-"""The rooms of common/: few, in one order, without circles, and without knowledge of any recipe."""
+"""Test the packages of common/: few, ordered, without import cycles, and independent of the recipes."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ import transformers
 
 from tests.conftest import ROOT
 
-#: from the bottom up; a room imports itself and those before it
+#: from the bottom up; a package imports itself and earlier ones
 ROOMS = (
     "errors", "hardware", "cli", "args", "data", "models", "speed", "tuning", "inference", "training", "run", "tools",
 )  # fmt: skip
@@ -24,14 +24,14 @@ RECIPES = sorted(path.parent.name for path in ROOT.glob("recipes/*/train.py"))
 
 
 def modules(folder: str) -> dict[str, Path]:
-    """Dotted name -> file of each module below a folder; a package is named as its folder."""
+    """Return dotted name -> file of each module in a folder; a package has the name of its folder."""
     files = (ROOT / folder).rglob("*.py")
     return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
 
 
 @cache
 def imports(name: str, path: Path) -> set[str]:
-    """Dotted names of what a module imports, in functions as well: modules, or names in modules."""
+    """Return the dotted names of a module's imports, including imports in functions: modules, or names in modules."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,7 +44,7 @@ def imports(name: str, path: Path) -> set[str]:
 
 
 def imported_modules(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Those of the `known` modules that a module imports."""
+    """Return the `known` modules that a module imports."""
     named = imports(name, path)
     return {other if other in known else other.rpartition(".")[0] for other in named} & known.keys()
 
@@ -68,7 +68,7 @@ def test_no_import_runs_up():
 def test_no_import_runs_in_a_circle():
     known = modules("common") | modules("recipes")
     graph = {name: imported_modules(name, path, known) for name, path in known.items()}
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
     assert order.index("common.errors") < order.index("common.run.folder") < order.index("recipes.ner.train")
 
 
@@ -83,7 +83,7 @@ def test_common_imports_no_recipe_and_recipes_import_none_of_each_other():
 
 
 def declared(folder: str) -> dict[str, Any]:
-    """Name -> default of each argument that a dataclass in the modules below a folder declares."""
+    """Return name -> default of each argument that a dataclass in a folder's modules declares."""
     found: dict[str, Any] = {}
     for name in modules(folder):
         for kind in vars(importlib.import_module(name)).values():
@@ -99,7 +99,7 @@ def known_to_common() -> dict[str, Any]:
 
 
 def texts_in_code(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each string in a module, but of docstrings."""
+    """Return line and text of each string in a module, without docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     documented = [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node, clean=False)]
@@ -110,7 +110,7 @@ def texts_in_code(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def names_in_code(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each identifier in a module: of a function, class, variable or attribute."""
+    """Return line and text of each identifier in a module: functions, classes, variables and attributes."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         for text in (getattr(node, key, None) for key in ("name", "attr", "id")):
             if isinstance(text, str):
@@ -118,7 +118,7 @@ def names_in_code(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def keys_in_code(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each string that a module looks up: `row["x"]` or `row.get("x")`."""
+    """Return line and text of each string that a module looks up: `row["x"]` or `row.get("x")`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         key = node.slice if isinstance(node, ast.Subscript) else None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
@@ -136,7 +136,7 @@ def test_common_knows_no_recipe(recipe):
     columns -= {value for name, value in known_to_common().items() if name.endswith("_column_name")}
     option = re.compile(rf"--({'|'.join(sorted(own))})(?!\w)")
     word = re.compile(rf"(?<![a-z]){recipe}(?![a-z])")
-    # a name of one word, such as `top` or `label`, means other things elsewhere
+    # one-word names such as `top` or `label` have other meanings elsewhere
     distinct = {name for name in own | columns if "_" in name}
     found = []
     for name, path in modules("common").items():

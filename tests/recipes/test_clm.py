@@ -1,4 +1,4 @@
-"""Causal language modelling: labels, chunked loss, completions, baselines, and the whole way from text to text."""
+"""Test causal language modelling: labels, chunked loss, completions, baselines, and complete runs."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def spelling() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory, spelling) -> str:
-    """Folder of a GPT of two layers without dropout."""
+    """Return the folder of a GPT of two layers without dropout."""
     folder = tmp_path_factory.mktemp("decoder")
     torch.manual_seed(0)
     config = GPT2Config(
@@ -59,7 +59,7 @@ def decoder(tmp_path_factory, spelling) -> str:
 
 
 def few(folder: Path) -> list[str]:
-    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    """Return arguments for `test_every_recipe.py`; the sample, the Python documentation, takes seconds to read."""
     files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
     for number, file in enumerate(files.values()):
         file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def few(folder: Path) -> list[str]:
 
 @pytest.fixture
 def start(decoder, tmp_path):
-    """A function that trains on texts or rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on texts or rows by split and returns the metrics; `more` are extra arguments."""
 
     def go(data: dict[str, list], *more: str) -> dict[str, float]:
         words = []
@@ -127,8 +127,8 @@ def test_only_completions_are_labelled_and_rows_stay_whole(spelling, capsys):
     assert batch["labels"][-2][batch["labels"][-2] != -100].tolist() == expected
     assert (batch["labels"][-1] != -100).sum() == 63
     printed = capsys.readouterr().out
-    assert "2 rows are longer than --max_seq_length: only a part of their prompt is read" in printed
-    assert "1 rows are longer than --max_seq_length: only a part of their completion is read" in printed
+    assert "2 rows exceed --max_seq_length: their prompt is cut" in printed
+    assert "1 rows exceed --max_seq_length: their completion is cut" in printed
 
 
 # Texts under a block mask
@@ -186,12 +186,12 @@ def test_five_grams_by_hand_and_as_a_distribution():
     assert sum(probability([0, 1, 0, 0], token) for token in range(6)) == pytest.approx(1)
 
 
-# Whole runs
+# Complete runs
 
 
 def test_a_run_leaves_model_results_curve_and_completions(start, tmp_path, capsys):
     metrics = start({"train": TEXTS[:120], "validation": TEXTS[120:160], "test": TEXTS[160:200]})
-    assert "bits a byte of the test texts: before" in capsys.readouterr().out
+    assert "bits per byte of the test texts: before" in capsys.readouterr().out
     out = tmp_path / "out"
     for split in ("validation", "test"):
         assert metrics[f"after_{split}_perplexity"] < metrics[f"before_{split}_perplexity"]
@@ -287,7 +287,7 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
         assert parts[name] == pytest.approx(one[name], rel=1e-4)
 
 
-# What users give
+# Input of users
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_wrong_arguments_and_rows_are_told(start, tmp_path, rows, words, message
 
 
 def test_an_encoder_is_told(tiny, start):
-    with pytest.raises(InputError, match="BertLMHeadModel: sees what comes after a sub-token; take a decoder"):
+    with pytest.raises(InputError, match="BertLMHeadModel: sees the tokens after each token; choose a decoder"):
         start({"train": TEXTS[:30]}, "--model_name_or_path", tiny)
 
 

@@ -1,7 +1,8 @@
-"""What every recipe promises, on its own sample: no recipe is named here, each `recipes/*/train*.py` is tried.
+"""Test the guarantees of every recipe on its sample; the test names no recipe, and runs each `recipes/*/train*.py`.
 
-A recipe whose default is the embedded encoder gets a tiny one; the others start from small new models. Where the sample
-takes too long, `tests/recipes/test_NAME.py` has a function `few(folder)` that returns arguments for smaller data.
+A recipe whose default is the embedded encoder gets a tiny encoder; other recipes start from small new models. If the
+sample takes too long, `tests/recipes/test_NAME.py` has a function `few(folder)` that returns arguments for smaller
+data.
 """
 
 import importlib.util
@@ -32,7 +33,7 @@ def module(recipe: str, name: str):
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory) -> str:
-    """Folder of a tiny BERT that reads as much as the embedded encoder."""
+    """Return the folder of a tiny BERT with the maximum length of the embedded encoder."""
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = 512
@@ -46,7 +47,7 @@ def encoder(tmp_path_factory) -> str:
 
 
 def words(recipe: str, script: str, encoder: str, out: Path) -> list[str]:
-    """Arguments of a run of 4 steps on the recipe's sample, with a checkpoint after the second step."""
+    """Return arguments of a run of 4 steps on the recipe's sample, with a checkpoint after the second step."""
     arguments = {
         "output_dir": out, "precision": "fp32", "use_cpu": True, "disable_tqdm": True, "max_steps": 4,
         "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_min_seconds": 0,
@@ -64,7 +65,7 @@ def words(recipe: str, script: str, encoder: str, out: Path) -> list[str]:
 
 
 def unlabelled(recipe: str, folder: Path) -> Path:
-    """A file for the recipe's predict: its sample, or texts where the sample is made at run time."""
+    """Return an input file for the recipe's predict: its sample, or texts if the sample is generated at run time."""
     for file in (ROOT / "recipes" / recipe / "sample").glob("test.*"):
         return file
     return Path(

@@ -1,4 +1,4 @@
-"""Masked language modelling: masks, packing, the head at labels alone, and the whole way from text to other recipes."""
+"""Test masked language modelling: masks, packing, the head at labels, and complete runs from text to other recipes."""
 
 import json
 import math
@@ -59,7 +59,7 @@ WORD = re.compile(r"(?:(?![\u3040-\u30ff\u4e00-\u9fff])[^\W_])+")
 
 
 def few(folder: Path) -> list[str]:
-    """Arguments for `test_every_recipe.py`: the sample, the documentation of Python, takes seconds to read."""
+    """Return arguments for `test_every_recipe.py`; the sample, the Python documentation, takes seconds to read."""
     files = {split: folder / f"{split}.txt" for split in ("train", "validation", "test")}
     for number, file in enumerate(files.values()):
         file.write_text("\n".join(TEXTS[60 * number : 60 * number + 60]) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def few(folder: Path) -> list[str]:
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """A function that trains on texts by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on texts by split and returns the metrics; `more` extends the command line."""
 
     def go(texts: dict[str, list[str]], *more: str) -> dict[str, float]:
         words = []
@@ -90,7 +90,7 @@ def settings(model: str, folder) -> list[str]:
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
 def trained(request):
-    """A tokenizer of each kind, small, so that many words have several pieces."""
+    """Return a small tokenizer of each kind; many words have several tokens."""
     args = ScratchArguments(tokenizer_train=request.param, vocab_size=600)
     return train_tokenizer(args, Dataset.from_dict({"text": TEXTS + HARD}), train.SPECIAL)
 
@@ -130,7 +130,7 @@ def test_word_marks_by_hand(trained):
 
 
 def row_of(words: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """A row of words of these numbers of sub-tokens between special ones; 0 is two special ones between."""
+    """Return a row of words with these numbers of tokens between special tokens; 0 is two special tokens."""
     marks = [0]
     for size in words:
         marks += [0, 0] if size == 0 else [START] + [INSIDE] * (size - 1)
@@ -159,7 +159,7 @@ def test_masks_have_their_rate_and_keep_their_rules(tokenizer, masking, probabil
                 assert word.all() or not word.any()
         if masking == "span":
             fates = np.where(found == masker.mask_id, 0, np.where(found == ids, 1, 2))
-            for i in range(len(ids) - 1):  # inside a word, and so inside a span
+            for i in range(len(ids) - 1):  # inside a word, and therefore inside a span
                 if at[i] and marks[i + 1] == INSIDE:
                     assert fates[i] == fates[i + 1] or 2 in (fates[i], fates[i + 1])
         masked, total = masked + at.sum(), total + (marks > 0).sum()
@@ -172,7 +172,7 @@ def test_masks_have_their_rate_and_keep_their_rules(tokenizer, masking, probabil
 
 def test_spans_have_spanberts_lengths(tokenizer):
     chance = np.random.default_rng(0)
-    masker = Masker(tokenizer, "span", 0.02)  # so few that neighbours rarely touch
+    masker = Masker(tokenizer, "span", 0.02)  # few masks, which rarely touch
     lengths = []
     for _ in range(1500):
         _, labels = masker(*row_of([1] * 400), chance)
@@ -258,7 +258,7 @@ def test_a_text_in_a_block_does_not_see_its_neighbours(start, tiny, tokenizer, t
 
 
 def packed_rows(chance: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
-    """Rows of several pieces, with labels at some places, and one of a single piece."""
+    """Return rows of several texts with labels at some positions, and a row of a single text."""
     rows = []
     for lengths in ([5, 9, 3], [12, 4], [7]):
         ids = chance.integers(5, 90, sum(lengths))
@@ -346,13 +346,13 @@ CONFIGS = [
 ]
 
 
-# Whole runs
+# Complete runs
 
 
 def test_a_run_leaves_model_results_curve_and_fills(start, tmp_path, capsys):
     metrics = start({"train": TEXTS[:120], "validation": TEXTS[120:160], "test": TEXTS[160:200]})
     printed = capsys.readouterr().out
-    assert "the checkpoint has no MLM head: a new one is trained, its decoder tied to the embeddings" in printed
+    assert "the checkpoint has no MLM head: training starts with a new head, decoder tied to the embeddings" in printed
     assert "perplexity before" in printed
     out = tmp_path / "out"
     for split in ("validation", "test"):
@@ -421,7 +421,7 @@ def test_evaluation_does_not_depend_on_batches_seed_or_training_masks(start):
     trunk = start(texts, "--max_steps", "1", "--per_device_eval_batch_size", "3")
     for name in ("before_validation_loss", "before_validation_accuracy", "after_validation_loss"):
         assert trunk[name] == pytest.approx(one[name], rel=1e-5)
-    # another seed draws other new weights for the head; nothing else differs
+    # another seed changes only the new weights of the head
     assert other["before_validation_loss"] == pytest.approx(one["before_validation_loss"], rel=1e-5)
 
 
@@ -429,7 +429,9 @@ def test_one_text_a_row_and_packed_rows_have_the_same_evaluation(start):
     short = [text for text in TEXTS[:80] if len(text) < 100]
     packed = start({"train": short, "validation": short}, "--max_steps", "1", "--max_seq_length", "128")
     alone = start({"train": short, "validation": short}, "--max_steps", "1", "--pack", "false")
-    assert packed["before_validation_loss"] == pytest.approx(alone["before_validation_loss"], rel=0.05)  # other masks
+    assert packed["before_validation_loss"] == pytest.approx(
+        alone["before_validation_loss"], rel=0.05
+    )  # the masks differ
 
 
 def test_forgetting_is_evaluated_before_and_after(start, tmp_path, capsys):
@@ -487,7 +489,7 @@ PARAGRAPHS = [" ".join(TEXTS[i : i + 4]) for i in range(0, 240, 4)]
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
 def test_segments_are_next_random_or_exchanged(objective):
-    # a token is a number that tells text and place
+    # a token is a number that identifies text and position
     chance = np.random.default_rng(1)
     texts = []
     for text in range(200):
@@ -558,7 +560,7 @@ def test_texts_of_one_sentence_make_no_pairs_and_some_models_have_no_head_for_th
         start({"train": PARAGRAPHS[:30]}, "--objective", "mlm+sop", "--model_name_or_path", str(folder))
 
 
-# From nothing
+# From scratch
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
@@ -586,9 +588,9 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
     [
         (("--config_overrides", "layers=3"), "--config_overrides layers=3: needed: name=value, of a bert model"),
         (("--config_overrides", "hidden_size=big"), "hidden_size=big: must be of the kind of 64"),
-        (("--config_overrides", "hidden_size=63"), "no model can be made so"),
+        (("--config_overrides", "hidden_size=63"), "invalid model configuration"),
         (("--vocab_size", "10"), "--vocab_size 10: must be at least 300"),
-        (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must lie between 0 and 1"),
+        (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must be between 0 and 1"),
         (("--mask_replaced", "0.95"), "--mask_replaced and --mask_random"),
         (("--metric_for_best_model", "perplexty"), "did you mean perplexity"),
         (("--max_seq_length", "300"), "reads 128 sub-tokens at most"),
@@ -601,7 +603,7 @@ def test_wrong_arguments_are_told(start, tmp_path, words, message):
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-# Text that users have
+# Texts of users
 
 
 def test_files_folders_and_patterns(tmp_path):

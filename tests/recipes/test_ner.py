@@ -1,4 +1,4 @@
-"""The NER recipe as a user runs it: sample, results, saved model, prediction, LoRA, overfitting."""
+"""Test the NER recipe as a user runs it: sample, results, saved model, prediction, LoRA and overfitting."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def predicted_by(model: str, rows: list[dict], folder: Path) -> list[dict]:
 
 
 def entities_of(tokens: list[str], tags: list[str]) -> list[tuple]:
-    """(label, start, end) in characters of the tokens joined by spaces."""
+    """Return (label, start, end) in characters of the tokens joined by spaces."""
     starts = np.cumsum([0] + [len(token) + 1 for token in tokens])
     return [(t, int(starts[a]), int(starts[b - 1]) + len(tokens[b - 1])) for t, a, b in entity_spans(tags)]
 
@@ -46,7 +46,7 @@ def test_the_sample_is_what_it_promises():
     assert len(rows["train"]) >= 300
     assert min(len(rows["validation"]), len(rows["test"])) >= 100
     sentences = [" ".join(row["tokens"]).lower() for split in rows.values() for row in split]
-    assert len(set(sentences)) == len(sentences)  # none twice, so none of test in train
+    assert len(set(sentences)) == len(sentences)  # no sentence occurs twice, nor in train and test
     for split in rows.values():
         for row in split:
             assert list(check_row({k: row[k] for k in ("tokens", "ner_tags")})) == []
@@ -57,7 +57,7 @@ def test_the_sample_is_what_it_promises():
         for split in rows.values()
         for row in split
     ]
-    assert len(set(shapes)) > 0.99 * len(shapes)  # no sentence pattern filled in with other names
+    assert len(set(shapes)) > 0.99 * len(shapes)  # no sentence pattern with exchanged names
 
 
 def test_a_run_leaves_results_model_card_and_predictions(arguments, small, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_it_overfits_on_entity_f1_and_predict_finds_the_same(tiny, small, tmp_pa
 
     assert Path(out, "adapter").exists() == lora
     if lora:
-        torch.manual_seed(5)  # another head under the adapter: its own must replace it
+        torch.manual_seed(5)  # another head under the adapter, which the saved head must replace
         base = AutoModelForTokenClassification.from_pretrained(tiny, num_labels=model.config.num_labels)
         ids = torch.randint(5, 500, (2, 20))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The NER metric against cases computed by hand, and across processes."""
+"""Test the NER metric against cases computed by hand, and across processes."""
 
 import json
 
@@ -8,7 +8,7 @@ from recipes.ner.scoring import StrictSeqeval, invalid_tags
 from tests.faults import CONTEXT
 
 GOLD = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O", "B-ORG"]]
-# sentence 1: PER right; LOC has the wrong type. Sentence 2: LOC right; I-ORG is stray, so no entity
+# sentence 1: PER is right, LOC has the wrong type. Sentence 2: LOC is right, I-ORG is stray and no entity
 PREDICTED = [["B-PER", "I-PER", "O", "B-ORG"], ["B-LOC", "O", "I-ORG"]]
 
 
@@ -18,7 +18,7 @@ def compute(predictions, references):
 
 def test_scores_by_hand():
     scores = compute(PREDICTED, GOLD)
-    assert scores["precision"] == pytest.approx(2 / 3)  # PER, ORG, LOC predicted; two right
+    assert scores["precision"] == pytest.approx(2 / 3)  # PER, ORG, LOC predicted; two are right
     assert scores["recall"] == pytest.approx(2 / 4)
     assert scores["f1"] == pytest.approx(4 / 7)
     assert scores["accuracy"] == pytest.approx(5 / 7)
@@ -63,4 +63,4 @@ def test_two_processes_get_the_scores_of_one(tmp_path):
     results = dict(queue.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join()
-    assert results == {0: compute(PREDICTED, GOLD), 1: None}  # rank 0 scores what both saw
+    assert results == {0: compute(PREDICTED, GOLD), 1: None}  # rank 0 scores the rows of both

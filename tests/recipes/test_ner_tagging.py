@@ -1,4 +1,4 @@
-"""Exact tests of windows, labels, stitching, entities and words."""
+"""Test windows, labels, stitching, entities and words exactly."""
 
 import random
 
@@ -22,20 +22,20 @@ LABEL2ID = {label: i for i, label in enumerate(LABELS)}
 
 
 def words_of(windows: dict, tokenizer) -> list[list[str]]:
-    """The first sub-tokens at the windows' positions, sentence by sentence."""
+    """Return the first tokens of words at the windows' positions, sentence by sentence."""
     found: dict[int, list[str]] = {}
     for sentence, ids, positions in zip(windows["sentence"], windows["input_ids"], windows["positions"], strict=True):
         found.setdefault(sentence, []).extend(tokenizer.convert_ids_to_tokens([ids[p] for p in positions]))
     return [found[s] for s in sorted(found)]
 
 
-def test_encode_labels_the_first_subtoken_of_each_word_and_nothing_else(tokenizer):
+def test_encode_labels_the_first_token_of_each_word_and_nothing_else(tokenizer):
     rows = {"tokens": [["Guadalajara", "greets", "Quillfeather"]], "ner_tags": [["B-LOC", "O", "B-PER"]]}
     windows = encode(rows, [7], tokenizer, LABEL2ID, max_seq_length=64, doc_stride=16)
     pieces = tokenizer.convert_ids_to_tokens(windows["input_ids"][0])
     labels = [None if label == -100 else LABELS[label] for label in windows["labels"][0]]
     assert windows["sentence"] == [7]
-    assert [p for p in pieces if p.startswith("##")], "the test needs words of several sub-tokens"
+    assert [p for p in pieces if p.startswith("##")], "the test needs words of several tokens"
     expected = iter(["B-LOC", "O", "B-PER"])
     for piece, label in zip(pieces, labels, strict=True):
         if piece in ("[CLS]", "[SEP]") or piece.startswith("##"):
@@ -55,11 +55,11 @@ def test_every_word_belongs_to_exactly_one_window(tokenizer, length, stride):
 
 
 def test_a_word_in_an_overlap_is_taken_where_it_has_more_context(tokenizer):
-    words = ["a"] * 30  # one sub-token each
-    windows = cut_windows([words], tokenizer, max_seq_length=12, doc_stride=4)  # 10 words a window, 6 of them new
+    words = ["a"] * 30  # one token each
+    windows = cut_windows([words], tokenizer, max_seq_length=12, doc_stride=4)  # 10 words per window, 6 of them new
     inner = [(p[0], p[-1]) for p in windows["positions"]]
-    assert inner[0] == (1, 8)  # gives its last two words up
-    assert all(low == 3 for low, _ in inner[1:])  # two words of the overlap stay with the window before
+    assert inner[0] == (1, 8)  # leaves its last two words to the next window
+    assert all(low == 3 for low, _ in inner[1:])  # two words of the overlap stay in the previous window
     assert sum(len(p) for p in windows["positions"]) == 30
 
 
@@ -104,9 +104,9 @@ def test_check_row_accepts_the_good_and_names_what_is_wrong():
         "tag 2 is 'S-LOC'": good | {"ner_tags": ["O", "S-LOC"]},
         "tag 2 is None": good | {"ner_tags": ["O", None]},
         "tag 2 is the number 3": good | {"ner_tags": ["O", 3]},
-        "continues no LOC entity": good | {"ner_tags": ["B-PER", "I-LOC"]},
+        "does not follow B-LOC or I-LOC": good | {"ner_tags": ["B-PER", "I-LOC"]},
         "token 1 is ' '": good | {"tokens": [" ", "fell"]},
-        "tokens is no list but str": good | {"tokens": "Oslo fell"},
+        "tokens is not a list but str": good | {"tokens": "Oslo fell"},
     }
     for message, row in wrong.items():
         (found,) = check_row(row)

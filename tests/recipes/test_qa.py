@@ -1,4 +1,4 @@
-"""The question answering recipe: offsets, files, scores, and the whole way from file to answers."""
+"""Test question answering: offsets, files, scores, and complete runs from file to answers."""
 
 import json
 import random
@@ -40,12 +40,12 @@ SPLITS = ("train", "validation", "test")
 
 
 def flat(split: str) -> list[dict]:
-    """Rows of the sample, each cut to the sentences around its answer so that tiny models read them in one window."""
+    """Return sample rows cut to the sentences around the answer, which tiny models read in one window."""
     return [row for _, row in read_squad(SAMPLE / f"{split}.json")]
 
 
 def short(rows: list[dict], characters: int = 160) -> list[dict]:
-    """The rows with less of their context, and their answers where these then stand."""
+    """Shorten the contexts of the rows, and move the answers."""
     found = []
     for row in rows:
         first = min(row["answers"]["answer_start"], default=0)
@@ -70,7 +70,7 @@ def rows() -> dict[str, list[dict]]:
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """A function that trains on rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on rows by split and returns the metrics; `more` extends the command line."""
 
     def go(rows: dict[str, list[dict]], *more: str, out: str = "out") -> dict[str, float]:
         files = [
@@ -148,7 +148,7 @@ SPACES = [" ", " ", " ", "  ", "\u00a0", "\u2009", "\u3000", "\t", "\n", " \n "]
 
 
 def odd_contexts(count: int, chance: random.Random) -> list[tuple[str, int, int]]:
-    """Contexts of odd words and spaces, each with a span that begins and ends with a word (or a Han character)."""
+    """Return contexts of odd words and spaces, each with a span of whole words (or Han characters)."""
     found = []
     for _ in range(count):
         text, units = "", []
@@ -224,17 +224,17 @@ def test_long_questions_are_cut_and_long_answers_lost_but_told(start, rows, caps
     start(rows | {"train": [*rows["train"], long]}, "--max_steps", "1")
     told = capsys.readouterr()
     assert "1 questions are longer than --max_question_length" in told.err + told.out
-    assert "1 answers lie in no window as a whole" in told.err + told.out
+    assert "1 answers fit in no window" in told.err + told.out
 
 
-def test_positions_of_parts_of_sub_tokens_and_dropped_characters():
+def test_positions_of_parts_of_tokens_and_dropped_characters():
     starts, ends = [2, 5, 9], [4, 9, 12]
     assert positions(starts, ends, 5, 9, False, False) == (1, 1)
     assert positions(starts, ends, 6, 10, False, False) == (1, 2)
     assert positions(starts, ends, 0, 4, False, False) is None
     assert positions(starts, ends, 0, 4, True, False) == (0, 0)
     assert positions(starts, ends, 9, 14, False, True) == (2, 2)
-    assert positions(starts, ends, 4, 5, False, False) is None  # nothing but what the tokenizer drops
+    assert positions(starts, ends, 4, 5, False, False) is None  # only characters that the tokenizer drops
     assert positions([], [], 0, 1, True, True) is None
 
 
@@ -274,7 +274,7 @@ def test_losses_by_hand():
 
 
 def plain_best(logits, windows, longest: int) -> list[list[tuple[float, int, int]]]:
-    """All spans of each question from the logits themselves, by loops over every pair of positions."""
+    """Return all spans of each question from the logits, by loops over every pair of positions."""
     found: dict[int, dict[tuple[int, int], float]] = {}
     for (starts, ends), window in zip(logits, windows, strict=True):
         spans = found.setdefault(window["row"], {})
@@ -320,7 +320,7 @@ def test_what_leaves_the_device_does_not_grow_with_the_length():
 @pytest.mark.parametrize(
     ("found", "gold", "exact", "f1"),
     [
-        ("The Eiffel-Tower!", ["eiffel tower"], 0, 0),  # punctuation goes without leaving a blank
+        ("The Eiffel-Tower!", ["eiffel tower"], 0, 0),  # punctuation is removed without a space
         ("the Eiffel Tower.", ["Eiffel  tower"], 1, 1),
         ("tower in Paris", ["the tower", "Paris tower"], 0, 0.8),
         ("a b b c", ["b c d"], 0, 2 * 2 / 6),  # "a" is an article
@@ -336,8 +336,8 @@ def test_pair_scores_by_hand(found, gold, exact, f1):
 def test_no_answer_and_empty_gold_as_in_either_version():
     assert pair_scores("", []) == (1, 1)
     assert pair_scores("x", []) == (0, 0)
-    assert pair_scores("", ["the"]) == (1, 1)  # 2.0 drops such a gold answer, and none is left
-    assert pair_scores("a.", ["the"], may_be_none=False) == (1, 0)  # 1.1 compares empty texts, and finds no common word
+    assert pair_scores("", ["the"]) == (1, 1)  # 2.0 drops this gold answer, and none is left
+    assert pair_scores("a.", ["the"], may_be_none=False) == (1, 0)  # 1.1 compares empty texts, which share no word
 
 
 def test_characters_count_for_texts_without_spaces():
@@ -356,7 +356,7 @@ def test_scores_over_questions_by_kind_and_type():
 
 
 def made_up(count: int) -> tuple[list[str], list[list[str]], Spans]:
-    """Contexts, gold answers and spans with scores at random: some right, some questions without an answer."""
+    """Return contexts, gold answers and spans with random scores: some right, some questions without an answer."""
     chance = np.random.default_rng(0)
     contexts = ["abc def ghi"] * count
     gold = [[] if chance.random() < 0.4 else ["def"] for _ in range(count)]
@@ -437,24 +437,24 @@ def test_offsets_are_mended_only_on_request_and_only_where_there_is_one_place(st
         start(rows | {"train": shifted})
     assert f"train.jsonl:{at + 1}, id {shifted[at]['id']}" in str(error.value)
     start(rows | {"train": shifted}, "--fix_answer_offsets", "true", "--max_steps", "1")
-    assert "--fix_answer_offsets: 1 answers moved" in capsys.readouterr().out
+    assert "--fix_answer_offsets: 1 offsets corrected" in capsys.readouterr().out
     assert fix_offsets(shifted[at])["answers"]["answer_start"] == own["answer_start"][:1]
     twice = {"question": "?", "context": "so so", "answers": {"text": ["so"], "answer_start": [1]}}
-    assert "say which by answer_start" in next(check_row(twice, fix_offsets=True))
+    assert "set answer_start to one of these" in next(check_row(twice, fix_offsets=True))
     gone = twice | {"answers": {"text": ["sø"], "answer_start": [0]}}
-    assert "does not stand in the context" in next(check_row(gone, fix_offsets=True))
+    assert "is not in the context" in next(check_row(gone, fix_offsets=True))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, "question is ' '; needed: a text that is not blank"),
+        ({"question": " "}, "question is ' '; needed: a non-blank text"),
         ({"context": None}, "context is None"),
         ({"answers": "x"}, "answers is 'x'; needed"),
         ({"answers": {"text": ["a"], "answer_start": []}}, "1 answer texts but 0 answer_start"),
         ({"answers": {"text": [""], "answer_start": [0]}}, "answer is ''"),
         ({"answers": {"text": ["a"], "answer_start": [True]}}, "answer_start of 'a' is True"),
-        ({"is_impossible": True}, "is_impossible is true, but 1 answers are given"),
+        ({"is_impossible": True}, "is_impossible is true, but the row has 1 answers"),
         ({"id": "twin"}, "id 'twin' is that of"),
     ],
 )
@@ -513,7 +513,7 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_pat
     assert refused > 150 // every
 
 
-# Whole runs
+# Complete runs
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -583,7 +583,7 @@ def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
     [
         ({"question": "Who?"}, 'needs "context"'),
         ({"question": " ", "context": "x"}, 'needs "question"'),
-        ({"question": "Who?", "context": "x", "answer": "y"}, 'has "answer" already'),
+        ({"question": "Who?", "context": "x", "answer": "y"}, 'already has "answer"'),
     ],
 )
 def test_predict_refuses_bad_rows_with_their_line(tmp_path, row, message):

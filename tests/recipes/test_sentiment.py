@@ -1,4 +1,4 @@
-"""The classification recipe: labels of every kind, cutting, scores, and the whole way from file to prediction."""
+"""Test classification: all kinds of labels, truncation, scores, and complete runs from file to prediction."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def rows() -> dict[str, list[dict]]:
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """A function that trains on rows by split and returns the metrics; more words go to the command line."""
+    """Return a function that trains on rows by split and returns the metrics; `more` extends the command line."""
 
     def go(rows: dict[str, list[dict]], *more: str) -> dict[str, float]:
         files = [
@@ -75,7 +75,7 @@ def test_the_sample_is_what_it_promises():
             assert counts[0] == counts[1] > 10
 
 
-# Whole runs
+# Complete runs
 
 
 def test_a_run_leaves_model_results_pictures_and_hardest_rows(start, rows, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_r_drop_without_dropout_changes_nothing_and_with_it_does(start, rows, tm
 
     start(rows)
     plain = weights()
-    start(rows, "--r_drop", "1.0")  # the tiny model has no dropout, so both passes are the same
+    start(rows, "--r_drop", "1.0")  # the tiny model has no dropout, and both passes are equal
     doubled = weights()
     assert max((plain[k] - doubled[k]).abs().max() for k in plain) < 1e-5
 
@@ -181,14 +181,16 @@ def test_two_processes_give_the_scores_of_one(start, rows, tmp_path):
     reports = [read_jsonl(tmp_path / name / "predictions_test.jsonl") for name in ("one", "two")]
     same = assert_same_but_for_a_tie(*([row["predicted"] for row in report] for report in reports))
     for name in compared if same else ():
-        by_rounding = name.endswith(("loss", "calibration_error"))  # of probabilities, from batches of other shapes
+        by_rounding = name.endswith(
+            ("loss", "calibration_error")
+        )  # rounding of probabilities from batches of other shapes
         assert two[name] == pytest.approx(one[name], abs=1e-6 if by_rounding else 0, rel=0), name
 
 
-# Cutting
+# Truncation
 
 
-def test_head_tail_and_both_keep_the_right_sub_tokens(tokenizer):
+def test_head_tail_and_both_keep_the_right_tokens(tokenizer):
     text = " ".join(read_jsonl(SAMPLE / "train.jsonl")[0]["text"].split() * 10)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > 60
@@ -250,7 +252,7 @@ def test_calibration_error_of_a_calibrated_model_is_small():
 
 def test_tuned_thresholds_are_the_best_there_are():
     random = np.random.default_rng(0)
-    found = random.random((60, 3)).round(2)  # with equal values among them
+    found = random.random((60, 3)).round(2)  # with ties
     gold = (random.random((60, 3)) < found).astype(float)
     for i, threshold in enumerate(tune_thresholds(found, gold)):
 
@@ -277,11 +279,11 @@ def test_class_weights():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"text": " ", "label": "a"}, "text is ' '; needed: a text that is not blank"),
+        ({"text": " ", "label": "a"}, "text is ' '; needed: a non-blank text"),
         ({"text": "x", "label": None}, "label is None; needed: a text, an integer, or a list of either"),
         ({"text": "x", "label": 1.5}, "label is 1.5"),
-        ({"text": "x", "label": ["a"]}, "is of kind list, but the first row's is of kind text"),
-        ({"text": "x", "label": 3}, "is of kind integer, but the first row's is of kind text"),
+        ({"text": "x", "label": ["a"]}, "is of type list, but the first row has type text"),
+        ({"text": "x", "label": 3}, "is of type integer, but the first row has type text"),
         ({"text": 7, "label": "a"}, "text is 7"),
         ({"txt": "x", "label": "a"}, "no column text; columns here: txt, label"),
     ],
@@ -298,7 +300,9 @@ def test_one_class_and_a_label_named_twice_are_refused(start, rows):
     one = [row | {"label": "positive"} for row in rows["train"]]
     with pytest.raises(InputError, match="1 class in the data"):
         start({"train": one, "validation": one})
-    assert list(label_check()({"text": "x", "label": ["a", "a"]})) == ["label ['a', 'a'] names a class twice"]
+    assert list(label_check()({"text": "x", "label": ["a", "a"]})) == [
+        "label ['a', 'a'] names a class twice; remove the duplicate"
+    ]
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])

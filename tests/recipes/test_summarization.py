@@ -1,4 +1,4 @@
-"""The summarization recipe as a user runs it: sample, articles, both methods, ROUGE, resume, predict, bad input."""
+"""Test summarization as a user runs it: sample, articles, both methods, ROUGE, resume, predict and bad input."""
 
 import json
 import re
@@ -45,7 +45,7 @@ SAMPLE = {s: read_jsonl(ROOT / f"recipes/summarization/sample/{s}.jsonl") for s 
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """The first rows of the sample as files, and where the results go; what all runs here share."""
+    """Return the arguments that all runs here share: the first rows of the sample as files, and the output folder."""
     words = ["--output_dir", str(tmp_path / "out"), "--precision", "fp32", "--disable_tqdm", "true"]
     for split, size in (("train", 24), ("validation", 8), ("test", 10)):
         words += [f"--{split}_file", write_jsonl(tmp_path / f"{split}.jsonl", SAMPLE[split][:size])]
@@ -54,14 +54,14 @@ def files(tmp_path) -> list[str]:
 
 @pytest.fixture
 def picking(files, tiny) -> list[str]:
-    """Arguments of an extractive run of seconds."""
+    """Return arguments of an extractive run of seconds."""
     more = ["--max_source_length", "96", "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]
     return [*files, "--model_name_or_path", tiny, *more]
 
 
 @pytest.fixture
 def writing(files) -> list[str]:
-    """Arguments of an abstractive run of seconds, of documents of a few words."""
+    """Return arguments of an abstractive run of seconds, on documents of a few words."""
     for split in ("train", "validation", "test"):
         at = files.index(f"--{split}_file") + 1
         rows = [{"document": sum_up(row), "summary": sum_up(row, 4)} for row in read_jsonl(Path(files[at]))]
@@ -139,12 +139,12 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
     [
         ({"document": " ", "summary": "a"}, "the document is empty"),
         ({"document": "a", "summary": ""}, "the summary is empty"),
-        ({"document": "a", "summary": ["b"]}, "the summary must be a text, not list"),
-        ({"document": [{"text": "a"}], "summary": "b"}, "the document must be a text, or a list of turns"),
-        ({"document": "a", "summary": "b", "references": ["b", 7]}, "the references must be a list of texts"),
-        ({"document": "a", "summary": "b", "references": ""}, "the references must be a list of texts"),
+        ({"document": "a", "summary": ["b"]}, "the summary must be a string, not list"),
+        ({"document": [{"text": "a"}], "summary": "b"}, "the document must be a string or a list of turns"),
+        ({"document": "a", "summary": "b", "references": ["b", 7]}, "the references must be a list of strings"),
+        ({"document": "a", "summary": "b", "references": ""}, "the references must be a list of strings"),
         ({"document": "a"}, "no column summary; columns here: document"),
-        ({"document": "a", "summary": "b", "domain": "lead"}, "a group may not be called lead"),
+        ({"document": "a", "summary": "b", "domain": "lead"}, "the group name lead is reserved for other scores"),
     ],
 )
 def test_rows_that_cannot_be_summarized_are_told_with_their_line(tmp_path, row, message):
@@ -186,7 +186,7 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
             lines = [json.loads(x) for x in variant.content.decode("utf-8-sig").split("\n") if x.strip()]
             held = [("\n".join(d) if isinstance(d := r["document"], list) else d, r["summary"]) for r in lines]
             same = held == list(zip(data["train"]["document"], data["train"]["summary"], strict=True))
-            # each sentence is in some window, and each window has a document
+            # each sentence is in a window, and each window has a document
             whole = Counter(n for pair in zip(windows["row"], windows["sentences"], strict=True) for n in
                             {(pair[0], number) for number in pair[1]})  # fmt: skip
             same &= len(whole) == sum(map(len, rows["parts"]))
@@ -205,7 +205,7 @@ def test_what_is_odd_in_the_rows_is_said(capsys):
     printed = capsys.readouterr()
     assert "train: 1 of 2 summaries are the document itself" in printed.out
     assert "train: 1 of 2 summaries are longer than their document" in printed.err
-    assert "test: 2 of 2 documents are among the training rows too" in printed.err
+    assert "test: 2 of 2 documents are also training rows" in printed.err
 
 
 # Scores
@@ -219,7 +219,7 @@ def test_rouge_is_that_of_rouge_score_and_the_best_reference_counts():
     for row, text, (reference, other) in zip(found, texts, gold, strict=True):
         expected = [max(scorer.score(r, text)[kind].fmeasure for r in (reference, other)) for kind in KINDS[:3]]
         assert row[:3].tolist() == pytest.approx([100 * x for x in expected])
-    # by sentence: their order does not matter
+    # ROUGE-Lsum ignores the order of sentences
     by_sentence = Rouge("english", [])(["A cat sat. Dogs ran off."], [["Dogs ran off. A cat sat."]])[0]
     assert by_sentence[3] == 100 > by_sentence[2]
 
@@ -271,7 +271,7 @@ def test_windows_hold_whole_sentences_and_score_each_sub_token_once():
         n for _, spans, numbers in windows for (a, b), n in zip(spans, numbers, strict=True) for _ in range(a, b)
     )
     assert [scored[n] for n in range(6)] == [len(part) for part in parts]
-    # of the sentence before, what fits into a quarter comes along as context
+    # context: the part of the preceding sentences that fits into a quarter of the window
     assert cut([[1] * 6, [2] * 3, [3] * 7], 12, [0])[1] == ([0, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3], [(4, 11)], [2])
 
 
@@ -292,7 +292,7 @@ def test_sentences_are_the_means_of_their_sub_tokens_in_scores_and_losses():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor([2.0, 5.0]), torch.tensor([1.0, 0.0]))
     assert (losses.sum() / (labels != -100).sum()).item() == pytest.approx(expected.item())
     losses.sum().backward()
-    assert logits.grad[0, [0, 4]].abs().sum() == 0  # what is in no sentence
+    assert logits.grad[0, [0, 4]].abs().sum() == 0  # these tokens are in no sentence
     windows = {"row": [0, 0], "sentences": [[0, 1], [1]], "labels": [[[1, 2, 0], [2, 5, 0]], [[1, 2, 0]]]}
     found = document_scores([np.array([1.0, 2.0, 99.0]), np.array([6.0])], windows, [3])
     assert found[0].tolist() == [1, 3, -np.inf]
@@ -329,18 +329,20 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     predict.main([*command, "--output", str(tmp_path / "p.jsonl")])
     found = read_jsonl(tmp_path / "p.jsonl")
     assert [(row["n"], row["predicted"]) for row in found] == [(n, row["predicted"]) for n, row in enumerate(report)]
-    assert all(row["windows"] > 1 and 0 < row["score"] < 1 for row in found)  # 96 sub-tokens do not hold them
+    assert all(row["windows"] > 1 and 0 < row["score"] < 1 for row in found)  # documents exceed 96 tokens
     predict.main([*command, "--output", str(tmp_path / "q.jsonl"), "--buffer_rows", "3", "--batch_tokens", "1"])
     assert [row["predicted"] for row in read_jsonl(tmp_path / "q.jsonl")] == [row["predicted"] for row in found]
     assert predict.load(str(out))([" "]) == [{"predicted": "", "score": 0.0, "sentences": [], "windows": 0}]
     predict.main([*command, "--output", str(tmp_path / "r.jsonl"), "--summary_sentences", "4"])
     assert {len(row["sentences"]) for row in read_jsonl(tmp_path / "r.jsonl")} == {4}
     for more in (["--n_best", "2"], ["--long", "join"]):
-        with pytest.raises(InputError, match="picks sentences, and writes nothing"):
+        with pytest.raises(
+            InputError, match="--n_best, --num_beams, --length_penalty and --long: need an abstractive model"
+        ):
             predict.main([*command, "--output", str(tmp_path / "s.jsonl"), *more])
 
     card = (out / "README.md").read_text()
-    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})  # the card's own lines
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})  # the usage from the model card
 
     other = str(out / "predictions_test.jsonl")
     compared = train.main([*picking, "--output_dir", str(tmp_path / "b"), "--seed", "7", "--compare_to", other])
@@ -403,11 +405,11 @@ def test_writing_overfits_on_rouge_and_predict_writes_the_same(writing, tmp_path
     assert all(row["windows"] == 1 and row["ended"] and row["score"] <= 0 for row in found)
     assert all(len(row["n_best"]) == 2 and row["n_best"][0]["predicted"] == row["predicted"] for row in found)
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    for row in report[:4]:  # by the saved model alone
+    for row in report[:4]:  # with the saved model only
         ids = model.generate(**tokenizer([row["document"]], return_tensors="pt"))
         assert tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip() == row["predicted"]
 
-    # a document too long for the model: windows, whose summaries are summarized again, or joined
+    # for a document too long for the model, predict summarizes or joins the summaries of its windows
     long = " ".join(row["document"] + "." for row in report[:20])
     rows = [{"text": report[0]["document"]}, {"text": long}, {"text": [" Ann: hi", "Bob: no"]}]
     command = ["--model", str(out), "--input", write_jsonl(tmp_path / "long.jsonl", rows), "--precision", "fp32"]
@@ -427,10 +429,8 @@ def test_lengths_are_said_and_summaries_that_are_cut_teach_nothing(writing, tmp_
     more = ["--max_source_length", "16", "--max_target_length", "8", "--eval_strategy", "no", "--save_strategy", "no"]
     metrics = train_abstractive.main([*writing, *more, "--num_beams", "1", "--num_train_epochs", "1"])
     printed = capsys.readouterr().out
-    assert re.search(
-        r"train: \d+ of 24 documents exceed --max_source_length, and only their beginning is read", printed
-    )
-    assert re.search(r"train: \d+ of 24 summaries exceed --max_target_length, and are left out of training", printed)
+    assert re.search(r"train: \d+ of 24 documents exceed --max_source_length and are cut", printed)
+    assert re.search(r"train: \d+ of 24 summaries exceed --max_target_length and are not used for training", printed)
     assert 0 < metrics["test_cut"] <= 1
     with pytest.raises(InputError, match="every training summary exceeds"):
         train_abstractive.main([*writing, *more, "--max_target_length", "2", "--overwrite", "true"])
@@ -456,7 +456,7 @@ def test_two_processes_give_the_scores_of_one(picking, writing, tmp_path):
 
 
 def other_family(name: str, folder: Path) -> None:
-    """A tiny LED or PEGASUS, with the tokenizer of a tiny BART."""
+    """Save a tiny LED or PEGASUS, with the tokenizer of a tiny BART."""
     family("bart", folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sizes = AutoConfig.from_pretrained(folder).to_diff_dict()
@@ -494,7 +494,7 @@ def test_families_train_and_predict_writes_the_same(name, writing, tiny, tmp_pat
         (family if name in ("t5", "bart", "mbart") else other_family)(name, tmp_path / "base")
     command = [*writing, "--model_name_or_path", base, "--num_train_epochs", "1", "--num_beams", "1"]
     if name == "mbart":
-        with pytest.raises(InputError, match=r"--language: .* must be told that of the texts"):
+        with pytest.raises(InputError, match=r"--language: .* needs the language of the texts"):
             train_abstractive.main(command)
         command += ["--language", "de"]
     train_abstractive.main([*command, "--eval_strategy", "no", "--save_strategy", "no"])
@@ -541,13 +541,13 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
             (train_abstractive if base is writing else train).main([*base, *more])
     with pytest.raises(InputError, match="--validation_file and --test_file need --train_file"):
         train.main(["--test_file", picking[picking.index("--test_file") + 1]])
-    with pytest.raises(InputError, match="is no summarizer"):
+    with pytest.raises(InputError, match="is no summarization model"):
         predict.load(tiny)
     assert scores(Rouge("english", []), Rows(), ["a"])["rouge1"] == 100
 
 
 class Rows(dict):
-    """A split of one row, as `scores` reads it."""
+    """Split of one row, as `scores` reads it."""
 
     column_names = ("document", "summary", "references")
 

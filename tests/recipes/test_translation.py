@@ -1,4 +1,4 @@
-"""The translation recipe as a user runs it: sample, pairs, languages, batches, resume, predict, bad input."""
+"""Test translation as a user runs it: sample, pairs, languages, batches, resume, predict and bad input."""
 
 import json
 import re
@@ -63,7 +63,7 @@ WIDER = "d_model=128,encoder_ffn_dim=256,decoder_ffn_dim=256,encoder_attention_h
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, list[dict]]:
-    """The sample; made once."""
+    """Return the sample, generated once."""
     return sample()
 
 
@@ -73,14 +73,14 @@ def rows_of(rows: list[dict]) -> list[dict]:
 
 @pytest.fixture
 def small(pairs, tmp_path) -> dict[str, str]:
-    """The first rows of the sample as files."""
+    """Return the first rows of the sample as files."""
     sizes = {"train": 96, "validation": 20, "test": 20}
     return {s: write_jsonl(tmp_path / f"{s}.jsonl", rows_of(pairs[s][:size])) for s, size in sizes.items()}
 
 
 @pytest.fixture
 def arguments(small, tmp_path) -> list[str]:
-    """Arguments of a training run of seconds."""
+    """Return arguments of a training run of seconds."""
     files = [word for split, file in small.items() for word in (f"--{split}_file", file)]
     return [
         *files,
@@ -147,11 +147,14 @@ def test_parallel_files_that_are_not_parallel_are_refused(tmp_path, source, targ
         ({"translation": {"en": "a"}}, "translation lacks de; languages here: en"),
         ({"translation": {"en": "a", "fr": "b"}}, "translation lacks de; languages here: en, fr"),
         ({"translation": {"en": "a", "de": " "}}, "de is empty"),
-        ({"translation": {"en": ["a"], "de": "b"}}, "en must be a text, not list"),
+        ({"translation": {"en": ["a"], "de": "b"}}, "en must be a string, not list"),
         ({"translation": "a"}, "translation must be an object"),
         ({"en": "a"}, "no column translation; columns here: en"),
-        ({"translation": {"en": "a", "de": None}}, "de must be a text, not NoneType"),
-        ({"translation": {"en": "a", "de": "b"}, "held_out": "copy"}, "a group may not be called copy"),
+        ({"translation": {"en": "a", "de": None}}, "de must be a string, not NoneType"),
+        (
+            {"translation": {"en": "a", "de": "b"}, "held_out": "copy"},
+            "the group name copy is reserved for other scores",
+        ),
     ],
 )
 def test_rows_that_cannot_be_translated_are_told_with_their_line(tmp_path, row, message):
@@ -210,7 +213,7 @@ def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys
     data = DatasetDict(train=Dataset.from_list([row | {"pair": "en-de"} for row in rows]))
     check_splits(data, WAY)
     printed = capsys.readouterr()
-    assert "train: 2 of 10 rows have the same text on either side" in printed.out
+    assert "train: 2 of 10 rows have the same text on both sides" in printed.out
     assert "warning: train: en and de seem to be swapped" in printed.err
 
 
@@ -251,7 +254,7 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
     assert counts["refused"] >= 150
 
 
-# Sub-tokens
+# Tokens
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -307,7 +310,7 @@ def test_pieces_of_a_document_join_to_it():
         "One here.", "Two here.", "Dr. No is three.",
     ]  # fmt: skip
     assert pieces("One. Two.\n", lambda piece: True) == [("One. Two.", "\n")]
-    read = []  # characters, whenever it is asked whether a piece fits
+    read = []  # characters that each test of a piece's length reads
     assert len(pieces("x" * 100_000, lambda piece: read.append(len(piece)) or len(piece) <= 100)) > 1000
     assert sum(read) < 20 * 100_000
 
@@ -336,7 +339,7 @@ def test_scores_are_those_of_sacrebleu_and_the_bootstrap_tells_chance_from_diffe
 
 
 def assert_as_reported(found: Path, report: list[dict], out: Path, target: str = "de") -> None:
-    """Assert that predict wrote the translations of `report`, which the run that saved `out` wrote."""
+    """Assert that predict repeats the translations in `report`, from the run that saved `out`."""
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     (way,) = [Direction(**way) for way in model.config.translation if way["target_lang"] == target]
     set_direction(tokenizer, model, way)
@@ -367,7 +370,7 @@ def test_a_run_leaves_results_and_the_saved_model_gives_the_scores_of_the_report
 
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     alone = []
-    for row in rows:  # one by one: neither order nor padding of the evaluation can have changed anything
+    for row in rows:  # one by one: the result must not depend on order or padding of the evaluation
         ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
         alone.append(tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip())
     predicted = [row["predicted"] for row in rows]
@@ -483,13 +486,13 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
 
 
 def test_layers_left_out_at_random_train_under_two_processes(arguments, tmp_path):
-    """A layer that a step leaves out has no gradient, which DDP must be told to look for."""
+    """Test a skipped layer, which has no gradient; DDP must look for unused parameters."""
     drops = ["--from_scratch", "tiny", "--config_overrides", f"{SMALL},encoder_layerdrop=0.5,decoder_layerdrop=0.5"]
     few = ["--max_steps", "6", "--eval_strategy", "no", "--save_strategy", "no", "--max_predict_samples", "4"]
     Job([*arguments, *drops, *few], tmp_path / "log", processes=2, main=train.main).succeeds()
     found = json.loads((tmp_path / "out" / "train_results.json").read_text())
     assert found["train_steps_per_second"] > 0
-    assert "train_samples_per_second" not in found  # which a budget of sub-tokens does not know
+    assert "train_samples_per_second" not in found  # unknown under a token budget
 
 
 def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
@@ -526,19 +529,19 @@ def test_the_last_checkpoints_are_averaged(arguments, tmp_path):
     row = read_jsonl(out / "predictions_test.jsonl")[0]
     ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
-    # too few: the run is not lost
+    # too few checkpoints: the run is kept
     with pytest.raises(InputError, match=r"--average_checkpoints 5: .* has 3 checkpoints; save more often"):
         train.main([*arguments, *more[:-1], "0", "--average_checkpoints", "5", "--resume_from_checkpoint", "true"])
     again = train.main([*arguments, *more, "--resume_from_checkpoint", "true"])
     assert again["test_chrf"] == metrics["test_chrf"]
-    # evaluated by steps, and a checkpoint each epoch
+    # evaluate by steps, save a checkpoint each epoch
     few = ["--eval_strategy", "steps", "--eval_steps", "5", "--average_checkpoints", "2", "--num_beams", "1"]
     train.main([*arguments, *few, "--output_dir", str(tmp_path / "b")])
     assert len(list((tmp_path / "b").glob("checkpoint-*"))) == 2
 
 
 def in_two_files(pairs: dict[str, list[dict]], folder: Path, languages=("de", "xx")) -> list[str]:
-    """Files of two pairs, of which the second has a quarter of the training rows; the arguments that name them."""
+    """Write files of two pairs, the second with a quarter of the training rows; return arguments that name them."""
     for at, name in enumerate(languages):
         for split, size in (("train", 64 if at == 0 else 16), ("validation", 8), ("test", 8)):
             (folder / name).mkdir(exist_ok=True)
@@ -550,7 +553,7 @@ def in_two_files(pairs: dict[str, list[dict]], folder: Path, languages=("de", "x
 
 
 def without_data(arguments: list[str], *more: str) -> list[str]:
-    """The arguments of a run but for its files, its languages, and what else is named."""
+    """Return the arguments of a run without its files, its languages, and the names in `more`."""
     kept = list(arguments)
     for name in ("train_file", "validation_file", "test_file", "source_lang", "target_lang", *more):
         del kept[kept.index(f"--{name}") : kept.index(f"--{name}") + 2]
@@ -579,20 +582,23 @@ def test_several_pairs_in_one_model(arguments, pairs, tmp_path, capsys):
     for target, own in (("de", rows[:8]), ("xx", rows[8:])):
         source = write_jsonl(tmp_path / f"{target}.jsonl", [{"text": row["source"]} for row in own])
         command = ["--model", str(out), "--input", source, "--output", str(tmp_path / f"{target}.out")]
-        with pytest.raises(InputError, match="the model has several such pairs; name one of: en-de, en-xx"):
+        with pytest.raises(InputError, match="matches several pairs of the model; choose one of: en-de, en-xx"):
             predict.main(command)
-        with pytest.raises(InputError, match="--target_lang qq: the model was trained on no such pair"):
+        with pytest.raises(InputError, match="--target_lang qq: the model was not trained on this pair"):
             predict.main([*command, "--target_lang", "qq"])
         predict.main([*command, "--target_lang", target, "--precision", "fp32"])
         assert_as_reported(tmp_path / f"{target}.out", own, out, target)
     for more, message in (
-        (["--source_lang", "en"], "--pairs names the languages"),
-        (["--compare_to", "x"], "--compare_to: is of one pair"),
+        (["--source_lang", "en"], "--pairs: names the languages already"),
+        (["--compare_to", "x"], "--compare_to: works with one pair only"),
         (["--sampling_temperature", "0.5"], "must be at least 1"),
         (["--pairs", "en-de", "ende"], "--pairs ende: must be two languages"),
-        (["--pairs", "en-de", "en-de"], "is named twice"),
+        (["--pairs", "en-de", "en-de"], "en-de: is repeated; name each pair once"),
         (["--pairs", "en-de", "en-xx", "en-fr"], "en-fr: no training row has both languages"),
-        (["--pairs", "fr-de", "fr-xx"], "translation lacks a side of each of fr-de, fr-xx; languages here: de, en"),
+        (
+            ["--pairs", "fr-de", "fr-xx"],
+            "translation lacks both languages of any of fr-de, fr-xx; languages here: de, en",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             train.main([*few, *data, "--output_dir", str(tmp_path / "b"), *more])
@@ -650,7 +656,7 @@ def test_bf16_saves_float32_and_generates_as_the_saved_model_does_in_bf16(argume
         with torch.autocast("cpu", torch.bfloat16):
             ids = model.generate(**tokenizer([row["source"]], return_tensors="pt"))
         same += tokenizer.decode(ids[0], skip_special_tokens=True).strip() == row["predicted"]
-    assert same >= 0.7 * len(rows)  # padding changes how it is rounded, and this model is sure of little
+    assert same >= 0.7 * len(rows)  # padding changes rounding, and this model has small margins
 
 
 def test_generates_in_the_precision_asked_for(arguments, tmp_path):
@@ -720,7 +726,7 @@ def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tm
     assert found[1]["pieces"] > 5
     assert found[1]["predicted"].count("\n") == 3
     assert found[3]["pieces"] > 2
-    assert found[2]["predicted"] == " "  # as it was
+    assert found[2]["predicted"] == " "  # unchanged
     empty = sum(not row["predicted"].strip() for row in found)
     assert f"a.jsonl, {empty} of them with an empty prediction" in capsys.readouterr().out
     for row in found:
@@ -760,7 +766,7 @@ SIZES = {
 
 
 def spm(folder: Path, name: str) -> str:
-    """A sentencepiece model of 60 pieces, as the slow tokenizers want it."""
+    """Train a sentencepiece model of 60 pieces for the slow tokenizers."""
     folder.mkdir(exist_ok=True)
     corpus = folder.parent / "corpus.txt"
     corpus.write_text("\n".join(TEXTS * 20), encoding="utf-8")
@@ -779,7 +785,7 @@ def vocabulary(file: str, first: list[str]) -> list[str]:
 
 
 def family(name: str, folder: Path) -> None:
-    """A tiny checkpoint of a family, with a tokenizer of the right class."""
+    """Save a tiny checkpoint of a family, with a tokenizer of the right class."""
     unigram = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     unigram += [(c, -3.0) for c in sorted({c for text in TEXTS for c in text if c != " "})]
     if name in ("mbart", "mbart50"):
@@ -919,7 +925,7 @@ def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refu
 
 
 def test_a_model_made_of_two_has_the_kernel_that_their_dropout_wants(tiny, tmp_path):
-    """Which stands in the configurations within its own. SDPA with dropout keeps all scores, in several copies."""
+    """Test the kernel of an encoder-decoder pair. SDPA with dropout keeps several copies of all scores."""
     tokenizer = load_seq2seq_tokenizer(tiny)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     own = BertConfig(vocab_size=len(tokenizer), **sizes)
@@ -954,7 +960,7 @@ def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path, capfd):
         assert "decoder.bert.encoder.layer.0.crossattention.self.query.weight" in model
     arguments += ["--num_beams", "1"]
     train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--num_train_epochs", "1"])
-    assert "missing keys" not in capfd.readouterr().err  # tied weights, when the best checkpoint is put back
+    assert "missing keys" not in capfd.readouterr().err  # tied weights, when the best checkpoint is restored
     out = tmp_path / "out"
     saved = AutoModelForSeq2SeqLM.from_pretrained(out)
     source = read_jsonl(out / "predictions_test.jsonl")
@@ -969,7 +975,7 @@ def test_an_encoder_is_given_a_decoder(tiny, arguments, tmp_path, capfd):
     file = arguments[arguments.index("--test_file") + 1]
     predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "p.jsonl"), "--precision", "fp32"])
     assert_as_reported(tmp_path / "p.jsonl", source, out)
-    # a run that begins with what this one saved
+    # start from the model of this run
     train.main([*arguments, "--model_name_or_path", str(out), "--output_dir", str(tmp_path / "b"), "--max_steps", "1"])
 
 
@@ -977,4 +983,4 @@ def test_the_usage_in_the_model_card_runs(arguments, tmp_path, monkeypatch):
     train.main([*arguments, "--num_train_epochs", "1"])
     card = (tmp_path / "out" / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    exec(code, {})  # the card's own lines
+    exec(code, {})  # the usage from the model card

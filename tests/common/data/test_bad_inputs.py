@@ -1,4 +1,4 @@
-"""Hundreds of corrupted files: each is refused with file and line, or trains on exactly the rows that it holds."""
+"""Test that each corrupted file is refused with file and line, or trains on exactly the rows in the file."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def no_hang():
 
 
 def rows_in(content: bytes) -> list[dict]:
-    """The rows of a valid JSON Lines file, read without any code of ours."""
+    """Return the rows of a valid JSON Lines file, without code of this repository."""
     lines = content.decode("utf-8-sig").split("\n")
     return [{k: json.loads(line)[k] for k in COLUMNS} for line in lines if line.strip()]
 
@@ -44,13 +44,13 @@ def loaded(args) -> list[dict]:
 
 
 def check_refusal(error: InputError, file: Path, line: int | None) -> str | None:
-    """What is wrong with a refusal; None for a good one."""
+    """Return the fault of a refusal, or None."""
     messages = str(error).split("\n")
     places = [re.match(rf"{re.escape(str(file))}(?::(\d+))?", message) for message in messages]
     if not any(places):
         return f"names no file: {messages[0][:200]}"
     named = [int(place[1]) for place in places if place and place[1]]
-    # a line that lost its newline takes the next one with it
+    # a line without its newline is joined with the next line
     if line is not None and not any(line <= number <= line + 1 for number in named):
         return f"names line {named}, not {line}: {messages[0][:200]}"
     return None
@@ -96,7 +96,7 @@ def test_every_variant_trains_as_it_stands_or_is_refused(tiny, tmp_path, no_hang
 
 
 def written(ending: str) -> str:
-    """The good rows in another format."""
+    """Write the valid rows in another format."""
     if ending == "conll":
         pairs = [zip(row["tokens"], row["ner_tags"], strict=True) for row in GOOD]
         return "\n\n".join("\n".join(map(" ".join, words)) for words in pairs) + "\n"
@@ -122,7 +122,7 @@ def test_corrupted_bytes_in_other_formats(tmp_path, ending, no_hang, capsys):
         except Exception as error:
             fault = f"{type(error).__name__}: {str(error)[:200]}"
         else:
-            changed = sum(row not in GOOD for row in rows)  # at most the touched row and its neighbour
+            changed = sum(row not in GOOD for row in rows)  # at most the changed row and the next row
             fault = None if changed <= 2 or variant.line is None else f"{changed} rows changed"
         if fault:
             wrong.append(f"{variant.name}: {fault}")

@@ -1,4 +1,4 @@
-"""Rows of several texts under a block mask have the scores that each text has alone."""
+"""Test that packed texts under a block mask have the same scores as single texts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Reading rows from every format, and what is said about bad input."""
+"""Test reading rows from every format, and the messages about bad input."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_a_missing_validation_split_is_carved_the_same_way_each_time(tmp_path, c
     assert first["validation"].to_list() == again["validation"].to_list()
     kept, carved = ([int(row["tokens"][0]) for row in first[split]] for split in ("train", "validation"))
     assert sorted(kept + carved) == list(range(50))
-    assert kept == sorted(kept)  # so that --max_train_samples takes the first rows
+    assert kept == sorted(kept)  # --max_train_samples takes the first rows
     assert carved != list(range(45, 50))
 
 
@@ -181,7 +181,7 @@ BAD_FILES = {
     "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 columns, but the lines above have 2"),
     "Parquet cut off": (".parquet", "PAR1 and no more", "not a Parquet file"),
     "unknown ending": (".docx", "x", "unknown kind of file '.docx'"),
-    "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a word and its tag are needed"),
+    "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a line needs a word and a tag"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Streams of texts: the order of rows, the place that a checkpoint keeps, what goes wrong; and batches that grow."""
+"""Test streamed texts: order of rows, position in checkpoints, errors, and growing batches."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ LENGTH = 32
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three files of different length, each line another."""
+    """Write three files of different lengths with distinct lines."""
     found = tmp_path / "texts"
     found.mkdir()
     for i in range(3):
@@ -45,7 +45,7 @@ def arguments(path, **more) -> CorpusArguments:
 
 @pytest.fixture
 def stream(tokenizer, tmp_path):
-    """A function that opens a stream as one of several processes would."""
+    """Return a function that opens a stream as one of several processes."""
     opened = []
 
     def go(path, processes=1, rank=0, workers=0, texts=None, **more) -> TextStream:
@@ -65,7 +65,7 @@ def stream(tokenizer, tmp_path):
 
 
 def read(stream: TextStream, until: int, start: int = 0) -> dict[int, list[int]]:
-    """The rows of a process below `until`, by their number."""
+    """Return the rows of a process below `until`, by row number."""
     numbers = list(range(start + stream.rank, until, stream.processes))
     return {row["row"]: row["input_ids"].tolist() for row in stream.__getitems__(numbers)}
 
@@ -78,7 +78,7 @@ def sub_tokens(rows: dict[int, list[int]], tokenizer) -> list[int]:
 # Order
 
 
-@pytest.mark.parametrize("shares", [2, 4])  # fewer than the three files, and more
+@pytest.mark.parametrize("shares", [2, 4])  # fewer processes than files, and more
 def test_rows_do_not_depend_on_processes_and_workers(folder, stream, shares):
     one = read(stream(folder, stream_shares=shares), 90)
     assert read(stream(folder, workers=2, stream_shares=shares), 90) == one
@@ -92,7 +92,7 @@ def test_a_pass_has_every_text_once_in_an_order_of_its_own(folder, stream, token
     ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
     found = sub_tokens(read(stream(folder), 300), tokenizer)
     total = sum(map(len, ids.values()))
-    for start in (0, total):  # two passes: what is packed goes on from one into the next
+    for start in (0, total):  # two passes: packing continues from the first pass to the second
         part = found[start : start + total]
         assert sorted(part) == sorted(i for row in ids.values() for i in row)
     assert found[:total] != found[total : 2 * total]
@@ -136,10 +136,10 @@ def test_no_more_is_read_than_is_shuffled_together(folder, stream):
     found.ahead = 10
     read(found, 400)
     assert 200 < count < 1000
-    assert len(found._windows[0]) < 20  # nor is the past kept
+    assert len(found._windows[0]) < 20  # the stream drops past windows
 
 
-# Places
+# Positions
 
 
 def test_files_of_all_kinds_and_hub_data_are_streamed(folder, stream, tokenizer, tmp_path):
@@ -168,7 +168,7 @@ def test_files_of_all_kinds_and_hub_data_are_streamed(folder, stream, tokenizer,
 def test_held_out_texts_are_the_first_and_are_not_trained_on(folder, capsys):
     texts = open_texts(arguments(folder, max_eval_samples=15))
     assert "the first 15 texts of the stream are held out" in capsys.readouterr().out
-    assert [shard.held_out for shard in texts.shards] == [3, 0]  # of the first file nothing is left
+    assert [shard.held_out for shard in texts.shards] == [3, 0]  # no row of the first file is left
     args = arguments(folder)
     held = set(texts.splits["validation"]["text"])
     rest = {text for shard in texts.shards for text in itertools.islice(shard.texts(args), shard.held_out, None)}
@@ -184,7 +184,7 @@ def test_a_stream_that_validation_would_take_whole_is_refused(folder):
     assert len(open_texts(arguments(folder, max_eval_samples=56)).splits["validation"]) == 56
 
 
-# What goes wrong
+# Errors
 
 
 def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
@@ -202,7 +202,7 @@ def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
     shard = next(s for s in open_texts(args).shards if s.name.endswith("1.txt"))
     texts = shard.texts(args)
     next(texts)
-    (folder / "1.txt").unlink()  # while it is open
+    (folder / "1.txt").unlink()  # while the stream is open
     with pytest.raises(InputError, match=r"1\.txt: is gone, and had [\d,]+ bytes when the run began"):
         list(texts)
 
@@ -334,7 +334,7 @@ def test_clm_streams_from_nothing(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A model with dropout, and texts."""
+    """Return a model with dropout, and texts."""
     folder = tmp_path_factory.mktemp("files")
     return make_texts(make_files(folder), folder)
 

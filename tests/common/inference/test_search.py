@@ -1,4 +1,4 @@
-"""The search from which rows go when they are done: it finds what transformers' own does, and computes less."""
+"""Test that the search that drops finished rows finds the same outputs as transformers, with less computation."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ MODELS = {
 
 def model_of(kind: str, seed: int):
     torch.manual_seed(seed)
-    model = MODELS[kind]().double().eval()  # in float32 rounding decides between two outputs that are as good
+    model = MODELS[kind]().double().eval()  # in float32 rounding decides between equal outputs
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.data.mul_(2)
@@ -51,7 +51,7 @@ def model_of(kind: str, seed: int):
 
 
 class Unsteady(LogitsProcessor):
-    """Scores that hang on all sub-tokens so far, so that outputs end after different times: a new model's never do."""
+    """Score each token from all previous tokens, which gives outputs of different lengths; a new model never ends."""
 
     def __init__(self):
         self.scores = torch.randn(97, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
@@ -68,7 +68,7 @@ def sources(rows: int = 12, length: int = 9) -> dict[str, torch.Tensor]:
 
 
 def rows_computed(model, **search) -> tuple[torch.Tensor, list[int]]:
-    """What is found, and how many rows the decoder was given at each step."""
+    """Return the outputs, and the number of decoder rows at each step."""
     seen = []
     decoder = model.get_decoder()
     first = torch.arange(10, 10 + len(search["input_ids"]))
@@ -106,7 +106,7 @@ def test_it_finds_what_transformers_finds(kind, search):
         assert found.tolist() == expected.tolist()
         assert found[:: search.get("num_return_sequences", 1), 1].tolist() == list(range(10, 22))
         shrinks.append(seen[-1] < seen[0])
-    # the others are left to transformers
+    # transformers handles the other settings
     assert any(shrinks) == (not search.keys() & {"early_stopping", "encoder_no_repeat_ngram_size", "use_cache"})
 
 
@@ -120,7 +120,7 @@ def test_rows_that_are_done_are_computed_no_more(beams):
     assert set(steps) == {12 * beams}
     assert seen[0] == 12 * beams
     assert seen == sorted(seen, reverse=True)
-    if beams == 1:  # a row is computed for each sub-token that it is given, its end included
+    if beams == 1:  # one row for each generated token, with the end token
         ends = (found == 1).long().cumsum(1).bool()
         assert sum(seen) == (~ends).sum() + ends.any(1).sum() - len(found)
     assert sum(seen) < sum(steps)

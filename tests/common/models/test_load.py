@@ -1,4 +1,4 @@
-"""Names to checkpoints: local, embedded, hub; heads, labels, types."""
+"""Test names of checkpoints (local, embedded, hub), heads, labels and types."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What a download asks of the hub: what the newest commit is, which files it has, and these."""
+    """Answer the requests of a download: newest commit, list of files, and files."""
 
     folder: Path
     commit = "0123456789" * 4
@@ -103,7 +103,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A folder that a hub on this machine has as `me/tuned`."""
+    """Return a folder that a local hub serves as `me/tuned`."""
     Hub.folder = tmp_path / "hub"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -246,7 +246,7 @@ def test_attention_kernel_follows_the_hardware(
 
 @pytest.fixture
 def byte_level(tmp_path) -> str:
-    """Folder of a tiny GPT-2 with a byte-level BPE tokenizer that has no padding token, as GPT-2's own."""
+    """Return the folder of a tiny GPT-2 with a byte-level BPE tokenizer without padding token, like GPT-2."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(["a new york b"] * 50, vocab_size=300, special_tokens=["<|endoftext|>"])
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path)
@@ -295,7 +295,7 @@ def test_merged_and_unmerged_lora_agree_and_the_head_is_trained_in_full(tiny, tm
     assert trained == head + 2 * 2 * 4 * (64 + 64)  # layers, matrices, rank, in + out
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)  # zero at first, which would make the test blind
+            torch.nn.init.normal_(weight, std=0.1)  # the initial value 0 would hide errors
     ids = torch.randint(5, 500, (3, 20))
     with torch.no_grad():
         unmerged = model.eval()(input_ids=ids).logits

@@ -1,4 +1,4 @@
-"""The output folder: one run at a time, nothing replaced in silence, a record of what was run."""
+"""Test the output folder: one run at a time, no silent replacement, and a record of the run."""
 
 import json
 import os
@@ -26,14 +26,14 @@ COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """The hash of each file in a folder, by its path, but of the lock."""
+    """Return the hash of each file in a folder by path, without the lock."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 def test_a_finished_run_is_kept_aside_by_the_next_and_one_only(arguments, tmp_path, capsys):
     out, previous = tmp_path / "out", tmp_path / "out.previous"
-    arguments += ["--report_to", "tensorboard"]  # which writes into a folder of its own
+    arguments += ["--report_to", "tensorboard"]  # tensorboard writes into a separate folder
     train.main(arguments)
     assert "moves to" not in capsys.readouterr().out
     first = files_in(out)
@@ -59,7 +59,7 @@ def test_a_finished_run_is_kept_aside_by_the_next_and_one_only(arguments, tmp_pa
 
 
 def train_from(folder: Path) -> str:
-    """The hash of the model in a folder, which loads."""
+    """Load the model in a folder and return its hash."""
     AutoModelForTokenClassification.from_pretrained(folder)
     return sha256(folder / "model.safetensors")
 
@@ -133,13 +133,13 @@ def test_a_run_that_was_killed_while_it_moved_the_one_before_moves_the_rest(argu
     with pytest.raises(KeyboardInterrupt):
         train.main([*arguments, "--seed", "7"])
     monkeypatch.undo()
-    assert len(files_in(previous)) == 4  # with the record
+    assert len(files_in(previous)) == 4  # includes the record
     train.main([*arguments, "--seed", "7"])
     assert files_in(previous) == first
 
 
 def test_what_a_killed_run_left_off_its_record_is_taken_for_its_own_all_the_same(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "finish", lambda *_, **__: 1 / 0)  # after the model was saved
+    monkeypatch.setattr(Run, "finish", lambda *_, **__: 1 / 0)  # after the model is saved
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
@@ -205,7 +205,7 @@ def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
 
 
 def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.scoring, "print_scores", lambda *_: 1 / 0)  # stops after training, before it is finished
+    monkeypatch.setattr(train.scoring, "print_scores", lambda *_: 1 / 0)  # stops after training, before the end
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
@@ -333,11 +333,11 @@ def test_a_fresh_file_is_whole_or_absent(tmp_path):
 def test_an_average_is_the_mean_in_float32(tmp_path):
     folders = [tmp_path / f"checkpoint-{n}" for n in (1, 2, 3)]
     weights = torch.randn(3, 4, 5)
-    half = torch.tensor([[1.0], [1.0078125], [1.0]]).to(torch.bfloat16)  # whose sum has no bfloat16
+    half = torch.tensor([[1.0], [1.0078125], [1.0]]).to(torch.bfloat16)  # their sum is not a bfloat16
     for n, folder in enumerate(folders):
         folder.mkdir()
         save_file({"w": weights[n], "h": half[n], "steps": torch.tensor(n)}, folder / "model.safetensors")
-        save_file({"w": torch.zeros(4, 5)}, folder / checkpoints.BEST)  # which is another step's
+        save_file({"w": torch.zeros(4, 5)}, folder / checkpoints.BEST)  # from another step
     found = checkpoints.average(folders)
     assert torch.equal(found["w"], (weights[0] + weights[1] + weights[2]) / 3)
     assert found["h"].dtype == torch.bfloat16

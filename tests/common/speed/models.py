@@ -1,4 +1,4 @@
-"""Tiny models of many model types, with random weights and no dropout."""
+"""Build tiny models of many model types, with random weights and without dropout."""
 
 import torch
 from transformers import (
@@ -18,7 +18,7 @@ SIZES = {
     "vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-#: arguments that some model types have beside, or in place of, `SIZES`
+#: arguments of some model types, besides or instead of `SIZES`
 OWN = {
     "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": VOCABULARY, "dropout": 0.0}
     | {"attention_dropout": 0.0},

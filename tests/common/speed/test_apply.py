@@ -1,4 +1,4 @@
-"""`--speed off` is plain transformers, and `auto` trains to the same losses and predictions."""
+"""Test that `--speed off` is plain transformers, and that `auto` trains to the same losses and predictions."""
 
 import copy
 from pathlib import Path
@@ -31,7 +31,7 @@ on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="a CPU has 
 
 
 class OwnHead(nn.Module):
-    """A head of a copier's own around an encoder, which reads the mean of all vectors as well."""
+    """Custom head around an encoder, which also reads the mean of all vectors."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ def rows() -> Dataset:
 
 
 def collate_for(task: str):
-    """Pad a batch, and label it: by class, at some tokens, with the next token, or with a target."""
+    """Pad a batch and add labels: a class, labels at some tokens, the next token, or a target."""
 
     def collate(features: list[dict]) -> dict[str, Tensor]:
         ids = [torch.tensor(row["input_ids"]) for row in features]
@@ -113,7 +113,7 @@ def trained(name: str, speed: str, folder: Path, method: str = "full", **setting
 
 
 def compare(name: str, tmp_path: Path, method: str = "full", **settings) -> list[Trainer]:
-    """Train by `off` and by `auto`, and compare the losses of the steps, the weights and an evaluation."""
+    """Train with `off` and with `auto`; compare losses, weights and an evaluation."""
     trainers = [trained(name, speed, tmp_path / speed, method, **settings) for speed in ("off", "auto")]
     off, auto = ([log["loss"] for log in t.state.log_history if "loss" in log] for t in trainers)
     assert len(off) == 6
@@ -165,7 +165,7 @@ def test_off_and_auto_train_to_the_same_losses_and_predictions(name, tmp_path, c
     if name.startswith("seq2seq"):
         return
     model = loaded
-    with torch.no_grad():  # inference leaves out padding too
+    with torch.no_grad():  # inference also computes real tokens only
         speed = apply(LoadedModel(model, None), SpeedArguments())
         assert speed.without_padding is ("padding_free" in applied)
         assert torch.allclose(model(**batch).logits[batch["attention_mask"].bool()], logits[1], atol=1e-4)
@@ -190,7 +190,7 @@ def test_off_and_auto_agree_where_activations_are_computed_again(name, tmp_path)
 @on_cpu
 @pytest.mark.parametrize("name", ["mlm", "clm", "seq2seq"])
 def test_off_and_auto_agree_under_r_drop(name, tmp_path):
-    """It compares scores, so that the head gives them. (The argument asks for a dropout, and the models have none.)"""
+    """R-Drop compares scores, which the head must return. (The argument needs a dropout; the models have none.)"""
     _, auto = compare(name, tmp_path, r_drop=0.5, dropout=0.1)
     assert auto.speed.fell_back["head_losses"] == "--r_drop compares scores"
     assert "head_at_labels" in auto.speed.applied

@@ -1,4 +1,4 @@
-"""The faster dropout drops at its rate."""
+"""Test the rate of the faster dropout."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Encoder-decoders that compute real tokens only agree with padded ones."""
+"""Test that encoder-decoders that compute real tokens only agree with padded ones."""
 
 import copy
 from contextlib import nullcontext
@@ -11,11 +11,11 @@ from common.speed.encoder_decoder import PADDING_FREE, PaddingFreePairs
 from common.training import label_losses
 from tests.common.speed.models import language_model
 
-KINDS = sorted(PADDING_FREE - {"bert"})  # that is a side of an encoder-decoder
+KINDS = sorted(PADDING_FREE - {"bert"})  # bert is a side of an encoder-decoder
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Rows of every length from 1 to 30, in no order."""
+    """Make rows of every length from 1 to 30, shuffled."""
     torch.manual_seed(1)
     ids = torch.randint(5, 200, (20, 30))
     mask = (torch.arange(30) < torch.randint(1, 31, (20, 1))).long()
@@ -33,7 +33,7 @@ def test_loss_and_gradients_equal_those_of_the_padded_model(kind, longest):
     inputs = batch()
     ids = torch.randint(5, 200, (20, longest))
     labels = ids.masked_fill(torch.arange(longest) >= torch.randint(1, longest + 1, (20, 1)), -100)
-    labels[3, 0] = -100  # one that is not asked for, in front of some that are
+    labels[3, 0] = -100  # a token without label before tokens with labels
     labels[3, 1:4] = 7
     inputs |= {"decoder_input_ids": ids}
     gradients = []
@@ -46,7 +46,7 @@ def test_loss_and_gradients_equal_those_of_the_padded_model(kind, longest):
     for name, gradient in gradients[0].items():
         if gradient is not None:
             assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5), name
-    with torch.no_grad():  # outside it is what it was
+    with torch.no_grad():  # outside the context the model is unchanged
         assert torch.equal(packed(**inputs).logits, padded(**inputs).logits)
 
 
@@ -84,7 +84,7 @@ def with_other_code():
 
 
 UNABLE = {
-    "t5": (lambda: language_model("t5"), "not tested with t5"),  # adds to its scores what depends on the distance
+    "t5": (lambda: language_model("t5"), "not tested with t5"),  # attention depends on the distance
     "layerdrop": (with_layerdrop, "layerdrop leaves out layers"),
     "kernel": (with_another_kernel, "attention by another kernel"),
     "code": (with_other_code, "results differ on a test batch"),

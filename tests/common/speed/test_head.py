@@ -1,4 +1,4 @@
-"""The head at labels gives the losses and gradients of the scores at every position."""
+"""Test that the head at labels gives the losses and gradients of the scores at every position."""
 
 import copy
 from collections import Counter
@@ -43,7 +43,7 @@ def losses_and_gradients(model: PreTrainedModel, head: HeadAtLabels | None, smoo
     else:
         with head.at(labels, smoothing):
             losses = losses_at_labels(scores_of(model(**inputs)), labels, smoothing)
-    weights = torch.rand(losses.shape, generator=torch.Generator().manual_seed(2))  # no gradient is like another
+    weights = torch.rand(losses.shape, generator=torch.Generator().manual_seed(2))  # a different gradient for each loss
     (losses * weights).sum().backward()
     return [losses.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -107,13 +107,13 @@ def test_scores_of_a_whole_batch_never_exist():
             found = model(input_ids=ids).logits
         losses_at_labels(found, ids).sum().backward()
     assert 4 * 40 * VOCABULARY not in sizes
-    assert 16 * VOCABULARY not in sizes  # not even of a chunk: the backward pass computes them again
+    assert 16 * VOCABULARY not in sizes  # no scores of a chunk either: the backward pass computes them again
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "m2m_100"])
 @pytest.mark.parametrize("on_head", [False, True])
 def test_under_lora(kind, on_head):
-    """With a matrix of LoRA in the last linear layer, and without."""
+    """Test the last linear layer with and without a LoRA matrix."""
     found = []
     for quick in (False, True):
         model = language_model(kind)
@@ -130,7 +130,7 @@ def test_under_lora(kind, on_head):
 
 
 def neighbours():
-    """A head that looks at neighbours."""
+    """Custom head that reads neighbouring tokens."""
     model = language_model("bert")
     transform = model.cls.predictions.transform
     forward = transform.forward
@@ -139,7 +139,7 @@ def neighbours():
 
 
 class OwnHead(BartForConditionalGeneration):
-    """A language model of somebody's own."""
+    """Custom language model."""
 
 
 UNABLE = {

@@ -1,4 +1,4 @@
-"""Layers that compute real tokens only agree with padded ones."""
+"""Test that layers that compute real tokens only agree with padded ones."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +36,7 @@ def build(kind: str, auto_class=AutoModelForTokenClassification, **settings):
 
 
 def batch(rows: int = 20, length: int = 30) -> dict[str, torch.Tensor]:
-    """Rows of every length from none to `length`, in no order."""
+    """Make rows of every length from 0 to `length`, shuffled."""
     torch.manual_seed(1)
     ids = torch.randint(5, 200, (rows, length))
     mask = (torch.arange(length) < torch.randint(0, length + 1, (rows, 1))).long()
@@ -46,7 +46,7 @@ def batch(rows: int = 20, length: int = 30) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", sorted(PADDING_FREE))
 def test_gradients_equal_those_of_the_padded_model(kind):
-    """Of every listed model type, from a sum over the vectors of all real tokens."""
+    """Compare each listed model type, with a sum over the vectors of all real tokens as loss."""
     padded = build(kind, AutoModel).eval()
     packed = copy.deepcopy(padded)
     assert leave_out_padding(packed) is None
@@ -77,7 +77,7 @@ def test_loss_and_gradients_equal_those_of_the_padded_model(kind, auto_class):
     if auto_class is AutoModelForTokenClassification:
         rows["labels"] = (rows["input_ids"] % 3).masked_fill(rows["attention_mask"] == 0, -100)
     else:
-        rows["attention_mask"][:, 0] = 1  # the head reads the first token, or the last that is not padding
+        rows["attention_mask"][:, 0] = 1  # the head reads the first token, or the last real token
         rows["input_ids"][rows["attention_mask"] == 0] = SIZES["pad_token_id"]
         rows["labels"] = rows["input_ids"][:, 0] % 3
     losses = [model.eval()(**rows).loss for model in (padded, packed)]
@@ -92,7 +92,7 @@ def test_loss_and_gradients_equal_those_of_the_padded_model(kind, auto_class):
 
 
 def fed_forward(model, rows, within: AbstractContextManager | None = None) -> int:
-    """How many tokens the last linear map of the last layer computes."""
+    """Count the tokens that the last linear map of the last layer computes."""
     last, seen = watch(model)[-1].output, []
     hook = model.get_submodule(last).register_forward_hook(lambda _, args, output: seen.append(output[..., 0].numel()))
     with torch.no_grad(), within or nullcontext():
@@ -103,7 +103,7 @@ def fed_forward(model, rows, within: AbstractContextManager | None = None) -> in
 
 @pytest.mark.parametrize("method", ["lora", "adapter"])
 def test_first_tokens_only_in_training_under_what_is_put_into_a_layer(method):
-    """With checkpointing, whose second pass through the last layer comes before those through the others."""
+    """Test checkpointing, which repeats the last layer before the other layers."""
     models = [build("bert", AutoModelForSequenceClassification, **NO_DROPOUT) for _ in range(2)]
     assert leave_out_padding(models[1]) is None
     assert read_first_tokens(models[1]) is None
@@ -183,7 +183,7 @@ def test_training_mode_uses_both_attention_branches(dropout, auto_class):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_decoder_looks_at_nothing_after(dropout):
-    """Sub-tokens after a place change nothing at it, with either branch of attention."""
+    """Test that later tokens change nothing at a position, in both branches of attention."""
     model = build("gpt2", attn_pdrop=dropout, resid_pdrop=0.0, embd_pdrop=0.0)
     plain = copy.deepcopy(model)
     assert leave_out_padding(model) is None
@@ -223,7 +223,7 @@ def test_gradient_checkpointing_and_no_mask():
 
 
 class Pooled(nn.Module):
-    """A head of somebody's own, which reads padding too."""
+    """Custom head that also reads padding."""
 
     def __init__(self):
         super().__init__()
@@ -234,7 +234,7 @@ class Pooled(nn.Module):
 
 
 def relative():
-    """A bert whose attention adds what depends on the distance: other code under a tested model type."""
+    """BERT with distance-dependent attention: different code under a tested model type."""
     model = build("bert")
     attention = model.bert.encoder.layer[1].attention.self
     attention.query.register_forward_hook(lambda _, args, output: output + torch.arange(output.shape[1])[:, None])
@@ -286,7 +286,7 @@ def test_attention_in_bfloat16_is_that_of_sdpa(causal, full, monkeypatch):
     torch.manual_seed(0)
     packed = PackedBatch(torch.ones(3, 64, dtype=torch.bool) if full else batch()["attention_mask"].bool(), causal)
     hides = packed._bias(0, packed.groups[0][1], torch.float32) is not None
-    assert hides == (causal or not full)  # full bins of one row each need no mask
+    assert hides == (causal or not full)  # full bins of one row need no mask
     size = len(packed.padded_of_packed)
     exact = torch.randn(3, 1, 2, size, 4)
     found = []
@@ -299,7 +299,7 @@ def test_attention_in_bfloat16_is_that_of_sdpa(causal, full, monkeypatch):
     for sdpa, other in zip(found[0], found[2], strict=True):
         assert torch.allclose(sdpa, other, atol=0.02 * float(sdpa.detach().abs().max()))
         assert (sdpa - other).abs().mean() < 0.01
-    assert not torch.equal(found[1][0], found[2][0])  # it was another computation
+    assert not torch.equal(found[1][0], found[2][0])  # the computation differs
 
 
 def test_rows_lie_end_to_end_in_bins_of_one_length_and_no_more_than_stay_in_the_cache(monkeypatch):

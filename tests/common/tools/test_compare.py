@@ -1,4 +1,4 @@
-"""`make compare`: configurations side by side, made once, in a table and a picture; what is wrong is told first."""
+"""Test `make compare`: configurations side by side, run once, in a table and a picture; errors before any run."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def words(arguments) -> list[str]:
 
 @pytest.fixture
 def no_epochs(words) -> list[str]:
-    """`words` for a run whose length is told by steps."""
+    """Return `words` for a run whose length is set in steps."""
     for _ in range(words.count("--num_train_epochs")):
         at = words.index("--num_train_epochs")
         del words[at : at + 2]
@@ -39,7 +39,7 @@ def no_epochs(words) -> list[str]:
 
 
 def written(folder: Path, settings: str) -> list[str]:
-    """Arguments that compare these settings, by one seed, into the folder out."""
+    """Return arguments that compare these settings with one seed, into the folder out."""
     path = folder / "settings.yaml"
     path.write_text(settings)
     return ["--settings", str(path), "--seeds", "1", "--folder", str(folder / "out")]
@@ -103,7 +103,7 @@ def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
     def begin(seconds: float, slot: int) -> compare.Child:
         command = [sys.executable, "-c", f"{text}; time.sleep({seconds})"]
         child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
-        child.stdout.readline()  # it is ready for the signal
+        child.stdout.readline()  # the child is ready for the signal
         begun.append(child)
         return compare.Child(child, tmp_path, tmp_path / "log", False)
 
@@ -142,7 +142,7 @@ def test_the_best_of_each_value_and_the_best_value_of_each_method_are_marked():
 
 def test_a_table_has_means_deviations_and_medians():
     records = [record("full", str(seed), score) for seed, score in ((1, 0.5), (2, 0.7), (3, 0.6))]
-    records[0]["train_seconds"] = None  # it was stopped, and went on
+    records[0]["train_seconds"] = None  # the run was stopped and resumed
     records[1]["train_seconds"] = 8.0
     records += [{"name": "vera", "seed": "1", "error": "not for this model"}]
     full, vera = compare.summary(["full", "vera"], records, None)
@@ -168,7 +168,7 @@ def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs
             compare.main(command)
         assert [path.name for path in (tmp_path / "out").rglob("checkpoint-*")] == ["checkpoint-1"]
     (log,) = (tmp_path / "out").rglob("*.log")
-    assert "checkpoint-1" in log.read_text()  # from which the second went on
+    assert "checkpoint-1" in log.read_text()  # the second run resumed from it
 
 
 def test_runs_at_once_share_cores_and_gpus(monkeypatch):

@@ -1,4 +1,4 @@
-"""`make sweep`: trials that are pruned, shared and resumed; the space is checked; the winner is a configuration."""
+"""Test `make sweep`: pruned, shared and resumed trials, the check of the space, and the configuration of the winner."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def command(files, tmp_path) -> list[str]:
-    """A sweep of NER runs of 18 steps and 9 evaluations, decided by the validation loss."""
+    """Return a sweep of NER runs with 18 steps and 9 evaluations, decided by the validation loss."""
     (tmp_path / "space.yaml").write_text("learning_rate: {choices: [1e-2, 1e-9], first: 1e-2}\n")
     own = words(files, tmp_path, optim="sgd", metric_for_best_model="loss")
     for name in ("--output_dir", "--learning_rate"):
@@ -46,8 +46,8 @@ def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_
     assert sorted(first.intermediate_values) == list(range(1, 10))
     assert first.value == min(first.intermediate_values.values()) < first.intermediate_values[1]
     assert not list((tmp_path / "sweep").rglob("*.safetensors"))
-    assert not list((tmp_path / "sweep" / "trial-0").glob("test_results.json"))  # the test rows stay unseen
-    study_in(tmp_path).enqueue_trial({"learning_rate": "1e-9"})  # as another machine might
+    assert not list((tmp_path / "sweep" / "trial-0").glob("test_results.json"))  # a sweep does not use the test rows
+    study_in(tmp_path).enqueue_trial({"learning_rate": "1e-9"})  # as another machine might do
     second = sweep.main([*command, "--trials", "2"]).trials[1]
     assert second.state == TrialState.PRUNED
     assert len(second.intermediate_values) < 9
@@ -73,7 +73,7 @@ def test_a_sweep_that_was_killed_goes_on_in_the_middle_of_its_trial(command, tmp
     assert Job(command, tmp_path / "log", kill_at=13, by=signal.SIGTERM, main=sweep.main).ends() == [143]
     again = Job(command, tmp_path / "log", main=sweep.main)
     again.succeeds()
-    assert again.steps[0] > 12  # the signal ends the step in which it comes, or the next
+    assert again.steps[0] > 12  # the signal ends the current step or the next
     assert again.steps[-1] == 18
     killed, stopped, trial = study_in(tmp_path).trials
     assert (killed.state, stopped.state, trial.state) == (TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE)
@@ -81,7 +81,7 @@ def test_a_sweep_that_was_killed_goes_on_in_the_middle_of_its_trial(command, tmp
     assert trial.value == whole.value
     assert trial.intermediate_values == whole.intermediate_values
     assert (tmp_path / "sweep" / "best.yaml").is_file()
-    again = Job(command, tmp_path / "log", main=sweep.main)  # all is done
+    again = Job(command, tmp_path / "log", main=sweep.main)  # all trials are done
     again.succeeds()
     assert again.steps == []
 

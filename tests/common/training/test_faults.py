@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved or fed damaged files. `make soak` does the same with full counts."""
+"""Test runs that are killed, stopped, starved or given damaged files; `make soak` repeats this with full counts."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A run that nothing disturbed: 18 steps; checkpoints 14, 16 and 18, and the best."""
+    """Return an undisturbed run: 18 steps; checkpoints 14, 16 and 18, and the best."""
     out = tmp_path_factory.mktemp("finished") / "out"
     Job(words(files, out), out.parent / "log").succeeds()
     return out
@@ -42,7 +42,7 @@ def finished(files, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def damaged(finished, tmp_path) -> Path:
-    """A copy of it to damage, as if stopped before its end."""
+    """Return a copy of the undisturbed run to damage, as if stopped before its end."""
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     (out / "model.safetensors").unlink()
@@ -54,7 +54,7 @@ def resumed(files, out: Path, **settings) -> Job:
 
 
 class Canary:
-    """A pickle that leaves a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -77,7 +77,7 @@ SETTINGS = [
 def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, settings):
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
     killed = words(files, tmp_path / "out", **settings)
-    steps = (9,) if "eval_strategy" in settings else (3, 9)  # in epoch 0, where there is a checkpoint, and epoch 1
+    steps = (9,) if "eval_strategy" in settings else (3, 9)  # in epoch 0, if it has a checkpoint, and in epoch 1
     for step in steps:
         again = [] if step == steps[0] else ["--resume_from_checkpoint", "true"]
         assert Job(killed + again, tmp_path / "log", kill_at=step).ends() == [-signal.SIGKILL]
@@ -112,7 +112,7 @@ def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, reci
     if recipe is clm:
         del texts["model_name_or_path"]
     Job(words(texts, tmp_path / "whole", **settings), tmp_path / "log", main=recipe.main).succeeds()
-    shutil.copytree(tmp_path / "whole", tmp_path / "out")  # as if it had been killed after step 8
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")  # as if killed after step 8
     for checkpoint in checkpoints.in_order(tmp_path / "out"):
         if checkpoints.step_of(checkpoint) > 8:
             shutil.rmtree(checkpoint)
@@ -128,7 +128,7 @@ def test_patience_and_best_score_survive(files, tmp_path):
         "early_stopping_patience": 3,
         "learning_rate": 1e-12,
         "save_total_limit": 20,
-    }  # no better than the first
+    }  # not better than the first
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
     state = json.loads((last_checkpoint(tmp_path / "whole") / "trainer_state.json").read_text())
     end = state["global_step"]
@@ -137,7 +137,7 @@ def test_patience_and_best_score_survive(files, tmp_path):
     assert Job(out, tmp_path / "log", kill_at=end - 1).ends() == [-signal.SIGKILL]
     resumed(files, tmp_path / "out", **settings).succeeds()
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
-    shutil.rmtree(tmp_path / "out")  # and killed after the last checkpoint, it does not train on
+    shutil.rmtree(tmp_path / "out")  # killed after the last checkpoint, it trains no further
     shutil.copytree(tmp_path / "whole", tmp_path / "out")
     run = resumed(files, tmp_path / "out", **settings)
     run.succeeds()
@@ -173,7 +173,7 @@ def test_kills_at_random_moments_lose_one_save_interval_at_most(files, tmp_path)
 
 
 def kill_and_resume(files, folder: Path, kills: int) -> list[str]:
-    """Kill runs after random times, and resume them from what they left. Returns what went wrong."""
+    """Kill runs after random times and resume them. Returns a list of faults."""
     wrong = []
     out, done = folder / "out", 0
     while done < kills:
@@ -212,8 +212,8 @@ def test_damage_is_seen_and_an_older_checkpoint_taken(files, finished, damaged):
     assert "checkpoint-17: optimizer.pt is missing" in run.output
     assert f"goes on from {damaged / 'checkpoint-16'}" in run.output
     assert (finished / "model.safetensors").read_bytes() == (damaged / "model.safetensors").read_bytes()
-    assert (damaged / "checkpoint-99").exists()  # nothing of the user's is removed
-    assert checkpoints.problem(damaged / "checkpoint-18") is None  # written anew in its place
+    assert (damaged / "checkpoint-99").exists()  # the user's files stay
+    assert checkpoints.problem(damaged / "checkpoint-18") is None  # replaced by a new checkpoint
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_flipped_bit_a_cut_and_a_missing_file_are_seen(damaged, name):
     assert f"{name} has {len(whole) // 2:,} bytes and should have" in checkpoints.problem(checkpoint)
     (checkpoint / name).unlink()
     assert f"{name} is missing" in checkpoints.problem(checkpoint)
-    (checkpoint / "manifest.json").unlink()  # not even then, and whatever is accepted
+    (checkpoint / "manifest.json").unlink()  # a missing file is an error even without a manifest
     assert f"({name if name != 'model.safetensors' else '*.safetensors'}" in checkpoints.problem(checkpoint, True) or (
         name == "rng_state.pth" and "random states" in checkpoints.problem(checkpoint, True)
     )
@@ -254,7 +254,7 @@ def test_a_checkpoint_without_manifest_needs_to_be_accepted(files, damaged):
 
 
 def test_the_best_and_the_last_whole_checkpoint_are_kept(files, tmp_path):
-    settings = {"learning_rate": 1e-12, "save_total_limit": 1}  # all scores are one, so the first is the best
+    settings = {"learning_rate": 1e-12, "save_total_limit": 1}  # all scores are equal, and the first is the best
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", kill_at=17)
     assert run.ends() == [-signal.SIGKILL]
     state = json.loads((tmp_path / "out" / "checkpoint-16" / "trainer_state.json").read_text())
@@ -360,7 +360,7 @@ def test_stopped_in_the_last_step_of_an_epoch_it_loses_no_evaluation(files, tmp_
 def test_two_processes_resume_exactly_in_the_middle_of_an_epoch(files, tmp_path):
     settings = {"per_device_train_batch_size": 4, "eval_strategy": "epoch", "save_strategy": "epoch"}
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log", processes=2).succeeds()
-    # both processes get it in the middle of epoch 1
+    # both processes get the signal in the middle of epoch 1
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", kill_at=9, by=signal.SIGTERM, processes=2)
     assert run.ends() == [143, 143]
     assert last_checkpoint(tmp_path / "out").name in ("checkpoint-9", "checkpoint-10")
@@ -377,7 +377,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both(files, tmp_path):
 
 
 def launched(files, out: Path, log: Path, *launcher: str, **settings) -> subprocess.Popen:
-    """A run under a launcher that starts two processes, once it has its first checkpoint."""
+    """Start a launcher with two processes, and wait for the first checkpoint."""
     command = [*(launcher or ("torch.distributed.run", "--nproc_per_node", "2")), "-m", "recipes.ner.train"]
     defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 500, "save_steps": 20, "eval_steps": 20}
     with open(log, "w") as file:
@@ -397,7 +397,7 @@ def launched(files, out: Path, log: Path, *launcher: str, **settings) -> subproc
 
 
 def ranks_of(launcher: int) -> list[int]:
-    """Process ids of the runs that a launcher started, rank 0 first."""
+    """Return the process ids of a launcher's runs, rank 0 first."""
     found = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -493,12 +493,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(files, 
 
 def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(files, tmp_path):
     third = list(TrainingBatches([1] * 48, 8, 1, 1, 0, 42, by_length=False))[2]
-    sizes = [110 if row in third else 3 for row in range(48)]  # two steps fit into memory and the third does not
+    sizes = [110 if row in third else 3 for row in range(48)]  # two steps fit into memory, the third does not
     rows = [{"tokens": ["the"] * size, "ner_tags": ["B-PER"] + ["O"] * (size - 1)} for size in sizes]
     train_file = write_jsonl(tmp_path / "train.jsonl", rows)
     settings = {"model_name_or_path": str(make_wide(files, tmp_path)), "train_file": train_file, "num_train_epochs": 2}
     settings |= {"save_strategy": "no", "eval_strategy": "no", "per_device_eval_batch_size": 4}
-    memory = 15 * 2**27  # 4 rows take up to 1,700 MiB and 8 rows 2,100
+    memory = 15 * 2**27  # 4 rows take up to 1,700 MiB, 8 rows 2,100 MiB
     run = Job(words(files, tmp_path / "plain", **settings), tmp_path / "log", memory=memory)
     assert run.ends() == [6]
     assert "out of memory in step 3 with 8 rows at a time; give --auto_find_batch_size true" in run.output
@@ -528,7 +528,7 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
 
 
 def test_a_kernel_for_which_there_is_no_memory_is_out_of_memory(tmp_path):
-    """oneDNN compiles kernels into memory of its own and says only that it "could not create a primitive"."""
+    """oneDNN allocates memory for compiled kernels, and reports only that it "could not create a primitive"."""
     process = CONTEXT.Process(target=_starved, args=(str(tmp_path / "said"),))
     process.start()
     process.join(60)
@@ -548,7 +548,7 @@ def _starved(said: str) -> None:
 
 
 def make_wide(files, folder: Path) -> Path:
-    """A model of one layer whose activations are large and whose weights are not."""
+    """Model of one layer with large activations and small weights."""
     wide = folder / "wide"
     shutil.copytree(files["model_name_or_path"], wide)
     config = BertConfig.from_pretrained(wide, num_hidden_layers=1, intermediate_size=150_000)
@@ -569,7 +569,7 @@ def test_a_planted_pickle_is_never_run(files, damaged, tmp_path, name, sealed):
     for checkpoint in damaged.glob("checkpoint-*"):
         (checkpoint / name).write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
         (checkpoint / "manifest.json").unlink()
-        if sealed:  # as someone would who can write there
+        if sealed:  # as someone with write access would do
             staged = damaged / ".saving" / checkpoint.name
             shutil.copytree(checkpoint, staged)
             checkpoints.publish(staged, damaged)

@@ -1,4 +1,4 @@
-"""Several processes: the same update, loss, scores and model as one; launchers, launch configurations, targets."""
+"""Test several processes: the same update, loss, scores and model as one; launchers and their configurations."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, read_jsonl, run
 from tests.faults import Job
 from tests.margins import assert_same_but_for_a_tie
 
-#: tests that run side by side must not share a port
+#: parallel tests must not share a port
 PORT = 29517 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(PORT))
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(PORT))
@@ -37,7 +37,7 @@ def results(folder: Path) -> dict:
 
 @pytest.fixture
 def two_and_one(arguments, tmp_path):
-    """Runs the recipe on two processes, by a launcher if one is given, and on one with the same global batch."""
+    """Run the recipe on two processes, with a launcher if given, and on one process with the same global batch."""
 
     def compare(launcher: tuple[str, ...] = ()) -> tuple[dict, dict]:
         more = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1"]
@@ -51,7 +51,7 @@ def two_and_one(arguments, tmp_path):
             job = Job([*arguments, *more, *halves], tmp_path / "log", processes=2)
             job.succeeds()
             printed = job.output
-        assert printed.count("all (micro)") == 1  # the main process alone speaks
+        assert printed.count("all (micro)") == 1  # only the main process prints
         train.main([*arguments, *more, "--output_dir", str(tmp_path / "one")])
         assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
         return results(tmp_path / "two"), results(tmp_path / "one")
@@ -99,7 +99,7 @@ def test_bad_input_under_two_processes_is_told_once(arguments, tmp_path):
 
 
 def see_no_other_process(argv: list[str]) -> dict[str, float]:
-    """Train on an accelerator that torch.distributed does not know, such as a Mac's."""
+    """Train on an accelerator without a torch.distributed backend, such as a Mac's."""
     torch.accelerator.is_available = lambda: True
     return train.main(argv)
 
@@ -121,7 +121,7 @@ def test_accelerate_launch_with_one_process(arguments, tmp_path):
 def test_launch_configurations_are_valid(config, monkeypatch):
     path = str(ROOT / "common" / "launch" / config)
     loaded = load_config_from_file(path)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # as on the machines they are for
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # as on the target machines
     args = launch_command_parser().parse_args(["--config_file", path, "-m", "recipes.ner.train", "--seed", "1"])
     args, _, _ = _validate_launch_command(args)
     assert args.num_processes == loaded.num_processes
@@ -150,7 +150,7 @@ def test_all_launch_configurations_are_there():
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """A copy of the repository in which `cp -r recipes/ner recipes/contracts` was done."""
+    """Return a copy of the repository after `cp -r recipes/ner recipes/contracts`."""
     for name in ("common", "recipes"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "requirements.txt"):
@@ -160,9 +160,9 @@ def copy(tmp_path) -> Path:
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """Call make with the environment of this test run as its .venv, so that it installs nothing."""
+    """Call make with the environment of this test run as its .venv, which installs nothing."""
     command = ["make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed", *words]
-    of_make_test = ("MAKE", "MFLAGS", "ARGS")  # which hands its own on
+    of_make_test = ("MAKE", "MFLAGS", "ARGS")  # `make test` exports these variables
     env = {k: v for k, v in os.environ.items() if not k.startswith(of_make_test)}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=env | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Batches: the same steps on any number of processes, every row once, lengths alike, order restored."""
+"""Test batches: the same steps on any number of processes, every row once, similar lengths, restored order."""
 
 import numpy as np
 import pytest
@@ -21,14 +21,14 @@ def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=
 
 
 def steps_of(lengths, accumulation, processes, epoch, rows=32, by_length=True) -> list[list[int]]:
-    """Sorted row numbers of each optimizer step, put together from the batches of all processes."""
+    """Return the sorted row numbers of each optimizer step, over the batches of all processes."""
     ranks = []
     for rank in range(processes):
         batches = sampler(lengths, rows, accumulation, processes, rank, by_length=by_length)
         batches.set_epoch(epoch)
         ranks.append(list(batches))
         assert len(ranks[-1]) == len(batches)
-    assert len({len(batches) for batches in ranks}) == 1  # a process with fewer batches would hang the others
+    assert len({len(batches) for batches in ranks}) == 1  # a process with fewer batches would block the others
     steps = []
     for i in range(0, len(ranks[0]), accumulation):
         steps.append(sorted(row for batches in ranks for batch in batches[i : i + accumulation] for row in batch))
@@ -85,7 +85,7 @@ def test_grouping_by_length_saves_padding():
 
 
 def test_steps_at_random_are_a_fair_sample():
-    """The mean lengths of random steps spread as those of independent draws do, sd / sqrt(32)."""
+    """Test that the mean lengths of random steps spread like independent draws, sd / sqrt(32)."""
     means = []
     for seed in range(20):
         means += [LENGTHS[batch].mean() for batch in sampler(seed=seed, by_length=False) if len(batch) == 32]
@@ -122,7 +122,7 @@ def test_lengths_of_a_selected_data_set_follow_the_selection():
 
 
 def budget_steps(lengths, tokens, accumulation, processes, epoch) -> list[list[int]]:
-    """Sorted row numbers of each step under a budget of a step's `tokens`, put together from all processes."""
+    """Return the sorted row numbers of each step under a budget of `tokens`, over all processes."""
     ranks = []
     for rank in range(processes):
         batches = TokenBudgetBatches(lengths, tokens, accumulation, processes, rank, seed=1)
@@ -150,7 +150,7 @@ def test_budget_steps_do_not_depend_on_processes_or_accumulation(rows, tokens):
         assert sorted(row for step in alone for row in step) == list(range(rows))
         assert len(alone) == len(TokenBudgetBatches(lengths, tokens, 1, 1, 0, seed=1))  # the same in each epoch
         for accumulation, processes in [(4, 1), (1, 2), (2, 2)]:
-            if rows > 9:  # where rows are fewer than batches, a step must be cut otherwise
+            if rows > 9:  # with fewer rows than batches, the step is divided differently
                 assert budget_steps(lengths, tokens, accumulation, processes, epoch) == alone
 
 

@@ -1,4 +1,4 @@
-"""A module of one's own around an encoder, with a head of its own, through the trainer by each kind of tuning."""
+"""Train a custom module around an encoder, with a custom head, by each kind of tuning."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ CLASSES = 3
 
 
 class MeanHead(nn.Module):
-    """Classifies a text by the mean of its token vectors, with a hidden layer."""
+    """Classify a text by the mean of its token vectors, with a hidden layer."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class MeanHead(nn.Module):
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """48 texts; the first token tells the class."""
+    """Return 48 texts; the first token determines the class."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, size=48)
     ids = [

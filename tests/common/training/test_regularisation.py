@@ -1,4 +1,4 @@
-"""Each regulariser by its equation on a tiny model, and under the trainer's promises."""
+"""Test each regulariser against its equation on a tiny model, and under the guarantees of the trainer."""
 
 import importlib
 import signal
@@ -37,7 +37,7 @@ SMALL = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attent
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """70 rows of very different length: steps of 32, 32 and 6."""
+    """Return 70 rows of very different length: steps of 32, 32 and 6."""
     random = np.random.default_rng(0)
     lengths = random.integers(2, 40, size=70)
     ids = [[2, *random.integers(5, 500, size=n), 3] for n in lengths]
@@ -46,7 +46,7 @@ def rows() -> Dataset:
 
 
 def make(tiny, tokenizer, tmp_path, rows, callbacks=(), **arguments) -> Trainer:
-    """A trainer of SGD on a token classifier loaded as the recipes load theirs."""
+    """Return an SGD trainer of a token classifier that is loaded as in the recipes."""
     torch.manual_seed(0)
     defaults = {"precision": "fp32", "disable_tqdm": True, "optim": "sgd", "learning_rate": 0.1, "logging_steps": 1}
     defaults |= {"num_train_epochs": 1, "max_grad_norm": 0, "save_strategy": "no", "eval_strategy": "no"}
@@ -77,7 +77,7 @@ def farthest(a: dict, b: dict) -> float:
 
 
 class Steps(TrainerCallback):
-    """Keeps the weights after each step."""
+    """Keep the weights after each step."""
 
     def __init__(self):
         self.weights = []
@@ -129,7 +129,7 @@ def test_weight_decay_takes_matrices_and_neither_biases_nor_norms(family, tmp_pa
     spared = {names[id(value)] for group in groups for value in group["params"] if group["weight_decay"] == 0}
     assert decayed | spared == set(names.values())
     for name, value in model.named_parameters():
-        matrix = value.ndim > 1 and "attention_bias" not in name  # T5 adds a table of biases to its attention scores
+        matrix = value.ndim > 1 and "attention_bias" not in name  # T5 adds a bias table to its attention scores
         assert (name in decayed) == matrix, name
 
 
@@ -170,9 +170,9 @@ def test_divergence_is_the_mean_of_both_directions_over_labels():
         (kl(p[i, j], q[i, j]) + kl(q[i, j], p[i, j])) / 2 for i in range(2) for j in range(3) if labels[i, j] != -100
     )
     assert divergence(logits, labels).item() == pytest.approx(expected, rel=1e-5)
-    picked = logits[labels != -100][None]  # as a language model's head gives them
+    picked = logits[labels != -100][None]  # as the head of a language model returns them
     assert divergence(picked, labels).item() == pytest.approx(expected, rel=1e-5)
-    several = torch.randn(4, 3)  # each class for itself
+    several = torch.randn(4, 3)  # independent classes
     p, q = torch.stack([several.sigmoid(), 1 - several.sigmoid()], -1).chunk(2)
     expected = (kl(p, q) + kl(q, p)) / 2
     assert divergence(several, torch.ones(4, 3)).item() == pytest.approx(expected, rel=1e-4)
@@ -213,7 +213,7 @@ def test_r_drop_adds_its_weight_times_the_divergence(tiny, tokenizer, tmp_path, 
 
 
 def by_hand(trainer: Trainer, batch: dict, epsilon: float, step_size: float, passes: int, first) -> dict:
-    """Weights after one step of SGD at 0.1 with the mean gradient of `passes` at moved embeddings."""
+    """Return the weights after one SGD step at 0.1 with the mean gradient of `passes` at perturbed embeddings."""
     model = trainer.model.train()
     embeddings, mask = model.get_input_embeddings(), batch["attention_mask"][..., None]
     delta = first(embeddings(batch["input_ids"]).shape)
@@ -264,7 +264,7 @@ def test_freelb_takes_the_mean_gradient_of_its_ascent(tiny, tokenizer, tmp_path,
     assert all(abs(v.mean()) < 0.1 for v in values)
     assert not first[~mask].any()
     assert not torch.equal(first, trainer.adversary._first(ids, mask, 1))
-    longer = trainer.adversary._first(F.pad(ids[2:4], (0, 5)), F.pad(mask[2:4], (0, 5)), 0)  # in another batch
+    longer = trainer.adversary._first(F.pad(ids[2:4], (0, 5)), F.pad(mask[2:4], (0, 5)), 0)  # in a different batch
     assert torch.equal(longer[:, : ids.shape[1]], first[2:4])
     expected = by_hand(trainer, batch, 0.5, 0.4, passes=3, first=lambda shape: first.clone())
     trainer.train()
@@ -321,11 +321,11 @@ def test_l2_sp_pulls_to_where_the_weights_began_and_replaces_their_decay(tiny, t
     trainer.train()
     first, second = pulled.weights[:2]
     head = {name for name in began if name.startswith("classifier")}
-    decayed = began["classifier.weight"] * 0.1 * 0.1  # of the new head alone, by SGD at 0.1
+    decayed = began["classifier.weight"] * 0.1 * 0.1  # only the new head, by SGD at 0.1
     assert torch.allclose(first["classifier.weight"], plain.weights[0]["classifier.weight"] - decayed, atol=1e-6)
     assert farthest(*({k: v for k, v in w.items() if k not in head} for w in (first, plain.weights[0]))) < 1e-6
 
-    # the second step by hand, from the first: gradient of the loss, and 0.5 (w - began)
+    # the second step by hand: gradient of the loss, and 0.5 (w - began)
     keep = make(tiny, tokenizer, tmp_path, rows)
     batches = [list(batch) for batch in keep._get_train_sampler()]
     keep.model.load_state_dict(first, strict=False)
@@ -354,7 +354,7 @@ def test_mixout_mixes_keeps_the_mean_and_hands_the_gradient_on():
     for step in range(count):
         mixout.mix(step)
         mixed = w.detach().clone()
-        mixout.mix(step)  # a second batch of the step
+        mixout.mix(step)  # a second batch of the same step
         assert torch.equal(w, mixed)
         taken = mixout.mixed[0][2]
         assert torch.allclose(mixed, torch.where(taken, (1 - 0.7) * before, own - 0.7 * before) / (1 - 0.7), atol=1e-5)
@@ -413,7 +413,7 @@ def test_ema_and_swa_by_their_equations():
         mean = decay * mean + (1 - decay) * value
         expected.append(mean)
     assert after(WeightAverage(0.3, None)) == pytest.approx(expected, rel=1e-6)
-    assert min(0.3, 2 / 11) == 2 / 11  # the first steps are those of a short run
+    assert min(0.3, 2 / 11) == 2 / 11  # the first steps equal those of a short run
     tail = [1.0, 2.0, *(np.mean(values[2:n]) for n in (3, 4, 5, 6))]
     assert after(WeightAverage(None, 3)) == pytest.approx(tail, rel=1e-6)
     assert after(WeightAverage(None, 0.5)) == pytest.approx(tail, rel=1e-6)
@@ -465,7 +465,7 @@ def test_a_checkpoint_with_a_mean_is_not_taken_for_plain_weights(tiny, tokenizer
         make(tiny, tokenizer, tmp_path, rows).train(str(tmp_path / "out" / "checkpoint-3"))
 
 
-# Under the promises
+# Under the guarantees of the trainer
 
 EACH = {
     "r_drop": {"r_drop": 1.0},
@@ -501,7 +501,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["freelb", "together", "r_drop", "swa"])
 def test_two_processes_change_nothing(files, tmp_path, name):
     more = {"dropout": 0, "optim": "sgd", "learning_rate": 0.1} if name != "r_drop" else {"optim": "sgd"}
-    if name == "r_drop":  # with no dropout in the model it has nothing to compare, and is plain training
+    if name == "r_drop":  # without dropout R-Drop compares equal outputs, and is plain training
         more["dropout"] = 1e-9
     settings = EACH[name] | more | {"num_train_epochs": 1}
     Job(words(files, tmp_path / "one", **settings), tmp_path / "log").succeeds()
@@ -542,10 +542,10 @@ def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
 
 
 def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
-    """Four steps of SGD on eight rows of a recipe's own kind, each, without dropout."""
+    """Return arguments for four SGD steps on eight rows of a recipe each, without dropout."""
     recipe, _, own = recipe.partition("-")
     sentences = [row["tokens"] for row in read_jsonl(SAMPLE / "train.jsonl")[:40]]
-    if recipe == "translation":  # its sample is made at run time: here texts, and the same backwards
+    if recipe == "translation":  # its sample is generated at run time: use texts, and reversed texts as targets
         rows = [{"translation": {"en": " ".join(words), "de": " ".join(words[::-1])}} for words in sentences]
         more = ["--source_lang", "en", "--target_lang", "de", "--vocab_size", "400", "--max_tokens_per_batch", "0"]
         more += ["--num_beams", "1", "--max_target_length", "64"]
@@ -581,7 +581,7 @@ def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
     pretrained = recipe not in ("clm", "translation") and "abstractive" not in recipe
     arms = {"plain": [], "freelb": ["--adversarial", "freelb", "--ema_decay", "0.5", "--label_smoothing_factor", "0.1"]}
     arms["freelb"] += ["--mixout", "0.3", "--l2_sp", "0.1"] if pretrained else []
-    arms["r_drop"] = ["--r_drop", "1", "--dropout", "1e-9"]  # under no dropout it is plain training
+    arms["r_drop"] = ["--r_drop", "1", "--dropout", "1e-9"]  # without dropout R-Drop is plain training
     pairs = [("plain", 8), ("r_drop", 4), ("freelb", 8), ("freelb", 4)]
     if recipe == "summarization":
         with pytest.raises(InputError, match="--r_drop: does not work with sentence scores"):

@@ -1,4 +1,4 @@
-"""Several label columns in a batch, and several tasks in a run: losses, order, resume."""
+"""Test several label columns in a batch, and several tasks in a run: losses, order and resume."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ ROWS = {"tags": 70, "topic": 40}
 
 
 class TwoHeads(nn.Module):
-    """A BERT with a head of tags and a head of topics: that of `task`, or both."""
+    """BERT with a head for tags and a head for topics; `task` selects one head, or both."""
 
     def __init__(self, dropout: float):
         super().__init__()
@@ -40,7 +40,7 @@ class TwoHeads(nn.Module):
 
 
 def make_tasks() -> dict[str, Dataset]:
-    """Rows of very different length, so that means of batch means differ from the mean."""
+    """Return rows of very different length, for which means of batch means differ from the mean."""
     random = np.random.default_rng(0)
     found = {}
     for task, n in ROWS.items():
@@ -108,7 +108,7 @@ def test_accumulation_changes_neither_losses_nor_weights(tasks, tokenizer, tmp_p
 
 def test_the_loss_of_each_task_is_logged_for_the_steps_that_have_it(tasks, tokenizer, tmp_path):
     steps = trained(of_tasks(tasks, tokenizer, tmp_path))[1]
-    for entry in steps:  # a step is of one task
+    for entry in steps:  # a step has rows of one task
         (name,) = {"loss_tags", "loss_topic"} & entry.keys()
         assert entry[name] == pytest.approx(entry["loss"], rel=1e-5)
     every_third = trained(of_tasks(tasks, tokenizer, tmp_path, logging_steps=3))[1]
@@ -193,7 +193,7 @@ def test_steps_do_not_depend_on_how_they_are_cut(tasks, accumulation, processes)
 
 
 class Both:
-    """Collator of rows that have tags and a topic."""
+    """Collate rows that have tags and a topic."""
 
     def __init__(self, tokenizer):
         self.tags = DataCollatorForTokenClassification(tokenizer)
@@ -250,7 +250,7 @@ def test_each_column_is_evaluated(tasks, tokenizer, tmp_path):
     assert seen["tags"] == [row[1:-1] for row in trainer.eval_dataset["tags"]]
     assert seen["topic"] == trainer.eval_dataset["topic"][:]
     assert len(seen["shapes"]["tags"]) == 1  # reduced
-    assert seen["shapes"]["topic"] == (TOPICS,)  # kept as it is
+    assert seen["shapes"]["topic"] == (TOPICS,)  # unchanged
     totals = {"tags": [], "topic": []}
     with torch.no_grad():
         for row in trainer.eval_dataset:
@@ -268,7 +268,7 @@ def test_each_column_is_evaluated(tasks, tokenizer, tmp_path):
 
 
 def train_both(arguments: list[str]) -> None:
-    """Train on tasks, then on label columns; write weights and logged losses. Arguments: folder, rows a device."""
+    """Train on tasks, then on label columns; write weights and logged losses. Arguments: folder, rows per device."""
     folder, rows = Path(arguments[0]), int(arguments[1])
     tokenizer = build_tokenizer()
     for name, make in (("tasks", of_tasks), ("columns", of_columns)):

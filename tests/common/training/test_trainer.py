@@ -1,4 +1,4 @@
-"""The trainer's promises on a tiny token classifier: loss, gradient, order, precision, seeds."""
+"""Test the trainer's guarantees on a tiny token classifier: loss, gradient, order, precision and seeds."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ LABELS = 5
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """90 rows of very different length, so that means of batch means differ from the mean."""
+    """Return 90 rows of very different length, for which means of batch means differ from the mean."""
     random = np.random.default_rng(0)
     lengths = random.integers(2, 60, size=90)
     ids = [[2, *random.integers(5, 500, size=n), 3] for n in lengths]
@@ -154,7 +154,7 @@ def test_resumed_in_the_second_epoch_equals_uninterrupted(tiny, tokenizer, tmp_p
     steps = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None, "num_train_epochs": 3}
     whole, _ = trained(make(tiny, tokenizer, tmp_path, rows, **steps))
     resumed = make(tiny, tokenizer, tmp_path, rows, **steps)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))  # three steps an epoch
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))  # three steps per epoch
     assert all(torch.equal(whole[k], v) for k, v in resumed.model.state_dict().items())
 
 
@@ -172,13 +172,13 @@ def test_early_stopping_counts_evaluations_and_restores_the_best(tiny, tokenizer
         metric_for_best_model="f1",
     )  # fmt: skip
     trainer.train()
-    assert len(weights) == 4  # best at the second, then two without a better one
+    assert len(weights) == 4  # the best is the second; the next two are not better
     assert trainer.state.best_metric == 0.5
     assert all(torch.equal(weights[1][k], v) for k, v in trainer.model.state_dict().items())
 
 
 def test_the_best_of_an_epoch_without_a_checkpoint_is_in_the_next_one(tiny, tokenizer, tmp_path, rows, monkeypatch):
-    """Checkpoints after epochs 1, 4 and the last; the best epoch is the third."""
+    """Save checkpoints after epochs 1, 4 and the last; the best epoch is the third."""
     monkeypatch.setattr(Trainer, "_may_wait", lambda self: self.state.epoch in (2, 3, 5))
     by_epoch = {"num_train_epochs": 6, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
     scores = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.2}
@@ -195,7 +195,7 @@ def test_the_best_of_an_epoch_without_a_checkpoint_is_in_the_next_one(tiny, toke
     assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-12")
     assert all(torch.equal(weights[3][k], v) for k, v in trainer.model.state_dict().items())
     last = weights[6]
-    for step in (3, 12):  # where epoch 3 is yet to come, and where its weights come from the checkpoint
+    for step in (3, 12):  # before epoch 3, and after it, when its weights come from the checkpoint
         trainer = make(tiny, tokenizer, tmp_path, rows, metrics, metric_for_best_model="f1", **by_epoch)
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
         assert all(torch.equal(weights[6][k], v) for k, v in last.items())

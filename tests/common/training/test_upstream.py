@@ -1,4 +1,4 @@
-"""The private methods of transformers that the trainers override: few, listed, and as they were when tested."""
+"""Test that the trainers override only listed private methods of transformers, and that these are unchanged."""
 
 from importlib import import_module
 
@@ -17,7 +17,7 @@ FAMILY = {
 
 
 def overridden(part: type) -> set[str]:
-    """Names of the private methods of transformers that class `part` overrides."""
+    """Return the names of the private transformers methods that class `part` overrides."""
     return {
         name for name in vars(part) if name.startswith("_") and name[1] != "_" and hasattr(transformers.Trainer, name)
     }

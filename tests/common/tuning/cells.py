@@ -1,6 +1,6 @@
-"""What tests/common/tuning/test_tune.py runs: a method on a tiny model of a task, here, in another process, or in two.
+"""Run a tuning method on a tiny model of a task, in one process or two, for tests/common/tuning/test_tune.py.
 
-python -m tests.common.tuning.cells: compares what saved folders compute, a line of JSON each.
+python -m tests.common.tuning.cells: compares the outputs of saved folders, one line of JSON each.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ BART = {
 }  # fmt: skip
 
 
-#: settings under which the same rows in other parts give the same weights, to rounding
+#: settings that divide the same rows differently, and give the same weights up to rounding
 EXACT = {"optim": "sgd", "learning_rate": 0.05, "save_strategy": "no", "dropout": 0.0, "tuning": {"lora_dropout": 0.0}}
 
 
@@ -88,7 +88,7 @@ TASKS = {
 
 
 def make_checkpoints(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """For each task a random "pretrained" model: of tasks with labels one with another head."""
+    """Make a random "pretrained" model for each task; models of tasks with labels get another head."""
     for name, task in TASKS.items():
         torch.manual_seed(0)
         if task.labels:
@@ -98,7 +98,7 @@ def make_checkpoints(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def load(folder: Path, task: str, attention: str = "sdpa"):
-    """The pretrained model of a task, as a recipe loads it."""
+    """Load the pretrained model of a task as a recipe does."""
     path = str(folder / task)
     torch.manual_seed(1)
     if task == "seq2seq":
@@ -109,7 +109,7 @@ def load(folder: Path, task: str, attention: str = "sdpa"):
 
 
 def data(task: str) -> Dataset:
-    """Rows of different length with something to learn: labels follow from the sub-tokens."""
+    """Return rows of different length with something to learn: the tokens determine the labels."""
     random = np.random.default_rng(0)
     rows = []
     for i in range(ROWS):
@@ -130,7 +130,7 @@ def data(task: str) -> Dataset:
 
 
 def collate(rows: list[dict]) -> dict[str, Tensor]:
-    """Rows padded to the longest; a label a row, a sub-token, or two a row, as they come."""
+    """Pad rows to the longest; a row has one label, two labels, or one label per token."""
     length = max(len(row["input_ids"]) for row in rows)
 
     def filled(values: list[int], value: int) -> list[int]:
@@ -162,7 +162,7 @@ COLLATORS = {"seq2seq": collate_pairs, "qa": collate_windows}
 
 
 class Cell:
-    """A method on a task, ready to train. `weights` holds what was trained after each epoch."""
+    """A method on a task, ready to train. `weights` holds the trained weights after each epoch."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class Cell:
         self.trainer.compute_metrics = self._scripted(self.trainer.compute_metrics, scores)
 
     def _scripted(self, metrics: Callable, scores: tuple[float, ...]) -> Callable:
-        """The metrics with a score that makes the second epoch the best."""
+        """Return metrics with a score that makes the second epoch the best."""
 
         def scripted(prediction) -> dict[str, float]:
             found = metrics(prediction)
@@ -233,7 +233,7 @@ class Cell:
 
 @torch.no_grad()
 def logits(task: str, model) -> list[Tensor]:
-    """What a model says of the rows of a task, batch by batch."""
+    """Return the outputs of a model for the rows of a task, batch by batch."""
     rows = data(task).to_list()
     collator = collate_pairs if task == "seq2seq" else collate
     model.eval()
@@ -247,13 +247,13 @@ def logits(task: str, model) -> list[Tensor]:
 
 
 def serve() -> None:
-    """For each request a line: whether a saved folder computes what another process computed."""
+    """Print a line for each request: whether a saved folder computes the outputs of another process."""
     for line in sys.stdin:
         request = json.loads(line)
         task, folder = request["task"], Path(request["folder"])
         with contextlib.redirect_stdout(sys.stderr):
             answer = {"saved": compare(task, load_saved(TASKS[task].auto_class, str(folder)), folder)}
-            with contextlib.suppress(OSError):  # it has no weights where those of the method lie apart
+            with contextlib.suppress(OSError):  # the folder has no weights if the method saves its weights elsewhere
                 answer["plain"] = compare(task, TASKS[task].auto_class.from_pretrained(folder), folder)
             if request["merged"]:
                 base = load(Path(request["checkpoints"]), task).model
@@ -262,13 +262,13 @@ def serve() -> None:
 
 
 def compare(task: str, model, folder: Path) -> float:
-    """The greatest difference from the logits in the folder."""
+    """Return the maximum difference from the logits in the folder."""
     expected = load_file(folder / "logits" / "logits.safetensors")
     return max((found - expected[str(i)]).abs().max().item() for i, found in enumerate(logits(task, model)))
 
 
 def train_on_both(words: list[str]) -> None:
-    """Train cells, each on all processes, and keep what was trained. `words` are a folder and the cells."""
+    """Train cells, each on all processes, and keep the trained weights. `words` are a folder and the cells."""
     folder, tokenizer = Path(words[0]), build_tokenizer()
     for name in words[1:]:
         method, task = name.split("/")
@@ -282,7 +282,7 @@ def train_on_both(words: list[str]) -> None:
                 folder / "two" / method / f"{task}.safetensors",
             )
     state = PartialState()
-    state.wait_for_everyone()  # a process that ends before the other takes its connection with it
+    state.wait_for_everyone()  # an early exit of one process would close the connection of the other
     state.destroy_process_group()
 
 

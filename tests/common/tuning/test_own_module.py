@@ -1,4 +1,4 @@
-"""A copier's own `nn.Module` with a head of its own goes through tune, merge, save and load."""
+"""Test a custom `nn.Module` with a custom head through tune, merge, save and load."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 11, 3, 0, 0]])
 
 
 class Pooled(nn.Module):
-    """A BERT whose mean vector goes through two layers of its own."""
+    """BERT with two more layers on its mean vector."""
 
     def __init__(self, path: str):
         super().__init__()

@@ -1,8 +1,7 @@
-"""Each method of `--tuning` on each kind of task: what it trains, saves and loads, and what cannot be had and why.
+"""Test each `--tuning` method on each kind of task: trained, saved and loaded weights, and unsupported combinations.
 
-The cells train tiny models of random weights, in this process (`cells.py`); one other process, for all of
-them, loads what they save. Resumed and uninterrupted runs are compared for every cell, two processes with one for
-those of `ON_TWO`.
+The cells train tiny models with random weights in this process (`cells.py`). One other process loads all saved folders.
+Every cell compares a resumed run with an uninterrupted one; the cells of `ON_TWO` compare two processes with one.
 """
 
 import importlib
@@ -64,7 +63,7 @@ from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job
 
 CELLS = [("top:1" if method == "top" else method, task) for method in METHODS for task in TASKS]
-#: cells that cannot be had, and what their error says
+#: unsupported cells, and their error
 IMPOSSIBLE = {
     ("head", "clm"): "is its input embeddings once more",
     ("head", "seq2seq"): "is its input embeddings once more",
@@ -84,7 +83,7 @@ def checkpoints(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def other_process() -> Iterator[subprocess.Popen]:
-    """A process that loads saved folders; it takes seconds to start, so there is one."""
+    """Start the process that loads saved folders; it is shared, because it takes seconds to start."""
     command = [sys.executable, "-m", "tests.common.tuning.cells"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     yield process
@@ -93,7 +92,7 @@ def other_process() -> Iterator[subprocess.Popen]:
 
 
 def sizes(task: str) -> dict[str, int]:
-    """Numbers of parameters of parts of the tiny model of a task, by their dimensions."""
+    """Return parameter counts of parts of a task's tiny model, from its dimensions."""
     d, f = WIDTH, INNER
     square, feed, norm = d * d + d, d * f + f + f * d + d, 2 * d
     classes = {"classification": 3, "ner": 3, "qa": 2}.get(task, 0)
@@ -117,7 +116,7 @@ def sizes(task: str) -> dict[str, int]:
         found |= {"biases": d + LAYERS * (4 * d + f + d + 2 * d), "norms": norm * (1 + 2 * LAYERS)}
         found |= {"attentions": LAYERS, "queries and values": [(d, d)] * 2, "keys and values": 2 * d}
         maps = [[(d, d)] * 4 + [(d, f), (f, d)]] * LAYERS
-        if task == "classification":  # its pooler stands above the layers
+        if task == "classification":  # the pooler is above the layers
             found |= {"above": square, "biases": found["biases"] + d}
         if task == "mlm":
             found |= {"own head": VOCAB + square + norm, "biases": found["biases"] + VOCAB + 2 * d}
@@ -126,7 +125,7 @@ def sizes(task: str) -> dict[str, int]:
 
 
 def expected(method: str, task: str) -> int:
-    """The number of trainable parameters by the papers' formulas."""
+    """Return the number of trainable parameters from the formulas of the papers."""
     n, d, r, virtual = sizes(task), WIDTH, 4, 5
     pairs = n["queries and values"] * n["attentions"]
     inner = max(1, d // 4)
@@ -169,7 +168,7 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     start, loss = cell.state(), cell.trainer.evaluate()["eval_loss"]
     cell.trainer.train()
 
-    # what is trained, and only that; the loss; the best of the epochs
+    # trained weights, and no others; the loss; the best epoch
     assert all(torch.equal(start[name], cell.weights[-1][name]) for name in start.keys() - trainable)
     head = {name for name in trainable if name.rpartition("model.")[2].startswith(("classifier", "qa_outputs"))}
     assert bool(head) == (TASKS[task].labels is not None)
@@ -192,7 +191,7 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     request = {"task": task, "folder": str(tmp_path), "checkpoints": str(checkpoints), "merged": saved == "merged"}
     other_process.stdin.write(json.dumps(request) + "\n")
 
-    # resumed from the first epoch, meanwhile
+    # meanwhile, resumed from the first epoch
     again = Cell(checkpoints, task, method, tmp_path, tokenizer)
     again.trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert same(again.weights[-1], cell.weights[-1])
@@ -201,7 +200,7 @@ def test_cell(checkpoints, other_process, tmp_path, tokenizer, method, task):
     answer = json.loads(other_process.stdout.readline())
     assert answer["saved"] == 0
     if saved == "apart":
-        assert "plain" not in answer  # none can take the model without its adapter for the whole
+        assert "plain" not in answer  # no process can mistake the model without its adapter for the complete model
     else:
         assert answer["plain"] == 0
     if saved == "merged":
@@ -238,7 +237,7 @@ def bert_with(
     labels: tuple[str, ...] | None = ("a", "b", "c"),
     **settings,
 ):
-    """A model loaded as a recipe does it, from a random checkpoint of a base model."""
+    """Load a model as a recipe does, from a random checkpoint of a base model."""
     torch.manual_seed(0)
     auto_class.from_config(config or BertConfig(**BERT)).base_model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
@@ -256,7 +255,7 @@ def test_unfreezing_goes_from_the_top_down(checkpoints, tmp_path, tokenizer):
 
 
 def test_the_best_of_an_epoch_without_a_checkpoint_comes_back_whole(checkpoints, tmp_path, tokenizer):
-    """Gradual unfreezing trains later what it still held fast in the best epoch."""
+    """Test that gradual unfreezing trains layers that were still frozen in the best epoch."""
     cell = Cell(checkpoints, "ner", "gradual", tmp_path, tokenizer, scores=(0.9, 0.1, 0.2), save_min_seconds=1e6)
     cell.trainer.train()
     assert same(cell.state(), cell.weights[0])
@@ -424,7 +423,7 @@ def test_virtual_keys_and_values_by_a_file_leave_the_text_as_it_is(checkpoints, 
 
 
 def test_tokens_of_a_tied_head_are_trained_with_it(checkpoints, tmp_path, tokenizer):
-    """The head then scores by itself, in place of the layer whose losses are taken in chunks."""
+    """Test that the head computes scores itself, without the layer that computes losses in chunks."""
     (tmp_path / "peft.yaml").write_text("peft_type: trainable_tokens\ntoken_indices: [12, 13]\n")
     tuning = {"peft_config": str(tmp_path / "peft.yaml")}
     cell = Cell(checkpoints, "clm", None, tmp_path / "out", tokenizer, tuning=tuning, num_train_epochs=1)
@@ -555,7 +554,7 @@ def test_quantized_weights_need_a_gpu(checkpoints, monkeypatch):
 
 @pytest.mark.parametrize("method", ["prompt", "ptuning"])
 def test_virtual_tokens_are_as_wide_as_embeddings(tmp_path, tokenizer, method):
-    """Which may be narrower than the layers (ELECTRA), and whose width has another name elsewhere (DistilBERT)."""
+    """Test embeddings narrower than the layers (ELECTRA), or with another name for their width (DistilBERT)."""
     narrow = ElectraConfig(**BERT | {"embedding_size": 8})
     distil = DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER)
     for name, config, width in (("electra", narrow, 8), ("distilbert", distil, WIDTH)):
@@ -604,7 +603,7 @@ def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
 
 
 def small_rows(recipe: str) -> list[dict]:
-    """A few rows of the kind that a recipe takes."""
+    """Return a few rows for a recipe."""
     if recipe == "translation":
         return [{"translation": {"en": f"{n} apples", "de": f"{n} Äpfel"}} for n in range(12)]
     if recipe in ("mlm", "clm"):
@@ -643,7 +642,7 @@ def test_each_recipe_takes_the_switch_and_its_predict_the_folder(
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     writes = recipe == "translation" or kind == "abstractive"
     task = "seq2seq" if writes else {"sentiment": "classification", "summarization": "ner"}.get(recipe, recipe)
-    if recipe == "clm" or writes:  # their texts have an end, and a beginning
+    if recipe == "clm" or writes:  # their texts have a start and an end token
         shutil.copytree(checkpoints / task, tmp_path / task)
         ending = PreTrainedTokenizerFast.from_pretrained(tmp_path / task, bos_token="[CLS]", eos_token="[SEP]")
         ending.save_pretrained(tmp_path / task)
