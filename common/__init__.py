@@ -1,1 +1,1 @@
-"""What every recipe shares: arguments, data, models, tuning, batching, metrics, trainer and reports."""
+"""Code that all recipes share: arguments, data, models, tuning, trainer, inference, reports and tools."""

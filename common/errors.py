@@ -1,4 +1,4 @@
-"""Problems in what the user gave: collected, told in full sentences, exit code 2, no traceback."""
+"""Collect problems in user input and report them in full sentences, with exit code 2 and no traceback."""
 
 import difflib
 import os
@@ -16,14 +16,14 @@ SHOWN = 10
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. Each of `problems` says where it is and what to do."""
+    """Report invalid user input. Each of `problems` names the place and the remedy."""
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
 
 
 class RunStopped(Exception):
-    """A run that had begun ended early, in a way that the user is told in a sentence. `code` is the exit status."""
+    """Report in a sentence why a running program stops early. `code` is the exit status."""
 
     NOT_FINITE = 3
     LOST_RANK = 4
@@ -36,67 +36,72 @@ class RunStopped(Exception):
 
 
 class Problems:
-    """Collects problems, so that the user sees up to ten at once instead of one a run."""
+    """Collect problems. One run shows the user up to ten of them."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
         self.count = 0
 
     def add(self, where: str, message: str) -> None:
-        """Note a problem; `where` is a file, or file:line."""
+        """Record a problem.
+
+        Args:
+            where: a file, or file:line.
+            message: the problem and its remedy.
+        """
         self.count += 1
         if self.count <= SHOWN:
             self.shown.append(f"{printable(where)}: {printable(message)}")
 
     def check(self) -> None:
-        """Raise `InputError` if there was any problem."""
+        """Raise `InputError` if any problem was recorded."""
         if self.count > SHOWN:
-            raise InputError(*self.shown, f"... and {self.count - SHOWN} more such problems")
+            raise InputError(*self.shown, f"... and {self.count - SHOWN} more problems")
         if self.count:
             raise InputError(*self.shown)
 
 
 def is_main_process() -> bool:
-    """True in the only process, or in rank 0 of several (torchrun and accelerate set RANK)."""
+    """Return whether this is the only process, or rank 0 of several (torchrun and accelerate set RANK)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def printable(text: str, longest: int = 2000) -> str:
-    """`text` as it can be shown: control, formatting and unassigned characters escaped, cut after `longest`.
+    """Escape the control, formatting and unassigned characters of `text`, and cut it after `longest` characters.
 
-    Labels, column names and file names come from data, and could else move the cursor, reverse the line (bidirectional
-    controls, https://trojansource.codes) or end it. Newlines of the message itself are the caller's to add.
+    Labels, column names and file names come from data. Unescaped, they could move the cursor, end the line, or reverse
+    it (bidirectional controls, https://trojansource.codes). Newlines are escaped too; the caller splits lines first.
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return shown if len(text) <= longest else f"{shown[:longest]}… ({len(text):,} characters)"
 
 
 def brief(value: object) -> str:
-    """The value as Python writes it, for a message; cut after 60 characters."""
+    """Return `repr(value)` for a message, cut after 60 characters."""
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
 
 
 def one_line(error: object) -> str:
-    """What an error says, without the line breaks and blanks in a row with which libraries lay it out."""
+    """Return the message of `error` on one line, with single spaces."""
     return " ".join(str(error).split())
 
 
 def tell(message: str) -> None:
-    """Print lines for the user, once however many processes there are."""
+    """Print `message` to standard output, in the main process only."""
     if is_main_process():
         for line in message.split("\n"):
             print(printable(line), flush=True)
 
 
 def warn(message: str) -> None:
-    """Print a warning to standard error, once however many processes there are."""
+    """Print a warning to standard error, in the main process only."""
     if is_main_process():
         print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the table of new and unused weights that every load of an encoder under a new head prints."""
+    """Silence transformers: no progress bars, and no table of new and unused weights on each load."""
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -109,22 +114,22 @@ def quiet() -> Iterator[None]:
 
 
 def nearest_file(path: str) -> str:
-    """The end of an error message about the missing file `path`."""
+    """Return the end of a message about the missing file `path`: the nearest name in its folder, or nothing."""
     folder = Path(path).parent
     names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
-    found = difflib.get_close_matches(Path(path).name, names, n=1)
-    return f"; did you mean {folder / found[0]}?" if found else ""
+    nearest = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f"; did you mean {folder / nearest[0]}?" if nearest else ""
 
 
 def in_main_process(function: Callable[[], T]) -> T:
-    """What `function` returns in the main process, for every process of the run; so too the `InputError` it raises."""
+    """Run `function` in the main process. Every process returns its result, or raises its `InputError`."""
     outcome: list[Any] = [None, None]
     if is_main_process():
         try:
             outcome[0] = function()
         except InputError as error:
             outcome[1] = str(error)
-    found, problems = broadcast_object_list(outcome)
+    result, problems = broadcast_object_list(outcome)
     if problems is not None:
         raise InputError(problems)
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""The machine of a run, as far as its figures depend on it."""
+"""Describe the machine, detect out-of-memory errors and configure the memory allocator."""
 
 import ctypes
 import gc
@@ -16,38 +16,45 @@ from common.errors import RunStopped, one_line
 
 
 def cores() -> int:
-    """Cores that this process may use, which a scheduler or `taskset` may have made fewer than there are."""
+    """Return the number of cores that this process may use (a scheduler or `taskset` can restrict them)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def hardware() -> dict[str, Any]:
-    """Name of the CPU, cores that this process may use, and names of the GPUs, if any."""
-    found: dict[str, Any] = {
+    """Return the name of the CPU, the number of usable cores, and the names of the GPUs, if any."""
+    machine: dict[str, Any] = {
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
         "cores": cores(),
     }
     if torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
+        machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return machine
 
 
 def described(run: dict[str, Any]) -> str:
-    """The `hardware` of a run.json in words: the GPUs, or where there are none the CPU, and the precision."""
-    several = "s" if run["cores"] > 1 else ""
-    return ", ".join([*run.get("gpus", [f"{run['cpu']}, {run['cores']} core{several}"]), run["precision"]])
+    """Return the `hardware` of a run.json in words: the GPUs, or else the CPU, and the precision."""
+    plural = "s" if run["cores"] > 1 else ""
+    return ", ".join([*run.get("gpus", [f"{run['cpu']}, {run['cores']} core{plural}"]), run["precision"]])
 
 
 def native_bf16(cpu: bool) -> bool:
-    """Whether bfloat16 matrix products run in hardware here: CPU with AVX512_BF16 or AMX, GPU since Ampere."""
+    """Return whether the hardware computes bfloat16 products: CPU with AVX512_BF16 or AMX, GPU since Ampere."""
     if cpu or not torch.cuda.is_available():
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextmanager
 def reraise_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
-    """End what runs within it by `RunStopped` where memory runs out; `what` tells what was too much, and a remedy."""
+    """Turn an out-of-memory error inside the block into `RunStopped`.
+
+    Args:
+        what: returns the end of the sentence `out of memory ...`: the operation and a remedy.
+
+    Raises:
+        RunStopped: memory ran out.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -57,20 +64,21 @@ def reraise_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
 
 
 def out_of_memory(what: str, error: BaseException) -> RunStopped:
-    """The end of a run that has no memory for `what`, with the words of the library that asked for it."""
+    """Return the `RunStopped` for `out of memory {what}`, with the message of the library."""
     return RunStopped(f"out of memory {what} ({one_line(error)[:200]})", code=RunStopped.OUT_OF_MEMORY)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: on the accelerator, for the CPU's allocator, or for oneDNN.
+    """Return whether `error` reports exhausted memory: of the accelerator, the CPU's allocator or oneDNN.
 
-    oneDNN does not tell why a kernel could not be made or run. What a shape or type lacks it says earlier ("could not
-    create a primitive descriptor"), so that it is memory, as a rule (https://github.com/uxlfoundation/oneDNN/issues/914).
+    oneDNN gives no reason when it cannot create or execute a kernel. An unsupported shape or type fails earlier ("could
+    not create a primitive descriptor"). The remaining cause is usually memory
+    (https://github.com/uxlfoundation/oneDNN/issues/914).
     """
     signs = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    of_onednn = ("could not create a primitive", "could not execute a primitive")
+    onednn_messages = ("could not create a primitive", "could not execute a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and (str(error) in of_onednn or any(sign in str(error) for sign in signs))
+        isinstance(error, RuntimeError) and (str(error) in onednn_messages or any(sign in str(error) for sign in signs))
     )
 
 
@@ -80,21 +88,22 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def configure_allocator() -> None:
-    """To be called once, when all is imported and nothing is computed. `tests/benchmarks/NOTES.md` has the gains.
+    """Configure garbage collection, the oneDNN cache and glibc's malloc. `tests/benchmarks/NOTES.md` has the gains.
 
-    Variables of the environment that set the same (mallopt(3), https://uxlfoundation.github.io/oneDNN) come first.
+    Call this once, after the imports and before any computation. Environment variables for the same settings
+    (mallopt(3), https://uxlfoundation.github.io/oneDNN) take precedence.
     """
-    # a million objects of imported libraries stay to the end: collections need not look at them again
+    # imported libraries hold a million objects until exit: exclude them from garbage collection
     gc.freeze()
-    # on a CPU oneDNN keeps what it has compiled for each shape of a product, up to 1,024 of them, which batches of many
-    # lengths fill with hundreds of MiB; 128 are as fast
+    # on a CPU oneDNN caches up to 1,024 compiled kernels, one for each shape of a product. Batches of many lengths fill
+    # the cache with hundreds of MiB. 128 kernels are as fast.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
-    # glibc gives a block of 32 MiB or more, such as the gradient of the embeddings, back as soon as it is free, and the
-    # kernel then gives it again page by page, filled with zeros, in each step; here the process keeps it, but for
-    # blocks so large that the holes they leave would take more than their pages cost
+    # glibc returns freed blocks of 32 MiB or more, such as the gradient of the embeddings, to the kernel. Mapping the
+    # pages again in each step takes time: the process keeps blocks up to 48 MiB. Larger blocks go back, because keeping
+    # them would waste more memory in holes than the page faults cost.
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):  # musl has none
+    if hasattr(libc, "mallopt"):  # musl lacks it
         if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
             libc.mallopt(MMAP_THRESHOLD, 48 * MIB)
         if "MALLOC_TRIM_THRESHOLD_" not in os.environ:

@@ -21,6 +21,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "common" / "README.md",
     ROOT / "common" / "tools" / "RESULTS.md",
+    ROOT / "common" / "training" / "README.md",
     *(ROOT / "recipes").glob("*/README.md"),
     *(ROOT / "recipes").glob("*/RESULTS.md"),
     *(ROOT / "tests" / "benchmarks").glob("*.md"),

@@ -1,4 +1,4 @@
-"""Files to checked rows."""
+"""Read files into checked rows."""
 
 from common.data.files import (
     NOT_UTF8,

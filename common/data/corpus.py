@@ -1,6 +1,6 @@
-"""Text to pretrain on: files, folders and patterns to texts, and texts to blocks of sub-tokens.
+"""Read texts for pretraining from files, folders and patterns, and pack them into rows of tokens.
 
-Without files the text is what every Python has: the language's own documentation, read at run time.
+Without files, the texts are the documentation of the installed Python.
 """
 
 import ast
@@ -30,66 +30,71 @@ from common.errors import InputError, Problems, nearest_file, tell
 
 PLAIN = (".txt", ".text")
 ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-BINARY = "holds zero bytes, so it is binary, or text in UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
-#: a text, or the end of a text that a block cuts off, of fewer sub-tokens teaches nothing
+BINARY = "contains zero bytes: a binary file, or UTF-16 text; convert text by: iconv -f UTF-16 -t UTF-8"
+#: tokens of the shortest text, and of the shortest piece of a split text, that is trained on
 SHORTEST_TEXT, SHORTEST_PIECE = 3, 8
 
 BLOCKS = Features({"input_ids": List(Value("int32")), "marks": List(Value("int8")), "lengths": List(Value("int32"))})
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
-#: what a recipe says of the sub-tokens of a text: a small number each, 0 being kept for special ones
+#: a recipe's function that returns a small integer for each token of a text; 0 is reserved for special tokens
 Marks = Callable[[str, Encoding], list[int]]
-Marked = tuple[list[int], list[int]]  # the sub-tokens of a text, and their marks
+Marked = tuple[list[int], list[int]]  # tokens of a text, and their marks
 
 
 @dataclass
 class CorpusArguments(DataArguments):
-    """Texts to pretrain on; without any file, Python's own documentation."""
+    """Choose the texts for pretraining; without files, the documentation of Python."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": f"a file, a folder, or a pattern such as 'texts/**/*.txt'; {' '.join(ENDINGS)}"},
+        metadata={"help": f"file, folder, or pattern such as 'texts/**/*.txt'; endings: {' '.join(ENDINGS)}"},
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "the same for validation; carved from the training texts when missing"}
+        default=None, metadata={"help": "the same for validation; split off from the training texts if not given"}
     )
     test_file: str | None = field(default=None, metadata={"help": "the same for test, evaluated once at the end"})
     forgetting_file: str | None = field(
-        default=None, metadata={"help": "texts of another kind, evaluated before and after: what is forgotten"}
+        default=None,
+        metadata={"help": "texts of another domain, evaluated before and after training to measure forgetting"},
     )
-    text_column_name: str = field(default="text", metadata={"help": "column with the text, in files that have columns"})
+    text_column_name: str = field(default="text", metadata={"help": "column of the text, in files with columns"})
     text_unit: Literal["line", "paragraph", "document"] = field(
-        default="line", metadata={"help": "what of a .txt file is a text: a line, a paragraph, the whole file"}
+        default="line",
+        metadata={"help": "unit of a .txt file that is one text: line, paragraph, document (the whole file)"},
     )
     max_seq_length: int = field(
-        default=256, metadata={"help": "sub-tokens in a row; longer texts take several", "resume": "fixed"}
+        default=256, metadata={"help": "tokens in a row; longer texts fill several rows", "resume": "fixed"}
     )
     pack: bool = field(
         default=True,
         metadata={
-            "help": "fill rows with several texts, none of which sees the others; else one a row",
+            "help": "fill a row with several texts, separate in attention; otherwise one text a row",
             "resume": "fixed",
         },
     )
     pack_as: Literal["auto", "pieces", "blocks"] = field(
         default="auto",
         metadata={
-            "help": "texts of a row as rows of the batch, or in one row under a block mask; auto: by hardware",
+            "help": "pieces: each text is a row of the batch; blocks: one row under a block mask; auto: by hardware",
             "resume": "fixed",
         },
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "read the training texts while training, never all; needs --max_steps", "resume": "fixed"},
+        metadata={
+            "help": "read the training texts during training, without loading all; needs --max_steps",
+            "resume": "fixed",
+        },
     )
     shuffle_buffer: int = field(
-        default=10_000, metadata={"help": "of a stream: texts that are shuffled together", "resume": "fixed"}
+        default=10_000, metadata={"help": "with --streaming: texts that are shuffled together", "resume": "fixed"}
     )
     stream_shares: int | None = field(
         default=None,
         metadata={
-            "help": "of a stream: parts that are read side by side; processes times workers when not given",
+            "help": "with --streaming: parts read in parallel; processes times workers if not given",
             "resume": "fixed",
         },
     )
@@ -102,56 +107,68 @@ class CorpusArguments(DataArguments):
             raise InputError(f"--max_seq_length {self.max_seq_length}: must be at least 16")
         for name in ("shuffle_buffer", "stream_shares"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1")
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
 
     def check_path(self, name: str, path: str) -> None:
-        """Raise `InputError` unless `path` names a file, a folder with texts, or a pattern that some file matches."""
+        """Raise `InputError` unless `path` is a file, a folder with texts, or a pattern that matches a file."""
         try:
             files_of(path)
         except InputError as error:
             raise InputError(f"--{name} {error}") from None
 
     def files(self) -> dict[str, str]:
-        """The files of the run, each under the argument that names it, numbered where that names several.
+        """Return argument -> file for the files of the run, with a number if one argument names several.
 
-        Those to stream are left out: to hash them would be to read them all.
+        Streamed files are left out, because hashing them would read them completely.
         """
-        found = {}
+        named = {}
         for name, path in super().files().items():
             if self.streaming and name == "train_file":
                 continue
             files = files_of(path)
             for i, file in enumerate(files, 1):
-                found[name if len(files) == 1 else f"{name} {i}"] = str(file)
-        return found
+                named[name if len(files) == 1 else f"{name} {i}"] = str(file)
+        return named
 
 
 # Files to texts
 
 
 def files_of(path: str) -> list[Path]:
-    """The files that `path` names: itself, those with texts in the folder and below it, or those of a pattern; sorted.
+    """Return the sorted files that `path` names: one file, all text files in and below a folder, or all matches.
 
-    Raises `InputError` where there is none.
+    Hidden files and folders below a folder are skipped.
+
+    Raises:
+        InputError: there is no such file.
     """
     if Path(path).is_file():
         return [Path(path)]
     if Path(path).is_dir():
-        found = [p for p in Path(path).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
-        visible = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        texts = [p for p in Path(path).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
+        visible = sorted(p for p in texts if not any(part.startswith(".") for part in p.relative_to(path).parts))
         if not visible:
-            raise InputError(f"{path}: no file with texts in this folder; looked for: {' '.join(ENDINGS)}")
+            raise InputError(f"{path}: no text file in this folder; add files with these endings: {' '.join(ENDINGS)}")
         return visible
     if glob.has_magic(path):
         matched = sorted(Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file())
         if not matched:
-            raise InputError(f"{path}: no file matches this pattern")
+            raise InputError(f"{path}: no file matches this pattern; correct the pattern")
         return matched
     raise InputError(f"{path}: no such file{nearest_file(path)}")
 
 
 def read_texts(path: str, unit: str, max_chars: int) -> Iterator[Located]:
-    """Rows of all files that `path` names, each with its place. Of a `.txt` file a `unit` is a row, as `text`."""
+    """Yield the rows of all files that `path` names, each with its place.
+
+    Args:
+        path: file, folder or pattern.
+        unit: line, paragraph or document, the part of a `.txt` file that becomes a row with column `text`.
+        max_chars: most characters of a line.
+
+    Raises:
+        InputError: there is no such file, or a file is unreadable.
+    """
     for file in files_of(path):
         try:
             yield from _read_plain(file, unit, max_chars) if file.suffix.lower() in PLAIN else read_file(file)
@@ -178,8 +195,8 @@ def _read_plain(path: Path, unit: str, max_chars: int) -> Iterator[Located]:
 
 
 def _bounded_lines(path: Path, max_chars: int) -> Iterator[tuple[str, str, str | None]]:
-    """Place, text and problem of each line. Of a line that is too long no more is held than may be read."""
-    most = 4 * max_chars + 2  # bytes: UTF-8 has up to four a character
+    """Yield place, text and problem of each line. A line that is too long is never held in memory completely."""
+    most = 4 * max_chars + 2  # bytes: a character takes up to 4 in UTF-8
     with open(path, "rb") as file:
         if b"\0" in file.read(8192):
             yield str(path), "", BINARY
@@ -192,7 +209,11 @@ def _bounded_lines(path: Path, max_chars: int) -> Iterator[tuple[str, str, str |
             if len(raw) == most and not raw.endswith(b"\n"):
                 while (raw := file.readline(most)) and not raw.endswith(b"\n"):
                     pass
-                yield where, "", f"more than --max_chars {max_chars:,} characters in one line; split it, or allow more"
+                yield (
+                    where,
+                    "",
+                    f"more than --max_chars {max_chars:,} characters in one line; split it, or raise --max_chars",
+                )
                 continue
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -203,15 +224,19 @@ def _bounded_lines(path: Path, max_chars: int) -> Iterator[tuple[str, str, str |
 
 
 def check_text(row: Row) -> Iterator[str]:
-    """A sentence if a row holds no text."""
+    """Yield a problem if column `text` of a row is not a string."""
     if not isinstance(row["text"], str):
-        yield f"text is {row['text']!r}; needed: a text"
+        yield f"text is {row['text']!r}; must be a string"
 
 
 def load_corpus(args: CorpusArguments) -> DatasetDict:
-    """Texts of the run with splits train, validation and perhaps test, columns `text` and `id`.
+    """Load the texts of a run. Blank texts are dropped and counted on the terminal.
 
-    Raises `InputError` for broken rows, with file and line, and where a split holds no text. Blank texts are none.
+    Returns:
+        The splits train, validation and, if given, test, with columns `text` and `id`.
+
+    Raises:
+        InputError: rows are invalid, with file and line, or a split has only blank texts.
     """
     if not (args.train_file or args.dataset_name):
         data = python_documentation()
@@ -227,12 +252,12 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
 
 
 def load_texts(path: str, args: CorpusArguments) -> Dataset:
-    """Texts of one more file, folder or pattern, as `load_corpus` reads them."""
+    """Load the texts of one more file, folder or pattern; columns and errors as for `load_corpus`."""
     problems = Problems()
     source = read_texts(path, args.text_unit, args.max_chars)
     columns = {"text": args.text_column_name}
-    found = checked(source, path, columns, check_text, (), args.max_chars, problems)
-    rows = Dataset.from_list([row for _, row in found])
+    valid = checked(source, path, columns, check_text, (), args.max_chars, problems)
+    rows = Dataset.from_list([row for _, row in valid])
     problems.check()
     return _without_blank(rows, path)
 
@@ -241,23 +266,29 @@ def _without_blank(rows: Dataset, name: str) -> Dataset:
     texts = rows["text"][:]
     kept = [i for i, text in enumerate(texts) if text.strip()]
     if not kept:
-        raise InputError(f"{name}: every text is blank")
+        raise InputError(f"{name}: every text is blank; give texts")
     if len(kept) == len(texts):
         return rows
-    tell(f"{name}: {len(texts) - len(kept)} of {len(texts)} texts are blank and left out")
+    tell(f"{name}: dropped {len(texts) - len(kept)} blank texts of {len(texts)}")
     return rows.select(kept)
 
 
-# The text that is always there
+# The documentation of Python
 
 
 def python_documentation() -> DatasetDict:
-    """What Python says of itself: topics of its reference, and docstrings of its standard library.
+    """Read the topics of Python's reference and the docstrings of its standard library.
 
-    Columns `text` and `id`, the module. All texts of a module, and each topic, are in one split; about a tenth is
-    validation, chosen by a hash of the name. The sources are read, not imported.
+    A hash of the name puts about a tenth of the topics and modules into validation. All texts of a module are in one
+    split. The source files are parsed, not imported.
+
+    Returns:
+        The splits train and validation, with columns `text` and `id` (name of the module or topic).
+
+    Raises:
+        InputError: this Python has too few source files of its standard library.
     """
-    from pydoc_data.topics import topics  # half a megabyte, only for this
+    from pydoc_data.topics import topics  # imported here, because it takes half a megabyte
 
     texts = {f"topics/{name}": [text.strip()] for name, text in topics.items()}
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -267,19 +298,21 @@ def python_documentation() -> DatasetDict:
             continue
         texts.setdefault(parts[0], []).extend(_docstrings(path))
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
-    for name, found in texts.items():
+    for name, docs in texts.items():
         held_out = hashlib.sha256(name.encode()).digest()[0] < 20
-        rows["validation" if held_out else "train"] += [{"text": text, "id": name} for text in dict.fromkeys(found)]
+        rows["validation" if held_out else "train"] += [{"text": text, "id": name} for text in dict.fromkeys(docs)]
     if not all(rows.values()) or len(rows["train"]) < 1000:
-        raise InputError("this Python has no sources of its standard library to read; give --train_file")
-    tell(f"no --train_file: reads the documentation of Python {sys.version.split()[0]} itself")
-    return DatasetDict({split: Dataset.from_list(found) for split, found in rows.items()})
+        raise InputError(
+            "--train_file: not given, and this Python lacks the source files of its standard library; give --train_file"
+        )
+    tell(f"no --train_file given: training on the documentation of Python {sys.version.split()[0]}")
+    return DatasetDict({split: Dataset.from_list(texts_of) for split, texts_of in rows.items()})
 
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # some are broken on purpose
+    except (SyntaxError, ValueError):  # some test files are invalid on purpose
         return
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -292,12 +325,12 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences of `text`, by marks that end one and by blank lines; blanks in them become single spaces."""
+    """Split `text` into sentences at final punctuation and blank lines; whitespace becomes single spaces."""
     return [" ".join(part.split()) for part in _SENTENCE.split(text) if part.strip()]
 
 
 def ends_of(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts in front of a text, and those behind it."""
+    """Return the ids of the special tokens that the tokenizer puts before and after a text."""
     inside = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     start = next(i for i in range(len(whole)) if whole[i : i + len(inside)] == inside)
@@ -311,11 +344,19 @@ def blocks_of(
     pack: bool,
     whole: bool = False,
 ) -> Iterator[Row]:
-    """Rows of at most `length` sub-tokens from texts, which are pairs of sub-tokens and their marks.
+    """Yield rows of at most `length` tokens.
 
-    With `pack` a row is filled with one text after the other, and the last is cut where the row is full, or if `whole`
-    goes to the next row; else each text has rows of its own. Each piece has its special tokens. A row holds
-    `input_ids`, `marks` (0 at special tokens) and `lengths`, those of its pieces.
+    A text that does not fit into a row is split into pieces. Each piece gets the special tokens `ends`.
+
+    Args:
+        texts: tokens and marks of each text.
+        ends: special tokens before and after each piece.
+        length: most tokens of a row.
+        pack: fill a row with several texts; otherwise each text starts a row.
+        whole: with `pack`, move a text that does not fit to the next row instead of splitting it.
+
+    Yields:
+        Rows with `input_ids`, `marks` (0 at special tokens) and `lengths` (tokens of each piece).
     """
     row = yield from fill_rows(texts, ends, length, pack, whole, row=empty_row())
     if row["lengths"]:
@@ -331,7 +372,7 @@ def fill_rows(
     *,
     row: Row,
 ) -> Generator[Row, None, Row]:
-    """Rows of `blocks_of`, of which the first goes on with `row`; returns the last, which is not full yet."""
+    """Yield rows as `blocks_of` does, continuing with the unfinished `row`. Return the last, unfinished row."""
     before, after = ends
     extra = len(before) + len(after)
     for ids, marks in texts:
@@ -339,7 +380,7 @@ def fill_rows(
         while at < len(ids):
             room = length - len(row["input_ids"]) - extra
             rest = len(ids) - at - room
-            if 0 < rest < SHORTEST_PIECE:  # leave more than a stub
+            if 0 < rest < SHORTEST_PIECE:  # avoid a short rest, which would be useless as a piece
                 room -= SHORTEST_PIECE - rest
             if rest > 0 and row["lengths"] and (whole or room < SHORTEST_PIECE):
                 yield row
@@ -357,20 +398,20 @@ def fill_rows(
 
 
 def empty_row() -> Row:
-    """A row of `blocks_of` that nothing is in yet."""
+    """Return a row of `blocks_of` without tokens."""
     return {"input_ids": [], "marks": [], "lengths": []}
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, marks: Marks) -> list[Marked]:
-    """Sub-tokens of each text without special ones, and their marks: those of `marks(text, encoding)`."""
-    found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [(encoding.ids, marks(text, encoding)) for text, encoding in zip(texts, found, strict=True)]
+    """Return the tokens of each text, without special tokens, and their marks from `marks(text, encoding)`."""
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [(encoding.ids, marks(text, encoding)) for text, encoding in zip(texts, encodings, strict=True)]
 
 
 def to_blocks(
     data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusArguments, marks: Marks
 ) -> DatasetDict:
-    """The texts of each split as rows of `blocks_of`, with the special tokens that the tokenizer puts around a text."""
+    """Tokenize the texts of each split and pack them into rows as `blocks_of` does."""
     return rows_of(data, lambda texts: encode(texts["text"], tokenizer, marks), ends_of(tokenizer), args)
 
 
@@ -382,40 +423,57 @@ def rows_of(
     least: int = SHORTEST_TEXT,
     whole: bool = False,
 ) -> DatasetDict:
-    """Each split as rows of `blocks_of`, with `row`, their number, from what `encoded` makes of a batch of its rows.
+    """Pack each split into rows as `blocks_of` does, and print how many texts were too short.
 
-    Says how many had fewer than `least` sub-tokens and were left out; raises `InputError` where all of a split had.
+    Args:
+        data: the splits.
+        encoded: turns a batch of their rows into tokens and marks of texts.
+        ends: special tokens before and after each piece.
+        args: length and packing of rows.
+        least: fewest tokens of a text; shorter texts are dropped.
+        whole: see `blocks_of`.
+
+    Returns:
+        The splits, with the columns of `blocks_of` and `row`, the number of the row.
+
+    Raises:
+        InputError: all texts of a split are too short.
     """
     features = Features(BLOCKS | {"texts": Value("int64")})
 
     def rows(batch: dict[str, list]) -> dict[str, list]:
         texts = [pair for pair in encoded(batch) if len(pair[0]) >= least]
-        found = list(blocks_of(texts, ends, args.max_seq_length, args.pack, whole))
-        columns = {name: [row[name] for row in found] for name in BLOCKS}
-        # in one row of the batch, so that the sum over the rows is their number
-        return columns | {"texts": [len(texts)] + [0] * (len(found) - 1) if found else []}
+        packed = list(blocks_of(texts, ends, args.max_seq_length, args.pack, whole))
+        columns = {name: [row[name] for row in packed] for name in BLOCKS}
+        # the first row of a batch holds the number of its texts: the sum of the column counts all texts
+        return columns | {"texts": [len(texts)] + [0] * (len(packed) - 1) if packed else []}
 
     blocks = {}
     for split, texts in data.items():
         made = texts.map(rows, batched=True, remove_columns=texts.column_names, features=features)
         if len(made) == 0:
-            raise InputError(f"{split}: every text is shorter than {least} sub-tokens; nothing to learn from")
+            raise InputError(f"{split}: every text has fewer than {least} tokens; give longer texts")
         short = len(texts) - sum(made["texts"])
         if short:
-            tell(f"{split}: {short} of {len(texts)} texts are shorter than {least} sub-tokens and left out")
+            tell(f"{split}: dropped {short} of {len(texts)} texts with fewer than {least} tokens")
         made = made.remove_columns("texts").add_column("row", np.arange(len(made)))
         blocks[split] = made.with_format("numpy")
     return DatasetDict(blocks)
 
 
 def pieces(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """The pieces of a row of `blocks_of`, from its sub-tokens or anything else with a value for each."""
+    """Split the values of a row, one for each token, into its pieces.
+
+    Args:
+        values: array of shape (tokens,).
+        lengths: tokens of each piece, of shape (pieces,).
+    """
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
 def padded(rows: list[np.ndarray], longest: int, value: int) -> Tensor:
-    """Rows filled up with `value`, of shape (rows, longest)."""
-    found = np.full((len(rows), longest), value, dtype=np.int64)
+    """Pad rows with `value` to a tensor of shape (rows, longest)."""
+    filled = np.full((len(rows), longest), value, dtype=np.int64)
     for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    return torch.from_numpy(found)
+        filled[i, : len(row)] = row
+    return torch.from_numpy(filled)

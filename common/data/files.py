@@ -1,4 +1,4 @@
-"""Read rows from files, each with its file and line; write a file whole or not at all."""
+"""Read rows from files, each with its file and line; write files atomically."""
 
 import csv
 import json
@@ -17,36 +17,36 @@ from common.errors import InputError, Problems
 Row = dict[str, Any]
 
 
-#: what a reader yields: where the row stands ("file:line"), and the row, or a sentence that says what is wrong with it
+#: item of a reader: the place of a row ("file:line"), and the row or its problem
 Located = tuple[str, Row | str]
 
 
 FileReader = Callable[[str], Iterator[Located]]
 
 
-#: ending of a file's name -> what reads the file
+#: ending of the file name -> reader
 Readers = dict[str, Callable[[Path], Iterator[Located]]]
 
 
 def read_file(path: str | Path, readers: Readers | None = None) -> Iterator[Located]:
-    """Yield the rows of a file, each with its place; the ending of the name decides the format.
+    """Yield the rows of a file, each with its place. The ending of the file name selects the format.
 
-    `.jsonl`: an object a line. `.json`: a list of objects, or an object a line. `.csv`, `.tsv`: a header line, then a
-    row a line. `.parquet`. `.txt`, `.text`: a row a line, as column `text`. Blank lines are no rows. Memory does not
-    grow with the file except for `.json`.
+    `.jsonl`: one object a line. `.json`: a list of objects, or one object a line. `.csv`, `.tsv`: a header line, then
+    one row a line. `.parquet`. `.txt`, `.text`: one row a line, in column `text`. Blank lines are skipped. Only `.json`
+    files are loaded into memory completely.
 
     Args:
         path: the file.
-        readers: the formats of a task, such as `TABLES | {".txt": my_reader}`; `READERS` when not given.
+        readers: the formats of a task, such as `TABLES | {".txt": my_reader}`; `READERS` if None.
 
     Raises:
-        InputError: the ending is unknown, or the file cannot be read.
+        InputError: the ending is unknown, or the file is unreadable.
     """
     path = Path(path)
     readers = READERS if readers is None else readers
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(readers)}")
+        raise InputError(f"{path}: unknown file type {path.suffix!r}; convert it to one of: {' '.join(readers)}")
     try:
         yield from reader(path)
     except OSError as error:
@@ -56,7 +56,17 @@ def read_file(path: str | Path, readers: Readers | None = None) -> Iterator[Loca
 def check_file(
     path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: FileReader = read_file
 ) -> None:
-    """Read a file through once; raise `InputError` for broken rows and for what `check` finds, with file and line."""
+    """Read a file once and check its rows.
+
+    Args:
+        path: the file.
+        check: yields the problems of a row.
+        max_chars: most characters of a row.
+        read: reads the file.
+
+    Raises:
+        InputError: up to ten problems, each with file and line.
+    """
     problems = Problems()
     for where, row in read(path):
         for message in [row] if isinstance(row, str) else [*check(row), *_too_long(row, max_chars)]:
@@ -65,7 +75,7 @@ def check_file(
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Place and text of each line; the text is None where the line is not UTF-8."""
+    """Yield place and text of each line; the text is None if the line is not UTF-8."""
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -79,34 +89,38 @@ NOT_UTF8 = "not UTF-8 text; convert the file, for example: iconv -f LATIN1 -t UT
 
 
 def parse_json(text: str) -> Any:
-    """What `text` holds as JSON. Raises `ValueError` also for a key that stands twice, NaN, and half a character."""
+    """Parse `text` as strict JSON.
+
+    Raises:
+        ValueError: `text` is not JSON, repeats a key, or contains NaN, infinity or half of a surrogate pair.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ValueError(f"key {max(names, key=names.count)!r} stands twice in one object")
-        return found
+            raise ValueError(f"key {max(names, key=names.count)!r} occurs twice in one object")
+        return values
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
-    found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    if "\\ud" in text.lower():  # half a surrogate pair, such as "\ud83d" alone, is no text
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    if "\\ud" in text.lower():  # half of a surrogate pair, such as "\ud83d" alone, is not valid text
         try:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair, which is no character") from None
-    return found
+            raise ValueError("half of a surrogate pair is not a character") from None
+    return value
 
 
 def json_fault(path: Path, error: Exception) -> tuple[str, str]:
-    """Place ("file:line" where it is known) and words of the error that `parse_json` raised for the text of a file."""
-    return f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path), _says(error)
+    """Return place ("file:line" if known) and message of the error that `parse_json` raised for a file."""
+    return f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path), _describe(error)
 
 
-def _says(error: Exception) -> str:
-    """What is wrong with a JSON text, and where in its line; the message of `json` counts lines within the text."""
+def _describe(error: Exception) -> str:
+    """Return the problem of a JSON text and its column; the message of `json` counts lines within the text."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     line = error.doc.split("\n")[error.lineno - 1]
@@ -122,9 +136,9 @@ def _read_json_lines(path: Path) -> Iterator[Located]:
             try:
                 row = parse_json(text)
             except (ValueError, RecursionError) as error:
-                yield where, f"not a JSON object: {_says(error)}; a line is one whole object, as json.dumps writes it"
+                yield where, f"not a JSON object: {_describe(error)}; write each line with json.dumps"
             else:
-                yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+                yield where, row if isinstance(row, dict) else f"not a JSON object but {_type_name(row)}"
 
 
 def _read_json(path: Path) -> Iterator[Located]:
@@ -144,7 +158,7 @@ def _read_json(path: Path) -> Iterator[Located]:
         return
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
-        yield where, row if isinstance(row, dict) else f"not a JSON object but {_kind(row)}"
+        yield where, row if isinstance(row, dict) else f"not a JSON object but {_type_name(row)}"
 
 
 def _read_csv(path: Path) -> Iterator[Located]:
@@ -156,7 +170,7 @@ def _read_csv(path: Path) -> Iterator[Located]:
                 bad.append((where, NOT_UTF8))
             yield (text or "") + "\n"
 
-    tabs = path.suffix.lower() == ".tsv"  # tab-separated files quote nothing, and quotation marks in them are text
+    tabs = path.suffix.lower() == ".tsv"  # tab-separated files have no quoting: quotation marks are text
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(text_lines(), **({"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}), strict=True)
     header: list[str] = []
@@ -171,10 +185,10 @@ def _read_csv(path: Path) -> Iterator[Located]:
             if not header:
                 header = cells
                 if len(set(header)) < len(header):
-                    yield where, f"two columns of one name in the header: {', '.join(header)}"
+                    yield where, f"two columns have the same name; rename one: {', '.join(header)}"
                     return
             elif len(cells) != len(header):
-                yield where, f"{len(cells)} cells, but the header names {len(header)} columns"
+                yield where, f"{len(cells)} cells, but the header has {len(header)} columns"
             else:
                 yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
@@ -189,7 +203,7 @@ def _read_parquet(path: Path) -> Iterator[Located]:
         return
     try:
         decode = _class_label_decoder(Features.from_arrow_schema(file.schema_arrow))
-    except ValueError as error:  # a type that datasets has no feature for
+    except ValueError as error:  # datasets has no feature for this type
         yield str(path), f"a column cannot be read: {error}"
         return
     number = 0
@@ -220,7 +234,7 @@ TABLES: Readers = {
 READERS: Readers = TABLES | {".txt": _read_text, ".text": _read_text}
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     names = {
         list: "a list",
         str: "a text",
@@ -233,7 +247,7 @@ def _kind(value: Any) -> str:
 
 
 def _class_label_decoder(features: Features) -> Callable[[Row], Row]:
-    """A function that turns the `ClassLabel` integers of a row into their names."""
+    """Return a function that replaces the `ClassLabel` integers of a row by their names."""
 
     def name(label: ClassLabel, value: int | None) -> str | None:
         if value is None:
@@ -253,11 +267,11 @@ def _class_label_decoder(features: Features) -> Callable[[Row], Row]:
 def _too_long(row: Row, max_chars: int) -> Iterator[str]:
     length = sum(_characters(value) for value in row.values())
     if length > max_chars:
-        yield f"{length:,} characters in one row, more than --max_chars {max_chars:,}; split it, or allow more"
+        yield f"{length:,} characters in one row, more than --max_chars {max_chars:,}; split it, or raise --max_chars"
 
 
 def _characters(value: Any) -> int:
-    """Characters of a text, or of all texts in a list or an object."""
+    """Count the characters of all strings in `value`."""
     if isinstance(value, str):
         return len(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -266,12 +280,20 @@ def _characters(value: Any) -> int:
 
 @contextmanager
 def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
-    """A file to write that appears under its name when it is whole. Refuses to replace one without `overwrite`."""
+    """Open a file for writing that appears under its name only after the block completes.
+
+    Args:
+        path: the file; missing folders are created.
+        overwrite: replace an existing file.
+
+    Raises:
+        InputError: the file exists and `overwrite` is false, or the file cannot be written.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
         if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists already; give another name, or --overwrite")
+            raise InputError(f"{path}: exists already; choose another name, or add --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:

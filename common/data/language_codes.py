@@ -1,4 +1,4 @@
-"""Telling a model which language it reads and which it writes: each family of models has its own way."""
+"""Set the source and target language of a translation model, as its model family requires."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -21,10 +21,14 @@ from common.errors import InputError
 
 @dataclass
 class Direction:
-    """From which language to which, in the names of a model. Saved in its configuration, and read by predict.
+    """A translation direction, saved in the model's configuration for inference.
 
-    `source_code` and `target_code` are the codes that its tokenizer knows, empty where it knows none; `source_prefix`
-    is put in front of each source.
+    Attributes:
+        source_lang: language of the sources, as the user names it.
+        target_lang: language of the targets, as the user names it.
+        source_code: code of the source language in the tokenizer; empty without codes.
+        target_code: code of the target language in the tokenizer; empty without codes.
+        source_prefix: text put before each source.
     """
 
     source_lang: str
@@ -44,42 +48,52 @@ def direction(
     source_prefix: str | None = None,
     tag: bool = False,
 ) -> Direction:
-    """How `model` is told to translate from `source_lang` to `target_lang`.
+    """Return the codes and the prefix by which `model` translates from `source_lang` to `target_lang`.
 
-    - mBART, mBART-50, NLLB, M2M100: codes that the tokenizer knows (Tang et al. 2020, https://arxiv.org/abs/2008.00401;
+    - mBART, mBART-50, NLLB, M2M100: language codes of the tokenizer (Tang et al. 2020, https://arxiv.org/abs/2008.00401;
       https://arxiv.org/abs/2207.04672; Fan et al. 2020, https://arxiv.org/abs/2010.11125)
-    - Marian for several targets: the target's tag in front of the source, as `>>deu<<`
-    - T5: "translate English to German: " in front of the source (Raffel et al. 2020, https://arxiv.org/abs/1910.10683)
-    - others, and mT5 and ByT5, which were not trained to translate: nothing, or with `tag`, where a model is to know
-      several targets, `<2de>` in front of the source (Johnson et al. 2017, https://aclanthology.org/Q17-1024)
+    - Marian with several targets: the tag of the target before the source, such as `>>deu<<`
+    - T5: "translate English to German: " before the source (Raffel et al. 2020, https://arxiv.org/abs/1910.10683)
+    - other models, and mT5 and ByT5, which are not pretrained to translate: nothing, or with `tag` `<2de>` before the
+      source (Johnson et al. 2017, https://aclanthology.org/Q17-1024)
 
-    What is given (not None) is taken as it is. Raises `InputError` for a language that the model does not know, or
-    knows under several codes.
+    Args:
+        tokenizer: the tokenizer of the model.
+        model: the model.
+        source_lang: language of the sources.
+        target_lang: language of the targets.
+        source_code: code to use instead of the detected one.
+        target_code: code to use instead of the detected one.
+        source_prefix: text to put before each source instead of the detected one.
+        tag: the model learns several targets, and each source needs a tag.
+
+    Raises:
+        InputError: the model has no code, or several codes, for a language.
     """
-    found = Direction(source_lang, target_lang, source_prefix=source_prefix or "")
+    result = Direction(source_lang, target_lang, source_prefix=source_prefix or "")
     codes = language_codes(tokenizer)
     if isinstance(tokenizer, MarianTokenizer) and codes:
         if source_prefix is None:
-            found.source_prefix = _code("target", target_lang, target_code, codes) + " "
+            result.source_prefix = _code("target", target_lang, target_code, codes) + " "
     elif codes:
-        found.source_code = _code("source", source_lang, source_code, codes)
-        found.target_code = _code("target", target_lang, target_code, codes)
+        result.source_code = _code("source", source_lang, source_code, codes)
+        result.target_code = _code("target", target_lang, target_code, codes)
     elif source_prefix is not None:
         pass
     elif model.config.model_type == "t5" and not isinstance(tokenizer, ByT5Tokenizer):
-        found.source_prefix = f"translate {_in_english(source_lang)} to {_in_english(target_lang)}: "
+        result.source_prefix = f"translate {_in_english(source_lang)} to {_in_english(target_lang)}: "
     elif tag:
-        found.source_prefix = tag_of(target_lang) + " "
-    return found
+        result.source_prefix = tag_of(target_lang) + " "
+    return result
 
 
 def tag_of(language: str) -> str:
-    """What stands in front of a source that is to be translated to `language`."""
+    """Return the tag before a source whose target language is `language`."""
     return f"<2{language}>"
 
 
 def tags_of(pairs: list[tuple[str, str]]) -> list[str]:
-    """Return the tags that a new model needs to tell the targets of `pairs` apart: none for one target."""
+    """Return the tags by which a new model distinguishes the targets of `pairs`: none for one target."""
     targets = dict.fromkeys(target for _, target in pairs)
     return [tag_of(target) for target in targets] if len(targets) > 1 else []
 
@@ -87,7 +101,7 @@ def tags_of(pairs: list[tuple[str, str]]) -> list[str]:
 def directions_of(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, directions: list[tuple[str, str]], **given: str | None
 ) -> dict[str, Direction]:
-    """Return the direction of each pair by its name, such as `en-de`; arguments and errors as for `direction`."""
+    """Return name -> direction of each pair, such as `en-de`; arguments and errors as for `direction`."""
     several = len({target for _, target in directions}) > 1
     return {
         f"{source}-{target}": direction(tokenizer, model, source, target, **given, tag=several)
@@ -98,15 +112,16 @@ def directions_of(
 def set_directions(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, directions: list[Direction]
 ) -> tuple[set[int], str | None]:
-    """Prepare `model` to write the targets of `directions`: by `set_direction` where it is one.
+    """Prepare `model` to generate the targets of `directions`.
 
-    Returns the sub-tokens for languages that its outputs begin with, and where a row's language is told to the decoder,
-    as `common.training.seq2seq.Seq2SeqTrainer` takes it.
+    Returns:
+        The ids of the language tokens that outputs begin with, and the position of a row's language in the decoder
+        input: `"start"`, `"first"` or None. `common.training.seq2seq.Seq2SeqTrainer` expects both.
     """
     set_direction(tokenizer, model, directions[0])
     if not directions[0].target_code:
         return set(), None
-    codes = {target_id(tokenizer, way.target_code) for way in directions}
+    codes = {target_id(tokenizer, direction.target_code) for direction in directions}
     several = len(codes) > 1
     if begins_with_language(tokenizer):
         return set(), "start" if several else None
@@ -115,38 +130,38 @@ def set_directions(
     return codes, "first" if several else None
 
 
-def set_direction(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, way: Direction) -> None:
-    """Have `tokenizer` mark texts by the languages of `way`, and `model` begin its outputs in the target language."""
-    if not way.target_code:
+def set_direction(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, direction: Direction) -> None:
+    """Set the languages of `direction` in `tokenizer`, and the first token of the outputs of `model`."""
+    if not direction.target_code:
         return
-    mark_texts(tokenizer, way)
-    target = target_id(tokenizer, way.target_code)
+    mark_texts(tokenizer, direction)
+    target = target_id(tokenizer, direction.target_code)
     if begins_with_language(tokenizer):
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = target
     else:
         model.generation_config.forced_bos_token_id = target
 
 
-def mark_texts(tokenizer: PreTrainedTokenizerBase, way: Direction) -> None:
-    """Have `tokenizer` mark texts by the languages of `way`, if it knows languages."""
-    if way.target_code:
-        tokenizer.src_lang, tokenizer.tgt_lang = way.source_code, way.target_code
+def mark_texts(tokenizer: PreTrainedTokenizerBase, direction: Direction) -> None:
+    """Set the languages of `direction` in `tokenizer`, if the tokenizer has language codes."""
+    if direction.target_code:
+        tokenizer.src_lang, tokenizer.tgt_lang = direction.source_code, direction.target_code
 
 
 def begins_with_language(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the decoder begins with the language itself: mBART's alone; others' outputs have it as the first."""
+    """Return whether the language is the decoder's start token (mBART), not the first output token (others)."""
     return isinstance(tokenizer, MBartTokenizer)
 
 
 def target_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int:
-    """The sub-token that stands for a language."""
+    """Return the id of the token of a language."""
     if isinstance(tokenizer, M2M100Tokenizer):
         return tokenizer.get_lang_id(code)
     return tokenizer.convert_tokens_to_ids(code)
 
 
 def language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The codes of languages that a tokenizer knows; none for one that knows nothing of languages."""
+    """Return the language codes of a tokenizer; empty if the tokenizer has none."""
     if isinstance(tokenizer, MarianTokenizer):
         return tokenizer.supported_language_codes
     if isinstance(tokenizer, M2M100Tokenizer):
@@ -157,27 +172,26 @@ def language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _code(side: str, language: str, given: str | None, codes: list[str]) -> str:
-    """The one of `codes` that means `language`: `de` is `de`, `de_DE`, `deu_Latn` or `>>deu<<`."""
+    """Return the one of `codes` that matches `language`: `de` matches `de`, `de_DE`, `deu_Latn` and `>>deu<<`."""
     if given is not None:
-        found = [code for code in codes if code.strip("<>") == given.strip("<>")]
+        matches = [code for code in codes if code.strip("<>") == given.strip("<>")]
         language = given
     else:
-        found = [code for code in codes if code.strip("<>") == language]
-        found = found or [code for code in codes if two_letters(code) == two_letters(language)]
-    if len(found) == 1:
-        return found[0]
-    near = ", ".join(found or sorted(codes)[:8]) + ("" if found else ", ...")
-    raise InputError(
-        f"--{side}_code: the model has {'several codes' if found else 'no code'} for {language!r}; give one of: {near}"
-    )
+        matches = [code for code in codes if code.strip("<>") == language]
+        matches = matches or [code for code in codes if two_letters(code) == two_letters(language)]
+    if len(matches) == 1:
+        return matches[0]
+    choices = ", ".join(matches or sorted(codes)[:8]) + ("" if matches else ", ...")
+    count = "several codes" if matches else "no code"
+    raise InputError(f"--{side}_code: the model has {count} for {language!r}; give one of: {choices}")
 
 
 @cache
 def two_letters(code: str) -> str:
-    """`de` for `de_DE`, `deu_Latn` or `>>deu<<`: the shortest code of the language in the CLDR."""
+    """Return the shortest code of a language in the CLDR: `de` for `de_DE`, `deu_Latn` or `>>deu<<`."""
     language = code.strip("<>").replace("-", "_").split("_")[0].lower()
-    found = get_global("language_aliases").get(language, language)
-    return (found if isinstance(found, str) else language).split("_")[0]
+    alias = get_global("language_aliases").get(language, language)
+    return (alias if isinstance(alias, str) else language).split("_")[0]
 
 
 def _in_english(language: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of several texts as a batch in which no text sees another: each a row of its own, or under a block mask."""
+"""Make batches from rows of several texts that do not attend to each other."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from common.data.corpus import padded, pieces
 from common.errors import tell
 
-#: model types that take a block mask, and number positions from 0; a test compares each with its texts alone
+#: model types that accept a block mask and count positions from 0; a test compares each with separate texts
 FROM_ZERO = frozenset(
     {
         "albert", "bert", "biogpt", "distilbert", "electra", "ernie", "eurobert", "gemma", "gpt2", "gpt_neox", "llama",
         "olmo2", "phi", "qwen2", "qwen3", "smollm3",
     }
 )  # fmt: skip
-#: the same, of model types that number positions from behind the id of padding
+#: the same for model types that count positions from the id of padding plus 1
 FROM_PADDING = frozenset(
     {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
 )
@@ -26,11 +26,11 @@ FROM_PADDING = frozenset(
 
 @dataclass
 class Blocks:
-    """How a model takes rows that hold several texts.
+    """Settings of the block mask for rows of several texts.
 
     Attributes:
-        first: the number of the first position of a text.
-        causal: whether a token sees no token after it.
+        first: number of the first position of a text.
+        causal: whether a token attends only to earlier tokens and itself.
     """
 
     first: int
@@ -38,10 +38,15 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "blocks"], causal: bool) -> Blocks | None:
-    """Return how rows of several texts go through `model` under a block mask; None where each text is to be a row.
+    """Return the settings of a block mask for `model`, or None if each text becomes a row of the batch.
 
-    On a CPU each text is a row, whose padding `common.speed.padding_free` leaves out. On an accelerator rows stay
-    whole, hold no padding, and go through SDPA under a mask of blocks. Positions begin again in each text.
+    On a CPU each text is a row, and `common.speed.padding_free` skips the padding. On an accelerator a row keeps its
+    texts and needs no padding. SDPA separates the texts by a block mask. Positions restart in each text.
+
+    Args:
+        model: the model.
+        pack_as: `--pack_as`; auto selects by hardware.
+        causal: whether a token attends only to earlier tokens and itself.
     """
     if pack_as == "pieces" or (pack_as == "auto" and not torch.accelerator.is_available()):
         return None
@@ -50,28 +55,33 @@ def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "bloc
     if config.model_type not in FROM_ZERO | FROM_PADDING:
         reason = f"not tested with {config.model_type}"
     elif not whole:
-        reason = "attention sees only a part of the row"
+        reason = "attention is not full in all layers"
     elif config._attn_implementation != "sdpa":
         reason = f"attn_implementation is {config._attn_implementation}"
     else:
         return Blocks(config.pad_token_id + 1 if config.model_type in FROM_PADDING else 0, causal)
-    tell(f"no mask of blocks ({reason}): each text becomes a row of the batch, with padding")
+    tell(f"no block mask ({reason}): each text becomes a row of the batch, with padding")
     return None
 
 
 def to_batch(
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_id: int, blocks: Blocks | None = None
 ) -> dict[str, Tensor]:
-    """Make a batch from rows of tokens, labels and the lengths of their pieces. Without `blocks`
+    """Make a batch from rows.
 
-        input_ids attention_mask labels                   of shape (pieces, longest)
-        owner                                             which row a piece is from, of shape (pieces,)
+    Args:
+        rows: tokens, labels and the lengths of the pieces of each row.
+        pad_id: id of the padding token.
+        blocks: settings of the block mask; None to make each piece a row of the batch.
 
-    and with `blocks`
-
-        input_ids position_ids labels real                of shape (rows, longest); `real` is 0 at padding
-        attention_mask                                    of shape (rows, 1, longest, longest), True where a token
-                                                          sees another; padding is a piece of its own
+    Returns:
+        Without `blocks`:
+            input_ids, attention_mask, labels: shape (pieces, longest).
+            owner: row that a piece belongs to, shape (pieces,).
+        With `blocks`:
+            input_ids, position_ids, labels, real: shape (rows, longest); `real` is 0 at padding.
+            attention_mask: shape (rows, 1, longest, longest), True where a token attends to another. Padding forms a
+                separate piece.
     """
     if blocks is None:
         parts = [(pieces(ids, lengths), pieces(labels, lengths)) for ids, labels, lengths in rows]

@@ -1,4 +1,4 @@
-"""Rows from files or the hub, checked before anything is trained. Errors name file and line."""
+"""Load rows from files or the hub and check them before training. Problems name file and line."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,11 +24,11 @@ from common.data.files import (
 )
 from common.errors import InputError, Problems, tell, warn
 
-CARVE_SEED = 0  # not --seed: runs with other seeds must be scored on the same rows
+CARVE_SEED = 0  # not --seed: runs with different seeds need the same validation rows
 
-MOST_LABELS = 10_000  # a column of texts or numbers taken for labels would make a head of gigabytes
+MOST_LABELS = 10_000  # a column of texts or numbers used as labels would make a head of gigabytes
 
-#: errors of `datasets` when it cannot find, fetch or read a data set
+#: errors of `datasets` when a data set is missing, unreachable or unreadable
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, DatasetsError, ArrowException)
 
 # Hub data sets and folders saved by datasets
@@ -38,15 +38,15 @@ def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
     name = args.dataset_name
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-            found = datasets.load_from_disk(name)
+            loaded = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name, args.dataset_config_name)
+            loaded = datasets.load_dataset(name, args.dataset_config_name)
     except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--dataset_name {name}: {reason}; without a network give a folder saved by datasets, or --train_file"
+            f"--dataset_name {name}: {reason}; without a network, give a saved folder, or --train_file"
         ) from None
-    splits = found if isinstance(found, dict) else {"train": found}
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
 
     def rows(split: Dataset, title: str) -> Iterator[Located]:
         decode = _class_label_decoder(split.features)
@@ -70,24 +70,24 @@ def load_splits(
     carve_by: str | None = None,
     optional: dict[str, str] | None = None,
 ) -> DatasetDict:
-    """Load the data of a run, and check every row.
+    """Load the data of a run and check each row.
 
-    A missing validation split is carved from train: the same rows for every seed, counted on the terminal.
+    Without validation rows, some training rows are split off: the same rows for each seed, with their number printed.
 
     Args:
-        args: which files, or which data set.
-        columns: the recipe's name of a column -> its name in the user's data. Only these columns are kept, and `id`,
-            which is the row's number when the row has none.
-        check: yields a sentence for each thing that is wrong with a row.
-        list_columns: columns of lists. A CSV cell holds one as JSON, or as words separated by spaces.
-        readers: the formats of the task's files, by ending (see `read_file`).
-        read: reads a file in place of `read_file`.
-        unique_ids: whether two rows of a split with the same `id` are an error.
-        carve_by: rows with one value in this column stay on one side when validation rows are carved.
-        optional: further columns like `columns`; a row without one has None there.
+        args: names the files or the data set.
+        columns: the recipe's name of a column -> the name in the user's data. Other columns are dropped, except `id`.
+            Without `id`, the number of the row is its id.
+        check: yields the problems of a row.
+        list_columns: columns of lists. A CSV cell contains JSON, or words separated by spaces.
+        readers: file formats of the task, by ending (see `read_file`).
+        read: reads a file, instead of `read_file`.
+        unique_ids: reject rows of a split with the same `id`.
+        carve_by: column; rows with the same value stay together when validation rows are split off.
+        optional: more columns like `columns`; None in rows without them.
 
     Returns:
-        The splits train, validation and, if there is one, test.
+        The splits train, validation and, if given, test.
 
     Raises:
         InputError: up to ten problems, each with file and line.
@@ -97,10 +97,10 @@ def load_splits(
     sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
-        warn(f"splits that are not used: {', '.join(unused)}; used are those named {', '.join(SPLITS)}")
+        warn(f"unused splits: {', '.join(unused)}; the recipe reads {', '.join(SPLITS)}")
     if "train" not in sources:
-        there = f"; splits there: {', '.join(sources)}" if args.dataset_name else ""
-        raise InputError(f"no training rows{there}; give --train_file or a --dataset_name with a train split")
+        known = f"; its splits: {', '.join(sources)}" if args.dataset_name else ""
+        raise InputError(f"no training rows{known}; give --train_file, or a --dataset_name with a train split")
     problems = Problems()
     splits = {}
     for split in SPLITS:
@@ -108,7 +108,7 @@ def load_splits(
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
             rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems, optional)
-            splits[split] = list(_without_twins(rows, problems) if unique_ids else (row for _, row in rows))
+            splits[split] = list(_check_unique_ids(rows, problems) if unique_ids else (row for _, row in rows))
     problems.check()
     _warn_of_shared_files(files)
     data = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
@@ -132,43 +132,53 @@ def checked(
     problems: Problems,
     optional: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """Place and row of each row of `source` that nothing is wrong with, as `load_splits` describes.
+    """Yield the place and the row of each valid row; add the problems of the others to `problems`.
 
-    What is wrong goes to `problems`.
+    Args:
+        source: rows with their places.
+        place: file or data set, for messages.
+        columns: see `load_splits`.
+        check: see `load_splits`.
+        list_columns: columns whose strings are parsed into lists.
+        max_chars: most characters of a row.
+        problems: collects the problems.
+        optional: see `load_splits`.
     """
     count = 0
-    for where, found in source:
+    for where, item in source:
         count += 1
-        if isinstance(found, str):
-            problems.add(where, found)
+        if isinstance(item, str):
+            problems.add(where, item)
             continue
-        missing = [theirs for theirs in columns.values() if theirs not in found]
+        missing = [theirs for theirs in columns.values() if theirs not in item]
         if missing:
             problems.add(
                 where,
-                f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, found)) or 'none'}; "
-                "name yours by the arguments that end in _column_name",
+                f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, item)) or 'none'}; "
+                "name yours with the arguments that end in _column_name",
             )
             continue
-        row = {ours: found[theirs] for ours, theirs in columns.items()}
-        row |= {ours: found.get(theirs) for ours, theirs in (optional or {}).items()}
+        row = {ours: item[theirs] for ours, theirs in columns.items()}
+        row |= {ours: item.get(theirs) for ours, theirs in (optional or {}).items()}
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])
-        wrong = list(check(row)) or list(_too_long(row, max_chars))
-        for message in wrong:
+        messages = list(check(row)) or list(_too_long(row, max_chars))
+        for message in messages:
             problems.add(where, message)
-        if not wrong:
-            yield where, row | {"id": str(found.get("id", count))}
+        if not messages:
+            yield where, row | {"id": str(item.get("id", count))}
     if count == 0:
-        problems.add(place, "holds no rows")
+        problems.add(place, "contains no rows; add some")
 
 
-def _without_twins(rows: Iterable[tuple[str, Row]], problems: Problems) -> Iterator[Row]:
+def _check_unique_ids(rows: Iterable[tuple[str, Row]], problems: Problems) -> Iterator[Row]:
     places: dict[str, str] = {}
     for where, row in rows:
         if row["id"] in places:
-            problems.add(where, f"id {row['id']!r} is that of {places[row['id']]}; each row needs its own")
+            problems.add(
+                where, f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id"
+            )
         places.setdefault(row["id"], where)
         yield row
 
@@ -185,12 +195,12 @@ def _carve_validation(data: DatasetDict, percentage: int, by: str | None) -> Non
     groups = np.arange(rows) if by is None else np.unique(data["train"][by][:], return_inverse=True)[1]
     count = groups.max() + 1
     if count < 2:
-        one = "one training row" if by is None else f"training rows with one {by}"
-        raise InputError(f"{one} is too few to carve validation rows from; give --validation_file")
-    drawn = np.random.default_rng(CARVE_SEED).permutation(count)[: max(1, count * percentage // 100)]
-    carved = np.isin(groups, drawn)
+        few = "one training row" if by is None else f"training rows with one {by}"
+        raise InputError(f"{few}: too few to split off validation rows; give --validation_file")
+    selected = np.random.default_rng(CARVE_SEED).permutation(count)[: max(1, count * percentage // 100)]
+    carved = np.isin(groups, selected)
     data["train"], data["validation"] = (data["train"].select(np.flatnonzero(p)) for p in (~carved, carved))
-    tell(f"no validation data given: {carved.sum()} of the {rows} training rows are carved for it")
+    tell(f"no validation data given: {carved.sum()} of {rows} training rows are split off for validation")
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:
@@ -198,19 +208,23 @@ def _warn_of_shared_files(files: dict[str, str | None]) -> None:
     for i, (split, file) in enumerate(given):
         for other_split, other in given[i + 1 :]:
             if file.samefile(other) or file.read_bytes() == other.read_bytes():
-                warn(f"{split} and {other_split} are the same file ({other}): the {other_split} scores say nothing")
+                warn(f"{other}: same content as the {split} file; {other_split} scores mean nothing; use other rows")
 
 
 def label_names(data: DatasetDict, column: str) -> list[str]:
-    """All labels in list column `column` of any split, sorted; warns of those that training never sees."""
+    """Return the sorted labels in list column `column` of all splits, and warn of labels missing from train.
+
+    Raises:
+        InputError: there are more than `MOST_LABELS` labels.
+    """
     seen = {split: {label for row in rows[column] for label in row} for split, rows in data.items()}
     names = sorted(set().union(*seen.values()))
     if len(names) > MOST_LABELS:
         raise InputError(
-            f"{column}: {len(names):,} different labels, more than {MOST_LABELS:,}; is it the right column?"
+            f"{column}: {len(names):,} different labels, more than {MOST_LABELS:,}; choose a column of labels"
         )
     unseen = [name for name in names if name not in seen["train"]]
     if unseen:
         splits = [split for split in seen if split != "train" and seen[split] & set(unseen)]
-        warn(f"seen in {' and '.join(splits)} but never in training, so they cannot be learned: {', '.join(unseen)}")
+        warn(f"labels of {' and '.join(splits)} that training never sees and cannot learn: {', '.join(unseen)}")
     return names

@@ -1,75 +1,81 @@
-"""Documents to sentences, and to pieces that a model can read, which join to the document again."""
+"""Split documents into sentences, and into pieces that fit a model and join to the same document."""
 
 import re
 from collections.abc import Callable
 
-#: the end of a sentence: its mark, what may close after it, and the blanks before what can begin another
+#: end of a sentence: final punctuation, closing quotes and brackets, and the whitespace before the next sentence
 _END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[¿¡]*[\w])|(?<=[。！？])[」』”）]*")
-#: where a sentence that is too long for a model is split, the best place first
+#: places to split a sentence that is too long for a model, best first
 _WEAKER = (re.compile(r"(?<=[;:—–])\s+"), re.compile(r"(?<=[,、，])\s*"), re.compile(r"\s+"))
 _ABBREVIATION = re.compile(
     r"(?:^|\W)(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w|\d{1,2})\.\s*$"
 )
 
-#: a piece, and what stands between it and the next
+#: a piece, and the text between it and the next piece
 Piece = tuple[str, str]
 
 
 def pieces(text: str, fits: Callable[[str], bool]) -> list[Piece]:
-    """`text` cut into pieces that `fits` says a model can read, each with the blanks after it; joined they are `text`.
+    """Split `text` into pieces that fit a model. The joined pieces are `text` again.
 
-    A text that fits and is one line stays as it is. Else each line is split into sentences, and a sentence that is too
-    long at its semicolons, commas, and at last between words. What has no blank and is too long is cut between
-    characters. Nothing is left out.
+    A line that fits stays one piece. A longer line is split into sentences. A longer sentence is split at semicolons,
+    then commas, then between words, and finally between characters.
+
+    Args:
+        text: the document.
+        fits: returns whether the model can read a text at once.
+
+    Returns:
+        The pieces, each with the whitespace after it.
     """
     body = text.rstrip()
-    found: list[Piece] = []
+    result: list[Piece] = []
     for line, newline in _parts(body, re.compile(r"\s*\n\s*")):
         parts = [(line, "")] if fits(line) else _fitting(_sentences(line), fits, 0)
         parts[-1] = (parts[-1][0], parts[-1][1] + newline)
-        found += parts
-    found[-1] = (found[-1][0], found[-1][1] + text[len(body) :])
-    return found
+        result += parts
+    result[-1] = (result[-1][0], result[-1][1] + text[len(body) :])
+    return result
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of `text`, in order; a line break ends one too. Nothing but blanks is left out."""
+    """Split `text` into sentences, in order; a line break ends a sentence too. Only whitespace is dropped."""
     return [part for line in text.splitlines() for part, _ in _sentences(line.strip()) if part.strip()]
 
 
 def joined(translated: list[str], cut: list[Piece]) -> str:
-    """Translations of pieces with what stood between these."""
+    """Join the translations of the pieces `cut` with the text between the pieces."""
     return "".join(text + after for text, (_, after) in zip(translated, cut, strict=True))
 
 
 def _parts(text: str, places: re.Pattern) -> list[Piece]:
-    found, start = [], 0
+    parts, start = [], 0
     for place in places.finditer(text):
         if place.end() < len(text) and place.start() > start:
-            # what closes a sentence stays with it, and only blanks stand between two
+            # closing punctuation stays with its sentence; only whitespace separates two sentences
             after = len(place[0]) - len(place[0].lstrip()) if place[0][:1].isspace() else len(place[0].rstrip())
             middle = place.start() if place[0][:1].isspace() else place.start() + after
-            found.append((text[start:middle], text[middle : place.end()]))
+            parts.append((text[start:middle], text[middle : place.end()]))
             start = place.end()
-    return [*found, (text[start:], "")]
+    return [*parts, (text[start:], "")]
 
 
 def _sentences(line: str) -> list[Piece]:
-    found: list[Piece] = []
+    result: list[Piece] = []
     for text, after in _parts(line, _END):
-        if found and _ABBREVIATION.search(found[-1][0]):
-            before, between = found.pop()
+        if result and _ABBREVIATION.search(result[-1][0]):
+            before, between = result.pop()
             text = before + between + text
-        found.append((text, after))
-    return found
+        result.append((text, after))
+    return result
 
 
 def _fitting(parts: list[Piece], fits: Callable[[str], bool], level: int) -> list[Piece]:
-    """`parts`, those that are too long split further, and neighbours from such a split joined while they fit."""
-    found: list[Piece] = []
+    """Split the `parts` that are too long, then merge neighbours of one split while they fit."""
+    result: list[Piece] = []
     for text, after in parts:
         if not text or fits(text):
-            found.append((text, after))
+            result.append((text, after))
             continue
         if level < len(_WEAKER):
             smaller = _fitting(_parts(text, _WEAKER[level]), fits, level + 1)
@@ -83,17 +89,17 @@ def _fitting(parts: list[Piece], fits: Callable[[str], bool], level: int) -> lis
             else:
                 merged.append(piece)
         merged[-1] = (merged[-1][0], merged[-1][1] + after)
-        found += merged
-    return found
+        result += merged
+    return result
 
 
 def _between_characters(text: str, fits: Callable[[str], bool]) -> list[Piece]:
-    found, start, length = [], 0, len(text)
+    result, start, length = [], 0, len(text)
     while start < len(text):
-        # from what fitted last: to try all that is left takes quadratic time
+        # start near the last length that fitted: starting from the whole rest takes quadratic time
         length = min(2 * length, len(text) - start)
         while length > 1 and not fits(text[start : start + length]):
             length = length * 2 // 3
-        found.append((text[start : start + length], ""))
+        result.append((text[start : start + length], ""))
         start += length
-    return found
+    return result

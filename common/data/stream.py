@@ -1,10 +1,11 @@
-"""Texts that fit neither into memory nor onto the disk: read, shuffled and packed while they are trained on.
+"""Read, shuffle and pack texts during training, for corpora that exceed memory and disk.
 
-The rows of a run are numbered. Which texts are in row n follows from the files, the seed and `--stream_shares` alone,
-not from how many processes and workers read them: row n is the next row of share n modulo shares. A share reads its
-texts in windows of `--shuffle_buffer`, shuffles each window, and packs its texts into rows; what does not fill a row at
-the end of a window goes to the next. So the place of a share is told by where its window began, what was left over
-there, and the number of rows taken from it since: a few numbers, which a checkpoint keeps.
+The stream has a fixed number of shares. Row n of a run is the next row of share n modulo `--stream_shares`. The texts
+of a row depend only on the files, the seed and `--stream_shares`, not on the number of processes and workers.
+
+A share reads texts in windows of `--shuffle_buffer`, shuffles each window, and packs its texts into rows. The
+unfinished row at the end of a window moves to the next window. A checkpoint stores the position
+of a share: the start of its window, the unfinished row at that start, and the number of rows since.
 """
 
 import json
@@ -38,23 +39,34 @@ from common.data.rows import UNREADABLE, checked
 from common.data.workers import ignore_group_signals
 from common.errors import InputError, Problems, tell, warn
 
-HELD_OUT = 1000  # texts for validation where none are given, and that are read of a hub data set's other splits
-TOKENIZER_TEXTS = 100_000  # from which a new tokenizer learns
+HELD_OUT = 1000  # texts held out for validation, and texts read from other splits of a hub data set
+TOKENIZER_TEXTS = 100_000  # training texts of a new tokenizer
 ENCODED_TOGETHER = 256
 STATE = "stream_{}.json"
 
 
 @dataclass
 class Shard:
-    """A part of the stream that is read from its beginning: a file, or a part of a hub data set."""
+    """A part of the stream that is read from its start: a file, or a part of a hub data set.
+
+    Attributes:
+        name: the file, or the name of the part.
+        read: returns the rows from the start.
+        bytes: size of the file when the run began; None for a hub data set.
+        held_out: number of texts at the start that are kept for validation.
+    """
 
     name: str
     read: Callable[[], Iterator[Located]]
-    bytes: int | None = None  # of a file, when the run began
-    held_out: int = 0  # texts at its beginning that are kept for validation
+    bytes: int | None = None
+    held_out: int = 0
 
     def texts(self, args: CorpusArguments) -> Iterator[str]:
-        """The texts, blank ones included. Raises `InputError` with file and line for one that is none."""
+        """Yield the texts, including blank ones.
+
+        Raises:
+            InputError: a row has no valid text, with file and line, or the file changed its size.
+        """
         for where, row in self.read():
             text = row.get(args.text_column_name) if isinstance(row, dict) else None
             if isinstance(text, str) and len(text) <= args.max_chars:
@@ -70,44 +82,45 @@ class Shard:
         if self.bytes is None:
             return
         file = Path(self.name)
-        size = file.stat().st_size if file.is_file() else None  # it may be gone though it could be read to its end
+        size = (
+            file.stat().st_size if file.is_file() else None
+        )  # a file deleted during reading is still readable to its end
         if size != self.bytes:
-            now = "is gone" if size is None else f"has {size:,} bytes now"
+            now = "deleted" if size is None else f"changed to {size:,} bytes"
             raise InputError(
-                f"{self.name}: {now}, and had {self.bytes:,} bytes when the run began, so that texts may be missing; "
-                "put it back as it was"
+                f"{self.name}: {now} during the run, from {self.bytes:,} bytes; texts may be missing; restore the file"
             )
 
 
 @dataclass
 class Texts:
-    """What a run with `--streaming` reads: shards to train on, and other splits in memory."""
+    """The data of a run with `--streaming`: shards for training, and the other splits in memory."""
 
     shards: list[Shard]
     splits: DatasetDict = field(default_factory=DatasetDict)
 
     def names(self) -> Dataset:
-        """The names of the shards, by which a run that goes on is known to read the same."""
+        """Return the names of the shards, to check that a resumed run reads the same files."""
         return Dataset.from_dict({"shard": [shard.name for shard in self.shards]})
 
     def sample(self, args: CorpusArguments, count: int = TOKENIZER_TEXTS) -> Dataset:
-        """The first texts to train on, as column `text`."""
-        found = chain.from_iterable(islice(shard.texts(args), shard.held_out, None) for shard in self.shards)
-        return Dataset.from_dict({"text": list(islice((text for text in found if text.strip()), count))})
+        """Return the first `count` training texts, as column `text`."""
+        texts = chain.from_iterable(islice(shard.texts(args), shard.held_out, None) for shard in self.shards)
+        return Dataset.from_dict({"text": list(islice((text for text in texts if text.strip()), count))})
 
 
 def check_streaming(data_args: CorpusArguments, args: TrainingArguments) -> None:
-    """Raise `InputError` for arguments that do not go together with `--streaming`."""
+    """Raise `InputError` for arguments that contradict `--streaming`."""
     if not data_args.streaming:
         if data_args.stream_shares is not None:
-            raise InputError("--stream_shares: only with --streaming")
+            raise InputError("--stream_shares: needs --streaming true")
         return
     if not (data_args.train_file or data_args.dataset_name):
-        raise InputError("--streaming: give --train_file or --dataset_name")
+        raise InputError("--streaming: no training data; give --train_file or --dataset_name")
     if args.max_steps < 1:
-        raise InputError("--streaming: give --max_steps, since the length of a stream is not known")
+        raise InputError("--streaming: the length of a stream is unknown; give --max_steps")
     if data_args.max_train_samples is not None:
-        raise InputError("--max_train_samples: not with --streaming; --max_steps says how much is trained on")
+        raise InputError("--max_train_samples: does not work with --streaming; limit training by --max_steps")
 
 
 @dataclass
@@ -115,27 +128,27 @@ class Corpus:
     """The texts of a run.
 
     Attributes:
-        texts: the splits in memory; without `train` if that is a stream.
-        stream: the training texts, if they are read while training.
+        texts: the splits in memory, without `train` if that is streamed.
+        stream: the training texts, if they are streamed.
     """
 
     texts: DatasetDict
     stream: Texts | None = None
 
     def recorded(self) -> dict[str, Dataset]:
-        """Return what identifies the data of the run: its rows, or the names of what is streamed."""
+        """Return the data that identifies the run: its rows, or the names of the streamed shards."""
         return {**self.texts, "train": self.stream.names()} if self.stream else self.texts
 
     def training_texts(self, args: CorpusArguments) -> Dataset:
-        """Return the training texts, or the first of a stream."""
+        """Return the training texts, or the first texts of a stream."""
         return self.stream.sample(args) if self.stream else self.texts["train"]
 
 
 def open_corpus(args: CorpusArguments, training: TrainingArguments) -> Corpus:
-    """Load the texts that `args` names, or open the stream of training texts under `--streaming`.
+    """Load the texts that `args` names; with `--streaming`, open the stream of training texts instead.
 
     Raises:
-        InputError: for broken rows, with file and line; for arguments that do not go with `--streaming`.
+        InputError: rows are invalid, with file and line, or arguments contradict `--streaming`.
     """
     check_streaming(args, training)
     stream = open_texts(args) if args.streaming else None
@@ -146,10 +159,12 @@ def open_corpus(args: CorpusArguments, training: TrainingArguments) -> Corpus:
 
 
 def open_texts(args: CorpusArguments) -> Texts:
-    """The shards to train on, the first text of each looked at, and the other splits.
+    """Open the training shards, check the first text of each, and load the other splits.
 
-    Without `--validation_file`, or a split of that name, the first `--max_eval_samples` texts (1,000) are held out.
-    Raises `InputError` where a shard holds no text, or what is there is none.
+    Without validation texts, the first `--max_eval_samples` texts of the stream (1,000 if not given) are held out.
+
+    Raises:
+        InputError: a shard has no texts, or an invalid one.
     """
     limits = {"validation": args.max_eval_samples, "test": args.max_predict_samples}
     splits = {}
@@ -166,10 +181,10 @@ def open_texts(args: CorpusArguments) -> Texts:
                 rows = load_texts(path, args)
                 splits[split] = rows.select(range(min(len(rows), limits[split] or len(rows))))
     problems = Problems()
-    for shard in shards:  # nothing can be said of the rest before it is read
+    for shard in shards:  # the other texts are checked when they are read
         try:
             if next(shard.texts(args), None) is None:
-                problems.add(shard.name, "holds no rows")
+                problems.add(shard.name, "contains no rows; add some")
         except InputError as error:
             problems.count += 1
             problems.shown.append(str(error))
@@ -181,34 +196,34 @@ def open_texts(args: CorpusArguments) -> Texts:
 
 def _file_shard(path: Path, args: CorpusArguments) -> Shard:
     if path.suffix.lower() == ".json":
-        raise InputError(f"{path}: a .json file is read as a whole, so it cannot be streamed; write it as .jsonl")
+        raise InputError(f"{path}: a .json file cannot be streamed; convert it to .jsonl")
     return Shard(str(path), partial(read_texts, str(path), args.text_unit, args.max_chars), path.stat().st_size)
 
 
 def _hold_out(shards: list[Shard], args: CorpusArguments) -> Dataset:
-    found: list[str] = []
+    texts: list[str] = []
     count = args.max_eval_samples or HELD_OUT
     for shard in shards:
-        here = list(islice(shard.texts(args), count - len(found)))
-        shard.held_out = len(here)
-        found += here
-        if len(found) == count:
+        first = list(islice(shard.texts(args), count - len(texts)))
+        shard.held_out = len(first)
+        texts += first
+        if len(texts) == count:
             break
-    # a share of shards with nothing left would have nothing to give
+    # drop shards without training texts: a share of only these would yield no rows
     shards[:] = [s for s in shards if not s.held_out or any(True for _ in islice(s.texts(args), s.held_out, None))]
     if not shards:
         raise InputError(
-            f"--streaming: all {len(found)} texts of the stream would be held out for validation, and none be trained "
-            "on; give --validation_file, or a smaller --max_eval_samples"
+            f"--streaming: all {len(texts)} texts of the stream would be held out for validation; give "
+            "--validation_file, or a smaller --max_eval_samples"
         )
-    tell(f"no validation data given: the first {len(found)} texts of the stream are held out for it")
-    return _dataset(found, "validation")
+    tell(f"no validation data given: the first {len(texts)} texts of the stream are held out for validation")
+    return _dataset(texts, "validation")
 
 
 def _dataset(texts: Iterator[str] | list[str], split: str) -> Dataset:
     kept = [text for text in texts if text.strip()]
     if not kept:
-        raise InputError(f"{split}: every text is blank")
+        raise InputError(f"{split}: every text is blank; give texts")
     return Dataset.from_dict({"text": kept, "id": [str(i) for i in range(1, len(kept) + 1)]})
 
 
@@ -216,23 +231,24 @@ def _hub_splits(args: CorpusArguments) -> dict[str, list[Shard]]:
     name = args.dataset_name
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-            found = datasets.load_from_disk(name)
-            found = found if isinstance(found, dict) else {"train": found}
-            found = {title: split.to_iterable_dataset() for title, split in found.items()}
+            loaded = datasets.load_from_disk(name)
+            loaded = loaded if isinstance(loaded, dict) else {"train": loaded}
+            splits = {title: split.to_iterable_dataset() for title, split in loaded.items()}
         else:
-            found = datasets.load_dataset(name, args.dataset_config_name, streaming=True)
+            splits = datasets.load_dataset(name, args.dataset_config_name, streaming=True)
     except UNREADABLE as error:
         raise InputError(
-            f"--dataset_name {name}: {_first_line(error)}; without a network give a folder, or --train_file"
+            f"--dataset_name {name}: {_first_line(error)}; without a network, give a saved folder, or --train_file"
         ) from None
-    if "train" not in found:
-        raise InputError(f"--dataset_name {name}: no training rows; splits there: {', '.join(found)}")
+    if "train" not in splits:
+        known = ", ".join(splits)
+        raise InputError(f"--dataset_name {name}: no split train; its splits: {known}; choose another data set")
     return {
         title: [
             Shard(f"{name} [{title}] {i}", partial(_hub_rows, stream, i, f"{name} [{title}], part {i}"))
             for i in range(stream.num_shards)
         ]
-        for title, stream in found.items()
+        for title, stream in splits.items()
     }
 
 
@@ -242,8 +258,8 @@ def _hub_rows(stream: datasets.IterableDataset, shard: int, place: str) -> Itera
         for row in stream.shard(num_shards=stream.num_shards, index=shard):
             number += 1
             yield f"{place}, row {number}", row
-    except UNREADABLE as error:  # of the network, of a missing file, of a row that cannot be read
-        yield f"{place}, row {number + 1}", f"the stream ends early: {_first_line(error)}"
+    except UNREADABLE as error:
+        yield f"{place}, row {number + 1}", f"the stream ended early: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -254,21 +270,21 @@ def _first_line(error: Exception) -> str:
 
 
 class _Share:
-    """A share of the texts as rows, without end: pass after pass, the shards in another order in each.
+    """An endless sequence of rows from a share of the texts. Each pass over the texts has another order of shards.
 
-    A window ends where a pass does. Where there are as many shards as shares or more, shards are dealt out, else the
-    texts of each.
+    The end of a pass also ends a window. With at least as many shards as shares, each share gets whole shards.
+    Otherwise each share gets a part of the texts of each shard.
     """
 
     def __init__(self, stream: "TextStream", number: int):
         self.stream, self.number = stream, number
 
     def rows(self, start: dict[str, Any]) -> Iterator[tuple[Row, dict[str, Any] | None]]:
-        """Rows from the beginning of a window on; with the first row of each window its `start`."""
+        """Yield rows from the window `start` on; the first row of each window comes with the start of that window."""
         stream, args = self.stream, self.stream.args
         turn, *place = start["next"]
         texts = self._texts(turn, *place)
-        whole, empty = not any(place), True  # whether the pass is seen from its beginning, and has given no row
+        whole, empty = not any(place), True  # the pass is read from its start; the pass has given no row
         while True:
             window = list(islice(texts, args.shuffle_buffer))
             order = np.random.default_rng([stream.seed, self.number, start["window"]]).permutation(len(window))
@@ -290,31 +306,30 @@ class _Share:
             empty = empty and number == start["rows"] and left == start["left"]
             if len(window) == args.shuffle_buffer:
                 following = window[-1][0]
-            else:  # the pass is over, and the next has windows of its own
+            else:  # the pass ended; the next pass starts a new window
                 if whole and empty:
                     raise InputError(
-                        f"share {self.number + 1} of {stream.shares} holds no text of {stream.least} sub-tokens or "
-                        "more; give more texts, or fewer --stream_shares (without it, as many as processes times "
-                        "--dataloader_num_workers)"
+                        f"share {self.number + 1} of {stream.shares} has no text of {stream.least} or more tokens; "
+                        "give more texts, or lower --stream_shares (default: processes times --dataloader_num_workers)"
                     )
                 following = [turn + 1, 0, 0]
                 turn, whole, empty = turn + 1, True, True
                 texts = self._texts(*following)
                 if self.number == 0 and turn == 1:
-                    tell("the training texts have been read once and are begun again, in another order")
+                    tell("end of data: starting another pass with a new shuffle")
             start = {"next": following, "window": start["window"] + 1, "rows": number, "left": left}
 
     def _long_enough(self, encoded: Iterator[Marked]) -> Iterator[Marked]:
         return (pair for pair in encoded if len(pair[0]) >= self.stream.least)
 
     def _texts(self, turn: int, place: int, first: int) -> Iterator[tuple[list[int], str]]:
-        """Texts of a pass with the place of what comes after: pass, shard in its order, number in the shard."""
+        """Yield the texts of a pass, each with the place after it: pass, shard in its order, number in the shard."""
         stream, shares = self.stream, self.stream.shares
         order = np.random.default_rng([stream.seed, turn]).permutation(len(stream.shards))
         by_shard = len(order) >= shares
-        mine = order[self.number :: shares] if by_shard else order
-        for at in range(place, len(mine)):
-            shard = stream.shards[mine[at]]
+        selected = order[self.number :: shares] if by_shard else order
+        for at in range(place, len(selected)):
+            shard = stream.shards[selected[at]]
             first = max(first, shard.held_out)
             for number, text in enumerate(islice(shard.texts(stream.args), first, None), first):
                 if by_shard or (number + at) % shares == self.number:
@@ -327,7 +342,7 @@ def _copied(row: Row) -> Row:
 
 
 class _Reader(IterableDataset):
-    """The rows of a process, from its row `first` on; of several workers each reads shares of its own."""
+    """The rows of a process from its row `first` on. Each worker reads different shares."""
 
     def __init__(self, stream: "TextStream", first: int, places: dict[int, dict[str, Any]]):
         self.stream, self.first, self.places = stream, first, places
@@ -345,15 +360,25 @@ class _Reader(IterableDataset):
                     shares[share] = islice(_Share(self.stream, share).rows(place["start"]), place["taken"], None)
                 yield next(shares[share])
                 number += workers * self.stream.processes
-        except InputError as error:  # as an item: torch would wrap what is raised in a worker into its traceback
+        except InputError as error:  # yield the message: torch wraps an exception of a worker in a traceback
             yield str(error)
 
 
 class TextStream(TorchDataset):
-    """The rows of a run by their number; a process asks for its own (rank, rank + processes, ...) one after the other.
+    """The numbered rows of a run. A process requests rows rank, rank + processes, ... in this order.
 
-    `encode` gives the sub-tokens and marks of texts, as `common.data.corpus.encode`; `ends` the special tokens around a
-    text. Rows are those of `common.data.corpus.blocks_of`, all but the last filled up, with their number as `row`.
+    Rows have the columns of `common.data.corpus.blocks_of`, and `row`, their number.
+
+    Args:
+        texts: the shards.
+        encode: returns tokens and marks of texts, see `common.data.corpus.encode`.
+        ends: special tokens before and after each text.
+        least: fewest tokens of a text; shorter texts are dropped.
+        args: length and packing of rows, shuffle buffer and shares.
+        training: seed, processes and workers.
+
+    Raises:
+        InputError: `--stream_shares` is not a multiple of the readers.
     """
 
     def __init__(
@@ -373,43 +398,47 @@ class TextStream(TorchDataset):
         self.shares = args.stream_shares or readers
         if self.shares % readers:
             raise InputError(
-                f"--stream_shares {self.shares}: {self.processes} processes with {self.workers} workers each read "
-                f"them; needed: a multiple of {readers}"
+                f"--stream_shares {self.shares}: does not divide among {self.processes} processes with "
+                f"{self.workers} workers each; give a multiple of {readers}"
             )
-        self.rows = 0  # of the run: the trainer sets it
+        self.rows = 0  # number of rows of the run; the trainer sets it
         self.go_to(None)
 
     def __len__(self) -> int:
         return self.rows
 
     def go_to(self, checkpoint: str | None) -> None:
-        """Begin at the place that `save` kept in a checkpoint folder, or at the first row."""
+        """Move to the position that `save` wrote into folder `checkpoint`, or to the first row if None.
+
+        Raises:
+            InputError: the checkpoint has another number of shares.
+        """
         self.close()
         start = {"next": [0, 0, 0], "window": 0, "rows": 0, "left": empty_row()}
         self._number = self.rank
         places = {share: {"start": start, "taken": 0} for share in range(self.shares)}
         if checkpoint is not None:
-            kept = [json.loads(path.read_text(encoding="utf-8")) for path in Path(checkpoint).glob(STATE.format("*"))]
-            if not kept or {state["shares"] for state in kept} != {self.shares}:
-                shares = kept[0]["shares"] if kept else "no"
+            states = [json.loads(path.read_text(encoding="utf-8")) for path in Path(checkpoint).glob(STATE.format("*"))]
+            if not states or {state["shares"] for state in states} != {self.shares}:
+                shares = states[0]["shares"] if states else "no"
                 raise InputError(f"{checkpoint}: its run had {shares} shares; give --stream_shares {shares}")
-            for state in kept:
+            for state in states:
                 places |= {int(share): place for share, place in state["places"].items()}
-            self._number = kept[0]["row"] + self.rank
-            self._warn_of_changes(kept[0]["bytes"])
+            self._number = states[0]["row"] + self.rank
+            self._warn_of_changes(states[0]["bytes"])
         self._places = places
-        own = [share for share in range(self.shares) if share % self.processes == self.rank]
-        self._windows = {share: [places[share]["start"]] for share in own}
+        assigned = [share for share in range(self.shares) if share % self.processes == self.rank]
+        self._windows = {share: [places[share]["start"]] for share in assigned}
 
     def _warn_of_changes(self, then: dict[str, int | None]) -> None:
         changed = [shard.name for shard in self.shards if shard.bytes != then[shard.name]]
         if changed:
             warn(
-                f"{', '.join(changed[:10])}: other bytes than when the run was stopped; goes on by the number of texts"
+                f"{', '.join(changed[:10])}: size changed since the checkpoint; continuing at the same number of texts"
             )
 
     def save(self, folder: str | Path, row: int) -> None:
-        """Keep the place of each share of this process as of `row`, a multiple of the processes, in `folder`."""
+        """Write the position of each share of this process at `row`, a multiple of the processes, into `folder`."""
         places = {}
         for share, windows in self._windows.items():
             taken = max(0, -(-(row - share) // self.shares))  # rows of the share before `row`
@@ -438,11 +467,11 @@ class TextStream(TorchDataset):
         rows = []
         for number in numbers:
             if number != self._number:
-                raise RuntimeError(f"row {number} was asked for, and the stream is at row {self._number}")
-            found = next(self._source)
-            if isinstance(found, str):
-                raise InputError(*found.split("\n"))
-            row, start = found
+                raise RuntimeError(f"row {number}: the stream is at row {self._number}; request rows in order")
+            item = next(self._source)
+            if isinstance(item, str):
+                raise InputError(*item.split("\n"))
+            row, start = item
             if start is not None:
                 self._note(number % self.shares, start, number)
             rows.append({name: np.asarray(values) for name, values in row.items()} | {"row": number})
@@ -450,7 +479,7 @@ class TextStream(TorchDataset):
         return rows
 
     def _note(self, share: int, start: dict[str, Any], number: int) -> None:
-        """Keep the beginning of a window that was come to, and forget those that no checkpoint can need any more."""
+        """Record the start of a new window, and drop starts that no later checkpoint needs."""
         windows = self._windows[share]
         if windows[-1]["window"] != start["window"]:
             windows.append(start)
@@ -458,11 +487,11 @@ class TextStream(TorchDataset):
         while len(windows) > 1 and windows[1]["rows"] < oldest:
             windows.pop(0)
 
-    #: rows that the data loader may be ahead of the weights: the trainer sets it
+    #: rows that the data loader can be ahead of the weights; the trainer sets it
     ahead = 0
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._source = None
 
 

@@ -1,4 +1,4 @@
-"""Worker processes of data loaders."""
+"""Protect the worker processes of data loaders from signals to the process group."""
 
 import os
 import signal
@@ -10,9 +10,14 @@ from torch.utils.data import DataLoader
 
 
 def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> None:
-    """Begin a data loader's worker: of the signals that ask it to end, it heeds only those of its own main process.
+    """Initialise a worker of a data loader: obey SIGTERM from its parent process only, and ignore SIGINT.
 
-    One to the whole process group (a scheduler's, Ctrl-C) would else take away the rows of the step that is to end.
+    A signal to the whole process group (from a scheduler, or Ctrl-C) would otherwise end the worker before the last
+    step has its rows.
+
+    Args:
+        start: the loader's previous `worker_init_fn`.
+        worker: number of the worker.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
@@ -27,7 +32,7 @@ def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> No
 
 
 def spare_workers(loader: DataLoader) -> DataLoader:
-    """Let the workers of `loader` begin with `ignore_group_signals`. Returns `loader`."""
-    if getattr(loader.worker_init_fn, "func", None) is not ignore_group_signals:  # a kept loader has it already
+    """Make the workers of `loader` start with `ignore_group_signals`. Return `loader`."""
+    if getattr(loader.worker_init_fn, "func", None) is not ignore_group_signals:  # a reused loader has it already
         loader.worker_init_fn = partial(ignore_group_signals, loader.worker_init_fn)
     return loader

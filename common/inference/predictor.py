@@ -1,4 +1,4 @@
-"""Applying a saved model to a file of any size: rows in, the same rows and what the model says of them out."""
+"""Run a saved model over a file of any size and append predictions to the rows."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -23,17 +23,17 @@ from common.tuning.adapters import load_adapters
 
 @dataclass
 class PredictArguments(SpeedArguments):
-    """Arguments of every recipe's predict."""
+    """Define the arguments of every `predict`."""
 
     model: str | None = field(default=None, metadata={"help": "folder that train saved, or a hub id"})
-    input: str | None = field(default=None, metadata={"help": "rows: .jsonl, .json, .csv, .parquet or .txt"})
+    input: str | None = field(default=None, metadata={"help": "file of rows: .jsonl, .json, .csv, .parquet or .txt"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
-    overwrite: bool = field(default=False, metadata={"help": "replace the output file if it is there"})
-    max_chars: int = field(default=1_000_000, metadata={"help": "characters a row may have"})
-    buffer_rows: int = field(default=4096, metadata={"help": "rows sorted by length together"})
-    batch_tokens: int = field(default=4096, metadata={"help": "sub-tokens, padding included, in a batch"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing output file"})
+    max_chars: int = field(default=1_000_000, metadata={"help": "longest row, in characters; longer rows are rejected"})
+    buffer_rows: int = field(default=4096, metadata={"help": "rows read and sorted by length at a time"})
+    batch_tokens: int = field(default=4096, metadata={"help": "tokens in a batch, padding included"})
     precision: Literal["auto", "bf16", "fp32"] = field(
-        default="auto", metadata={"help": "auto is bf16 where the hardware computes it natively"}
+        default="auto", metadata={"help": "auto: bf16 if the hardware computes it natively, else fp32"}
     )
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class PredictArguments(SpeedArguments):
 
 
 def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
-    """The model in a folder that train saved, in float32, with what was trained beside it where that is kept apart."""
+    """Load the model in a folder that train saved, in float32, with its adapter or virtual tokens."""
     path, adapter = Path(folder), Path(folder, "adapter")
     apart = (path / "base").is_dir() and adapter.is_dir()
     with quiet():
@@ -61,17 +61,17 @@ def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
         return model
     if not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(f"{adapter}: has no adapter_model.safetensors; name a folder that train saved")
-    from peft import PeftModel  # takes seconds, and few models need it
+    from peft import PeftModel  # the import takes seconds, and few models need it
 
-    from common.tuning.virtual_tokens import let_heads_see_the_text_only
+    from common.tuning.virtual_tokens import hide_virtual_tokens
 
     model = PeftModel.from_pretrained(model, str(adapter))
-    let_heads_see_the_text_only(model)
+    hide_virtual_tokens(model)
     return model
 
 
 def virtual_tokens(folder: str) -> int:
-    """How many positions of a saved model are taken by what prompt methods put in front of a text."""
+    """Return the number of virtual tokens of a saved model, which take positions of the text."""
     about = Path(folder, "adapter", "adapter_config.json")
     if not Path(folder, "base").is_dir() or not about.is_file():
         return 0
@@ -79,7 +79,7 @@ def virtual_tokens(folder: str) -> int:
 
 
 class Predictor:
-    """A saved model with its tokenizer, ready to run. `batch_tokens` bounds a batch, padding included."""
+    """A saved model with its tokenizer on the device of this machine."""
 
     def __init__(
         self,
@@ -90,7 +90,19 @@ class Predictor:
         precision: str = "auto",
         speed: str = "auto",
     ):
-        """`head` ends the name of the architecture that is needed, such as `ForTokenClassification`; or several do."""
+        """Load the model.
+
+        Args:
+            auto_class: class of transformers that loads the model.
+            head: required end of the name of the architecture, such as `ForTokenClassification`; or several.
+            model: folder that train saved, or a hub id.
+            batch_tokens: tokens in a batch, padding included.
+            precision: "auto" is bf16 if the hardware computes it natively.
+            speed: see `--speed`.
+
+        Raises:
+            InputError: the model has another head.
+        """
         path = resolve_model(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
@@ -108,15 +120,19 @@ class Predictor:
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
 
     def logits(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """`outputs` for a model with one kind of logits: these, in float32."""
+        """Yield row numbers and logits in float32, as `outputs`."""
         for batch, outputs in self.outputs(columns):
             yield batch, outputs.logits.float()
 
     @torch.inference_mode()
     def outputs(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], ModelOutput]]:
-        """What the model says of the rows of `columns` (`input_ids` and `token_type_ids` of one length), in batches.
+        """Run the model over encoded rows in batches, longest rows first.
 
-        Yields row numbers and the model's outputs, longest rows first: each row once, in no other order.
+        Args:
+            columns: `input_ids`, and `token_type_ids` if the model takes them: one list a row.
+
+        Yields:
+            The row numbers of a batch, and the outputs of the model. Each row comes once.
         """
         rows = [torch.tensor(ids) for ids in columns["input_ids"]]
         others = {name: values for name, values in columns.items() if name in ("token_type_ids",)}
@@ -137,7 +153,7 @@ class Predictor:
 
 
 def token_batches(lengths: list[int], batch_tokens: int, rows: int | None = None) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, the longest first, of at most `batch_tokens` with padding, and `rows`."""
+    """Yield row numbers in batches of similar length, longest first: at most `batch_tokens` tokens and `rows` rows."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and ((len(batch) + 1) * lengths[batch[0]] > batch_tokens or len(batch) == rows):
@@ -153,15 +169,25 @@ def predict_file(
     predict: Callable[[list[Row]], Iterable[Row]],
     read: FileReader = read_file,
 ) -> int:
-    """Write what `predict` makes of each buffer of the input rows that `read` reads; returns their number.
+    """Write the rows that `predict` returns for each buffer of input rows.
 
-    Memory does not grow with the file; the output appears under its name when it is whole. Raises `RunStopped` where
-    memory runs out.
+    Memory does not grow with the file. The output file appears under its name once it is complete.
+
+    Args:
+        args: the arguments of `predict`.
+        predict: takes a buffer of rows, and returns them with predictions.
+        read: reads the input file.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        RunStopped: out of memory.
     """
     count = empty = 0
 
     def too_much() -> str:
-        return f"after {count} rows, with up to {args.batch_tokens} sub-tokens at a time; give a smaller --batch_tokens"
+        return f"after {count} rows, with up to {args.batch_tokens} tokens at a time; give a smaller --batch_tokens"
 
     with (
         reraise_out_of_memory(too_much),

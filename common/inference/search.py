@@ -1,9 +1,8 @@
-"""Greedy and beam search of encoder-decoders in which a row that is done takes no more time.
+"""Run greedy and beam search of encoder-decoders without computing finished rows.
 
-transformers computes all rows of a batch until the last one is done, so that one output that does not end makes its
-batch as long as outputs may be; here a row leaves the batch when it is done. There each beam has the keys and values of
-its source for itself, which are computed, kept and read once a beam; here the beams of a row share them. What is found
-is the same, to rounding.
+The search of transformers computes all rows of a batch until the last row ends. Here a row leaves the batch when it
+ends. The beams of a row share the keys and values of their source; in transformers each beam has a copy. Outputs agree
+with transformers to rounding.
 """
 
 import sys
@@ -33,9 +32,9 @@ from transformers.utils import ModelOutput
 
 from common.models.structure import attention_by
 
-#: what knows the source of each row, and so cannot do without the rows that are done
+#: processors that hold the source of every row, and need finished rows too
 OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
-#: what the model is given of the sources
+#: arguments of the model with one entry a source
 OF_SOURCES = ("encoder_outputs", "attention_mask")
 
 
@@ -47,11 +46,14 @@ def shrinking_search(
     generation_config: GenerationConfig,
     **model_kwargs,
 ) -> Tensor:
-    """What `model.generate` finds, given this as its `custom_generate`: sub-tokens of shape (rows x outputs, length).
+    """Search as `model.generate(..., custom_generate=shrinking_search)`.
 
-    With several beams a row is done when its worst output is better than the best beam would be if it ended now
-    (`early_stopping=False`), as in `GenerationMixin._beam_search`; with one, when it ends. Where there is more to be
-    done than that, such as sampling, or no cache of two parts, transformers' own search does it.
+    With one beam a row is finished when it ends. With several beams a row is finished when its worst output has a
+    better score than the best beam would have if it ended now (`early_stopping=False`), as in
+    `GenerationMixin._beam_search`. Other settings (sampling, no encoder-decoder cache) use the search of transformers.
+
+    Returns:
+        Tokens of shape (rows x outputs, length).
     """
     config = generation_config
     beams = config.num_beams
@@ -78,52 +80,52 @@ def _search(
     model_kwargs: dict[str, Any],
     shared: bool,
 ) -> Tensor:
-    """`shrinking_search` where it is not left to transformers. With `shared` the beams of a row have one source."""
+    """Search without finished rows. With `shared` the beams of a row share one source."""
     beams, device = config.num_beams, input_ids.device
     rows, prompt = len(input_ids) // beams, input_ids.shape[1]
     each = torch.arange(beams, device=device)
     penalty = config.length_penalty if beams > 1 else 0.0
-    # every beam may end, in each way that there is, and as many must remain to go on with
+    # every beam may end with every end token, and as many beams must remain
     candidates = beams * (1 + config._eos_token_tensor.numel()) if beams > 1 else 1
     live = torch.arange(rows, device=device)
     sequences = input_ids.view(rows, beams, prompt)
     scores = torch.zeros(rows, beams, device=device)
-    scores[:, 1:] = -torch.inf  # the beams are alike, so that one of them goes on
+    scores[:, 1:] = -torch.inf  # the beams are equal at first: only one continues
     ended, ended_scores = torch.full_like(sequences, -1), torch.full_like(scores, -torch.inf)
-    found = input_ids.new_full((rows, config.num_return_sequences, config.max_length), -1)
+    results = input_ids.new_full((rows, config.num_return_sequences, config.max_length), -1)
     if shared:
-        model_kwargs = _rows_of(model_kwargs, torch.arange(len(input_ids), device=device), live * beams)
+        model_kwargs = _select_rows(model_kwargs, torch.arange(len(input_ids), device=device), live * beams)
     outputs = model._prefill(input_ids, config, model_kwargs)
     while True:
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
         logits = outputs.logits[:, -1].float()
-        # logits processors of greedy search get logits, those of beam search log-probabilities
+        # processors take logits in greedy search, and log-probabilities in beam search
         logits = logits_processor(sequences.flatten(0, 1), logits if beams == 1 else logits.log_softmax(-1))
         vocabulary = logits.shape[-1]
         totals = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1)
-        # of equal scores greedy search takes the first
+        # greedy search takes the first of equal scores
         best, place = totals.max(1, keepdim=True) if beams == 1 else totals.topk(candidates)
         beam, token = place // vocabulary, place % vocabulary
-        tried = torch.cat([_of(sequences, beam), token[..., None]], dim=2)
+        tried = torch.cat([_gather(sequences, beam), token[..., None]], dim=2)
         ends = stopping_criteria(tried.flatten(0, 1), None).view(len(live), candidates)
 
         length = tried.shape[2] - prompt
         final = (best / length**penalty).masked_fill(~ends, -torch.inf)
         ended = torch.cat([F.pad(ended, (0, 1), value=-1), tried[:, :beams]], dim=1)
         ended_scores, chosen = torch.cat([ended_scores, final[:, :beams]], dim=1).topk(beams)
-        ended = _of(ended, chosen)
+        ended = _gather(ended, chosen)
         scores, chosen = best.masked_fill(ends, -torch.inf).topk(beams)
-        sequences, beam = _of(tried, chosen), beam.gather(1, chosen)
+        sequences, beam = _gather(tried, chosen), beam.gather(1, chosen)
 
         worst = ended_scores[:, -1]
-        if beams == 1:  # no score is compared with that of another length
+        if beams == 1:  # scores of different lengths are not compared
             done = worst > -torch.inf
             scores = torch.zeros_like(scores)
         else:
             done = scores[:, 0] / length**penalty <= worst
         done |= ends.all(1)
         if done.any():
-            found[live[done], :, : tried.shape[2]] = ended[done, : config.num_return_sequences]
+            results[live[done], :, : tried.shape[2]] = ended[done, : config.num_return_sequences]
             going = (~done).nonzero()[:, 0]
             live, sequences, scores, beam, ended, ended_scores = (
                 x[going] for x in (live, sequences, scores, beam, ended, ended_scores)
@@ -131,7 +133,7 @@ def _search(
             if not len(live):
                 break
             index = (going[:, None] * beams + each).flatten()
-            model_kwargs = _rows_of(model_kwargs, index, going if shared else index)
+            model_kwargs = _select_rows(model_kwargs, index, going if shared else index)
         if beams > 1:
             first = torch.arange(len(live), device=device)[:, None] * beams
             model_kwargs["past_key_values"].self_attention_cache.reorder_cache((first + beam).flatten())
@@ -139,41 +141,42 @@ def _search(
             **model.prepare_inputs_for_generation(sequences.flatten(0, 1), next_sequence_length=1, **model_kwargs),
             return_dict=True,
         )
-    longest = int((found != -1).any(1).any(0).sum())
-    found = found[:, :, :longest].flatten(0, 1)
-    return found.masked_fill(found == -1, config._pad_token_tensor)
+    longest = int((results != -1).any(1).any(0).sum())
+    results = results[:, :, :longest].flatten(0, 1)
+    return results.masked_fill(results == -1, config._pad_token_tensor)
 
 
-def _of(x: Tensor, index: Tensor) -> Tensor:
-    """Sequences (rows, n, length) by `index` (rows, m): (rows, m, length)."""
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """Select sequences of `x` (rows, n, length) by `index` (rows, m): (rows, m, length)."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _rows_of(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) -> dict[str, Any]:
-    """What the model is called with, of the sequences in `index` only, and of the sources in `of_sources`.
+def _select_rows(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor) -> dict[str, Any]:
+    """Return the arguments of the model for the sequences in `index` and the sources in `of_sources`.
 
-    The cache itself is changed.
+    The cache is changed in place.
     """
     kept = {}
     for name, value in model_kwargs.items():
-        own = of_sources if name in OF_SOURCES else index
+        selected = of_sources if name in OF_SOURCES else index
         if isinstance(value, EncoderDecoderCache):
             value.self_attention_cache.reorder_cache(index)
             value.cross_attention_cache.reorder_cache(of_sources)
         elif isinstance(value, ModelOutput):
-            rows = {key: x.index_select(0, own) for key, x in value.items() if isinstance(x, Tensor)}
+            rows = {key: x.index_select(0, selected) for key, x in value.items() if isinstance(x, Tensor)}
             value = type(value)(**value | rows)
         elif isinstance(value, Tensor):
-            value = value.index_select(0, own)
+            value = value.index_select(0, selected)
         kept[name] = value
     return kept
 
 
 def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
-    """Attention by `kernel`, or None: by the model's own, where as many sequences each may share their keys and values.
+    """Compute attention where sequences may share the keys and values of their source.
 
-    Queries have shape (sequences, heads, n, width), keys and values (sources, heads, length, width). What is beside
-    them is the same for all queries of a source: to it a target attends as a whole.
+    Queries have shape (sequences, heads, n, width), keys and values (sources, heads, length, width). `kernel` None is
+    the eager kernel of the model. Mask and position bias are equal for all queries of a source, because a target
+    attends to the whole source.
     """
     kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward
     sequences, heads, n, width = query.shape
@@ -184,11 +187,11 @@ def _attention(kernel: Callable | None, module: nn.Module, query: Tensor, key: T
     mask = None if mask is None else mask[:, :, :1]
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = kwargs["position_bias"][:, :, :1]
-    found, weights = kernel(module, query, key, value, mask, **kwargs | {"is_causal": False})
-    return found.reshape(sequences, n, heads, width), weights
+    output, weights = kernel(module, query, key, value, mask, **kwargs | {"is_causal": False})
+    return output.reshape(sequences, n, heads, width), weights
 
 
-#: kernels of attention, and what they are called where beams share their source
+#: kernels of attention -> their names where beams share a source
 SHARED = {"eager": "eager_shared", "sdpa": "sdpa_shared"}
 for _name, _kernel, _mask in (("eager", None, eager_mask), ("sdpa", sdpa_attention_forward, sdpa_mask)):
     AttentionInterface.register(SHARED[_name], partial(_attention, _kernel))

@@ -1,4 +1,4 @@
-"""From a model name to a model with its tokenizer, new models, and what generation shares."""
+"""Load or create models and tokenizers, and set up generation."""
 
 from common.models.decoding import GenerationArguments, decoded, forced_ids, label_ids, set_generation
 from common.models.encoder_decoder import Seq2SeqModelArguments, load_seq2seq

@@ -1,4 +1,4 @@
-"""Settings of generation, and the conversion between texts, labels and generated tokens."""
+"""Configure generation, and convert between texts, labels and generated tokens."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,39 +21,42 @@ PAD_MULTIPLE = 8
 
 @dataclass
 class GenerationArguments:
-    """How outputs are searched for. Saved with the model, so that `generate` and predict search in the same way."""
+    """Configure beam search. The settings are saved with the model for `generate` and predict."""
 
     _argument_group_name = "generation"
 
-    num_beams: int = field(default=4, metadata={"help": "hypotheses kept at each step; during training 1 (greedy)"})
+    num_beams: int = field(
+        default=4, metadata={"help": "beams of the search; evaluations during training use 1 (greedy)"}
+    )
     length_penalty: float = field(
-        default=1.0, metadata={"help": "power of the length that a beam's score is divided by; above 1 favours long"}
+        default=1.0,
+        metadata={"help": "a beam's score is divided by its length to this power; above 1 favours long outputs"},
     )
     max_source_length: int = field(
-        default=128, metadata={"help": "sub-tokens of a source that are read", "resume": "fixed"}
+        default=128, metadata={"help": "most tokens of a source; the rest is cut off", "resume": "fixed"}
     )
-    max_target_length: int = field(
-        default=128, metadata={"help": "sub-tokens that are generated at most", "resume": "fixed"}
-    )
+    max_target_length: int = field(default=128, metadata={"help": "most tokens of a generated text", "resume": "fixed"})
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_source_length", "max_target_length"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1")
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
 
 
 def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
-    """Put the search that `args` asks for into the generation configuration of `model`.
+    """Write the search settings of `args` into the generation configuration of `model`.
 
-    What else the checkpoint sets stays: its special ids, words never to generate, and the like. Raises `InputError`
-    where no id says what the decoder begins with.
+    Other settings of the checkpoint stay, such as special ids and suppressed words.
+
+    Raises:
+        InputError: the checkpoint names no start token of the decoder.
     """
     config = model.generation_config
     for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(model.config, name, None))
     if config.decoder_start_token_id is None and config.bos_token_id is None:
-        raise InputError(f"{model.name_or_path}: its config.json has no decoder_start_token_id, so nothing can begin")
+        raise InputError(f"{model.name_or_path}: config.json lacks decoder_start_token_id; set it before training")
     beams = args.num_beams > 1
     config.update(
         num_beams=args.num_beams,
@@ -62,7 +65,7 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
         max_new_tokens=args.max_target_length,
         max_length=None,
         min_length=None,
-        forced_eos_token_id=None,  # or an output that is cut off would look as if it had come to its end
+        forced_eos_token_id=None,  # else an output at the length limit would look complete
         do_sample=False,
         temperature=None,
         top_p=None,
@@ -74,34 +77,48 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
 def label_ids(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], start: int | None, max_length: int | None = None
 ) -> list[list[int]]:
-    """Labels of target texts, cut to `max_length` if given.
+    """Tokenize target texts into labels.
 
-    `start` is what the decoder begins with. A tokenizer that puts it in front of each text, as BERT's does, would have
-    the decoder begin twice, so there it is left out.
+    Args:
+        tokenizer: the tokenizer of the model.
+        texts: the targets.
+        start: id of the start token of the decoder. A tokenizer that puts this token before each text, such as BERT's,
+            would repeat it; the labels omit it.
+        max_length: most tokens of a text; None for no limit.
     """
-    twice = tokenizer(text_target="a")["input_ids"][0] == start
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length + twice}
-    return [row[int(twice) :] for row in tokenizer(text_target=texts, verbose=False, **cut)["input_ids"]]
+    repeated = tokenizer(text_target="a")["input_ids"][0] == start
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length + repeated}
+    return [row[int(repeated) :] for row in tokenizer(text_target=texts, verbose=False, **cut)["input_ids"]]
 
 
 def shift_right(labels: Tensor, start: int, pad: int) -> Tensor:
-    """What a decoder reads to predict `labels`, of shape (rows, length): `start`, then all labels but the last."""
+    """Return the decoder inputs for `labels`: `start`, then all labels except the last.
+
+    Args:
+        labels: ids of shape (rows, length), with -100 at padding.
+        start: id of the start token.
+        pad: id that replaces -100.
+    """
     ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     return ids.masked_fill(ids == -100, pad)
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """Rows of different length as one tensor of shape (rows, multiple of 8), filled up with `value`."""
+    """Pad rows with `value` to a tensor of shape (rows, a multiple of 8)."""
     width = -(-max(map(len, rows)) // PAD_MULTIPLE) * PAD_MULTIPLE
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
 @contextmanager
 def generating(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
-    """Generate without the autocast that accelerate wraps a model's forward in, in `dtype`; None: in its weights'.
+    """Generate under one autocast, instead of the one that accelerate puts around each forward pass.
 
-    That one casts the weights at each step of the search; this one once. A CPU generates by SDPA where the model has
-    it, which is slow at dropout and gradients, but takes less time and memory than other kernels without.
+    The autocast of accelerate casts the weights in each step of the search; this one casts them once. A CPU generates
+    with SDPA if the model supports SDPA: without dropout and gradients it takes the least time and memory.
+
+    Args:
+        model: the model.
+        dtype: type of the computation; None for the type of the weights.
     """
     wrapped = model.__dict__.pop("forward", None)
     device = next(model.parameters()).device.type
@@ -117,11 +134,13 @@ def generating(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[No
 
 
 def finished_ids(row: np.ndarray, eos: int, forced: Collection[int] = ()) -> tuple[list[int], bool]:
-    """The sub-tokens of a generated row, without the one that the decoder began with and without what follows the end.
+    """Return the tokens of a generated row up to its end, without the start token, and whether the row is complete.
 
-    Also whether the end came: a row without it hit the greatest length. `row` has shape (length,), and may be padded
-    with -100, which no tokenizer may meet. One of `forced`, such as languages, is left out where the output begins with
-    it: not every tokenizer takes it for special.
+    Args:
+        row: ids of shape (length,), possibly padded with -100.
+        eos: id of the end token. A row without this token reached the length limit.
+        forced: ids dropped from the start of the output, such as language tokens. Not every tokenizer treats them as
+            special tokens.
     """
     row = row[1:]
     row = row[row != -100]
@@ -134,24 +153,26 @@ def finished_ids(row: np.ndarray, eos: int, forced: Collection[int] = ()) -> tup
 def decoded(
     rows: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, forced: Collection[int] = ()
 ) -> tuple[list[str], list[int], list[bool]]:
-    """Text, number of sub-tokens (its end included) and whether the end came, of each row that `generate` gave."""
-    found = [finished_ids(row, tokenizer.eos_token_id, forced) for row in rows]
+    """Return text, number of tokens (end token included) and completeness of each row of `generate`."""
+    finished = [finished_ids(row, tokenizer.eos_token_id, forced) for row in rows]
     texts = tokenizer.batch_decode(
-        [ids for ids, _ in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        [ids for ids, _ in finished], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    return [text.strip() for text in texts], [len(ids) + ended for ids, ended in found], [ended for _, ended in found]
+    lengths = [len(ids) + ended for ids, ended in finished]
+    return [text.strip() for text in texts], lengths, [ended for _, ended in finished]
 
 
 def forced_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """What every output of `model` begins with by its generation configuration, as `finished_ids` takes it."""
+    """Return the forced first tokens of the outputs of `model`, as `finished_ids` expects them."""
     forced = model.generation_config.forced_bos_token_id
     return () if forced is None else (forced,)
 
 
 class BeginWith(LogitsProcessor):
-    """Makes each output begin with a sub-token of its own, as `forced_bos_token_id` does with one for all.
+    """Force the first token of each output; `forced_bos_token_id` forces the same token for all.
 
-    `ids` has shape (rows,).
+    Args:
+        ids: first token of each row, shape (rows,).
     """
 
     def __init__(self, ids: Tensor):

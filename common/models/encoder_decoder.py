@@ -1,4 +1,4 @@
-"""Encoder-decoders: pretrained ones, new ones with a tokenizer of their own, and encoders given a decoder."""
+"""Load pretrained encoder-decoders, create new ones, and add a decoder to an encoder."""
 
 import copy
 from collections.abc import Iterable
@@ -32,73 +32,81 @@ from common.models.load import (
 from common.models.new import MODELS, learn, overrides
 from common.models.structure import set_dropout
 
-#: layers on either side, width, heads, width of the feed-forward layers
+#: layers of each side, width, heads, feed-forward width
 SIZES = {"tiny": (2, 192, 3, 768), "small": (4, 256, 4, 1024), "base": (6, 512, 8, 2048)}
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-#: arguments of a new model, and what they are when not given
-OF_A_NEW_MODEL = {"tokenizer_train": "bpe", "vocab_size": 4000, "config_overrides": None}
+#: argument of a new model -> default
+NEW_MODEL_DEFAULTS = {"tokenizer_train": "bpe", "vocab_size": 4000, "config_overrides": None}
 
 
 @dataclass
 class Seq2SeqModelArguments(ModelArguments):
-    """A pretrained encoder-decoder, an encoder that is given a decoder, or a new model."""
+    """Choose a pretrained encoder-decoder, an encoder with a new decoder, or a new model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "local folder or hub id of an encoder-decoder; a new one when not given"}
+        default=None, metadata={"help": "local folder or hub id of an encoder-decoder; a new model if not given"}
     )
     warm_start: Literal["both", "encoder"] | None = field(
         default=None,
         metadata={
-            "help": "make an encoder an encoder-decoder: its weights on both sides, or a decoder drawn anew",
+            "help": "add a decoder to an encoder, with the encoder's weights (both) or random ones (encoder)",
             "resume": "fixed",
         },
     )
     from_scratch: Literal["tiny", "small", "base"] | None = field(
         default=None,
         metadata={
-            "help": "a new model: 2, 4 or 6 layers a side, 192, 256 or 512 wide; tiny if not given",
+            "help": "new model of 2, 4 or 6 layers a side and width 192, 256 or 512; tiny if not given",
             "resume": "fixed",
         },
     )
     tokenizer_train: Literal["bpe", "unigram"] | None = field(
         default=None,
-        metadata={"help": "kind of a new model's tokenizer, trained on both sides of the rows; bpe", "resume": "fixed"},
+        metadata={
+            "help": "tokenizer of a new model, trained on sources and targets; bpe if not given",
+            "resume": "fixed",
+        },
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "sub-tokens of that tokenizer, special ones included; 4000", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "most tokens of that tokenizer, special tokens included; 4000 if not given",
+            "resume": "fixed",
+        },
     )
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "values of a new model's configuration, such as: d_model=128,encoder_layers=4",
+            "help": "configuration values of a new model, such as: d_model=128,encoder_layers=4",
             "resume": "fixed",
         },
     )
 
     def __post_init__(self) -> None:
         if self.model_name_or_path is not None and self.from_scratch is not None:
-            raise InputError("--from_scratch and --model_name_or_path exclude each other: give one or the other")
+            raise InputError("--from_scratch and --model_name_or_path exclude each other; give one of them")
         if self.warm_start is not None:
             if self.from_scratch is not None:
-                raise InputError("--from_scratch and --warm_start exclude each other: give one or the other")
+                raise InputError("--from_scratch and --warm_start exclude each other; give one of them")
             self.model_name_or_path = self.model_name_or_path or DEFAULT_ENCODER
         if self.model_name_or_path is None:
             self.from_scratch = self.from_scratch or "tiny"
             self.model_name_or_path = f"a {self.from_scratch} model from scratch"
-            for name, value in OF_A_NEW_MODEL.items():
+            for name, value in NEW_MODEL_DEFAULTS.items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
             if self.vocab_size < 300:
                 raise InputError(f"--vocab_size {self.vocab_size}: must be at least 300")
             if self.attention_dropout is not None:
-                raise InputError("--attention_dropout: with a new model give it in --config_overrides")
+                raise InputError(
+                    "--attention_dropout: does not apply to a new model; use --config_overrides attention_dropout=VALUE"
+                )
             return
-        for name in OF_A_NEW_MODEL:
+        for name in NEW_MODEL_DEFAULTS:
             if getattr(self, name) is not None:
                 other = "--warm_start" if self.warm_start else "--model_name_or_path"
                 raise InputError(
-                    f"--{name}: of a new model, and {self.model_name_or_path} has its own; leave it out, or give "
-                    f"--from_scratch in place of {other}"
+                    f"--{name}: applies to new models only; remove it, or replace {other} by --from_scratch"
                 )
 
 
@@ -112,12 +120,22 @@ def load_seq2seq(
     dropout: float | None = None,
     quantize: str | None = None,
 ) -> LoadedModel:
-    """What `args` asks for: by `--from_scratch` new ones, the tokenizer trained on `texts`; else a checkpoint's.
+    """Load the model and tokenizer of a checkpoint, or create both with `--from_scratch`.
 
-    A new tokenizer is taken from `checkpoint`, where the run goes on from there. `dropout` is 0.1 in a new model, and
-    in another what it was, when not given. The rest is as of the functions below.
+    Args:
+        args: names the checkpoint, or describes the new model.
+        texts: training texts of a new tokenizer.
+        source_length: most tokens of a source.
+        target_length: most tokens of a target.
+        tags: extra tokens of a new tokenizer.
+        checkpoint: folder with the tokenizer of a resumed run; None for a new run.
+        dropout: see `set_dropout`; if None, 0.1 in a new model and unchanged in others.
+        quantize: see `common.models.load.quantization`.
+
+    Raises:
+        InputError: see the functions below.
     """
-    if args.from_scratch:  # a run that goes on has its own tokenizer
+    if args.from_scratch:  # a resumed run loads the tokenizer that it trained
         tokenizer = load_seq2seq_tokenizer(checkpoint) if checkpoint else train_joint_tokenizer(args, texts, tags)
         dropout = 0.1 if dropout is None else dropout
         return new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
@@ -130,13 +148,17 @@ def load_seq2seq(
 def train_joint_tokenizer(
     args: Seq2SeqModelArguments, texts: Iterable[str], tags: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """One tokenizer for both sides, trained on `texts`, with `--vocab_size` entries at most.
+    """Train one tokenizer for both sides, in the main process.
 
     BPE (Sennrich et al. 2016, https://aclanthology.org/P16-1162) or Unigram (Kudo 2018,
-    https://arxiv.org/abs/1804.10959), both on bytes, so that no text is unknown and each comes back as it was but for
-    blanks at its ends. Each digit is a sub-token: numbers are copied and rearranged rather than remembered. `</s>` ends
-    a text, and begins the decoder's, as in fairseq. `tags`, such as `<2de>`, are sub-tokens of their own. On several
-    processes the main one trains.
+    https://arxiv.org/abs/1804.10959), both on bytes: each text can be encoded, and decoding returns the text without
+    outer whitespace. Each digit is one token: models copy numbers instead of memorising them. `</s>` ends a text and
+    starts the decoder, as in fairseq.
+
+    Args:
+        args: `--tokenizer_train` and `--vocab_size`, the most entries.
+        texts: training texts of both sides.
+        tags: extra tokens, such as `<2de>`.
     """
     empty = Tokenizer(MODELS[args.tokenizer_train][0]())
     empty.normalizer = normalizers.NFC()
@@ -151,7 +173,7 @@ def train_joint_tokenizer(
     trained.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, end)]
     )
-    tell(f"a new tokenizer ({args.tokenizer_train}): {trained.get_vocab_size():,} sub-tokens")
+    tell(f"new tokenizer ({args.tokenizer_train}): {trained.get_vocab_size():,} tokens")
     return PreTrainedTokenizerFast(
         tokenizer_object=trained, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, additional_special_tokens=tags
     )
@@ -160,13 +182,21 @@ def train_joint_tokenizer(
 def new_encoder_decoder(
     args: Seq2SeqModelArguments, tokenizer: PreTrainedTokenizerBase, dropout: float, max_length: int
 ) -> LoadedModel:
-    """A Transformer of size `--from_scratch` with random weights, drawn from the global random state.
+    """Create a Transformer of size `--from_scratch` with weights from the global random state.
 
-    As Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), with the norm in front of each layer, which trains at
-    high rates without long warm-up (Xiong et al. 2020, https://arxiv.org/abs/2002.04745), and one matrix for both
-    embeddings and the output. Its architecture is that of M2M100, which is this one; positions are sinusoids, so no
-    length is beyond it. `dropout` is that of embeddings and layers, not of attention, and `max_length`, in sub-tokens,
-    is the longest input.
+    The architecture is M2M100: the Transformer of Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762) with the norm
+    before each layer, which allows high learning rates without long warm-up (Xiong et al. 2020,
+    https://arxiv.org/abs/2002.04745). One matrix serves both embeddings and the output. Sinusoidal positions allow
+    inputs of any length.
+
+    Args:
+        args: size and configuration values.
+        tokenizer: the tokenizer.
+        dropout: dropout of embeddings and layers, not of attention.
+        max_length: longest input, in tokens.
+
+    Raises:
+        InputError: `--config_overrides` is invalid.
     """
     layers, width, heads, inner = SIZES[args.from_scratch]
     config = M2M100Config(
@@ -194,28 +224,34 @@ def new_encoder_decoder(
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, ImportError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"invalid model configuration: {one_line(error)}") from None
-    tell(f"a new model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
+        raise InputError(
+            f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
+        ) from None
+    tell(f"new model: {model.num_parameters() / 1e6:.1f} million parameters, initialised by the seed")
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
 def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of a checkpoint; unlike `common.models.load.load_tokenizer` a slow one will do (Marian, M2M100, ByT5).
+    """Load the tokenizer of a checkpoint, fast or slow (Marian, M2M100 and ByT5 have slow ones only).
 
-    That of an encoder ends a text by its separator, and a decoder begins by its class token: they become its ends.
+    The tokenizer of an encoder has no end token: its separator becomes the end token, and its class token the start
+    token of the decoder.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or lacks a padding or end token.
     """
     path = resolve_model(name, revision)
     load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {one_line(error)}") from None
+        raise InputError(
+            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
+        ) from None
     if tokenizer.eos_token is None and tokenizer.sep_token is not None and tokenizer.cls_token is not None:
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
-        raise InputError(
-            f"{path}: its tokenizer has no padding, or puts no end behind a text, so outputs would not end"
-        )
+        raise InputError(f"{path}: the tokenizer lacks a padding token, or adds no end token; choose another model")
     return tokenizer
 
 
@@ -226,35 +262,43 @@ def load_encoder_decoder(
     target_length: int,
     quantize: str | None = None,
 ) -> LoadedModel:
-    """The model of `--model_name_or_path`, pretrained or by `--warm_start`, in float32 whatever the checkpoint's type.
+    """Load the model of `--model_name_or_path` in float32, with a new decoder if `--warm_start` is given.
 
-    `source_length` and `target_length` are the greatest, in sub-tokens of `tokenizer`, which is the checkpoint's own;
-    `quantize` as of `common.models.load.quantization`. Raises `InputError` for a checkpoint of another kind, one
-    without safetensors, and one that reads fewer tokens.
+    Args:
+        args: names the checkpoint.
+        tokenizer: the tokenizer of the checkpoint.
+        source_length: most tokens of a source.
+        target_length: most tokens of a target.
+        quantize: see `common.models.load.quantization`.
+
+    Raises:
+        InputError: the checkpoint has another architecture, has no safetensors, or reads fewer tokens.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
     config = load_config(path)
     name = args.model_name_or_path
     if args.warm_start and config.is_encoder_decoder:
-        raise InputError(f"--warm_start: {name} is an encoder-decoder already; leave it out, or name an encoder")
+        raise InputError(f"--warm_start: {name} is already an encoder-decoder; remove it, or name an encoder")
     if not args.warm_start and not config.is_encoder_decoder:
         raise InputError(
-            f"{name}: a {config.model_type} model has no decoder beside an encoder; give it one by --warm_start both, "
-            "name an encoder-decoder such as T5, BART, Marian, M2M100, or train a new one by --from_scratch"
+            f"{name}: a {config.model_type} model is not an encoder-decoder; add a decoder with --warm_start both, "
+            "name an encoder-decoder such as T5, BART, Marian or M2M100, or use --from_scratch"
         )
     for side, length in (("source", source_length), ("target", target_length)):
         positions = _positions(config, side)
         if positions and length > positions:
-            raise InputError(f"{name}: a {side} has {positions} sub-tokens at most; lower --max_{side}_length to that")
-    # one made from two models has the configuration of either within its own
+            raise InputError(
+                f"{name}: a {side} has at most {positions} tokens; lower --max_{side}_length to {positions}"
+            )
+    # the configuration of an EncoderDecoderModel contains those of both parts
     parts = [part for part in (config, *vars(config).values()) if isinstance(part, PretrainedConfig)]
     if args.attention_dropout is not None:
         names = [(p, n) for p in parts for n in ("attention_dropout", "attention_probs_dropout_prob") if hasattr(p, n)]
         if not names:
-            raise InputError(f"--attention_dropout: a {config.model_type} model has none")
-        for part, own in names:
-            setattr(part, own, args.attention_dropout)
+            raise InputError(f"--attention_dropout: a {config.model_type} model has no attention dropout; remove it")
+        for part, key in names:
+            setattr(part, key, args.attention_dropout)
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     settings = {
         "attn_implementation": kernel,
@@ -265,71 +309,90 @@ def load_encoder_decoder(
     try:
         with quiet():
             if args.warm_start:
-                model, untrained, drawn = _warm_started(path, config, tokenizer, args.warm_start, settings)
+                model, untrained, new = _add_decoder(path, config, tokenizer, args.warm_start, settings)
             else:
                 quantized = quantization(quantize, AutoModelForSeq2SeqLM, config)
                 model, loading = AutoModelForSeq2SeqLM.from_pretrained(
                     path, config=config, output_loading_info=True, **settings, **quantized
                 )
-                drawn = set(loading["missing_keys"])
-                untrained = ", ".join(sorted(drawn))
+                new = set(loading["missing_keys"])
+                untrained = ", ".join(sorted(new))
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = one_line(error)
-        raise InputError(f"{name}: cannot be loaded as an encoder-decoder: {reason}") from None
+        raise InputError(
+            f"{name}: cannot be loaded as an encoder-decoder: {reason}; choose another --model_name_or_path"
+        ) from None
     if untrained:
-        tell(f"untrained weights, drawn by the seed: {untrained}")
+        tell(f"new weights, initialised by the seed: {untrained}")
     model.name_or_path = name
-    return LoadedModel(model, tokenizer, frozenset(drawn), name, max(source_length, target_length), kernel)
+    return LoadedModel(model, tokenizer, frozenset(new), name, max(source_length, target_length), kernel)
 
 
 def _positions(config: PretrainedConfig, side: str) -> int | None:
-    """Sub-tokens that a model has positions for on a side; None where no length is beyond it."""
-    if config.model_type in ("m2m_100", "nllb-moe"):  # sinusoids that grow
+    """Return the most tokens that the positions of one side allow; None without a limit."""
+    if config.model_type in ("m2m_100", "nllb-moe"):  # sinusoidal positions of any length
         return None
-    config = getattr(config, "encoder" if side == "source" else "decoder", config)  # of one made from two models
-    own = f"max_{'encoder' if side == 'source' else 'decoder'}_position_embeddings"  # of LED
-    found = getattr(config, own, getattr(config, "max_position_embeddings", None))
-    # the family of RoBERTa counts positions from the one after its padding on
+    config = getattr(config, "encoder" if side == "source" else "decoder", config)  # an EncoderDecoderModel
+    key = f"max_{'encoder' if side == 'source' else 'decoder'}_position_embeddings"  # LED
+    positions = getattr(config, key, getattr(config, "max_position_embeddings", None))
+    # RoBERTa and its relatives count positions from the padding id plus 1
     after_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-    return found - config.pad_token_id - 1 if found and after_padding else found
+    return positions - config.pad_token_id - 1 if positions and after_padding else positions
 
 
-def _warm_started(
+def _add_decoder(
     path: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, how: str, settings: dict
 ) -> tuple[PreTrainedModel, str, set[str]]:
-    """The encoder in folder `path` with a decoder of its kind; which weights are untrained, in words and by name.
+    """Load the encoder in folder `path` and add a decoder of the same architecture (Rothe et al. 2020).
 
-    Rothe et al. 2020, https://aclanthology.org/2020.tacl-1.18: with `both` the decoder begins with the weights of the
-    encoder (their BERT2BERT), with `encoder` with its embeddings of sub-tokens alone (BERT2RND). Cross-attention is new
-    either way. The decoder has matrices of its own, and its output layer is tied to its embeddings.
+    https://aclanthology.org/2020.tacl-1.18: with `both` the decoder starts from all weights of the encoder (BERT2BERT),
+    with `encoder` from its token embeddings only (BERT2RND). Cross-attention is always new. Encoder and decoder do not
+    share weights. The output layer is tied to the embeddings of the decoder.
+
+    Args:
+        path: folder of the encoder.
+        config: its configuration.
+        tokenizer: its tokenizer.
+        how: both or encoder.
+        settings: arguments of `from_pretrained`.
+
+    Returns:
+        The model, and its new weights as text and as names.
+
+    Raises:
+        ValueError: the architecture has no decoder with cross-attention, or too few embeddings.
     """
     if config.is_decoder or getattr(config, "add_cross_attention", False):
-        raise ValueError(f"a {config.model_type} model that is a decoder")
+        raise ValueError(f"this {config.model_type} model is a decoder, not an encoder")
     encoder = AutoModel.from_pretrained(path, config=config, **settings)
     if encoder.get_input_embeddings().num_embeddings < len(tokenizer):
-        raise ValueError("it has fewer embeddings than its tokenizer has sub-tokens")
+        raise ValueError("the model has fewer embeddings than the tokenizer has tokens")
     for parameter_name, parameter in encoder.named_parameters():
-        if parameter_name.startswith("pooler"):  # nothing reads it, and several processes would wait for its gradient
+        if parameter_name.startswith("pooler"):  # unused: several processes would wait for its gradient
             parameter.requires_grad_(False)
-    own = copy.deepcopy(config)
-    own.update({"is_decoder": True, "add_cross_attention": True, "tie_word_embeddings": True})
+    decoder_config = copy.deepcopy(config)
+    decoder_config.update({"is_decoder": True, "add_cross_attention": True, "tie_word_embeddings": True})
     if how == "both":
-        decoder, loading = AutoModelForCausalLM.from_pretrained(path, config=own, output_loading_info=True, **settings)
+        decoder, loading = AutoModelForCausalLM.from_pretrained(
+            path, config=decoder_config, output_loading_info=True, **settings
+        )
         untrained = sorted(loading["missing_keys"])
         parts = {"crossattention" if "crossattention" in key else key for key in untrained}
-        words, drawn = f"the decoder's {', '.join(sorted(parts))}", set(untrained)
+        words, new = f"decoder: {', '.join(sorted(parts))}", set(untrained)
     else:
         kernel = settings["attn_implementation"]
-        decoder = AutoModelForCausalLM.from_config(own, attn_implementation=kernel, dtype=torch.float32)
+        decoder = AutoModelForCausalLM.from_config(decoder_config, attn_implementation=kernel, dtype=torch.float32)
         with torch.no_grad():
             decoder.get_input_embeddings().weight.copy_(encoder.get_input_embeddings().weight)
-        words = "the decoder, all but its embeddings of sub-tokens"
-        drawn = {n for n, value in decoder.named_parameters() if value is not decoder.get_input_embeddings().weight}
+        words = "decoder: all except the token embeddings"
+        new = {n for n, value in decoder.named_parameters() if value is not decoder.get_input_embeddings().weight}
     if not any("crossattention" in name for name, _ in decoder.named_parameters()):
-        raise ValueError(f"a {config.model_type} model has no form with cross-attention")
+        raise ValueError(f"a {config.model_type} model does not support cross-attention")
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
     for side in (model.encoder, model.decoder):
-        for module in side.modules():  # it copies the configurations; the layers would never hear of another kernel
+        for module in (
+            side.modules()
+        ):  # share the copied configuration with the layers: a later change of the kernel reaches them
             if isinstance(vars(module).get("config"), PretrainedConfig):
                 module.config = side.config
     model.config.update(
@@ -341,4 +404,4 @@ def _warm_started(
             "vocab_size": decoder.config.vocab_size,
         }
     )
-    return model, words, {f"decoder.{name}" for name in drawn}
+    return model, words, {f"decoder.{name}" for name in new}

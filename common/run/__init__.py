@@ -1,4 +1,4 @@
-"""The output folder of a run: lock, record, results, model card."""
+"""Manage the output folder of a run: lock, record, results, model card."""
 
 from common.run.folder import Run
 from common.run.report import (

@@ -1,4 +1,4 @@
-"""The output folder of a run: held by one run at a time, and the record `run.json` of what was run."""
+"""Lock the output folder of a run, and keep its record `run.json`."""
 
 import dataclasses
 import fcntl
@@ -37,9 +37,8 @@ from common.tuning.methods import METHODS
 COMMON = Path(__file__).resolve().parents[1]
 RECORD = "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
-NOT_MERGED = """Tuned by `{tuning}`, which cannot be merged into the weights: `base/` is the model without it,
-`adapter/` what was trained. The recipe's `predict` takes this folder as a whole, and so does
-`common.inference.predictor.load_saved`."""
+NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` has the model, `adapter/` the trained parameters.
+The `predict` of the recipe and `common.inference.predictor.load_saved` load this folder with both."""
 
 
 class Run:
@@ -61,9 +60,9 @@ class Run:
 
         Args:
             args: the arguments of the training.
-            data_args: the arguments of the data; their class stands in the recipe's folder.
+            data_args: the arguments of the data; the file of their class is in the folder of the recipe.
             *more: further dataclasses of arguments.
-            rows: the data of the run, of which a hash is kept.
+            rows: the data of the run; the record keeps their hash.
 
         Raises:
             InputError: the folder cannot be written; another live process holds it; it holds files that no run wrote;
@@ -94,10 +93,10 @@ class Run:
             "phases": {},
             "files": [],
         }
-        self._replaced: dict[str, Any] | None = None  # the record of the run that `start` clears away
+        self._replaced: dict[str, Any] | None = None  # the record of the run that `start` replaces
         self._keeps = False  # whether `start` keeps that run aside
-        # files in the folder when the run started -> time of change; None: it stays the user's file if it changes
-        self._there: dict[str, int | None] | None = None
+        # files in the folder at the start of the run -> time of change; None: stays a file of the user if it changes
+        self._initial_files: dict[str, int | None] | None = None
         self.checkpoint: str | None = in_main_process(lambda: self._open(args))
 
     def _open(self, args: TrainingArguments) -> str | None:
@@ -126,7 +125,7 @@ class Run:
         before = self._read(self.folder)
         inside = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
         if before is None and inside and args.accept_unverified_checkpoint:
-            warn(f"{where}: no record of its run (run.json), so nothing tells whether data and arguments are the same")
+            warn(f"{where}: no record of its run (run.json); data and arguments may differ from the original run")
         elif before is None:
             raise InputError(f"{where}: holds files that no run of a recipe wrote; choose another --output_dir")
         elif inside:
@@ -140,26 +139,26 @@ class Run:
         """Raise `InputError` if the checkpoint does not fit the data, model or arguments; warn of other changes."""
         where = f"--output_dir {self.folder}"
         if before["rows"] != self.record["rows"]:
-            splits = [name for name, found in self.record["rows"].items() if before["rows"].get(name) != found]
+            splits = [name for name, digest in self.record["rows"].items() if before["rows"].get(name) != digest]
             raise InputError(
-                f"{where}: its run was on other data ({', '.join(splits) or 'with other splits'}), so it cannot "
-                "resume; choose another --output_dir"
+                f"{where}: its run was on other data ({', '.join(splits) or 'other splits'}) and cannot resume; choose "
+                "another --output_dir"
             )
         if before["base_model"] != self.record["base_model"]:
             raise InputError(
-                f"{where}: the files of --model_name_or_path changed since its run began, so it cannot resume; "
-                "restore them, or choose another --output_dir"
+                f"{where}: the files of --model_name_or_path changed since its run began; restore them, or choose "
+                "another --output_dir"
             )
         self._check_arguments(before)
         if before["code"] != self.record["code"]:
             warn("resuming with changed code; results may differ from the original run")
         last = checkpoints.step_of(checkpoint)
         newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]
-        if newer and args.resume_from_checkpoint is not True:  # or each was passed over, and why was said
-            warn(f"{', '.join(newer)}: newer, and what a later --resume_from_checkpoint true would take; remove them")
+        if newer and args.resume_from_checkpoint is not True:  # true has already warned about each
+            warn(f"{', '.join(newer)}: newer than {checkpoint.name}; remove, or a later resume takes the newest")
 
     def _check_replace(self, before: dict[str, Any], args: TrainingArguments, checkpoint: Path | None) -> None:
-        """Raise `InputError` if the run in the folder must not be replaced; else say what becomes of it."""
+        """Raise `InputError` if the run in the folder must not be replaced; print whether it is kept or removed."""
         where = f"--output_dir {self.folder}"
         if not args.overwrite and before["finished"] is None and checkpoints.in_order(self.folder):
             raise InputError(
@@ -172,7 +171,7 @@ class Run:
                 f"{self._previous}: the finished run would move here, but no run wrote this folder; rename it, or "
                 "give --overwrite to remove the finished run"
             )
-        model = self.record["arguments"]["model_name_or_path"]  # None where it begins from nothing
+        model = self.record["arguments"]["model_name_or_path"]  # None for a new model
         for name, path in (("model_name_or_path", model), ("resume_from_checkpoint", checkpoint)):
             for folder in [self.folder.resolve(), *([self._previous] if self._keeps else [])]:
                 if path and Path(path).is_dir() and Path(path).resolve().is_relative_to(folder):
@@ -185,24 +184,24 @@ class Run:
             tell(f"{self.folder}: the run there is removed when training begins")
 
     def start(self) -> None:
-        """Clear the folder once everything before the training has succeeded. A second call does nothing."""
-        if self._there is not None:
+        """Clear the folder once everything before training has succeeded. A second call does nothing."""
+        if self._initial_files is not None:
             return
-        self._there = {}
+        self._initial_files = {}
         if is_main_process():
             if self._replaced is not None:
                 if self._keeps:
                     self._keep_aside(self._replaced)
                 _remove(self.folder, self._replaced)
-            # beside a finished run all other files are the user's; a stopped one may have left some off its record
-            told = self.checkpoint is None and (self._replaced is None or self._replaced["finished"] is not None)
-            self._there = {name: None if told else time for name, time in _files(self.folder).items()}
+            # beside a finished run all other files are of the user; a stopped run may have files missing in its record
+            known = self.checkpoint is None and (self._replaced is None or self._replaced["finished"] is not None)
+            self._initial_files = {name: None if known else time for name, time in _files(self.folder).items()}
         self.save()
 
     def _keep_aside(self, record: dict[str, Any]) -> None:
         """Move the files of the run in the folder to `<output_dir>.previous`, in place of the run there."""
         kept = self._read(self._previous) if self._previous.exists() else None
-        if kept is not None and kept != record:  # else the process was killed while it moved this very run
+        if kept is not None and kept != record:  # equal if the process was killed while it moved this run
             _remove(self._previous, kept)
         self._previous.mkdir(exist_ok=True)
         shutil.copy(self.folder / RECORD, self._previous)
@@ -211,7 +210,7 @@ class Run:
             shutil.move(self.folder / name, self._previous / name)
 
     def train(self, trainer: Trainer) -> None:
-        """Start the run, train from `checkpoint` on, and save the state and scores of the training."""
+        """Start the run, train from `checkpoint` on, and save the state and metrics of training."""
         args = trainer.args
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         precision = self.record["hardware"]["precision"]
@@ -229,15 +228,15 @@ class Run:
         Args:
             trainer: the trainer.
             split: prefix of the names of the scores, such as `test`.
-            measured: what the trainer measured, under names with the prefix.
+            measured: metrics of the trainer, under names with the prefix.
             scores: further scores, under names without it.
 
         Returns:
-            All of them, under names with the prefix.
+            All scores, under names with the prefix.
         """
-        found = measured | {f"{split}_{name}": value for name, value in scores.items()}
-        trainer.save_metrics(split, found)
-        return found
+        prefixed = measured | {f"{split}_{name}": value for name, value in scores.items()}
+        trainer.save_metrics(split, prefixed)
+        return prefixed
 
     def publish(
         self,
@@ -251,17 +250,17 @@ class Run:
         base_model: str | None = None,
         **record: Any,
     ) -> None:
-        """Save the trained model with its model card, finish the record, and push both to the hub if asked.
+        """Save the model with its model card, finish the record, and push both to the hub under `--push_to_hub`.
 
         Args:
             trainer: the trainer, after training. Its `model` becomes the merged one.
             task: a task of the hub, such as `token-classification`.
-            scores: names of the scores that the card shows: for split `test`, `f1` is `metrics["test_f1"]`, or
+            scores: names of the scores on the card: for split `test`, `f1` is `metrics["test_f1"]`, or
                 `metrics["after_test_f1"]`. A score that `metrics` lacks is left out.
-            split: the split of these scores, as the names in `metrics` have it.
+            split: the split of these scores, as in the names in `metrics`.
             metrics: all scores of the run, for the record.
             usage: lines of Python that load and use the model.
-            base_model: the checkpoint's name on the card; `--model_name_or_path` when not given.
+            base_model: the checkpoint on the card; default: `--model_name_or_path`.
             **record: further entries of `run.json`.
         """
         args, tuning = trainer.args, trainer.tuned.tuning
@@ -277,7 +276,7 @@ class Run:
             record=self.record,
             usage=NOT_MERGED.format(tuning=tuning.tuning) if apart else f"```python\n{fenced(usage)}\n```",
         )
-        trainer.save_model(_internal_call=True)  # saves without a push, which follows once the folder is complete
+        trainer.save_model(_internal_call=True)  # do not push yet; pushed below once the folder is complete
         self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()
@@ -285,41 +284,43 @@ class Run:
         tell(f"use it: make predict RECIPE={self.recipe} MODEL={self.folder} INPUT=FILE OUTPUT=FILE")
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
-        """Raise `InputError` for changed arguments under which a checkpoint means something else; name the others."""
+        """Raise `InputError` for changed arguments that a checkpoint cannot resume with; warn about the others."""
         then, now = before["arguments"], json.loads(json.dumps(self.record["arguments"]))
         sizes = [_step_size(record) for record in (before, self.record)]
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}, and so meet "
-                "some rows twice and others not at all; give a batch, accumulation and processes of that product"
+                f"--resume_from_checkpoint: the run took {sizes[0]} a step and would now take {sizes[1]}; give batch, "
+                f"accumulation and processes with the product {sizes[0]}"
             )
         changed = [name for name in now if name in then and now[name] != then[name]]
         for name in changed:
             if self._rules.get(name) == "fixed":
-                raise InputError(f"--{name}: the run has {then[name]}, so it cannot go on with {now[name]}")
+                raise InputError(
+                    f"--{name}: the run has {then[name]} and cannot resume with {now[name]}; give --{name} {then[name]}"
+                )
         others = [f"--{name} {then[name]} to {now[name]}" for name in changed if name not in self._rules]
         if others:
             warn(f"resuming with changed arguments; results will differ from the original run: {', '.join(others)}")
 
     def _lock(self) -> None:
-        """Hold the folder against other runs. A lock whose process is dead is stale and is taken over."""
+        """Lock the folder against other runs. The lock of a dead process is released by the kernel."""
         lock = self.folder / ".lock"
-        self._lock_file = open(lock, "a+")  # noqa: SIM115  (held open, so that the lock lasts as long as the process)
+        self._lock_file = open(lock, "a+")  # noqa: SIM115  (an open file holds the lock)
         try:
-            # of POSIX, not flock: a data loader's worker that outlives a killed run would hold that one on
+            # a POSIX lock, not flock: a worker of the data loader that outlives a killed run would hold flock
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self._lock_file.seek(0)
             raise InputError(
-                f"--output_dir {self.folder}: in use by {self._lock_file.read().strip()}; wait for it, or give "
-                "another folder"
+                f"--output_dir {self.folder}: in use by {self._lock_file.read().strip()}; wait, or choose another "
+                "--output_dir"
             ) from None
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock_file.flush()
 
     def _read(self, folder: Path) -> dict[str, Any] | None:
-        """Return the record of the run that left its files in a folder; None if there is none."""
+        """Return the record of the run that wrote a folder; None without a record."""
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -328,7 +329,7 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure seconds and peak memory of a part of the run and put them into the record."""
+        """Record seconds and peak memory of a part of the run."""
         self.start()
         _reset_peak_memory()
         start = time.perf_counter()
@@ -337,14 +338,16 @@ class Run:
         self.save()
 
     def finish(self, **more: Any) -> None:
-        """Mark the run as finished, with what else is to be on record."""
+        """Mark the run as finished, and add entries to the record."""
         self.record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds")} | more
         self.save()
 
     def save(self) -> None:
-        """Write `run.json`, with the names of the files that the run has written so far."""
+        """Write `run.json`, with the names of the files written until now."""
         if is_main_process():
-            written = {n for n, time in _files(self.folder).items() if self._there.get(n, 0) not in (None, time)}
+            written = {
+                n for n, time in _files(self.folder).items() if self._initial_files.get(n, 0) not in (None, time)
+            }
             self.record["files"] = sorted(written | set(self.record["files"]))
             new = self.folder / f"{RECORD}.new"
             with open(new, "w", encoding="utf-8") as file:
@@ -355,32 +358,32 @@ class Run:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Return each file below a folder, but those of checkpoints and of runs themselves, with its time of change."""
+    """Return the files of a folder with their time of change, without checkpoints, lock and record."""
     apart = {path.name for path in checkpoints.in_order(folder)} | {checkpoints.STAGING, ".lock", RECORD}
     files = (path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in apart)
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
 
 
 def _written(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Return the names of the files and checkpoint folders in a folder that a run wrote, but its record."""
-    there = _files(folder)  # names such as ../x are in no folder
-    return [*(name for name in record["files"] if name in there), *(p.name for p in checkpoints.in_order(folder))]
+    """Return the names of the files and checkpoint folders that a run wrote into a folder, without its record."""
+    existing = _files(folder)  # excludes names such as ../x
+    return [*(name for name in record["files"] if name in existing), *(p.name for p in checkpoints.in_order(folder))]
 
 
 def _remove(folder: Path, record: dict[str, Any]) -> None:
-    """Remove what a run wrote into a folder; the record goes last, so that a kill leaves nothing unaccounted for."""
+    """Remove the files of a run from a folder. The record goes last, because a killed removal must resume from it."""
     shutil.rmtree(folder / checkpoints.STAGING, ignore_errors=True)
     for name in [*_written(folder, record), RECORD]:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     parents = {folder / parent for name in record["files"] for parent in Path(name).parents} - {folder}
-    for path in sorted((path for path in folder.rglob("*") if path in parents), reverse=True):  # the inner ones first
+    for path in sorted((path for path in folder.rglob("*") if path in parents), reverse=True):  # inner folders first
         if not any(path.iterdir()):
             path.rmdir()
 
 
 def _step_size(record: dict[str, Any]) -> str:
-    """Return how many rows an optimizer step takes, or tokens if batches are filled up to a number of them."""
+    """Return the rows of an optimizer step, or its tokens under `--max_tokens_per_batch`, with the unit."""
     arguments, processes = record["arguments"], record["hardware"]["processes"]
     budget = arguments.get("max_tokens_per_batch")
     size = (budget or arguments["per_device_train_batch_size"]) * arguments["gradient_accumulation_steps"] * processes
@@ -388,33 +391,33 @@ def _step_size(record: dict[str, Any]) -> str:
 
 
 def _command() -> list[str]:
-    """Program and arguments as `python -m` takes them; the hub token stays out of files that are shared."""
+    """Return program and arguments as for `python -m`, without the hub token."""
     spec = sys.modules["__main__"].__spec__
     words = re.sub(r"(--hub[_-]token[\0=])[^\0]*", r"\1HIDDEN", "\0".join(sys.argv[1:])).split("\0")
     return [spec.name if spec else sys.argv[0], *filter(None, words)]
 
 
 def _plain(args: TrainingArguments) -> dict[str, Any]:
-    # to_dict masks the hub token; what is neither text nor number (devices, paths) becomes text
+    # to_dict masks the hub token; devices and paths become text
     return json.loads(json.dumps(args.to_dict(), default=str))
 
 
 def _sha256_of_rows(data: Dataset) -> str:
-    """A hash of what the rows of a data set hold, whichever file or name they came from."""
-    found = hashlib.sha256()
+    """Return a hash of the rows of a data set, independent of file names."""
+    digest = hashlib.sha256()
     for row in data:
-        found.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
-    return found.hexdigest()
+        digest.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _sha256_of(files: Iterable[Path]) -> str | None:
-    """One hash over several files; None for none."""
+    """Return one hash over several files; None without files."""
     hashes = [sha256(file) for file in sorted(files)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
 def _folder_of(arguments: Any) -> Path:
-    """The folder of the recipe that defines the class of `arguments`."""
+    """Return the folder of the recipe that defines the class of `arguments`."""
     return Path(inspect.getfile(type(arguments))).parent
 
 
@@ -425,10 +428,9 @@ def _local_weights(model: str | None) -> list[Path]:
 
 
 def _git_commit() -> str | None:
-    here = COMMON
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=COMMON, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=COMMON, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + (" with uncommitted changes" if changed.stdout.strip() else "")
@@ -436,7 +438,7 @@ def _git_commit() -> str | None:
 
 def _reset_peak_memory() -> None:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here on
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     except OSError:
         pass
     if torch.cuda.is_available():
@@ -444,13 +446,13 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory() -> dict[str, int]:
-    """Peak resident memory in MiB, and that of the GPU. Where the kernel cannot reset it: the peak of the process."""
+    """Return the peak resident memory and GPU memory in MiB; of the whole process if the kernel cannot reset it."""
     try:
         status = Path("/proc/self/status").read_text()
         kib = int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-    found = {"peak_memory_mib": kib // 1024}
+    peaks = {"peak_memory_mib": kib // 1024}
     if torch.cuda.is_available():
-        found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
-    return found
+        peaks["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    return peaks

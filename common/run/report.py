@@ -1,4 +1,4 @@
-"""Results for people: a table on the terminal, rows of predictions, a page of samples, a curve, a model card."""
+"""Write results: tables, predictions, a page of samples, curves, the model card."""
 
 import html
 import json
@@ -14,9 +14,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from common.errors import is_main_process, printable, tell
 from common.hardware import described
 
-#: what a table on the terminal shows at most
+#: limits of a table on the terminal
 ROWS_SHOWN, CHARACTERS_SHOWN = 60, 40
-FILES_NAMED = 10  # by a model card
+FILES_NAMED = 10  # on the model card
 #: rows in each part of a page of samples, and characters of a text there
 SAMPLED, SAMPLE_CHARACTERS = 20, 2000
 STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
@@ -27,9 +27,9 @@ td { white-space: pre-wrap; overflow-wrap: anywhere; }"""
 
 
 def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None:
-    """Print rows under a header: the first column to the left, numbers to the right, fractions with four digits.
+    """Print a table: first column left-aligned, others right-aligned, fractions with four digits.
 
-    Of more than `ROWS_SHOWN` rows the first ones are shown, and the `last` ones, which hold the totals.
+    A table of more than `ROWS_SHOWN` rows shows the first rows and the `last` rows, which hold the totals.
     """
     left_out = len(rows) - ROWS_SHOWN
     if left_out > 0:
@@ -55,11 +55,15 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 def write_samples(
     path: str | Path, title: str, texts: dict[str, list[str]], scores: list[float], score: str, seed: int = 0
 ) -> None:
-    """A page (HTML, no scripts) of rows to read: some at random, then those of the lowest and the highest scores.
+    """Write an HTML page (without scripts) of random rows, and the rows with the lowest and the highest scores.
 
-    `texts` maps what a text is, such as source, reference and hypothesis, to that of each row, in the order in which
-    they stand below each other; `scores` are the rows', higher is better, and `score` is their name. The same `seed`
-    draws the same rows, so that the pages of two runs can be read side by side.
+    Args:
+        path: the file.
+        title: title of the page.
+        texts: name of a text (source, reference, hypothesis) -> the text of each row, in the order on the page.
+        scores: score of each row; higher is better.
+        score: name of the score.
+        seed: seed of the random rows; equal seeds show equal rows, which makes two runs comparable.
     """
     if not is_main_process():
         return
@@ -72,7 +76,7 @@ def write_samples(
         body.append(f"<h2>{html.escape(name)}</h2>")
         for row in rows:
             cells = [(f"row {row + 1}", f"{score} {scores[row]:.1f}"), *((k, v[row]) for k, v in texts.items())]
-            # the direction of writing is that of the text's own letters
+            # dir="auto": the letters of the text set the writing direction
             lines = [f'<tr><th>{html.escape(k)}</th><td dir="auto">{_shown(v)}</td></tr>' for k, v in cells]
             body.append("<table>" + "\n".join(lines) + "</table>")
     head = f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -82,20 +86,20 @@ def write_samples(
 
 
 def _shown(text: str) -> str:
-    """`text` as HTML that shows it as it is; what does not print is escaped, what is very long cut."""
+    """Return `text` as HTML, with unprintable characters escaped and long text cut."""
     lines = [html.escape(printable(line)) for line in text[:SAMPLE_CHARACTERS].split("\n")]
     cut = f"… ({len(text):,} characters)" if len(text) > SAMPLE_CHARACTERS else ""
     return "\n".join(lines) + cut
 
 
 def draw_history(path: str | Path, history: list[dict[str, float]], score: str | None = None) -> None:
-    """A picture of the losses by step and, below it where evaluations gave it, of the score `eval_<score>`.
+    """Draw the losses by step, and below them the score `eval_<score>` if evaluations have it.
 
-    `history` is the trainer's log, in which losses are of smoothed labels where the training smooths them.
+    `history` is the log of the trainer. Its losses include label smoothing.
     """
     if not is_main_process():
         return
-    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+    from matplotlib.figure import Figure  # a slow import, not needed elsewhere
 
     parts = {"loss (nats a label)": {"loss": "training", "eval_loss": "validation"}}
     if score and any(f"eval_{score}" in entry for entry in history):
@@ -128,11 +132,11 @@ def write_model_card(
     Args:
         folder: the folder of the model.
         task: a task of the hub, such as `token-classification`.
-        base_model: the checkpoint that training began with.
+        base_model: the checkpoint that training started from.
         scores: the scores to show.
-        split: the rows that the scores are of.
+        split: the split of the scores.
         record: the record of `common.run.folder.Run`.
-        usage: how to use the model, in Markdown.
+        usage: instructions for the model, in Markdown.
     """
     if not is_main_process():
         return
@@ -181,20 +185,20 @@ def write_model_card(
         "python -m " + fenced(printable(shlex.join(record["command"]), 10_000)),
         "```",
         "",
-        f"Run on {record['started'][:10]} on {described(record['hardware'])}; arguments, versions and the sha256 of "
-        "each data file are in `run.json`.",
+        f"Trained on {record['started'][:10]} on {described(record['hardware'])}. `run.json` has the arguments, the "
+        "versions and the SHA-256 of each data file.",
         "",
     ]
     ModelCard("\n".join(lines)).save(Path(folder) / "README.md")
 
 
 def fenced(text: str) -> str:
-    """Return a text that cannot end the block of code that it stands in."""
+    """Return a text that cannot end its code block."""
     return text.replace("```", "` ` `")
 
 
 def _markdown(text: str) -> str:
-    """`text` as itself in Markdown: no markup, link or HTML."""
+    """Escape `text` for Markdown: no markup, links or HTML."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~-])", r"\\\1", printable(text))
 
 
@@ -202,7 +206,7 @@ WHEN = ("before", "after")
 
 
 def print_perplexities(metrics: dict[str, float]) -> None:
-    """A table of what `LanguageTrainer.scores` found before and after training."""
+    """Print the scores of `LanguageTrainer.scores` before and after training as a table."""
     splits = [
         k.removeprefix("before_").removesuffix("_perplexity") for k in metrics if re.match("before_.*perplexity", k)
     ]
@@ -215,10 +219,10 @@ def print_perplexities(metrics: dict[str, float]) -> None:
 
 
 def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
-    """A picture of the losses against the sub-tokens seen; `history` is the trainer's log, `before` the first loss."""
+    """Draw the losses by tokens seen, from the log of the trainer and the validation loss `before` training."""
     if not is_main_process():
         return
-    from matplotlib.figure import Figure  # only here: what does not draw is spared its time and memory
+    from matplotlib.figure import Figure  # a slow import, not needed elsewhere
 
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -226,6 +230,6 @@ def draw_curve(path: str | Path, history: list[dict], before: float) -> None:
         points = start + [(entry["num_input_tokens_seen"] / 1e6, entry[key]) for entry in history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    axes.set(xlabel="sub-tokens seen (millions)", ylabel="loss (nats a label)")
+    axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats a label)")
     axes.legend()
     figure.savefig(path, dpi=120)

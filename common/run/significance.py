@@ -1,4 +1,4 @@
-"""Compare two runs on the same test rows: read the other run's predictions, and test the difference of the scores."""
+"""Compare two runs on the same test rows, with a significance test."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ RESAMPLES = 1000
 
 
 def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
-    """Return reference and prediction of each row of a run's `predictions_test.jsonl`; `reference` names the column."""
+    """Return reference and prediction of each row of `predictions_test.jsonl`; `reference` names the column."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         fault = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise InputError(f"{path}: {fault}; name predictions_test.jsonl of a run to compare with") from None
-    found = []
+        raise InputError(f"{path}: {fault}; name predictions_test.jsonl of another run") from None
+    pairs = []
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line)
@@ -27,10 +27,10 @@ def read_predictions(path: str, reference: str) -> list[tuple[str, str]]:
             pair = (None, None)
         if not all(isinstance(text, str) for text in pair):
             raise InputError(
-                f"{path}:{number}: needs `{reference}` and `predicted`, as in predictions_test.jsonl of a run"
+                f"{path}:{number}: lacks `{reference}` or `predicted`; name predictions_test.jsonl of another run"
             )
-        found.append(pair)
-    return found
+        pairs.append(pair)
+    return pairs
 
 
 def other_predictions(path: str | None, data: DatasetDict, reference: str) -> list[str] | None:
@@ -42,38 +42,44 @@ def other_predictions(path: str | None, data: DatasetDict, reference: str) -> li
         reference: column that holds the reference.
 
     Raises:
-        InputError: there are no test rows, or the predictions are of other rows.
+        InputError: this run has no test rows, or the predictions belong to other rows.
     """
     if path is None:
         return None
     if "test" not in data:
-        raise InputError(f"{path}: there are no test rows to compare with; give --test_file")
+        raise InputError(f"{path}: this run has no test rows to compare; give --test_file")
     return check_comparison(path, data["test"][reference][:], reference)
 
 
 def check_comparison(path: str, gold: list[str], reference: str) -> list[str]:
-    """Return the predictions in a file; raise `InputError` unless they are of the references `gold`, in that order."""
+    """Return the predictions in a file; raise `InputError` if its references differ from `gold`."""
     other = read_predictions(path, reference)
     if len(other) != len(gold):
         raise InputError(
-            f"{path}: has {len(other):,} rows, and there are {len(gold):,} test rows; compare on the same rows"
+            f"{path}: has {len(other):,} rows, and this run {len(gold):,} test rows; compare on the same rows"
         )
-    for number, ((reference, _), own) in enumerate(zip(other, gold, strict=True), 1):
-        if reference != own:
-            raise InputError(f"{path}:{number}: is of another test row: the reference is {reference[:60]!r}")
+    for number, ((reference, _), expected) in enumerate(zip(other, gold, strict=True), 1):
+        if reference != expected:
+            raise InputError(
+                f"{path}:{number}: belongs to another test row (reference {reference[:60]!r}); compare on the same rows"
+            )
     return [predicted for _, predicted in other]
 
 
 def bootstrap_p(theirs: np.ndarray, ours: np.ndarray) -> float:
-    """The chance `p` that the difference of two mean scores is none, by a paired bootstrap over the test rows.
+    """Return the p-value of the difference of two mean scores, by a paired bootstrap over the test rows.
 
-    Both have shape (rows,). The share of `RESAMPLES` samples of rows in which the difference, moved so that its mean is
-    0, is as large as the one found, as in sacreBLEU (Koehn 2004, https://aclanthology.org/W04-3250).
+    The p-value is the share of `RESAMPLES` resamples whose difference, shifted to mean 0, is at least the observed
+    difference, as in sacreBLEU (Koehn 2004, https://aclanthology.org/W04-3250).
+
+    Args:
+        theirs: scores of the other run, shape (rows,).
+        ours: scores of this run, shape (rows,).
     """
     differences = np.asarray(ours) - np.asarray(theirs)
     random = np.random.default_rng(0)
     means = np.array(
         [differences[random.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)]
     )
-    found = abs(differences.mean())
-    return float((np.sum(np.abs(means - differences.mean()) >= found) + 1) / (RESAMPLES + 1))
+    observed = abs(differences.mean())
+    return float((np.sum(np.abs(means - differences.mean()) >= observed) + 1) / (RESAMPLES + 1))

@@ -31,7 +31,7 @@ RECOMPUTES = "--gradient_checkpointing computes layers twice"
 
 @dataclass
 class Speed:
-    """What computes faster in a model. It is empty under `--speed off`.
+    """The faster features applied to a model; empty under `--speed off`.
 
     Attributes:
         applied: names of the features that were applied, in order.
@@ -55,22 +55,22 @@ class Speed:
 
     @property
     def without_padding(self) -> bool:
-        """Whether the layers compute no padding, so that rows of different length in one batch cost nothing."""
+        """Return whether the layers skip padding; rows of different lengths in a batch then cost nothing."""
         return "padding_free" in self.applied
 
     def at_labels(
         self, labels: Tensor, label_smoothing: float = 0.0, scores: bool = False
     ) -> AbstractContextManager[None]:
-        """Within it the head of a language model computes only where there are labels (see `HeadAtLabels.at`)."""
+        """Compute the head of a language model only at labels, within a `with` block (see `HeadAtLabels.at`)."""
         return nullcontext() if self.head is None else self.head.at(labels, label_smoothing, scores)
 
     @contextmanager
     def training_pass(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
-        """Within it the layers of an encoder-decoder leave out padding and drop faster, as far as that was applied.
+        """Let an encoder-decoder skip padding and use the faster dropout within a `with` block, if applied.
 
         Args:
-            attention_mask: of the sources, (rows, length).
-            labels: of the targets, (rows, length).
+            attention_mask: mask of the sources, (rows, length).
+            labels: labels of the targets, (rows, length).
         """
         dropout = quick_functional_dropout() if "functional_dropout" in self.applied else nullcontext()
         with dropout, nullcontext() if self.pairs is None else self.pairs.at(attention_mask, labels):
@@ -87,17 +87,17 @@ class Speed:
 
 
 def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
-    """Change `loaded.model` so that it computes faster. Results agree with the plain model to rounding.
+    """Change `loaded.model` to compute faster. Results agree with the plain model to rounding.
 
     Call it after `common.tuning.tune`. Each feature is applied to the model types that a test compares with plain
-    transformers. Before training, one line says what was applied.
+    transformers. Before training, one line lists the applied features.
 
     Args:
         loaded: the model; wrapped by peft or not.
-        args: `speed` decides. Training arguments decide on attention, dropout and losses as well.
+        args: `speed` turns everything off; training arguments also select attention, dropout and losses.
 
     Returns:
-        What was applied, and what was not, with the reason.
+        The applied features, and the others with the reason.
     """
     speed = Speed()
     if args.speed == "off":
@@ -113,7 +113,7 @@ def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
 
 
 def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: SpeedArguments) -> None:
-    """Choose the kernel of attention, leave out padding, and take the faster dropout: on a CPU alone."""
+    """Choose the kernel of attention, skip padding, and use the faster dropout; on a CPU only."""
     training = isinstance(args, TrainingArguments)
     transformer = transformer_of(plain)
     both_sides = transformer.config.is_encoder_decoder
@@ -121,7 +121,7 @@ def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: 
     if training and loaded.attn_implementation is None and not leaves_out_padding(transformer):
         eager = _choose_kernel(transformer, loaded.read_length or LONG)
     if isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
-        reason = "virtual tokens are in no batch"
+        reason = "batches lack the virtual tokens"
     elif both_sides:
         reason = _leave_out_padding_of_pairs(speed, loaded, plain, args) if training else "generation keeps padding"
     elif loaded.attn_implementation is not None:
@@ -152,12 +152,12 @@ def _leave_out_padding_of_pairs(
 
 
 def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
-    """Take eager attention where it is the faster kernel of a CPU; return whether it was taken.
+    """Use eager attention if it is the faster kernel on a CPU; return whether it is used.
 
-    SDPA has no fast kernel with attention dropout there, and eager attention takes 1.1 to 1.5 times less a step in
-    bfloat16; without dropout SDPA wins on long rows. `python -m tests.benchmarks.attention` measures it.
+    On a CPU SDPA has no fast kernel with attention dropout, and a step with eager attention is 1.1 to 1.5 times as fast
+    in bfloat16. Without dropout SDPA is faster on long rows. `python -m tests.benchmarks.attention` measures it.
     """
-    # one made of two models has their configurations within its own
+    # the configuration of an encoder-decoder of two models contains theirs
     parts = [transformer.config, *(v for v in vars(transformer.config).values() if isinstance(v, PretrainedConfig))]
     rates = [vars(part).get(name) for part in parts for name in ATTENTION_DROPOUTS]
     dropout = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
@@ -168,7 +168,7 @@ def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
 
 
 def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None:
-    """Compute the head of a language model at labels, and in training its losses in place of its scores."""
+    """Compute the head of a language model at labels only, and losses in place of scores in training."""
     both_sides = plain.config.is_encoder_decoder
     if is_deepspeed_zero3_enabled():
         speed.note("head_at_labels", "DeepSpeed shards the weights")

@@ -1,6 +1,6 @@
 """Compute dropout from cheap random bits, on a CPU.
 
-It drops with the same probability, from other random numbers. `tests/benchmarks/NOTES.md` has the gains.
+The probability is that of torch, the random numbers are others. `tests/benchmarks/NOTES.md` has the gains.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 def quick_dropout(x: Tensor, p: float) -> Tensor:
     """Drop elements of `x` with probability `p`, from 8 random bits each; torch draws a double for each.
 
-    8 bits give only multiples of 1/256. Each call drops one of the two nearest shares, drawn so that an element is
-    dropped with probability `p`.
+    8 bits give multiples of 1/256 only. Each call uses one of the two nearest multiples, at random, with mean `p`.
     """
     return _Dropout.apply(x, p)
 
@@ -25,7 +24,7 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         drawn = torch.empty(x.numel() // 8 + 2, dtype=torch.int64).random_(-(2**63), None)
         dropped = min(int(p * 2**8 + int(drawn[-1] & 0xFFFF) / 2**16), 255)  # of 256
-        # int8 is written and read several times as fast as bool
+        # writing and reading int8 is several times as fast as bool
         keep = torch.empty(x.shape, dtype=torch.int8)
         torch.ge(drawn.view(torch.int8)[: x.numel()].view(x.shape), dropped - 2**7, out=keep)
         ctx.save_for_backward(keep)
@@ -51,7 +50,7 @@ class QuickDropout(nn.Dropout):
 
 
 def quicken_dropout(model: nn.Module) -> None:
-    """Make every `nn.Dropout` in `model` a `QuickDropout`."""
+    """Turn every `nn.Dropout` in `model` into a `QuickDropout`."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = QuickDropout
@@ -59,7 +58,7 @@ def quicken_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def quick_functional_dropout() -> Iterator[None]:
-    """Within it `torch.nn.functional.dropout` is `quick_dropout`. BART and similar models call that function.
+    """Replace `torch.nn.functional.dropout`, which BART and similar models call, within a `with` block.
 
     A `TorchFunctionMode` would need no change to torch, but takes time at every call of every function.
     """

@@ -1,6 +1,6 @@
 """Compute the layers of an encoder-decoder at the real tokens of a training batch only, on a CPU.
 
-Sources and targets of the same rows lie in the same bins (`common.speed.padding_free`). Results agree with the padded
+Sources and targets of a row lie in corresponding bins (`common.speed.padding_free`). Results agree with the padded
 model to rounding. `tests/benchmarks/NOTES.md` has the gains.
 """
 
@@ -27,15 +27,15 @@ from common.speed.padding_free import (
 
 #: model types whose training may leave out padding on both sides; a test compares each with plain transformers
 PADDING_FREE = frozenset({"bart", "bert", "encoder-decoder", "m2m_100", "marian", "mbart", "pegasus"})
-#: kernels of attention that `packed_pairs` may stand in for
+#: kernels of attention that `packed_pairs` may replace
 KERNELS = {"eager": "packed_pairs", "sdpa": "packed_pairs"}
 
 
 class PackedPairs:
-    """Where the sources and targets of a batch lie without padding: the same rows in the bins of both sides.
+    """The positions of the sources and targets of a batch without padding, with equal rows in the bins of both sides.
 
-    Stands in for the mask of attention from targets to sources. `source` and `target` have shape (rows, length), True
-    at real tokens.
+    It replaces the mask of attention from targets to sources. `source` and `target` have shape (rows, length), True at
+    real tokens.
     """
 
     def __init__(self, source: Tensor, target: Tensor):
@@ -62,19 +62,19 @@ class PackedPairs:
 class PaddingFreePairs:
     """Let the layers of an encoder-decoder compute real tokens only: of sources, of targets, and between them.
 
-    Outside of `at` the model is unchanged, and generates as before. On a test batch the scores must agree with those of
+    Outside of `at` the model is unchanged. On a test batch the scores must agree with those of
     the plain model; otherwise the hooks are removed again.
 
     Attributes:
         reason: why the layers compute padding; None if `at` leaves it out.
     """
 
-    #: the one whose batch is being computed, which the function of the kernel for masks asks
+    #: the instance whose batch is being computed; the mask function reads it
     current: "PaddingFreePairs | None" = None
 
     def __init__(self, model: PreTrainedModel):
         self._pairs: PackedPairs | None = None
-        self._sources: tuple[Tensor, Tensor] | None = None  # what the decoder gets, padded and packed
+        self._sources: tuple[Tensor, Tensor] | None = None  # encoder output, padded and packed
         self._model = model
         self.reason = untested(model, PADDING_FREE)
         if self.reason is not None:
@@ -83,8 +83,8 @@ class PaddingFreePairs:
         if any(getattr(part, "layerdrop", 0.0) for part in (encoder, decoder)):
             self.reason = "layerdrop leaves out layers"
             return
-        with attention_by(model, KERNELS) as able:
-            if not able:
+        with attention_by(model, KERNELS) as supported:
+            if not supported:
                 self.reason = "attention by another kernel"
                 return
         sources, targets = ([part.get_submodule(n) for n in layer_names(part)] for part in (encoder, decoder))
@@ -106,7 +106,7 @@ class PaddingFreePairs:
 
     @contextmanager
     def at(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
-        """Within it the model takes sources of this mask and targets of these labels, of shape (rows, length) each."""
+        """Run the model without padding within a `with` block; mask of sources and labels have shape (rows, length)."""
         real = (labels != -100).flip(1).cumsum(1).flip(1) > 0  # up to the last label of a row
         self._pairs = PackedPairs(attention_mask.bool(), real)
         PaddingFreePairs.current = self
@@ -131,14 +131,14 @@ class PaddingFreePairs:
         )
 
     def mask(self, mask_function: Callable) -> PackedBatch | PackedPairs:
-        """Return what stands in for the mask of the encoder, of the decoder, or of attention between them."""
+        """Return the object that replaces the mask of the encoder, the decoder, or attention between them."""
         if self._sources is None:
             return self._pairs.source
         return self._pairs.target if mask_function is causal_mask_function else self._pairs
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        """Tell whether the scores of a test batch are those of the padded model."""
+        """Return whether the scores of a test batch agree with the padded model."""
         random = torch.Generator().manual_seed(0)
         size = self._model.get_input_embeddings().num_embeddings
         ids = torch.randint(0, size, (2, 4, 13), generator=random)
@@ -150,9 +150,9 @@ class PaddingFreePairs:
         self._model.eval()
         expected = self._model(**inputs).logits
         with self.at(mask, labels):
-            found = self._model(**inputs).logits
+            logits = self._model(**inputs).logits
         self._model.train(training)
-        return torch.allclose(found[labels != -100], expected[labels != -100], rtol=1e-3, atol=1e-4)
+        return torch.allclose(logits[labels != -100], expected[labels != -100], rtol=1e-3, atol=1e-4)
 
 
 def _mask(mask_function, **kwargs) -> PackedBatch | PackedPairs:

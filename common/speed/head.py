@@ -1,4 +1,4 @@
-"""Compute the head of a model only at the positions that it is asked for: a language model at its labels.
+"""Compute the head of a model at selected positions only: a language model at its labels.
 
 An encoder without padding (`common.speed.padding_free`) computes its last layer at these positions only as well.
 `tests/benchmarks/NOTES.md` has the gains.
@@ -27,7 +27,7 @@ HEAD_AT_LABELS = frozenset(
         "rembert", "roberta", "roberta-prelayernorm", "smollm3", "t5", "xglm", "xlm-roberta", "xlm-roberta-xl",
     }
 )  # fmt: skip
-#: of these, model types that add a bias of their own to the scores of the last linear layer
+#: model types of these that add another bias to the scores of the last linear layer
 BIAS_AFTER_HEAD = frozenset({"bart", "marian", "mbart", "pegasus"})
 #: model types whose last layer may compute only what the head reads; a test compares each with plain transformers
 LAST_LAYER = frozenset(
@@ -36,11 +36,11 @@ LAST_LAYER = frozenset(
     }
 )  # fmt: skip
 
-#: labels whose scores exist at a time on a CPU: as many as stay in its cache
+#: labels whose scores are in memory at a time on a CPU; more do not fit into the cache
 LABELS_TOGETHER = 128
-#: the number of labels is filled up to a multiple of this: each new shape of matrices costs time and memory
+#: the number of labels is rounded up to this multiple: each new shape of matrices costs time and memory
 LABEL_MULTIPLE = 64
-#: classes of a head that gives for each label its loss and whether it has the highest score; no vocabulary is so small
+#: last dimension of a head that returns loss and hit of each label; every vocabulary is larger
 LOSS_AND_HIT = 2
 
 
@@ -48,8 +48,8 @@ class HeadAtLabels:
     """Compute the head of a language model only where a batch has labels.
 
     A forward hook selects the vectors at the labels from the output of the Transformer. The last linear layer may give
-    the losses of these labels instead of their scores. On a test batch all of it must agree with the plain model;
-    whatever does not is removed from the model again.
+    the losses of these labels instead of their scores. On a test batch each change must agree with the plain
+    model, or it is removed.
 
     Attributes:
         reason: why the head computes every position; None if it computes labels only.
@@ -63,7 +63,7 @@ class HeadAtLabels:
         Args:
             model: the language model, without a wrapper of peft.
             losses: whether the last linear layer may give losses.
-            chunk: labels whose scores exist at a time, forward and backward; None for all of a batch.
+            chunk: labels whose scores are in memory at a time, forward and backward; None for all of a batch.
         """
         self._chunk, self._gives_losses, self._taken = chunk, False, False
         self._positions: Tensor | None = None
@@ -85,7 +85,7 @@ class HeadAtLabels:
 
     @contextmanager
     def at(self, labels: Tensor, label_smoothing: float = 0.0, scores: bool = False) -> Iterator[None]:
-        """Within it the head computes only where `labels` is not -100.
+        """Compute the head only where `labels` is not -100, within a `with` block.
 
         The logits are then scores, of shape (1, labels, classes). If the head gives losses, they have shape
         (1, labels, 2): the loss, and 1 if the label has the highest score, else 0; in training on a CPU always 0.
@@ -93,7 +93,7 @@ class HeadAtLabels:
         Args:
             labels: of shape (rows, length); for an encoder-decoder those of the decoder.
             label_smoothing: weight spread over all classes.
-            scores: give scores in any case.
+            scores: return scores in any case.
         """
         if self.reason is None:
             chosen = labels != -100
@@ -147,7 +147,7 @@ class HeadAtLabels:
         if self._agrees(model):
             return None
         self._gives_losses = False
-        del self._layer.forward  # the one of the class is left
+        del self._layer.forward  # uncovers the method of the class
         return "losses differ on a test batch"
 
     def _losses(self, vectors: Tensor) -> Tensor:
@@ -155,10 +155,10 @@ class HeadAtLabels:
             return self._scores(vectors)
         chunk = self._chunk or max(1, len(self._labels))
         parts = list(zip(vectors[0].split(chunk), self._labels.split(chunk), strict=True))
-        if len(parts) == 1:  # all scores exist at once in any case
+        if len(parts) == 1:  # all scores are in memory at once in any case
             return self._losses_and_hits(*parts[0], self._smoothing)[None]
-        found = [checkpoint(self._losses_and_hits, *part, self._smoothing, use_reentrant=False) for part in parts]
-        return torch.cat(found)[None]
+        chunks = [checkpoint(self._losses_and_hits, *part, self._smoothing, use_reentrant=False) for part in parts]
+        return torch.cat(chunks)[None]
 
     def _losses_and_hits(self, vectors: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         if torch.is_grad_enabled() and vectors.device.type == "cpu" and type(self._layer) is nn.Linear:
@@ -170,7 +170,7 @@ class HeadAtLabels:
 
     @torch.no_grad()
     def _agrees(self, model: PreTrainedModel) -> bool:
-        """Tell whether the losses of a test batch are those of the scores at every position."""
+        """Return whether the losses of a test batch agree with those of scores at every position."""
         random = torch.Generator().manual_seed(0)
         size = self._body.config.vocab_size
         ids, labels = (torch.randint(0, size, (3, 13), generator=random) for _ in range(2))
@@ -185,10 +185,10 @@ class HeadAtLabels:
         model.eval()
         expected = losses_at_labels(scores_of(model(**inputs)), labels, 0.1)
         with self.at(labels, 0.1):
-            found = scores_of(model(**inputs))
+            output = scores_of(model(**inputs))
         model.train(training)
         shape = (1, int(chosen.sum()), LOSS_AND_HIT if self._gives_losses else size)
-        return found.shape == shape and torch.allclose(losses_at_labels(found, labels, 0.1), expected, 1e-4, 1e-4)
+        return output.shape == shape and torch.allclose(losses_at_labels(output, labels, 0.1), expected, 1e-4, 1e-4)
 
 
 def _body(model: PreTrainedModel) -> PreTrainedModel:
@@ -227,7 +227,7 @@ def limit_last_layer(
     Args:
         model: a model that `common.speed.padding_free.leave_out_padding` has changed.
         choose: returns the places of the chosen tokens among the packed ones; None for all.
-        run: computes what the model gives for a test batch.
+        run: returns the outputs of the model for a test batch.
 
     Returns:
         Why the last layer computes every token; None if it computes chosen tokens only.
@@ -272,8 +272,8 @@ def take_chosen(choose: Callable[[PackedBatch], Tensor | None], layer: nn.Module
     return (args[0].index_select(1, batch.chosen), *args[1:]), kwargs
 
 
-# Where activations are checkpointed, the attention runs again in the backward pass, but no hook of the layer: so the
-# batch keeps the whole input.
+# The batch keeps the whole input, because checkpointed attention runs again in the backward pass without the hooks of
+# the layer.
 
 
 def _attend_to_whole(attention: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
@@ -298,7 +298,7 @@ def _keep_chosen(attention: nn.Module, args: tuple, kwargs: dict, output: tuple)
 def head_losses(layer: nn.Linear, vectors: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Compute the cross-entropy (n,) of labels (n,) from vectors (n, width) and the last linear layer.
 
-    The scores of `LABELS_TOGETHER` labels exist at a time. Only the gradients of all scores are kept.
+    The scores of `LABELS_TOGETHER` labels are in memory at a time. Only the gradients of all scores are kept.
     """
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else vectors.dtype
     more = -len(labels) % LABEL_MULTIPLE
@@ -307,10 +307,10 @@ def head_losses(layer: nn.Linear, vectors: Tensor, labels: Tensor, label_smoothi
 
 
 class _HeadLosses(torch.autograd.Function):
-    """Cross-entropy of labels (n,) from vectors (n, width), the weight (classes, width) and bias of the last layer.
+    """Compute cross-entropy of labels (n,) from vectors (n, width), weight (classes, width) and bias of the last layer.
 
-    Products are of type `kind`, all else is float32. The forward pass computes the gradients of the scores while these
-    are in the cache, and keeps them in `kind`.
+    Products have type `kind`, all else is float32. The forward pass computes the gradients of the scores while the
+    scores are in the cache, and keeps the gradients in `kind`.
     """
 
     @staticmethod
@@ -360,9 +360,9 @@ def losses_at_labels(logits: Tensor, labels: Tensor, label_smoothing: float = 0.
     """Compute the cross-entropy of each label, in the shape of `labels` (rows, length); 0 where the label is -100.
 
     Args:
-        logits: scores of every position, (rows, length, classes), or what a model gives within `HeadAtLabels.at`.
+        logits: scores of every position, (rows, length, classes), or the output of a model within `HeadAtLabels.at`.
         labels: (rows, length).
-        label_smoothing: weight spread over all classes; `HeadAtLabels.at` has taken it into losses already.
+        label_smoothing: weight spread over all classes; losses of `HeadAtLabels.at` include it already.
     """
     at = labels != -100
     if logits.shape[-1] == LOSS_AND_HIT:

@@ -1,4 +1,4 @@
-"""Compute the layers of a model at the real tokens of a batch only, on a CPU: no padding, and attention in bins.
+"""Compute the layers of a model at the real tokens of a batch only, on a CPU, with attention in bins.
 
 Results agree with the padded model to rounding. `tests/benchmarks/NOTES.md` has the gains.
 """
@@ -23,24 +23,24 @@ PADDING_FREE = frozenset(
         "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
     }
 )  # fmt: skip
-#: rows of up to this many tokens lie end to end in bins of this length, which attention takes one by one
+#: rows of at most this many tokens share bins of this length; attention computes one bin at a time
 BIN = 64
-#: scores a head computes at a time: those of 12 heads, their gradients and dropout stay in the cache then
+#: scores that a head computes at a time; those of 12 heads, with gradients and dropout, fit into the cache
 SCORES_TOGETHER = 2**17
-#: up to this many tokens attention in bfloat16 is faster written out than by SDPA's kernel (`NOTES.md`)
+#: up to this many tokens, attention in bfloat16 is faster in separate operations than by SDPA (`NOTES.md`)
 WRITTEN_OUT = 512
-#: up to this many the softmax is computed in float32, which costs little there, and its gradient is not rounded
+#: up to this many tokens, the softmax is in float32: it costs little, and its gradient is not rounded
 EXACT = 128
-#: each new shape of matrices costs time and memory, so that the number of tokens, the length of bins and their
-#: number are filled up to multiples of these
+#: the number of tokens, the length of bins and their number are rounded up to these multiples, because each new
+#: shape of matrices costs time and memory
 TOKEN_MULTIPLE, LENGTH_MULTIPLE, BIN_MULTIPLE = 64, 32, 4
 
-#: bins that attention takes at a time: their length on each side, and which rows lie in each, end to end
+#: bins that attention computes at a time: their length on each side, and the rows in each bin
 Group = tuple[tuple[int, ...], list[list[int]]]
 
 
 class _Rearrange(torch.autograd.Function):
-    """Rows of x by index. `back` is the way back for the gradient, in which rows from `real` on are set to 0."""
+    """Select rows of x by index. `back` is the index for the gradient; its rows from `real` on are set to 0."""
 
     @staticmethod
     def forward(ctx, x: Tensor, index: Tensor, back: Tensor, real: int) -> Tensor:
@@ -57,10 +57,10 @@ class _Rearrange(torch.autograd.Function):
 
 
 def in_bins(lengths: list[tuple[int, ...]]) -> list[Group]:
-    """Return groups of bins for rows of `lengths`, of one side each, or of two: a source and a target.
+    """Return groups of bins for rows of `lengths`, with one length a row, or two (source and target).
 
-    On each side a bin is as long as the longest row that is left, or `BIN`. Longest rows first, each goes into the
-    first bin where all its sides fit (first-fit decreasing). A group has as many bins as `SCORES_TOGETHER` allows; some
+    A bin is as long as the longest remaining row, or `BIN`, on each side. Rows go, longest first, into the first bin
+    with room on all sides (first-fit decreasing). A group has as many bins as `SCORES_TOGETHER` allows; some
     may be empty.
     """
     left = sorted(range(len(lengths)), key=lambda row: max(lengths[row]), reverse=True)
@@ -71,22 +71,22 @@ def in_bins(lengths: list[tuple[int, ...]]) -> list[Group]:
         least = [min(of_side) for of_side in by_side]
         most = max(1, SCORES_TOGETHER // max(sides) ** 2)
         bins: list[list[int]] = []
-        open_bins: list[tuple[list[int], list[int]]] = []  # which rows, and the room that is left on each side
+        open_bins: list[tuple[list[int], list[int]]] = []  # rows of a bin, and free room on each side
         later = []
         for row in left:
-            own = lengths[row]
-            found = next((b for b in open_bins if all(map(int.__ge__, b[1], own))), None)
-            if found is None and len(bins) == most:
+            needed = lengths[row]
+            fitting = next((b for b in open_bins if all(map(int.__ge__, b[1], needed))), None)
+            if fitting is None and len(bins) == most:
                 later.append(row)
                 continue
-            if found is None:
-                found = [], list(sides)
-                bins.append(found[0])
-                open_bins.append(found)
-            found[0].append(row)
-            found[1][:] = map(int.__sub__, found[1], own)
-            if not all(map(int.__ge__, found[1], least)):
-                open_bins.remove(found)
+            if fitting is None:
+                fitting = [], list(sides)
+                bins.append(fitting[0])
+                open_bins.append(fitting)
+            fitting[0].append(row)
+            fitting[1][:] = map(int.__sub__, fitting[1], needed)
+            if not all(map(int.__ge__, fitting[1], least)):
+                open_bins.remove(fitting)
         bins += [[] for _ in range(min(most, _multiple(BIN_MULTIPLE, len(bins))) - len(bins))]
         groups.append((sides, bins))
         left = later
@@ -94,29 +94,29 @@ def in_bins(lengths: list[tuple[int, ...]]) -> list[Group]:
 
 
 def _multiple(of: int, number: int) -> int:
-    """Return the least multiple that is no less than `number`."""
+    """Round `number` up to a multiple of `of`."""
     return -(-number // of) * of
 
 
 class PackedBatch:
-    """Where the tokens of a padded batch lie when its padding is left out. Stands in for the attention mask.
+    """The positions of the tokens of a padded batch without its padding. It takes the place of the attention mask.
 
-    `mask` has shape (rows, length), True at real tokens; with `causal` a token attends to none after it. Three
-    arrangements of vectors:
-    - padded: rows x length, as the model's embeddings give and its head takes them;
-    - packed: the real tokens one after the other, in the order of the slots, then at least one filler. The filler's
-      gradient is always 0, and so it may stand wherever a place has no token;
-    - slots: for attention, bins in which rows lie end to end, and see nothing of one another (`in_bins`).
+    `mask` has shape (rows, length), True at real tokens. With `causal` a token attends to no later token. Vectors have
+    three arrangements:
+    - padded: rows x length, as in the output of the embeddings and the input of the head;
+    - packed: the real tokens in the order of the slots, then at least one filler. The gradient of the filler is always
+      0, and the filler may take any place without a token;
+    - slots: for attention, bins that hold several rows; rows do not attend to each other (`in_bins`).
     """
 
     def __init__(self, mask: Tensor, causal: bool = False, groups: list[Group] | None = None, side: int = 0):
         self.causal = causal
         rows, length = mask.shape
         lengths = mask.sum(1).tolist()
-        #: of each group the length of its bins, and of each place in a bin the row that is there: (bins, length), where
-        #: rows are numbered in the order of the packed, and -1 is none
+        #: for each group the length of its bins, and the row at each place of a bin: (bins, length). Rows are numbered
+        #: in packed order; -1 is an empty place
         self.groups: list[tuple[int, Tensor]] = []
-        #: of each group where the first tokens of its rows stand among those of all bins, which have as many each
+        #: for each group the greatest number of rows in a bin, and the places of its rows if each bin had this number
         self._places: list[tuple[int, Tensor]] = []
         order: list[int] = []
         starts: list[int] = []
@@ -150,10 +150,11 @@ class PackedBatch:
         self.slot_of_packed = torch.zeros(packed, dtype=torch.int64)
         self.slot_of_packed[: self.real] = starts[row] + within
         self.packed_of_slot = self._inverse(self.slot_of_packed, size)
-        #: the first token of each row among the packed, in the order of the packed, and in that of the rows
-        self.sorted_firsts = starts_of_rows.masked_fill(lengths == 0, self.real)  # of rows with none: the filler
+        #: packed position of the first token of each row: in packed order, and in the order of the rows
+        self.sorted_firsts = starts_of_rows.masked_fill(lengths == 0, self.real)  # an empty row has the filler
         self.firsts = torch.empty_like(order).scatter_(0, order, self.sorted_firsts)
-        #: of the last layer: which of the packed it computes, None for all; its whole input; what it attends for now
+        #: for the last layer: packed positions that it computes (None: all); its whole input; whether it attends from
+        #: first tokens only
         self.chosen: Tensor | None = None
         self.whole: Tensor | None = None
         self.firsts_only = False
@@ -165,22 +166,22 @@ class PackedBatch:
         return inverse
 
     def pack(self, x: Tensor) -> Tensor:
-        """(rows, length, width) -> (1, packed, width)."""
+        """Convert (rows, length, width) to (1, packed, width)."""
         self.shape = x.shape
         x = x.flatten(0, 1)
         return _Rearrange.apply(x, self.padded_of_packed, self.packed_of_padded, len(x))[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, packed, width) -> (rows, length, width); what stands at padding has no meaning.
+        """Convert (1, packed, width) to (rows, length, width), with arbitrary values at padding.
 
-        Of `chosen` tokens (1, n, width) -> (n, 1, width).
+        With `chosen` tokens convert (1, n, width) to (n, 1, width).
         """
         if self.chosen is not None:
             return x.transpose(0, 1)
         return _Rearrange.apply(x[0], self.packed_of_padded, self.padded_of_packed, self.real).view(self.shape)
 
     def to_bins(self, *vectors: Tensor) -> list[Tensor]:
-        """Several of (1, heads, packed, width) to one (vectors, bins, heads, length, width) for each group."""
+        """Convert vectors of (1, heads, packed, width) to (vectors, bins, heads, length, width) for each group."""
         _, heads, packed, width = vectors[0].shape
         flat = torch.cat([x.transpose(1, 2).reshape(packed, heads * width) for x in vectors], dim=-1)
         slots = _Rearrange.apply(flat, self.packed_of_slot, self.slot_of_packed, self.real)
@@ -192,22 +193,22 @@ class PackedBatch:
         ]
 
     def from_bins(self, results: list[Tensor]) -> Tensor:
-        """(bins, heads, length, width) of each group to (1, packed, heads, width)."""
+        """Convert (bins, heads, length, width) of each group to (1, packed, heads, width)."""
         heads, width = results[0].shape[1], results[0].shape[3]
         flat = torch.cat([result.transpose(1, 2).reshape(-1, heads * width) for result in results])
         flat = _Rearrange.apply(flat, self.slot_of_packed, self.packed_of_slot, len(flat))
         return flat.view(1, -1, heads, width)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-        """Attention within each row. From (1, heads, packed, width) each to (1, packed, heads, width).
+        """Compute attention within each row, from (1, heads, packed, width) each to (1, packed, heads, width).
 
-        With `firsts_only` that of each row's first token, and 0 elsewhere.
+        With `firsts_only` only the first token of each row attends; the output is 0 elsewhere.
         """
         if self.firsts_only:
             return self._attend_firsts(query, key, value, dropout, scaling)
         results = []
         for i, (q, k, v) in enumerate(self.to_bins(query, key, value)):
-            alone = self._places[i][0] == 1  # a row a bin: what is padding comes after all that is real
+            alone = self._places[i][0] == 1  # one row a bin: empty places come after all tokens
             bias = partial(self._bias, i, self.groups[i][1])
             results.append(weighed(q, k, v, dropout, scaling, bias, is_causal=self.causal and alone))
         return self.from_bins(results)
@@ -217,19 +218,19 @@ class PackedBatch:
     ) -> Tensor:
         _, heads, packed, width = query.shape
         firsts = query[0].index_select(1, self.sorted_firsts)  # (heads, rows, width)
-        found, begun = [], 0
+        outputs, start = [], 0
         for i, (k, v) in enumerate(self.to_bins(key, value)):
             most, places = self._places[i]
-            # a bin with fewer rows has the first one of its group in their place
-            rows = torch.full((len(k) * most,), begun)
-            rows[places] = torch.arange(begun, begun + len(places))
+            # the first row of the group fills up bins with fewer rows
+            rows = torch.full((len(k) * most,), start)
+            rows[places] = torch.arange(start, start + len(places))
             q = firsts.index_select(1, rows).view(heads, len(k), most, width).transpose(0, 1)
             bias = partial(self._bias, i, rows.view(-1, most))
             result = weighed(q, k, v, dropout, scaling, bias)
-            found.append(result.transpose(1, 2).flatten(0, 1).index_select(0, places))
-            begun += len(places)
-        found = torch.cat(found)
-        return found.new_zeros(packed, heads, width).index_copy(0, self.sorted_firsts, found)[None]
+            outputs.append(result.transpose(1, 2).flatten(0, 1).index_select(0, places))
+            start += len(places)
+        output = torch.cat(outputs)
+        return output.new_zeros(packed, heads, width).index_copy(0, self.sorted_firsts, output)[None]
 
     def _bias(self, group: int, queries: Tensor, dtype: torch.dtype) -> Tensor | None:
         key = group, dtype, self.firsts_only
@@ -248,10 +249,9 @@ def weighed(
     bias: Callable[[torch.dtype], Tensor | None],
     is_causal: bool = False,
 ) -> Tensor:
-    """Attention in bins: q of shape (bins, heads, n, width), k and v of (bins, heads, length, width).
+    """Compute attention in bins: q has shape (bins, heads, n, width), k and v (bins, heads, length, width).
 
-    `bias` gives what is added to the scores, if anything. With `is_causal` a kernel that knows what comes after a place
-    needs none.
+    `bias` returns the values to add to the scores, or None. With `is_causal` SDPA needs no bias.
     """
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if not dropout and (q.dtype != torch.bfloat16 or k.shape[2] > WRITTEN_OUT):
@@ -268,9 +268,9 @@ def weighed(
 
 
 def bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor | None:
-    """The least number where a query does not see a key, else 0: of the rows that they are of, (bins, 1, n, length).
+    """Return the attention bias (bins, 1, n, length): the least number at keys that a query does not see, else 0.
 
-    None where each query sees each key, as in blocks of text without padding.
+    `queries` and `keys` hold row numbers. Returns None if each query sees each key, as in blocks without padding.
     """
     hidden = queries[:, :, None] != keys[:, None]
     if causal:
@@ -281,7 +281,7 @@ def bias_of(queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: bool = Fa
 
 
 def packed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Compute attention by the packed batch that stands in for the mask; by SDPA where a mask or none is given."""
+    """Compute attention by the packed batch in place of the mask, or by SDPA with a mask or none."""
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
         return attention_mask.attend(query, key, value, dropout, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
@@ -343,10 +343,10 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
         Why the layers compute padding; None if they compute real tokens only.
     """
     reason = untested(model, PADDING_FREE)
-    if reason is not None or leaves_out_padding(model):  # of an earlier trainer of the same model
+    if reason is not None or leaves_out_padding(model):  # an earlier trainer of this model changed it
         return reason
     if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        return "attention sees only a part of the row"
+        return "attention covers only part of the row"
     if getattr(model.config, "layerdrop", 0.0):
         return "layerdrop leaves out layers"
     depth = model.config.num_hidden_layers
@@ -363,9 +363,9 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
         ]
         with quiet():
             model.set_attn_implementation("packed")
-        found = model.base_model(input_ids=ids, attention_mask=mask)[0]
+        output = model.base_model(input_ids=ids, attention_mask=mask)[0]
     model.train(training)
-    if torch.allclose(found[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-4):
+    if torch.allclose(output[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-4):
         return None
     for hook in hooks:
         hook.remove()
@@ -374,5 +374,5 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
 
 
 def leaves_out_padding(model: nn.Module) -> bool:
-    """Tell whether `leave_out_padding` has changed this model, under LoRA or not."""
+    """Return whether `leave_out_padding` has changed this model, with or without LoRA."""
     return model.config._attn_implementation == "packed"

@@ -1,4 +1,4 @@
-"""Ways of tuning a recipe, or other settings, side by side: each under the same budget, with several seeds.
+"""Compare tuning methods or other settings of a recipe under the same budget, with several seeds.
 
     make compare RECIPE=ner METHODS="full head lora dora adapter ia3 bias"
     make compare RECIPE=ner METHODS="full lora" ARGS="--train_file my.jsonl --num_train_epochs 3" SEEDS="1 2 3 4 5"
@@ -7,18 +7,17 @@
     make compare RECIPE=ner METHODS="lora dora" ARGS="--over learning_rate 5e-4 2e-3 5e-3 --score eval_f1" SEEDS=1
     python -m common.tools.compare ner --settings my_settings.yaml --max_train_samples 1000 --at_once 2
 
-A method is a value of `--tuning`. A file of settings maps names to arguments of the recipe, such as `twice the rate:
---learning_rate 4e-4`. All other arguments are the recipe's, and those of every run. With `--over` each is trained at
-each value of one more argument (`all`: without that argument), and with `--steps` for so many steps, in which it is
-evaluated ten times: one number for all values, or one for each.
+A method is a value of `--tuning`. A settings file maps names to arguments of the recipe, such as `twice the rate:
+--learning_rate 4e-4`. All other arguments go to every run of the recipe. `--over` trains each method or setting at
+several values of one more argument (`all`: without the argument). `--steps` sets the number of steps, for all values or
+for each; a run then has ten evaluations.
 
-The runs are made one after the other, or `--at_once n`, each then with its share of the cores. Each that is done is
-added to `outputs/compare/RECIPE/results.jsonl` and not made again, and one that was stopped goes on (its seconds are
-then left out): give the same command again. What comes out lies beside that file: `comparison.md`, `comparison.json`
-and `comparison.png`, of the runs that the command asks for. With `--over ARGUMENT` the table begins with the scores at
-each value, which `ARGUMENT.png` draws; the rest is of the last value.
+The runs follow one another; `--at_once n` starts n at a time, each with its share of the cores. The same command, given
+again, skips the finished runs in `outputs/compare/RECIPE/results.jsonl` and resumes a stopped run, whose seconds are
+then left out. The results are in the same folder: `comparison.md`, `comparison.json` and `comparison.png`. With
+`--over ARGUMENT` the table starts with the score at each value, drawn in `ARGUMENT.png`; the rest shows the last value.
 
-(The recipes against the stock Trainer: `make bench`.)
+(`make bench` compares the recipes with the stock Trainer.)
 """
 
 import argparse
@@ -48,13 +47,13 @@ from common.cli import command_line, training_module
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.hardware import cores, described
 
-#: arguments that a comparison sets itself
+#: arguments that a comparison sets
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
-#: under `--steps` the number of evaluations
+#: number of evaluations under `--steps`
 EVALUATIONS = 10
-#: what stands in front of the name of a score: the first that there is, is shown
+#: prefixes of the name of a score; the first that exists is shown
 PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
-#: reads the arguments of all runs as their recipe would, so that a mistake in the last is told before the first
+#: parses the arguments of all runs, because a mistake in the last run must stop the first
 CHECK = """
 import importlib, json, sys
 from common.cli import parse
@@ -65,62 +64,70 @@ command_line(lambda: [parse(arguments, words) for words in json.load(sys.stdin)]
 
 
 def read_settings(path: str) -> dict[str, list[str]]:
-    """Names and words of arguments from a YAML file; raises `InputError` for one that is something else."""
+    """Read a settings file: name -> words of arguments. Raises `InputError` for any other content."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--settings {path}: {one_line(error)}") from None
-    if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
-        raise InputError(f"--settings {path}: must hold lines of `name: --argument value ...`, or `name:` for none")
+    if not isinstance(settings, dict) or not all(isinstance(value, str | None) for value in settings.values()):
+        raise InputError(f"--settings {path}: write lines of `name: --argument value ...`, or `name:` for no argument")
     try:
-        return {str(name): shlex.split(value or "") for name, value in found.items()}
+        return {str(name): shlex.split(value or "") for name, value in settings.items()}
     except ValueError as error:
         raise InputError(f"--settings {path}: {error}") from None
 
 
 def configurations(methods: list[str], settings: str | None, common: list[str]) -> dict[str, list[str]]:
-    """Name -> words of its arguments, `common` first; each method, then each of the file's settings."""
-    found = {method: ["--tuning", method] for method in methods}
+    """Return name -> words of arguments, `common` first: the methods, then the settings of the file."""
+    chosen = {method: ["--tuning", method] for method in methods}
     for name, words in (read_settings(settings) if settings else {}).items():
-        if name in found:
-            raise InputError(f"--settings {settings}: {name} is the name of a method as well")
-        found[name] = words
-    if not found:
+        if name in chosen:
+            raise InputError(f"--settings {settings}: {name} is also in --methods; rename one of them")
+        chosen[name] = words
+    if not chosen:
         raise InputError("nothing to compare: give --methods or --settings")
-    for name, words in found.items():
+    for name, words in chosen.items():
         taken = [word for word in [*common, *words] if word.split("=")[0] in OWN]
         if taken:
-            raise InputError(f"{name}: {taken[0]}: a comparison sets it itself; seeds are given by --seeds")
-    return {name: [*common, *words] for name, words in found.items()}
+            raise InputError(f"{name}: {taken[0]}: is set by the comparison; leave it out (seeds: --seeds)")
+    return {name: [*common, *words] for name, words in chosen.items()}
 
 
 def along(over: list[str], steps: list[int]) -> dict[str, tuple[list[str], list[str]]]:
-    """Each value of `--over` (without one: "") -> the words in front of all others, which these may change, and behind.
+    """Return the additional words of arguments at each value of `--over`.
 
-    Raises `InputError` where a value is missing, or `steps` are as many as the values neither once nor each.
+    Args:
+        over: the argument and its values; empty without `--over`.
+        steps: one number of steps for all values, or one for each.
+
+    Returns:
+        Value (`""` without `--over`) -> words before all others, which later words override; words after them.
+
+    Raises:
+        InputError: a value is missing or repeated, or the numbers of steps do not match the values.
     """
     argument, values = (over[0].removeprefix("--"), over[1:]) if over else ("", [""])
     if f"--{argument}" in OWN:
-        raise InputError(f"--over {argument}: a comparison sets it itself; seeds are given by --seeds")
+        raise InputError(f"--over {argument}: is set by the comparison; leave it out (seeds: --seeds)")
     if len(set(values)) < len(values) or (over and len(values) < 2):
-        raise InputError("--over: give an argument and two values of it or more, such as: max_train_samples 100 all")
+        raise InputError("--over: give an argument and at least two values, such as: max_train_samples 100 all")
     if len(steps) not in (0, 1, len(values)):
         raise InputError(f"--steps: give one number, or one for each of {' '.join(values)}")
     if steps and min(steps) < 1:
         raise InputError("--steps must be at least 1")
-    found = {}
+    words = {}
     numbers = steps if len(steps) > 1 else (steps or [0]) * len(values)
     for value, number in zip(values, numbers, strict=True):
         each = str(max(1, number // EVALUATIONS))
         budget = ["--max_steps", str(number), "--eval_strategy", "steps", "--save_strategy", "steps"]
         budget += ["--eval_steps", each, "--save_steps", each]
-        own = [f"--{argument}", value] if over and value != "all" else []
-        found[value] = budget if number else [], own
-    return found
+        point = [f"--{argument}", value] if over and value != "all" else []
+        words[value] = budget if number else [], point
+    return words
 
 
 def check_arguments(recipe: str, all_words: list[list[str]]) -> None:
-    """Raise `InputError` for arguments that the recipe does not take."""
+    """Raise `InputError` if the recipe rejects the arguments of any run."""
     done = subprocess.run(
         [sys.executable, "-c", CHECK, training_module(recipe)],
         input=json.dumps(all_words),
@@ -135,7 +142,7 @@ def check_arguments(recipe: str, all_words: list[list[str]]) -> None:
 
 
 def launcher(gpus: int | None) -> list[str]:
-    """What runs a module in `gpus` processes, as the Makefile does; None: in one, which takes what there is."""
+    """Return the command that runs a module in `gpus` processes, as the Makefile does; None: in one process."""
     if gpus is None:
         return [sys.executable, "-m"]
     several = ["--multi_gpu"] if gpus > 1 else []
@@ -144,7 +151,7 @@ def launcher(gpus: int | None) -> list[str]:
 
 @dataclass
 class Child:
-    """A run under way, in a process of its own."""
+    """A running process that trains one run."""
 
     process: subprocess.Popen
     folder: Path
@@ -152,17 +159,19 @@ class Child:
     went_on: bool
 
     def outcome(self) -> dict[str, Any]:
-        """What was measured in a run that has ended, or `error`."""
+        """Return the measurements of an ended run, or `error`."""
         if self.process.returncode == 0:
-            return measured(self.folder) | ({"train_seconds": None} if self.went_on else {})  # else those since then
+            return measured(self.folder) | (
+                {"train_seconds": None} if self.went_on else {}
+            )  # only the seconds since the resume are known
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line for line in lines if line.startswith(("error: ", "stopped: "))] or lines
-        said = said or [f"exit status {self.process.returncode}"]
-        return {"error": said[-1].removeprefix("error: ").removeprefix("stopped: ")}
+        messages = [line for line in lines if line.startswith(("error: ", "stopped: "))] or lines
+        messages = messages or [f"exit status {self.process.returncode}"]
+        return {"error": messages[-1].removeprefix("error: ").removeprefix("stopped: ")}
 
 
 def share(at_once: int, slot: int) -> dict[str, str]:
-    """The environment by which the run in `slot` of `at_once` leaves cores, and one of several GPUs, to others."""
+    """Return the environment variables that limit the run in `slot` of `at_once` to its share of cores and GPUs."""
     if at_once == 1:
         return {}
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -172,7 +181,7 @@ def share(at_once: int, slot: int) -> dict[str, str]:
 
 
 def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int, slot: int) -> Child:
-    """Begin to train in a process of its own, or go on with what was stopped, on its share of the machine."""
+    """Start a run, or resume a stopped one, in a new process on its share of the machine."""
     went_on = any(folder.glob("checkpoint-*"))
     again = ["--resume_from_checkpoint", "true"] if went_on else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,9 +194,13 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
 
 
 def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
-    """Start each of `jobs`, `at_once` at a time, and yield those that end. A job is told which slot of these is its.
+    """Start the jobs, `at_once` at a time, and yield each run that ends.
 
-    Ctrl-C and SIGTERM are handed on: the runs under way save a checkpoint, and `RunStopped` is raised.
+    Ctrl-C and SIGTERM are passed on: the running processes save a checkpoint, and `RunStopped` is raised.
+
+    Args:
+        jobs: key -> function that starts a run in the slot that it gets.
+        at_once: number of slots.
     """
     waiting, running, stopped = dict(jobs), {}, []
     slots: dict[Any, int] = {}
@@ -212,18 +225,20 @@ def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[t
                     yield key, child
             time.sleep(0.05)
     finally:
-        if running:  # who asked for them has failed
+        if running:  # the caller has failed
             hand_on(signal.SIGTERM)
             for child in running.values():
                 child.process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        raise RunStopped(f"{signal.Signals(stopped[0]).name}; the same command goes on", code=128 + stopped[0])
+        raise RunStopped(
+            f"{signal.Signals(stopped[0]).name}; run the same command again to resume", code=128 + stopped[0]
+        )
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """What a finished run left on record: scores, seconds and memory of its training, sizes."""
+    """Read the record of a finished run: scores, seconds and memory of the training, and sizes."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     trained = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
     phase = record["phases"]["train"]
@@ -243,23 +258,23 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def score_of(record: dict[str, Any], name: str | None = None) -> tuple[str, float]:
-    """The name and value of a run's score: `name`, or that which picked its checkpoint, on the test rows if it can."""
+    """Return name and value of score `name` (None: of the score that picks checkpoints), on test rows if possible."""
     scores, name = record["scores"], name or record["metric"]
     for prefix in PREFIXES:
         if prefix + name in scores:
             return prefix + name, scores[prefix + name]
-    raise InputError(f"--score {name}: not among the scores of the recipe: {', '.join(sorted(scores))}")
+    raise InputError(f"--score {name}: the recipe has no such score; choose one of {', '.join(sorted(scores))}")
 
 
-# What comes out
+# Results
 
 
 def summary(names: list[str], records: list[dict[str, Any]], score: str | None) -> list[dict[str, Any]]:
-    """One row a configuration: mean and standard deviation of the score over seeds, medians of the rest."""
+    """Return a row for each configuration: mean and standard deviation of the score over seeds, medians of the rest."""
     rows = []
     for name in names:
-        own = [record for record in records if record["name"] == name]
-        done = [record for record in own if "error" not in record]
+        runs = [record for record in records if record["name"] == name]
+        done = [record for record in runs if "error" not in record]
         row: dict[str, Any] = {"name": name, "seeds": [record["seed"] for record in done]}
         if done:
             values = [score_of(record, score)[1] for record in done]
@@ -272,28 +287,30 @@ def summary(names: list[str], records: list[dict[str, Any]], score: str | None) 
             for key in ("trainable_parameters", "train_seconds", "peak_memory_mib", "saved_bytes"):
                 values = [record[key] for record in done if record[key] is not None]
                 row[key] = statistics.median(values) if values else None
-        if len(done) < len(own):
-            row["errors"] = sorted({record["error"] for record in own if "error" in record})
+        if len(done) < len(runs):
+            row["errors"] = sorted({record["error"] for record in runs if "error" in record})
         rows.append(row)
     return rows
 
 
 def best(rows: dict[Any, dict[str, Any]], record: dict[str, Any]) -> Any:
-    """The key of the row with the best mean; None where the score is not that of which `record` knows the direction."""
+    """Return the key of the row with the best mean; None unless `record` knows whether greater is better."""
     rows = {key: row for key, row in rows.items() if row["seeds"]}
     if not rows or next(iter(rows.values()))["score"] not in [prefix + record["metric"] for prefix in PREFIXES]:
         return None
     return (max if record["greater_is_better"] else min)(rows, key=lambda key: rows[key]["mean"])
 
 
-def markdown_over(argument: str, found: dict[str, list[dict[str, Any]]], record: dict[str, Any]) -> str:
-    """The table of scores by value of `argument`, the best at each value in bold. `found` has the rows at each."""
-    score = next(row["score"] for rows in found.values() for row in rows if row["seeds"])
-    lines = [f"| {score} by {argument} | {' | '.join(found)} | best at |", f"| --- |{' ---: |' * (len(found) + 1)}"]
-    winners = {value: best(dict(enumerate(rows)), record) for value, rows in found.items()}
-    for i, row in enumerate(next(iter(found.values()))):
-        cells = [f"**{_score(of[i])}**" if winners[value] == i else _score(of[i]) for value, of in found.items()]
-        at = best({value: of[i] for value, of in found.items()}, record) or ""
+def markdown_over(argument: str, by_value: dict[str, list[dict[str, Any]]], record: dict[str, Any]) -> str:
+    """Return the table of scores by value of `argument`, best ones in bold. `by_value` has the rows at each value."""
+    score = next(row["score"] for rows in by_value.values() for row in rows if row["seeds"])
+    lines = [f"| {score} by {argument} | {' | '.join(by_value)} | best at |"]
+    lines += [f"| --- |{' ---: |' * (len(by_value) + 1)}"]
+    winners = {value: best(dict(enumerate(rows)), record) for value, rows in by_value.items()}
+    for i, row in enumerate(next(iter(by_value.values()))):
+        scores = {value: _score(rows[i]) for value, rows in by_value.items()}
+        cells = [f"**{text}**" if winners[value] == i else text for value, text in scores.items()]
+        at = best({value: rows[i] for value, rows in by_value.items()}, record) or ""
         lines.append(f"| {_cell(row['name'])} | {' | '.join(cells)} | {at} |")
     return "\n".join(lines) + "\n"
 
@@ -309,7 +326,7 @@ def _score(row: dict[str, Any]) -> str:
 
 
 def markdown(title: str, rows: list[dict[str, Any]]) -> str:
-    """The table of a comparison."""
+    """Return the table of a comparison."""
     score = next((row["score"] for row in rows if row["seeds"]), "score")
     lines = [
         title,
@@ -331,9 +348,9 @@ def markdown(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
-    """Score against trained parameters, one point a configuration, beside bars of seconds, memory and saved size.
+    """Draw the score over trained parameters, one point a configuration, and bars of seconds, memory and saved size.
 
-    Where all train as many parameters, the scores stand below one another.
+    If all configurations train the same number of parameters, the scores are listed vertically.
     """
     rows = [row for row in rows if row["seeds"]]
     figure = Figure(figsize=(11.0, 5.5), layout="constrained")
@@ -364,38 +381,38 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_over(path: Path, title: str, argument: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Score by value of `argument`, a line for each configuration; the values stand evenly apart."""
+def draw_over(path: Path, title: str, argument: str, by_value: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw the score by value of `argument`, one line a configuration, with evenly spaced values."""
     figure = Figure(figsize=(8.0, 5.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.add_subplot()
-    for i, rows in enumerate(zip(*found.values(), strict=True)):
+    for i, rows in enumerate(zip(*by_value.values(), strict=True)):
         points = [(x, row["mean"], row["standard_deviation"] or 0) for x, row in enumerate(rows) if row["seeds"]]
         if points:
             x, mean, spread = zip(*points, strict=True)
             style = {"fmt": "os^v"[i // 10 % 4] + "-", "color": f"C{i % 10}", "label": rows[0]["name"]}
             axes.errorbar(x, mean, yerr=spread, capsize=3, **style)
-    axes.set_xticks(range(len(found)), list(found))
-    score = next(row["score"] for rows in found.values() for row in rows if row["seeds"])
+    axes.set_xticks(range(len(by_value)), list(by_value))
+    score = next(row["score"] for rows in by_value.values() for row in rows if row["seeds"])
     axes.set(xlabel=argument, ylabel=f"{score}, mean and standard deviation")
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 
 def tell_differences(groups: list[list[dict[str, Any]]]) -> None:
-    """Warn where runs were not made on the same code or machine, or those of one group not on the same rows."""
+    """Warn if code or machine differ between runs, or rows differ within a group."""
     together = [record for group in groups for record in group]
-    for key, what in (("code", "code of the repository"), ("rows", "rows"), ("hardware", "hardware")):
+    for key, name in (("code", "code"), ("rows", "rows"), ("hardware", "hardware")):
         for records in groups if key == "rows" else [together]:
             if len({json.dumps(record[key], sort_keys=True) for record in records}) > 1:
-                warn(f"not all runs were made on the same {what}; to make all anew remove results.jsonl")
+                warn(f"the runs differ in their {name}; remove results.jsonl to run all of them again")
                 break
     if len({record.get("at_once", 1) for record in together}) > 1:
-        warn("not all runs were made with as many others at once; their seconds cannot be compared")
+        warn("the runs differ in --at_once; their seconds cannot be compared")
 
 
 def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a comparison, and the words that are arguments of all its runs."""
+    """Return the options of a comparison, and the words of arguments for all runs."""
     parser = argparse.ArgumentParser(
         prog="python -m common.tools.compare",
         description=__doc__,
@@ -406,102 +423,111 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--methods", nargs="*", default=[], help="values of --tuning")
     parser.add_argument("--settings", help="YAML file of names and arguments")
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
-    parser.add_argument("--score", help="the score to show; what picks the best checkpoint when not given")
-    parser.add_argument("--over", nargs="+", default=[], help="one more argument, and the values to train at")
-    parser.add_argument("--steps", nargs="+", type=int, default=[], help="steps of each run, or of those at each value")
-    parser.add_argument("--at_once", type=int, default=1, help="runs at a time, each with its share of the cores")
-    parser.add_argument("--gpus", type=int, help="hand each run to accelerate launch with so many processes")
-    parser.add_argument("--folder", type=Path, help="where results go; outputs/compare/RECIPE when not given")
+    parser.add_argument("--score", help="score to show; default: the score that picks the best checkpoint")
+    parser.add_argument("--over", nargs="+", default=[], help="one more argument, and its values")
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        default=[],
+        help="steps of each run: one number, or one for each value of --over",
+    )
+    parser.add_argument("--at_once", type=int, default=1, help="number of runs at a time; they share the cores")
+    parser.add_argument("--gpus", type=int, help="start each run by accelerate launch with this number of processes")
+    parser.add_argument("--folder", type=Path, help="folder of the results; default: outputs/compare/RECIPE")
     return parser.parse_known_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run a comparison, and return the rows of its table."""
     options, common = read_options(argv)
     if options.at_once < 1 or (options.at_once > 1 and options.gpus):
-        raise InputError("--at_once must be at least 1, and is not for --gpus, where a run has all of them")
+        raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
     argument, points = options.over[0].removeprefix("--") if options.over else "", along(options.over, options.steps)
     names, asked = configurations(options.methods, options.settings, common), {}
     for name, words in names.items():
         for taken in ([argument] if argument else []) + (["max_steps", "num_train_epochs"] if options.steps else []):
             if any(word.split("=")[0] == f"--{taken}" for word in words):
                 by = "--over" if taken == argument else "--steps"
-                raise InputError(f"{name}: --{taken}: is set by {by}; leave one of them out")
+                raise InputError(f"{name}: --{taken}: is also set by {by}; leave one of them out")
         asked |= {(name, value): [*before, *words, *behind] for value, (before, behind) in points.items()}
     folder = options.folder or Path("outputs", "compare", options.recipe)
     results = folder / "results.jsonl"
-    there = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+    known = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     runs = [(name, value, seed) for seed in options.seeds for value in points for name in names]
 
     def about(name: str, value: str, seed: str) -> dict[str, Any]:
         words = asked[name, value]
         return {"recipe": options.recipe, "name": name, "seed": seed, "gpus": options.gpus, "arguments": words}
 
-    def of(which: tuple[str, str, str]) -> dict[str, Any] | None:
-        own = about(*which)
-        return next((r for r in reversed(there) if own.items() <= r.items() and "error" not in r), None)
+    def finished(which: tuple[str, str, str]) -> dict[str, Any] | None:
+        asked_for = about(*which)
+        return next((r for r in reversed(known) if asked_for.items() <= r.items() and "error" not in r), None)
 
     def begin(name: str, value: str, seed: str, slot: int) -> Child:
         words = asked[name, value]
         key = hashlib.sha256(json.dumps([words, options.gpus]).encode()).hexdigest()[:8]
-        own = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
-        return start(options.recipe, [*words, "--seed", seed], own, options.gpus, options.at_once, slot)
+        output = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
+        return start(options.recipe, [*words, "--seed", seed], output, options.gpus, options.at_once, slot)
 
-    def told(which: tuple[str, str, str], record: dict[str, Any]) -> None:
+    def report(which: tuple[str, str, str], record: dict[str, Any]) -> None:
         name, value, seed = which
         if "error" in record:
-            found = record["error"]
+            outcome = record["error"]
         else:
             score, number = score_of(record, options.score)
-            seconds = "went on" if record["train_seconds"] is None else f"{record['train_seconds']:.0f} s"
-            found = f"{score} {number:.4f}, {seconds}, {record['peak_memory_mib']:,} MiB"
+            seconds = "resumed" if record["train_seconds"] is None else f"{record['train_seconds']:.0f} s"
+            outcome = f"{score} {number:.4f}, {seconds}, {record['peak_memory_mib']:,} MiB"
         at = f", {argument} {value}" if argument else ""
-        tell(f"{len(records)} of {len(runs)}: {name}{at}, seed {seed}: {found}")
+        tell(f"{len(records)} of {len(runs)}: {name}{at}, seed {seed}: {outcome}")
 
     # Runs
-    if any(of(which) is None for which in runs):
+    if any(finished(which) is None for which in runs):
         check_arguments(options.recipe, list(asked.values()))
     records: dict[tuple[str, str, str], dict[str, Any]] = {}
     for which in runs:
-        if (record := of(which)) is not None:
+        if (record := finished(which)) is not None:
             records[which] = record
-            told(which, record)
+            report(which, record)
     jobs = {which: partial(begin, *which) for which in runs if which not in records}
     for which, child in in_turn(jobs, options.at_once):
         record = about(*which) | child.outcome() | ({"at_once": options.at_once} if options.at_once > 1 else {})
-        there.append(record)
-        new = results.with_suffix(".new")  # whole or not at all, whenever this is killed
-        new.write_text("".join(json.dumps(one) + "\n" for one in there), encoding="utf-8")
+        known.append(record)
+        new = results.with_suffix(".new")  # a kill must not leave half a file
+        new.write_text("".join(json.dumps(one) + "\n" for one in known), encoding="utf-8")
         new.replace(results)
-        if "error" not in record:  # else the next call goes on from its checkpoints
+        if "error" not in record:  # a failed run keeps its checkpoints for the next call
             for path in [*child.folder.rglob("*.safetensors"), *child.folder.glob("checkpoint-*")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         records[which] = record
-        told(which, record)
+        report(which, record)
 
     # Tables and pictures
     at = {value: [records[which] for which in runs if which[1] == value] for value in points}
-    found = {value: summary(list(names), own, options.score) for value, own in at.items()}
-    groups = [[record for record in own if "error" not in record] for own in at.values()]
+    by_value = {value: summary(list(names), group, options.score) for value, group in at.items()}
+    groups = [[record for record in group if "error" not in record] for group in at.values()]
     done = [record for group in groups for record in group]
     if not done:
-        raise InputError(*dict.fromkeys(f"{r['name']}: {e}" for of in found.values() for r in of for e in r["errors"]))
+        raise InputError(
+            *dict.fromkeys(f"{r['name']}: {e}" for rows in by_value.values() for r in rows for e in r["errors"])
+        )
     tell_differences(groups)
     machine = described(done[0]["hardware"])
-    caption = f"{options.recipe}; {len(options.seeds)} seeds; {machine}"  # arguments have no room in a picture
+    caption = f"{options.recipe}; {len(options.seeds)} seeds; {machine}"  # the picture has no room for the arguments
     title = f"{options.recipe} {shlex.join(common)}; {len(options.seeds)} seeds; {machine}"
     if options.steps:
         title += f"; {', '.join(map(str, options.steps))} steps"
     together = max(record.get("at_once", 1) for record in done)
     title += f"; {together} runs at once" if together > 1 else ""
     title += f"; {datetime.now(UTC):%Y-%m-%d}"
-    last = [value for value, group in zip(found, groups, strict=True) if group][-1]
-    rows, table = found[last], markdown(title, found[last])
+    last = [value for value, group in zip(by_value, groups, strict=True) if group][-1]
+    rows, table = by_value[last], markdown(title, by_value[last])
     draw(folder / "comparison.png", caption, rows)
     written = f"{folder}/comparison.md, comparison.json, comparison.png"
     if argument:
-        table = f"{title}\n\n{markdown_over(argument, found, done[0])}\n{markdown(f'{argument} {last}:', rows)}"
-        draw_over(folder / f"{argument}.png", caption, argument, found)
-        rows = [{argument: value} | row for value, own in found.items() for row in own]
+        table = f"{title}\n\n{markdown_over(argument, by_value, done[0])}\n{markdown(f'{argument} {last}:', rows)}"
+        draw_over(folder / f"{argument}.png", caption, argument, by_value)
+        rows = [{argument: value} | row for value, group in by_value.items() for row in group]
         written += f", {argument}.png"
     (folder / "comparison.md").write_text(table, encoding="utf-8")
     (folder / "comparison.json").write_text(json.dumps({"title": title, "rows": rows}, indent=2), encoding="utf-8")

@@ -5,18 +5,18 @@
     python -m common.tools.sweep ner --space my_space.yaml --folder /shared/sweep --trials 50
     python -m recipes.ner.train --config outputs/sweep/ner/best.yaml
 
-The space is `recipes/RECIPE/sweep.yaml`: for each argument its bounds (`low`, `high`, `log: true` for even steps of the
-logarithm, whole numbers where both bounds are) or `choices`, and by `first` the value of the first trial. All other
-arguments are those of every trial.
+The search space is `recipes/RECIPE/sweep.yaml`. An argument has bounds (`low`, `high`; `log: true` for a logarithmic
+scale; integers if both bounds are) or `choices`, and `first`, the value of the first trial. All other arguments go to
+every trial.
 
-A trial trains the recipe and ends with its training: the validation rows alone decide, by the score that picks the best
-checkpoint, and the test rows are never looked at. After each evaluation a trial that is worse than the median of those
-before it at the same evaluation is pruned (Golovin et al. 2017, section 3.2.2). Values come from the tree-structured
-Parzen estimator (Bergstra et al. 2011, https://papers.nips.cc/paper/4443).
+A trial trains the recipe and stops after the training. The score that picks the best checkpoint, on the validation
+rows, decides; the test rows stay unseen. After each evaluation a trial is pruned if its score is worse than the median
+of earlier trials at the same evaluation (Golovin et al. 2017, section 3.2.2). The tree-structured Parzen estimator
+proposes values (Bergstra et al. 2011, https://papers.nips.cc/paper/4443).
 
-What is known lies in `journal.log` in the folder `outputs/sweep/RECIPE`, and the best arguments so far in `best.yaml`
-beside it, which `--config` takes. The same command goes on with a sweep that was stopped, in the middle of its trial;
-on several machines that share the folder it makes one sweep of all. A GPU each: `CUDA_VISIBLE_DEVICES=0 make sweep &`.
+The folder `outputs/sweep/RECIPE` holds all trials in `journal.log`, and the best arguments so far in `best.yaml`, which
+`--config` takes. The same command resumes a stopped sweep in the middle of its trial. Machines that share the folder
+work on one sweep. To use one process per GPU: `CUDA_VISIBLE_DEVICES=0 make sweep &`.
 """
 
 import argparse
@@ -43,29 +43,29 @@ from common.cli import command_line, given_values, parse, training_module
 from common.errors import InputError, Problems, RunStopped, one_line, tell
 from common.training import checkpoints
 
-#: arguments that a sweep sets itself
+#: arguments that a sweep sets
 OWN = ("--output_dir", "--overwrite", "--resume_from_checkpoint")
 KEYS = {"low", "high", "log", "choices", "first"}
 STOPPED = (130, 143)
 
 
 class Trained(Exception):
-    """The training of a trial has come to its end; what the recipe does after it is left out."""
+    """Signal the end of the training of a trial; the rest of the recipe is skipped."""
 
 
 class Failed(Exception):
-    """A trial that cannot come to its end, such as with a loss that is not finite; the sweep goes on without it."""
+    """Signal a failed trial, such as one with a loss that is not finite; the sweep continues."""
 
 
 class Report(TrainerCallback):
-    """Hands each evaluation's score to the trial, which may be pruned then, and ends the run with its training."""
+    """Report the score of each evaluation to the trial, prune the trial, and end the run after the training."""
 
     def __init__(self, trial: Trial, so_far: dict[int, float]):
         self.trial, self.scores = trial, so_far
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-        number = sum(f"eval_{name}" in entry for entry in state.log_history)  # a resumed run knows those before it
+        number = sum(f"eval_{name}" in entry for entry in state.log_history)  # includes the evaluations before a resume
         if number in self.scores:
             return
         self.scores[number] = metrics[f"eval_{name}"]
@@ -81,32 +81,32 @@ class Report(TrainerCallback):
 
 
 def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[str, Any]]:
-    """The search space in a YAML file. `fits(name, value)` raises `InputError` for what the recipe does not take."""
+    """Read a search space from a YAML file. `fits(name, value)` raises `InputError` if the recipe rejects a value."""
     try:
         space = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     if not isinstance(space, dict) or not space:
-        raise InputError(f"{path}: must hold a line for each argument, such as: weight_decay: {{low: 0.0, high: 0.1}}")
+        raise InputError(f"{path}: write a line for each argument, such as: weight_decay: {{low: 0.0, high: 0.1}}")
     problems = Problems()
     for name, about in space.items():
         try:
             if not isinstance(about, dict) or not about.keys() <= KEYS:
-                raise InputError(f"must hold low and high, or choices; beside them log and first: not {about}")
+                raise InputError(f"give low and high, or choices, and optionally log and first; not {about}")
             choices = about.get("choices")
             if choices is None:
                 bounds = [_number(about.get(key)) for key in ("low", "high")]
                 if bounds[0] >= bounds[1] or (about.get("log") and bounds[0] <= 0):
-                    raise InputError(f"low must be below high, and above 0 where log is true: not {about}")
+                    raise InputError(f"low must be below high, and above 0 if log is true; not {about}")
                 about["low"], about["high"] = bounds
             elif not isinstance(choices, list) or not choices or "low" in about or "high" in about:
-                raise InputError(f"choices must be a list, without low and high beside it: not {about}")
+                raise InputError(f"choices must be a list, without low and high; not {about}")
             if choices is None and "first" in about:
                 about["first"] = _number(about["first"])
             if "first" in about and not (
                 about["first"] in choices if choices else about["low"] <= about["first"] <= about["high"]
             ):
-                raise InputError(f"first is not in the space: {about}")
+                raise InputError(f"first must lie in the space; not {about}")
             for value in choices or bounds:
                 fits(str(name), value)
         except InputError as error:
@@ -116,7 +116,7 @@ def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[s
 
 
 def _number(value: Any) -> float | int:
-    """A number as YAML gives it, or as it is mostly written: 2e-5 is text to YAML."""
+    """Return a number from YAML, which reads 2e-5 as text."""
     if isinstance(value, bool) or value is None:
         raise InputError(f"low and high must be numbers, not {value}")
     try:
@@ -126,23 +126,23 @@ def _number(value: Any) -> float | int:
 
 
 def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Values of a trial for all arguments of the space."""
-    found = {}
+    """Return the values of a trial for all arguments of the space."""
+    values = {}
     for name, about in space.items():
         if "choices" in about:
-            found[name] = trial.suggest_categorical(name, about["choices"])
+            values[name] = trial.suggest_categorical(name, about["choices"])
         elif isinstance(about["low"], int) and isinstance(about["high"], int):
-            found[name] = trial.suggest_int(name, about["low"], about["high"], log=bool(about.get("log")))
+            values[name] = trial.suggest_int(name, about["low"], about["high"], log=bool(about.get("log")))
         else:
-            found[name] = trial.suggest_float(name, about["low"], about["high"], log=bool(about.get("log")))
-    return found
+            values[name] = trial.suggest_float(name, about["low"], about["high"], log=bool(about.get("log")))
+    return values
 
 
 # Trials
 
 
 def run(main: Callable, words: list[str], folder: Path, trial: Trial, so_far: dict[int, float]) -> dict[int, float]:
-    """Train in `folder`, or go on there, and report to `trial`. Returns the score of each evaluation by its number."""
+    """Train or resume in `folder`, report to `trial`, and return the score of each evaluation by its number."""
     report = Report(trial, so_far)
     again = ["--resume_from_checkpoint", "true"] if checkpoints.in_order(folder) else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +158,9 @@ def run(main: Callable, words: list[str], folder: Path, trial: Trial, so_far: di
 
 
 def go_on_with_stopped(study: optuna.Study) -> None:
-    """Queue anew the trials of this machine that were stopped or killed, each to go on from its checkpoint.
+    """Queue the stopped and killed trials of this machine again; each resumes from its checkpoint.
 
-    (Optuna's own way, a heartbeat, is for databases only.)
+    (The heartbeat of Optuna works with databases only.)
     """
     here, all_trials = socket.gethostname(), study.get_trials(deepcopy=False)
     gone_on = {trial.user_attrs.get("goes_on") for trial in all_trials}
@@ -176,7 +176,7 @@ def go_on_with_stopped(study: optuna.Study) -> None:
 
 def _alive(process: int) -> bool:
     if process == os.getpid():
-        return False  # an earlier process of the same number
+        return False  # the trial belonged to an earlier process with the same number
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -187,16 +187,16 @@ def _alive(process: int) -> bool:
 
 
 def done(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: all that came to an end, be it a failure, but those that were stopped and went on."""
+    """Return the ended trials, failures included; a stopped trial does not count."""
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [t for t in ended if t.state != TrialState.FAIL or t.user_attrs.get("failed")]
 
 
-# Arguments of the winner
+# Best arguments
 
 
 def write_config(path: Path, values: dict[str, Any], comment: str) -> None:
-    """Write a YAML file that `--config` takes, whole or not at all."""
+    """Write a YAML file for `--config` atomically."""
     lines = [f"# {comment}", *(f"{name}: {json.dumps(value)}" for name, value in values.items())]
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -204,7 +204,7 @@ def write_config(path: Path, values: dict[str, Any], comment: str) -> None:
 
 
 def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a sweep, and the words that are arguments of all its trials."""
+    """Return the options of a sweep, and the words of arguments for all trials."""
     parser = argparse.ArgumentParser(
         prog="python -m common.tools.sweep",
         description=__doc__,
@@ -212,30 +212,31 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
         allow_abbrev=False,
     )
     parser.add_argument("recipe")
-    parser.add_argument("--trials", type=int, default=20, help="trials in all, those of earlier calls included")
-    parser.add_argument("--unpruned", type=int, default=5, help="trials that must be complete before one is pruned")
-    parser.add_argument("--space", type=Path, help="YAML file; recipes/RECIPE/sweep.yaml when not given")
-    parser.add_argument("--folder", type=Path, help="where all lies; outputs/sweep/RECIPE when not given")
+    parser.add_argument("--trials", type=int, default=20, help="total number of trials, earlier calls included")
+    parser.add_argument("--unpruned", type=int, default=5, help="number of complete trials before pruning starts")
+    parser.add_argument("--space", type=Path, help="YAML file of the search space; default: recipes/RECIPE/sweep.yaml")
+    parser.add_argument("--folder", type=Path, help="folder of the sweep; default: outputs/sweep/RECIPE")
     return parser.parse_known_args(argv)
 
 
 def main(argv: list[str] | None = None) -> optuna.Study:
+    """Run a sweep, and return its study."""
     options, words = read_options(argv)
     recipe = importlib.import_module(training_module(options.recipe))
     taken = [word for word in words if word.split("=")[0] in OWN]
     if taken:
-        raise InputError(f"{taken[0]}: a sweep sets it itself")
+        raise InputError(f"{taken[0]}: is set by the sweep; leave it out")
     args = next(a for a in parse(recipe.ARGUMENTS, words) if isinstance(a, TrainingArguments))
     if args.eval_strategy == "no":
-        raise InputError("--eval_strategy no: a sweep is decided by evaluations; leave it out")
+        raise InputError("--eval_strategy no: a sweep needs evaluations; leave it out")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("a sweep is not launched: each trial takes one process; start it once for each GPU instead")
+        raise InputError("WORLD_SIZE: a trial takes one process; start the sweep without a launcher, once for each GPU")
     given = given_values(recipe.ARGUMENTS, words)
     space_file = options.space or Path("recipes", options.recipe.partition("-")[0], "sweep.yaml")
 
     def fits(name: str, value: Any) -> None:
         if name in given:
-            raise InputError(f"is searched for, and given as --{name} as well")
+            raise InputError(f"is in the space and also given as --{name}; leave one of them out")
         parse(recipe.ARGUMENTS, [*words, f"--{name}={value}"])
 
     space = read_space(space_file, fits)
@@ -257,24 +258,26 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     first = {name: about["first"] for name, about in space.items() if "first" in about}
     if first and not study.get_trials(deepcopy=False):
         study.enqueue_trial(first)
-    study.sampler = optuna.samplers.TPESampler(constant_liar=True)  # unseeded, or all machines would try the same
+    study.sampler = optuna.samplers.TPESampler(
+        constant_liar=True
+    )  # no seed: with one all machines would try the same values
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=options.unpruned)
 
     def objective(trial: Trial) -> float:
         if "folder" not in trial.user_attrs:
             trial.set_user_attr("folder", f"trial-{trial.number}")
         trial.set_user_attr("process", os.getpid())
-        trial.set_user_attr("machine", socket.gethostname())  # last: where it is, the others are
-        own = folder / trial.user_attrs["folder"]
+        trial.set_user_attr("machine", socket.gethostname())  # set last: its presence implies the other attributes
+        output = folder / trial.user_attrs["folder"]
         values, so_far = suggest(trial, space), {}
         before = trial.user_attrs.get("goes_on")
-        if before is not None and checkpoints.in_order(own):
+        if before is not None and checkpoints.in_order(output):
             so_far = dict(study.trials[before].intermediate_values)
             for number, score in so_far.items():
                 trial.report(score, number)
         try:
             arguments = [*words, *(f"--{name}={value}" for name, value in values.items())]
-            scores = run(recipe.main, arguments, own, trial, so_far)
+            scores = run(recipe.main, arguments, output, trial, so_far)
         except (RunStopped, KeyboardInterrupt) as error:
             if isinstance(error, KeyboardInterrupt) or error.code in STOPPED:
                 trial.set_user_attr("stopped", socket.gethostname())
@@ -283,11 +286,11 @@ def main(argv: list[str] | None = None) -> optuna.Study:
             raise Failed from None
         finally:
             if "stopped" not in trial.user_attrs:
-                for path in [*own.glob("*.safetensors"), *checkpoints.in_order(own)]:
+                for path in [*output.glob("*.safetensors"), *checkpoints.in_order(output)]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         return (max if args.greater_is_better else min)(scores.values())
 
-    def told(study: optuna.Study, trial: FrozenTrial) -> None:
+    def report(study: optuna.Study, trial: FrozenTrial) -> None:
         count = len(done(study))
         values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
         outcome = {
@@ -306,15 +309,15 @@ def main(argv: list[str] | None = None) -> optuna.Study:
 
     if len(done(study)) < options.trials:
         try:
-            # a Trainer is in a circle of references, and its model with it
-            study.optimize(objective, catch=(Failed,), callbacks=[told], gc_after_trial=True)
+            # gc: a Trainer and its model are in a reference cycle
+            study.optimize(objective, catch=(Failed,), callbacks=[report], gc_after_trial=True)
         except RunStopped as error:
             if error.code in STOPPED:
-                raise RunStopped(f"{error}; the same command goes on with the sweep", error.code) from None
+                raise RunStopped(f"{error}; run the same command again to resume the sweep", error.code) from None
             raise
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        raise InputError(f"{folder}: no trial came to its end; {folder}/trial-*.log say why")
+        raise InputError(f"{folder}: no trial is complete; read {folder}/trial-*.log")
     tell(f"best: {study.best_value:.4f}, trial {study.best_trial.number}: {folder}/best.yaml")
     return study
 

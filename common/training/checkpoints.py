@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: written aside, hashed, synced, renamed; resume takes the newest that verifies.
+"""Write, verify, rotate and average checkpoints. A checkpoint is whole or absent.
 
-A checkpoint is written into `.saving/` inside the output folder. Once `manifest.json` holds the size and SHA-256 of
-each of its files, and all of it is on the disk, it is renamed to `checkpoint-<step>`: a process that dies at any moment
-leaves either no new checkpoint or a whole one. (The atomic-rename pattern of Pillai et al. 2014,
+A checkpoint is written into `.saving/` inside the output folder. `manifest.json` gets the size and SHA-256 of each
+file. After a sync to the disk the folder is renamed to `checkpoint-<step>`: a process that dies at any moment leaves
+no new checkpoint or a whole one. (The atomic rename of Pillai et al. 2014,
 https://www.usenix.org/conference/osdi14/technical-sessions/presentation/pillai.)
 """
 
@@ -28,13 +28,13 @@ from common.errors import InputError, RunStopped, one_line, tell, warn
 STAGING = ".saving"
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
-#: weights of the best step so far, where they are neither this checkpoint's own nor another's
+#: weights of the best step so far, if no checkpoint was saved at this step
 BEST = "best.safetensors"
-#: weights that are trained, where the checkpoint's own are their mean over steps
+#: trained weights, if the weights of the checkpoint are their mean over steps
 UNAVERAGED = "unaveraged.safetensors"
-#: weights of a model that is trained beside its own (LoRA, adapters, prompts), without those
+#: trained parameters that are separate from the weights of the model (LoRA, adapters, prompts)
 TRAINED = "trained.safetensors"
-#: without one of each group a resumed run would not be the same run
+#: file patterns of which one must exist for an exact resume
 NEEDED = {
     "trainer state": [STATE],
     "weights": ["*.safetensors", "pytorch_model_fsdp*", "global_step*"],
@@ -42,55 +42,62 @@ NEEDED = {
     "scheduler": ["scheduler.pt", "global_step*"],
     "random states": ["rng_state*.pth"],
 }
-#: pickles that could run code when read
+#: suffixes of pickles, which could run code when read
 PICKLES = {".bin", ".pkl", ".pickle", ".joblib"}
-#: of those, what is never read (the stock Trainer's arguments), or by `torch.load(weights_only=True)` (under FSDP)
+#: pickles that are never read (arguments of the stock Trainer), or by `torch.load(weights_only=True)` (FSDP)
 HARMLESS = {"training_args.bin", "pytorch_model_fsdp.bin", "optimizer.bin"}
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved, from its name."""
+    """Return the step of a checkpoint from its name."""
     return int(checkpoint.name.split("-")[1])
 
 
 def in_order(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders in `output_dir`, whole or not, the one of the last step first."""
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the checkpoint folders in `output_dir`, whole or not, last step first."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
+    named = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(named, key=step_of, reverse=True)
 
 
 # Saving
 
 
 def publish(staged: Path, output_dir: Path, **about: Any) -> Path:
-    """Seal the finished folder `staged` with a manifest and move it into `output_dir`. Returns its place there.
+    """Write the manifest of the complete folder `staged`, and move the folder into `output_dir`.
 
-    `about` goes into the manifest. What stood in its place, a checkpoint of the same step, is replaced.
+    Args:
+        staged: the folder; its name becomes the name of the checkpoint.
+        output_dir: the output folder; a checkpoint of the same step there is replaced.
+        **about: entries of the manifest.
+
+    Returns:
+        The checkpoint folder.
     """
     files = sorted((path for path in staged.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
-    with ThreadPoolExecutor(max_workers=4) as pool:  # reading what is being pushed to the disk costs no more time
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing overlaps with the sync to the disk
         synced = [pool.submit(_sync, path) for path in files]
         hashed = list(pool.map(sha256, files))
         for task in synced:
             task.result()
     sums = {
-        str(path.relative_to(staged)): {"bytes": path.stat().st_size, "sha256": found}
-        for path, found in zip(files, hashed, strict=True)
+        str(path.relative_to(staged)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, hashed, strict=True)
     }
     manifest = staged / MANIFEST
     content = about | {"files": sums}
-    content["sha256"] = _sum_of(content)  # of the manifest itself
+    content["sha256"] = _sum_of(content)  # the hash of the manifest itself
     manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (manifest, *{file.parent for file in files}, staged):
         _sync(path)
     final = output_dir / staged.name
-    if final.exists():  # only where resume passed it over, or this step is saved a second time
+    if final.exists():  # resume skipped it as damaged, or this step is saved again
         final.rename(staged.with_name(staged.name + ".replaced"))
     staged.rename(final)
     _sync(output_dir)
@@ -99,7 +106,7 @@ def publish(staged: Path, output_dir: Path, **about: Any) -> Path:
 
 
 def clear_staging(output_dir: str | Path) -> None:
-    """Take away what an unfinished save left; a checkpoint that it was about to replace is put back."""
+    """Remove the files of an unfinished save, and restore a checkpoint that it was replacing."""
     for replaced in Path(output_dir, STAGING).glob("checkpoint-*.replaced"):
         if not Path(output_dir, replaced.stem).exists():
             replaced.rename(Path(output_dir, replaced.stem))
@@ -107,7 +114,7 @@ def clear_staging(output_dir: str | Path) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
-    """Remove the oldest checkpoints beyond `limit`, but none of `keep`: the one just published, and the best.
+    """Remove the oldest checkpoints beyond `limit`, except those in `keep` (the last and the best).
 
     Folders without a manifest are neither counted nor removed.
     """
@@ -117,15 +124,15 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
         for path in others[max(0, limit - 1) :]:
             shutil.rmtree(path, ignore_errors=True)
             if path.exists():
-                warn(f"{path}: an old checkpoint that could not be removed")
+                warn(f"{path}: cannot remove this old checkpoint; remove it by hand")
 
 
 @contextmanager
 def clear_disk_errors(folder: str | Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Turn a failure to write into one sentence with the bytes needed and free; a half-written checkpoint goes away."""
+    """Raise `RunStopped` with the bytes needed and free if writing fails, and remove the partial checkpoint."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is that of torch.save
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError
         free = shutil.disk_usage(folder).free
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full and not isinstance(error, OSError) and free > needed():
@@ -133,10 +140,10 @@ def clear_disk_errors(folder: str | Path, needed: Callable[[], int]) -> Iterator
         staged = Path(folder, STAGING)
         partial = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
         clear_staging(folder)
-        before = in_order(folder)
-        remedy = "make room"
-        if before:
-            remedy += f", then go on from {before[0].name} by --resume_from_checkpoint true"
+        existing = in_order(folder)
+        remedy = "free disk space"
+        if existing:
+            remedy += f", then resume from {existing[0].name} with --resume_from_checkpoint true"
         raise RunStopped(
             f"{folder}: cannot be written ({one_line(error)[:200]}): about {needed():,} bytes are needed "
             f"and {free + partial:,} are free; {remedy}",
@@ -156,9 +163,9 @@ def _sync(path: Path) -> None:
 
 
 def newest_whole(output_dir: str | Path, accept_unverified: bool = False) -> Path:
-    """The newest checkpoint in `output_dir` that verifies; says which it passes over, and why.
+    """Return the newest whole checkpoint in `output_dir`; warn about each damaged one, with the reason.
 
-    Raises `InputError` where there is none. Nothing is removed.
+    Raises `InputError` if no checkpoint is whole. Nothing is removed.
     """
     reasons = []
     for path in in_order(output_dir):
@@ -166,19 +173,22 @@ def newest_whole(output_dir: str | Path, accept_unverified: bool = False) -> Pat
         if reason is None:
             return path
         reasons.append(f"{path}: {reason}")
-        warn(f"passed over {reasons[-1]}")
+        warn(f"skipped {reasons[-1]}")
     if reasons:
-        raise InputError(*reasons, f"{output_dir}: no whole checkpoint to go on from; nothing was removed")
-    raise InputError(
-        f"--resume_from_checkpoint true: there is no checkpoint in {output_dir}; leave it out to start anew"
-    )
+        raise InputError(
+            *reasons,
+            f"{output_dir}: no whole checkpoint; nothing was removed; give --overwrite to train from the start",
+        )
+    raise InputError(f"--resume_from_checkpoint true: no checkpoint in {output_dir}; leave it out to start")
 
 
 def given(path: str | Path, accept_unverified: bool = False) -> Path:
-    """The checkpoint folder that the user named, verified; raises `InputError` where it is not whole."""
+    """Return the checkpoint folder that the user named; raise `InputError` if it is not whole."""
     path = Path(path)
     if not (path / STATE).is_file() and not (path / MANIFEST).is_file():
-        raise InputError(f"--resume_from_checkpoint {path}: not a checkpoint folder (no {STATE} in it)")
+        raise InputError(
+            f"--resume_from_checkpoint {path}: not a checkpoint folder (no {STATE}); name a folder checkpoint-STEP"
+        )
     reason = problem(path, accept_unverified)
     if reason:
         raise InputError(f"--resume_from_checkpoint {path}: {reason}")
@@ -186,14 +196,14 @@ def given(path: str | Path, accept_unverified: bool = False) -> Path:
 
 
 def problem(folder: Path, accept_unverified: bool = False) -> str | None:
-    """Why the checkpoint in `folder` cannot be gone on from, in words; None for a whole one."""
+    """Return why a run cannot resume from the checkpoint in `folder`; None for a whole one."""
     if not (folder / MANIFEST).is_file() and (missing := _missing(folder)):
         return missing
     return damage(folder, accept_unverified) or _missing(folder)
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the manifest of a checkpoint says of its run; nothing where it has none."""
+    """Return the manifest of a checkpoint; empty without one."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,7 +211,7 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, accept_unverified: bool = False) -> str | None:
-    """What is wrong with the files in `folder` by its manifest, in words; None where all are as they were written."""
+    """Return how the files in `folder` differ from its manifest; None if they do not."""
     try:
         return _damage(folder, accept_unverified)
     except OSError as error:
@@ -211,7 +221,7 @@ def damage(folder: Path, accept_unverified: bool = False) -> str | None:
 def _damage(folder: Path, accept_unverified: bool) -> str | None:
     for path in folder.rglob("*"):
         if path.suffix in PICKLES and path.name not in HARMLESS:
-            return f"{path.name} is a pickle, which could run code; it is never read, so take it away"
+            return f"{path.name} is a pickle, which could run code; remove it (it is never read)"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("sha256") != _sum_of(manifest):
@@ -220,10 +230,7 @@ def _damage(folder: Path, accept_unverified: bool) -> str | None:
     except FileNotFoundError:
         if accept_unverified:
             return None
-        return (
-            f"no {MANIFEST}, so it cannot be told whether it is whole; if you trust it, "
-            "give --accept_unverified_checkpoint"
-        )
+        return f"has no {MANIFEST}, so it cannot be verified; if you trust it, give --accept_unverified_checkpoint true"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is damaged"
     for name, (size, _) in files.items():
@@ -236,9 +243,9 @@ def _damage(folder: Path, accept_unverified: bool) -> str | None:
     if extra:
         return f"{', '.join(sorted(extra))}: not in its {MANIFEST}"
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, found in zip(files, pool.map(lambda name: sha256(folder / name), files), strict=True):
-            if found != files[name][1]:
-                return f"{name} is damaged (its sha256 is not that of the {MANIFEST})"
+        for name, digest in zip(files, pool.map(lambda name: sha256(folder / name), files), strict=True):
+            if digest != files[name][1]:
+                return f"{name} is damaged (its sha256 differs from {MANIFEST})"
     return None
 
 
@@ -247,36 +254,35 @@ def _sum_of(content: dict[str, Any]) -> str:
 
 
 def _missing(folder: Path) -> str | None:
-    for what, patterns in NEEDED.items():
+    for part, patterns in NEEDED.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
-            return f"the {what} ({patterns[0]}) is missing, without which the run would not go on as it was"
+            return f"the {part} ({patterns[0]}) is missing, which an exact resume needs"
     return None
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a whole model in a checkpoint folder, by name; none if there are no safetensors of one."""
+    """Return the weights of the whole model in a checkpoint folder, by name; empty without `model*.safetensors`."""
     return {
         name: value for file in sorted(folder.glob("model*.safetensors")) for name, value in load_file(file).items()
     }
 
 
 def average(folders: list[Path]) -> dict[str, Tensor]:
-    """The mean of the weights in checkpoint folders, by name, summed in float32 and of the type that they have.
+    """Return the mean of the weights in checkpoint folders, by name (Vaswani et al. 2017, arXiv:1706.03762, 6.1).
 
-    As in Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762, section 6.1). What holds whole numbers is that of the
-    first folder. Tied weights are in a checkpoint once, and so here. Raises `InputError` where the folders hold weights
-    of different names or shapes, or none as safetensors.
+    Weights are summed in float32 and returned in their type. Integer tensors come from the first folder. Tied weights
+    appear once, as in a checkpoint. Raises `InputError` if names or shapes differ, or a folder has no safetensors.
     """
     sums: dict[str, Tensor] = {}
     types: dict[str, torch.dtype] = {}
     for folder in folders:
-        found = weights(folder)
-        if not found:
-            raise InputError(f"{folder}: holds no weights as safetensors, so they cannot be averaged")
-        shapes = {name: value.shape for name, value in found.items()}
+        values = weights(folder)
+        if not values:
+            raise InputError(f"{folder}: has no weights as safetensors to average; leave --average_checkpoints out")
+        shapes = {name: value.shape for name, value in values.items()}
         if sums and shapes != {name: value.shape for name, value in sums.items()}:
-            raise InputError(f"{folder}: holds other weights than {folders[0]}, so they cannot be averaged")
-        for name, value in found.items():
+            raise InputError(f"{folder}: holds other weights than {folders[0]}; leave --average_checkpoints out")
+        for name, value in values.items():
             if name not in sums:
                 types[name] = value.dtype
                 sums[name] = value.float() if value.is_floating_point() else value
@@ -289,7 +295,7 @@ def average(folders: list[Path]) -> dict[str, Tensor]:
 
 
 def tell_of(folder: Path) -> None:
-    """Say which checkpoint the run goes on from, and where it was taken without a manifest."""
+    """Print the checkpoint that the run resumes from; warn if it has no manifest."""
     if not (folder / MANIFEST).is_file():
-        warn(f"{folder}: no {MANIFEST}; taken unverified, as asked")
-    tell(f"goes on from {folder}")
+        warn(f"{folder}: no {MANIFEST}; used unverified (--accept_unverified_checkpoint)")
+    tell(f"resuming from {folder}")

@@ -1,4 +1,4 @@
-"""Promise: evaluations return rows in data set order, count each once, and hold no more than is asked for.
+"""Promise: evaluations return rows in data set order, count each row once, and keep only the reduced outputs.
 
 - `evaluate` and `predict` sort rows by length, and return predictions and labels in data set order, one array a row.
 - `preprocess_logits_for_metrics` reduces the logits of each batch on the device; rows of different length are never
@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from common.data.workers import spare_workers
 from common.hardware import reraise_out_of_memory
-from common.training.interrupts import HOW_TO_GO_ON, reraise_lost_ranks
+from common.training.interrupts import HOW_TO_RESUME, reraise_lost_ranks
 from common.training.order import LengthSortedSampler, in_dataset_order, row_parts
 
 #: tokens that a CPU evaluates at a time
@@ -29,7 +29,7 @@ EVALUATED_TOGETHER = 4096
 
 
 class RowEvaluation(transformers.Trainer):
-    """Evaluates row by row.
+    """Evaluate and predict with one result a row.
 
     With several label columns, predictions, labels and losses are each a dictionary by column.
     """
@@ -43,20 +43,20 @@ class RowEvaluation(transformers.Trainer):
         return LengthSortedSampler(eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Return the loader of an evaluation set; `full_dataset` of it has the columns that the model does not take."""
+        """Return the loader of an evaluation set; its `full_dataset` keeps the columns that the model does not take."""
         loader = spare_workers(super().get_eval_dataloader(eval_dataset))
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         loader.full_dataset = self.eval_dataset if named is None else named
         return loader
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the loader of a data set to predict; `full_dataset` as of `get_eval_dataloader`."""
+        """Return the loader of a data set to predict, with `full_dataset` as in `get_eval_dataloader`."""
         loader = spare_workers(super().get_test_dataloader(test_dataset))
         loader.full_dataset = test_dataset
         return loader
 
     def evaluate(self, eval_dataset=None, *args, **kwargs) -> dict[str, float]:
-        """Evaluate one data set, or several by name. Of several tasks, `eval_loss` is the sum of their losses."""
+        """Evaluate one data set, or several by name. `eval_loss` of several tasks is the sum of their losses."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         several = self.eval_dataset if eval_dataset is None else eval_dataset
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -65,14 +65,14 @@ class RowEvaluation(transformers.Trainer):
         return metrics
 
     def evaluation_loop(self, dataloader: DataLoader, *args, **kwargs) -> EvalLoopOutput:
-        """Evaluate as the parent does, and put the rows back into data set order."""
+        """Evaluate as the parent does, and return the rows in data set order."""
         self._evaluated = dataloader.full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
-        too_much = (
+        where = (
             f"in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a smaller "
-            f"--per_device_eval_batch_size; {HOW_TO_GO_ON}"
+            f"--per_device_eval_batch_size; {HOW_TO_RESUME}"
         )
-        with reraise_out_of_memory(lambda: too_much), reraise_lost_ranks(), self.averaged():
+        with reraise_out_of_memory(lambda: where), reraise_lost_ranks(), self.averaged():
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
@@ -82,15 +82,15 @@ class RowEvaluation(transformers.Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys=None) -> tuple:
         """Reduce a batch on the device to (predictions, summed loss of each row, labels of each row), and labels.
 
-        A CPU takes about `EVALUATED_TOGETHER` tokens of it at a time: more take no less time, but memory. (Not on
-        several processes, which count each part's labels together, and so must have as many parts.)
+        A single process on a CPU takes about `EVALUATED_TOGETHER` tokens at a time: more tokens cost memory and save no
+        time. Several processes must have the same number of parts, and take the batch at once.
         """
         alone = self.args.device.type == "cpu" and self.args.world_size == 1
         parts = row_parts(inputs, EVALUATED_TOGETHER) if alone else [inputs]
-        found = [self._reduced(model, part, prediction_loss_only) for part in parts]
-        if len(found) == 1:
-            return None, *found[0]
-        reduced, labels = zip(*found, strict=True)
+        results = [self._reduced(model, part, prediction_loss_only) for part in parts]
+        if len(results) == 1:
+            return None, *results[0]
+        reduced, labels = zip(*results, strict=True)
         return None, reduce(nested_concat, reduced), None if labels[0] is None else reduce(nested_concat, labels)
 
     def _reduced(self, model, inputs, prediction_loss_only: bool) -> tuple:
@@ -101,14 +101,15 @@ class RowEvaluation(transformers.Trainer):
         if not labels:
             name = inputs["task"] if self.by_task else next(iter(self.losses))
             return (self._reduce(name, self.logits_of(outputs, name), None),), None
-        found = {}
+        results = {}
         for name, values in labels.items():
             logits = self.logits_of(outputs, name)
             losses = self.losses[name](logits, values, self.args.label_smoothing_factor).view(len(values), -1).sum(1)
             counts = (values != -100).view(len(values), -1).sum(1)
-            needless = self.user_metrics is None or prediction_loss_only
-            found[name] = (torch.zeros_like(losses) if needless else self._reduce(name, logits, values), losses, counts)
-        return (found, labels) if len(labels) > 1 else (next(iter(found.values())), next(iter(labels.values())))
+            loss_only = self.user_metrics is None or prediction_loss_only
+            reduced = torch.zeros_like(losses) if loss_only else self._reduce(name, logits, values)
+            results[name] = (reduced, losses, counts)
+        return (results, labels) if len(labels) > 1 else (next(iter(results.values())), next(iter(labels.values())))
 
     def _reduce(self, name: str, logits: Tensor, labels: Tensor | None) -> Tensor:
         return logits if self.reducers[name] is None else self.reducers[name](logits, labels)
@@ -120,7 +121,7 @@ class RowEvaluation(transformers.Trainer):
                 self.rows_of([batch[name] for batch in predictions], [batch[name] for batch in labels])
                 for name in predictions[0]
             ]
-            return tuple(dict(zip(predictions[0], found, strict=True)) for found in zip(*each, strict=True))
+            return tuple(dict(zip(predictions[0], values, strict=True)) for values in zip(*each, strict=True))
         rows = in_dataset_order([batch[0] for batch in predictions], self._order)
         if labels is None:
             return rows, None, None
@@ -129,7 +130,7 @@ class RowEvaluation(transformers.Trainer):
         return rows, in_dataset_order(labels, self._order), losses / counts
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the loss and the scores of `compute_metrics`; of several label columns also `loss_<column>`."""
+        """Return the loss and the scores of `compute_metrics`, and `loss_<column>` for several label columns."""
         rows, labels, loss = self.rows_of(prediction.predictions, prediction.label_ids)
         metrics = {"loss": loss}
         if isinstance(loss, dict):

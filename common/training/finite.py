@@ -1,4 +1,4 @@
-"""Promise: a loss or gradient that is not finite stops the run before its weights take the step, and names the rows."""
+"""Promise: a loss or gradient that is not finite stops the run before the optimizer step, and names the rows."""
 
 import math
 from itertools import islice
@@ -11,7 +11,7 @@ from common.errors import RunStopped
 
 
 class FiniteCheck(transformers.Trainer):
-    """Checks the losses of all batches of a step, and the norm of its gradient."""
+    """Check the losses of all batches of a step, and the norm of its gradient."""
 
     #: losses of the batches of the step so far
     step_losses: list[Tensor]
@@ -27,22 +27,22 @@ class FiniteCheck(transformers.Trainer):
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips a step whose gradient overflows
         if not math.isfinite(losses.sum()) or not (scaled or norm is None or math.isfinite(norm)):
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-            what, rows = ("loss", self._numbers_of(bad)) if bad else ("gradient norm", "")
-            if not bad and self.args.world_size == 1:  # else the gradient is of all processes' rows in sum
+            name, rows = ("loss", self._numbers_of(bad)) if bad else ("gradient norm", "")
+            if not bad and self.args.world_size == 1:  # else the gradient sums the rows of all processes
                 rows = self._numbers_of(list(range(len(losses))))
-            kept = "checkpoints are" if self.is_deepspeed_enabled else "weights and checkpoints are"  # it has stepped
+            kept = "checkpoints" if self.is_deepspeed_enabled else "weights and checkpoints"  # DeepSpeed has stepped
             raise RunStopped(
-                f"the {what} of step {self.state.global_step + 1} is not a finite number; {rows}the {kept} as before "
-                "this step; try a lower --learning_rate, or --precision fp32",
+                f"the {name} of step {self.state.global_step + 1} is not a finite number; {rows}the {kept} are those "
+                "before this step; give a lower --learning_rate, or --precision fp32",
                 code=RunStopped.NOT_FINITE,
             )
 
     def _numbers_of(self, batches: list[int]) -> str:
-        """Name the training rows of this process in some batches of the current step, for a message."""
+        """Return the numbers of the rows of this process in some batches of the current step, as part of a message."""
         if self.train_batches is None:
             return ""
         accumulation = self.args.gradient_accumulation_steps
         first = self.state.global_step % math.ceil(len(self.train_batches) / accumulation) * accumulation
         step = list(islice(self.train_batches, first, first + accumulation))
         rows = sorted(row for i in batches for row in step[i])
-        return f"its rows, as numbered in the encoded training data from 0: {', '.join(map(str, rows[:64]))}; "
+        return f"rows of the encoded training data, counted from 0: {', '.join(map(str, rows[:64]))}; "

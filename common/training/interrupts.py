@@ -17,19 +17,19 @@ from transformers.trainer_utils import TrainOutput
 
 from common.errors import RunStopped, one_line
 
-HOW_TO_GO_ON = "go on with it by the same command and --resume_from_checkpoint true"
-#: a launcher passes on the signal that its children got as well; only one that comes later is a second wish
+HOW_TO_RESUME = "resume with the same command and --resume_from_checkpoint true"
+#: a launcher repeats a signal that its processes got already; only a later one is a second request
 REPEATED_AFTER_SECONDS = 3.0
-#: what the kernel says of processes that do not run any more
+#: state codes of the kernel for processes that do not run
 STATES = {"Z": "dead", "X": "dead", "T": "stopped"}
 
 
 class StopSignals:
-    """Within its `with` block SIGTERM and SIGINT only leave a note, which the training loop heeds after its step.
+    """Record SIGTERM and SIGINT within a `with` block; the training loop reads the record after each step.
 
-    A second signal, `REPEATED_AFTER_SECONDS` or more after the first, ends the process at once. A thread listens, since
-    Python runs no handler while an exchange with other processes waits in C. The main thread itself is closed to both
-    signals, and so are the data loader's workers, which inherit that (`ignore_group_signals`).
+    A second signal, at least `REPEATED_AFTER_SECONDS` after the first, ends the process at once. A thread listens,
+    because Python runs no handler while a collective operation waits in C. The main thread blocks both signals, and the
+    workers of the data loader inherit the block (`ignore_group_signals`).
     """
 
     def __init__(self) -> None:
@@ -38,15 +38,15 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
             return self
-        self._ear, mouth = socket.socketpair()
-        mouth.setblocking(False)
-        self._mouth = mouth
+        self._receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        self._sender = sender
         threading.Thread(target=self._listen, daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, lambda *_: None)
-        self._wakeup_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        self._wakeup_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         return self
 
@@ -56,23 +56,23 @@ class StopSignals:
             signal.set_wakeup_fd(self._wakeup_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-            self._mouth.close()  # the listener's socket ends with it
+            self._sender.close()  # closes the socket of the listener too
 
     def _listen(self) -> None:
-        while heard := self._ear.recv(1):
-            number = heard[0]
+        while data := self._receiver.recv(1):
+            number = data[0]
             if number not in (signal.SIGTERM, signal.SIGINT):
                 continue
             if not self.number:
                 self.number, self._since = number, time.monotonic()
                 name = signal.Signals(number).name
-                _say(f"{name}: stops after this step and a checkpoint; a second one stops at once\n")
+                _write_error(f"{name}: stopping after this step and a checkpoint; send it again to stop at once\n")
             elif time.monotonic() - self._since >= REPEATED_AFTER_SECONDS:
                 os._exit(128 + number)
-        self._ear.close()
+        self._receiver.close()
 
     def agreed(self, device: torch.device) -> int:
-        """The signal that this or any other process of the run got; 0 for none. All processes must call it."""
+        """Return the signal that any process of the run got; 0 for none. All processes must call it."""
         if not torch.distributed.is_initialized():
             return self.number
         number = torch.tensor(self.number, device=device)
@@ -80,9 +80,9 @@ class StopSignals:
         return int(number)
 
 
-def _say(message: str) -> None:
-    """Write to standard error, and where a pipe behind it or standard output is gone, as after Ctrl-C, to nowhere."""
-    time.sleep(0.1)  # until the other end of the pipe has died of the same signal
+def _write_error(message: str) -> None:
+    """Write to standard error. Redirect a stream to /dev/null if its pipe is closed, as after Ctrl-C."""
+    time.sleep(0.1)  # the other end of the pipe may be dying of the same signal
     poll = select.poll()
     for stream in (1, 2):
         poll.register(stream, 0)
@@ -95,10 +95,10 @@ def _say(message: str) -> None:
 
 @contextmanager
 def reraise_lost_ranks() -> Iterator[None]:
-    """End a run in which another process died or hangs by a sentence that names its rank, where that can be known.
+    """Raise `RunStopped` with the rank of a process that died or hangs, if the rank is known.
 
-    Under gloo a dead one is noticed at once, since its connections close. A hanging one is noticed when an exchange has
-    waited for `--ddp_timeout` seconds.
+    gloo reports a dead process at once, because its connections close. A hanging process is reported when a collective
+    operation has waited for `--ddp_timeout` seconds.
     """
     if not torch.distributed.is_initialized():
         yield
@@ -107,21 +107,21 @@ def reraise_lost_ranks() -> Iterator[None]:
     torch.distributed.all_gather_object(places, (socket.gethostname(), os.getpid()))
     try:
         yield
-    except RuntimeError as error:  # torch has DistBackendError for NCCL only
+    except RuntimeError as error:  # torch raises DistBackendError for NCCL only
         if not any(sign in str(error) for sign in ("onnection", "imed out", "imeout", "NCCL", "gloo", "peer")):
             raise
-        time.sleep(0.5)  # until a process that is just being killed is dead
-        found = [f"rank {i} ({_state(*place)})" for i, place in enumerate(places) if _state(*place)]
-        elsewhere = sorted({host for host, _ in places if host != socket.gethostname()})
-        who = ", ".join(found) or "a rank" + (f", perhaps on {', '.join(elsewhere)}," if elsewhere else "")
+        time.sleep(0.5)  # a killed process needs a moment to die
+        lost = [f"rank {i} ({_state(*place)})" for i, place in enumerate(places) if _state(*place)]
+        other_hosts = sorted({host for host, _ in places if host != socket.gethostname()})
+        name = ", ".join(lost) or "a rank" + (f", perhaps on {', '.join(other_hosts)}," if other_hosts else "")
         raise RunStopped(
-            f"{who} no longer answers, so the run cannot go on; {HOW_TO_GO_ON} ({one_line(error)[:160]})",
+            f"{name} no longer answers; {HOW_TO_RESUME} ({one_line(error)[:160]})",
             code=RunStopped.LOST_RANK,
         ) from None
 
 
 def _state(host: str, process: int) -> str | None:
-    """What is wrong with a process on this machine; None where it lives, or is on another one."""
+    """Return the fault of a process on this machine; None if it runs, or runs on another machine."""
     if host != socket.gethostname() or process == os.getpid():
         return None
     try:
@@ -135,7 +135,7 @@ def _state(host: str, process: int) -> str | None:
 
 
 class OrderlyStop(transformers.Trainer):
-    """Saves a checkpoint after the step in which a signal came, and raises `RunStopped`."""
+    """Save a checkpoint after the step in which a signal came, and raise `RunStopped`."""
 
     _signals: StopSignals
     #: the signal that the processes agreed on; 0 for none
@@ -143,24 +143,24 @@ class OrderlyStop(transformers.Trainer):
     _seen_step, _save_at_end = -1, False
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
-        """Train as the parent does; raises `RunStopped` where the run ends early."""
+        """Train as the parent does; raise `RunStopped` if the run ends early."""
         try:
             with StopSignals() as self._signals, reraise_lost_ranks():
                 result = super().train(resume_from_checkpoint, **kwargs)
                 if self._signals.number:
                     raise RunStopped(
-                        f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_GO_ON}",
+                        f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_RESUME}",
                         code=128 + self._signals.number,
                     )
                 return result
         except RunStopped as error:
-            raise error.with_traceback(None) from None  # its frames would keep the data loader's workers alive
+            raise error.with_traceback(None) from None  # its frames keep the workers of the data loader alive
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
-        """Called after each step and again at the end of an epoch, or of the training.
+        """Delay the checkpoint of the last step of an epoch until the evaluation of the epoch is done.
 
-        Where the two coincide a checkpoint waits for the second call: saved before the evaluation that ends an epoch,
-        it would lose that evaluation when it is resumed.
+        The parent is called after each step, and again at the end of an epoch or of the training. A checkpoint from
+        before the evaluation would lose the evaluation on resume.
         """
         # upstream: called after `on_step_end` and after `on_epoch_end`; saves if `control.should_save`
         ends = self.control.should_training_stop or float(self.state.epoch).is_integer()
@@ -179,6 +179,6 @@ class OrderlyStop(transformers.Trainer):
             self.save_now()  # --save_strategy best saves only better models
             raise RunStopped(
                 f"{signal.Signals(asked).name} after step {self.state.global_step}; checkpoint-{self.state.global_step}"
-                f" is whole; {HOW_TO_GO_ON}",
+                f" is whole; {HOW_TO_RESUME}",
                 code=128 + asked,
             )

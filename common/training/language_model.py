@@ -1,4 +1,4 @@
-"""Promise: training of language models computes the head at labels only, and reports perplexities."""
+"""Promise: language models compute the head at labels only, and report perplexities."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from common.args import TrainingArguments
 from common.data.stream import TextStream
 from common.errors import InputError, tell
 from common.speed.head import hits_at_labels, losses_at_labels, scores_of
-from common.training.interrupts import HOW_TO_GO_ON
+from common.training.interrupts import HOW_TO_RESUME
 from common.training.loss import Logits, Losses
 from common.training.order import Repeated, StepBatches, step_starts
 from common.training.resume import reading
@@ -26,20 +26,20 @@ from common.tuning import TunedModel
 
 @dataclass
 class LanguageArguments(TrainingArguments):
-    """Training of language models."""
+    """Training arguments of language models."""
 
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
 
-    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or below 1 the share of all steps"})
-    dropout: float | None = field(default=0.0, metadata={"help": "in place of the model's, in this run only"})
+    warmup_steps: float = field(default=0.06, metadata={"help": "warmup steps; below 1: share of all steps"})
+    dropout: float | None = field(default=0.0, metadata={"help": "dropout in this run, in place of that of the model"})
     batch_ramp_start: int | None = field(
         default=None,
-        metadata={"help": "rows of the first step; grows to the batch over --batch_ramp_steps", "resume": "fixed"},
+        metadata={"help": "rows of the first step; the batch then grows over --batch_ramp_steps", "resume": "fixed"},
     )
     batch_ramp_steps: int | None = field(
         default=None, metadata={"help": "steps over which the batch grows", "resume": "fixed"}
     )
-    loss_chunk: int = field(default=1024, metadata={"help": "tokens whose scores of the vocabulary exist at a time"})
+    loss_chunk: int = field(default=1024, metadata={"help": "labels whose vocabulary scores are in memory at a time"})
     metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
     include_num_input_tokens_seen: str = field(default="non_padding")
     remove_unused_columns: bool = field(default=False)  # the collator takes them
@@ -49,28 +49,29 @@ class LanguageArguments(TrainingArguments):
         if self.loss_chunk < 1:
             raise InputError("--loss_chunk must be at least 1")
         if (self.batch_ramp_start is None) != (self.batch_ramp_steps is None):
-            raise InputError("--batch_ramp_start and --batch_ramp_steps: give both, or none")
+            raise InputError("--batch_ramp_start and --batch_ramp_steps: give both or neither")
         if self.batch_ramp_start is None:
             return
         batches = self.gradient_accumulation_steps * self.world_size
         full = self.per_device_train_batch_size * batches
         if not batches <= self.batch_ramp_start < full:
             raise InputError(
-                f"--batch_ramp_start {self.batch_ramp_start}: needed: at least {batches} (processes times accumulation)"
-                f" and fewer than {full}, the rows of a whole step"
+                f"--batch_ramp_start {self.batch_ramp_start}: must be at least {batches} (processes times accumulation)"
+                f" and below {full}, the rows of a full step"
             )
         if self.batch_ramp_steps < 1:
             raise InputError("--batch_ramp_steps must be at least 1")
         if self.auto_find_batch_size:
-            raise InputError("--auto_find_batch_size: not with --batch_ramp_start; give a smaller batch")
+            raise InputError("--auto_find_batch_size: does not work with --batch_ramp_start; give a smaller batch")
 
     @property
     def ramp(self) -> tuple[int, int] | None:
+        """Return rows of the first step and steps of growth; None without growth."""
         return None if self.batch_ramp_start is None else (self.batch_ramp_start, self.batch_ramp_steps)
 
 
-class FindPlace(TrainerCallback):
-    """Moves a stream to the place in which a checkpoint left it."""
+class SeekStream(TrainerCallback):
+    """Move a stream to the position that a checkpoint saved."""
 
     def __init__(self, stream: TextStream, trainer: Trainer):
         self.stream, self.trainer = stream, trainer
@@ -81,17 +82,17 @@ class FindPlace(TrainerCallback):
 
 
 class LanguageTrainer(Trainer):
-    """`Trainer` for language models: the head computes where there are labels; a row may be several rows of a batch.
+    """Train language models, with the head computed at labels only.
 
-    Batches have `labels`, and `owner` where pieces of a row are rows of the batch: the row that each is from, of shape
-    (pieces,). Scores are of the rows of the data set: `loss`, `perplexity` (its exponential) and `accuracy`, the share
-    of labels that have the highest score.
+    Batches have `labels`. If a row is cut into pieces, the pieces are rows of the batch, and `owner` (pieces,) holds
+    the row of each piece. Scores cover the rows of the data set: `loss`, `perplexity` (the exponential of the loss) and
+    `accuracy` (the share of labels with the highest score).
 
-    `losses` names the loss of `labels`, `losses_at_labels`, and may name those of further label columns. For each of
-    these `preprocess_logits_for_metrics` has a function that returns the hits of each row, for the score
-    `<column>_accuracy`; `loss` and `perplexity` are of `labels` alone.
+    `losses` has the loss of `labels`, `losses_at_labels`, and may have losses of further label columns. For each
+    further column `preprocess_logits_for_metrics` has a function that counts the hits of each row, for the score
+    `<column>_accuracy`. `loss` and `perplexity` cover `labels` only.
 
-    With a `TextStream` to train on, or a batch that grows, the run is one epoch, and its rows are numbered through.
+    A run on a `TextStream`, or with a growing batch, is one epoch with consecutive row numbers.
     """
 
     def __init__(
@@ -118,20 +119,20 @@ class LanguageTrainer(Trainer):
             compute_metrics=self._accuracy,
             **kwargs,
         )
-        #: whether the function of `losses` needs the scores of the vocabulary
+        #: whether the loss needs the scores of the vocabulary
         self._needs_scores = self.losses["labels"] is not losses_at_labels
         if isinstance(train_dataset, TextStream):
-            self.add_callback(FindPlace(train_dataset, self))
+            self.add_callback(SeekStream(train_dataset, self))
 
     @staticmethod
     def _one_epoch(args: LanguageArguments, rows: float) -> None:
-        """Count by steps what would be counted by epochs; without `--max_steps` as many as take `rows` rows."""
+        """Replace epochs by steps in the arguments; the default of `--max_steps` covers `rows` rows."""
         if args.max_steps < 1:
             full = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             bound = math.ceil(rows / full) + args.batch_ramp_steps
             starts = step_starts(bound, full, args.ramp, args.world_size)
             args.max_steps = int(np.searchsorted(starts, rows))
-        args.dataloader_num_workers = 0  # a stream has its own, and rows in memory need none
+        args.dataloader_num_workers = 0  # a stream has its own workers, and rows in memory need none
         args.dataloader_prefetch_factor, args.dataloader_persistent_workers = None, False
         changed = []
         for name in ("eval", "save"):
@@ -141,10 +142,10 @@ class LanguageTrainer(Trainer):
         if "--eval_strategy" in changed and args.eval_steps is None:
             args.eval_steps = args.save_steps
         if changed:
-            tell(f"{' and '.join(changed)}: the run is one epoch, so every {args.save_steps:g} steps instead")
+            tell(f"{' and '.join(changed)}: every {args.save_steps:g} steps, because the run is one epoch")
 
     def make_batches(self, dataset: Dataset | TextStream | Repeated) -> Sampler:
-        """Return the batch sampler: of rows that are numbered through, `StepBatches`."""
+        """Return the batch sampler: `StepBatches` for a stream or a growing batch."""
         if isinstance(dataset, Dataset):
             return super().make_batches(dataset)
         cut = self.cut()
@@ -156,22 +157,26 @@ class LanguageTrainer(Trainer):
         return batches
 
     def save_beside(self, folder: Path) -> None:
-        """Save the place of a stream."""
+        """Save the position of a stream."""
         if isinstance(self.train_dataset, TextStream):
             self.train_dataset.save(str(folder), int(self.train_batches.starts[self.state.global_step]))
 
     def get_batch_samples(self, *args, **kwargs):
-        """Return the batches of a step; where a stream fails, save a checkpoint first."""
+        """Return the batches of a step; save a checkpoint if a stream fails."""
         try:
             return super().get_batch_samples(*args, **kwargs)
-        except InputError as error:  # of a stream, after the last step and before the next
+        except InputError as error:  # from a stream, between two steps
             if self.args.world_size == 1 and self.state.global_step > 0:
                 self.save_now()
-            kept = f"{Path(self.last_whole).name} is whole; mend it, then {HOW_TO_GO_ON}" if self.last_whole else ""
+            kept = (
+                f"{Path(self.last_whole).name} is whole; correct the texts, then {HOW_TO_RESUME}"
+                if self.last_whole
+                else ""
+            )
             raise InputError(*str(error).split("\n"), *([kept] if kept else [])) from None
 
     def train(self, *args, **kwargs):
-        """Train as the parent does, and close a stream afterwards."""
+        """Train as the parent does, then close a stream."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -179,9 +184,9 @@ class LanguageTrainer(Trainer):
                 self.train_dataset.close()
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Compute loss and gradient of a batch. Afterwards its `attention_mask` is 1 at every token but padding."""
+        """Compute loss and gradient of a batch; afterwards its `attention_mask` is 1 at every token but padding."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if "real" in inputs:  # by its `attention_mask` the training loop counts the tokens of a batch next
+        if "real" in inputs:  # the training loop counts the tokens of a batch by `attention_mask` next
             inputs["attention_mask"] = inputs.pop("real")
         return loss
 
@@ -199,12 +204,12 @@ class LanguageTrainer(Trainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Sum what the trainer keeps of each piece over the pieces of a row; the labels become their number."""
+        """Sum hits, losses and label counts over the pieces of a row; return label counts as labels."""
         owner = inputs.get("owner")
-        _, found, _ = super().prediction_step(model, inputs, False, ignore_keys)
-        if isinstance(found, dict):
-            return None, found, {name: counts[:, None] for name, (_, _, counts) in found.items()}
-        hits, losses, counts = found
+        _, reduced, _ = super().prediction_step(model, inputs, False, ignore_keys)
+        if isinstance(reduced, dict):
+            return None, reduced, {name: counts[:, None] for name, (_, _, counts) in reduced.items()}
+        hits, losses, counts = reduced
         if owner is not None:
             owner = owner.to(losses.device)
             rows = int(owner[-1]) + 1
@@ -212,13 +217,13 @@ class LanguageTrainer(Trainer):
         return None, (hits, losses, counts), counts[:, None]
 
     def scores(self, splits: DatasetDict, when: str) -> dict[str, float]:
-        """Return loss, perplexity and accuracy of each split but train, as `when_split_score`."""
-        found = {}
+        """Return loss, perplexity and accuracy of each split except train, named `<when>_<split>_<score>`."""
+        scores = {}
         for split in splits:
             if split != "train":
                 name = f"{when}_{split}"
-                found |= self.predict(splits[split], metric_key_prefix=name).metrics
-        return {k: v for k, v in found.items() if k.endswith(("_loss", "_perplexity", "_accuracy"))}
+                scores |= self.predict(splits[split], metric_key_prefix=name).metrics
+        return {k: v for k, v in scores.items() if k.endswith(("_loss", "_perplexity", "_accuracy"))}
 
     @staticmethod
     def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
@@ -233,12 +238,12 @@ class LanguageTrainer(Trainer):
         }
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the scores of the parent, with loss and perplexity of `labels` alone."""
+        """Return the scores of the parent; loss and perplexity cover `labels` only."""
         metrics = super().score(prediction)
         metrics["loss"] = metrics.get("loss_labels", metrics["loss"])
         return metrics | {"perplexity": perplexity(metrics["loss"])}
 
 
 def perplexity(loss: float) -> float:
-    """Return the exponential of a loss; infinite where that is too large for a number."""
+    """Return the exponential of a loss; infinite if it overflows."""
     return math.exp(loss) if loss < 700 else math.inf

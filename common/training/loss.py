@@ -1,7 +1,8 @@
-"""Promise: the loss of an optimizer step is the mean over all its labels, and the sum of the means of several tasks.
+"""Promise: the loss of an optimizer step is the mean over all its labels, and the sum of these means over tasks.
 
-Batches and processes that share a step change nothing. (The stock Trainer multiplies gradient and loss by the number of
-accumulated batches, or of processes, for most heads: https://github.com/huggingface/transformers/issues/47688.)
+The loss does not depend on how a step is cut into batches and processes. (The stock Trainer multiplies gradient and
+loss by the number of accumulated batches, or of processes, for most heads:
+https://github.com/huggingface/transformers/issues/47688.)
 """
 
 from collections.abc import Callable, Iterator
@@ -39,19 +40,19 @@ def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
 
 
 class MeanLoss(transformers.Trainer):
-    """Computes the loss of a step by `losses`, by label column or by task.
+    """Compute the loss of a step by `losses`, for each label column or task.
 
     A function of `losses` gets the logits of its column: the output of the model with the name of the column, else
     `logits`, else all outputs but `loss` as a tuple.
     """
 
-    loss_is_scaled_for_ga = True  # by `compute_loss`, which divides by the labels of the whole step
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the labels of the whole step
     losses: dict[str, Losses]
     by_task = False
-    passes = 1  # of each batch through the model
+    passes = 1  # forward passes of each batch
 
     def labels_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Take the labels out of a batch. Returns them by label column, or under the task of the batch."""
+        """Remove the labels from a batch; return them by label column, or under the task of the batch."""
         if self.by_task:
             return {inputs["task"]: inputs.pop("labels")} if "labels" in inputs else {}
         return {name: inputs.pop(name) for name in self.losses if name in inputs}
@@ -75,9 +76,9 @@ class MeanLoss(transformers.Trainer):
 
         Args:
             model: the model, wrapped or not.
-            inputs: the batch; its labels are taken out.
-            return_outputs: return the outputs of the model too.
-            num_items_in_batch: labels of the whole step by column or task; None for those of the batch alone.
+            inputs: the batch; its labels are removed.
+            return_outputs: also return the outputs of the model.
+            num_items_in_batch: number of labels in the whole step by column or task; None: labels of the batch.
         """
         labels = self.labels_of(inputs)
         outputs = model(**inputs)
@@ -86,8 +87,8 @@ class MeanLoss(transformers.Trainer):
 
     def logits_of(self, outputs: dict[str, Tensor], name: str) -> Logits:
         """Return the logits of label column `name` (see the class)."""
-        found = next((outputs[key] for key in (name, "logits") if key in outputs), None)
-        return tuple(v for k, v in outputs.items() if k != "loss") if found is None else found
+        logits = next((outputs[key] for key in (name, "logits") if key in outputs), None)
+        return tuple(v for k, v in outputs.items() if k != "loss") if logits is None else logits
 
     def mean_loss(self, outputs, labels: dict[str, Tensor], counts: dict[str, Tensor] | None = None) -> Tensor:
         """Sum the losses of each label column, divide by its `counts` in the step, and add up the columns."""
@@ -97,13 +98,13 @@ class MeanLoss(transformers.Trainer):
         parts = {}
         for name, values in labels.items():
             logits = self.logits_of(outputs, name)
-            total, own = self.losses[name](logits, values, self.args.label_smoothing_factor).sum(), values != -100
+            total, real = self.losses[name](logits, values, self.args.label_smoothing_factor).sum(), values != -100
             if is_adalora(model) and training and not parts:
-                total = total + orthogonality(model) * own.sum()  # once a step, however it is cut
-            if self.args.r_drop and training:  # the labels are there twice
+                total = total + orthogonality(model) * real.sum()  # its sum over batches counts once a step
+            if self.args.r_drop and training:  # the batch holds each label twice
                 total = total + 2 * self.args.r_drop * divergence(logits, values)
-            count = own.sum() if counts is None else counts[name]
-            parts[name] = total / count.clamp(min=1)  # a step may hold no label at all
+            count = real.sum() if counts is None else counts[name]
+            parts[name] = total / count.clamp(min=1)  # a step may have no labels
         if counts is not None:  # gradients are averaged over processes
             parts = {name: part * self.accelerator.num_processes for name, part in parts.items()}
             if len(self.losses) > 1:
@@ -112,11 +113,11 @@ class MeanLoss(transformers.Trainer):
         return torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
 
     def forget_losses(self) -> None:
-        """Begin the means that `log` reports anew."""
+        """Reset the means that `log` reports."""
         self._parts = {name: torch.zeros(2, dtype=torch.float32, device=self.args.device) for name in self.losses}
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log as the parent does, with `loss_<name>` of each label column or task since the last time."""
+        """Log as the parent does, and add the mean `loss_<name>` of each label column or task since the last log."""
         if "loss" in logs and len(self.losses) > 1:
             parts = self.accelerator.reduce(self._parts, "mean")
             logs |= {f"loss_{name}": float(total / n) for name, (total, n) in parts.items() if n > 0}
@@ -125,5 +126,5 @@ class MeanLoss(transformers.Trainer):
 
 
 def named_losses(losses: Losses | dict[str, Losses]) -> dict[str, Losses]:
-    """Return `losses` by label column: a single function is that of column `labels`."""
+    """Return `losses` by label column; a single function belongs to column `labels`."""
     return dict(losses) if isinstance(losses, dict) else {"labels": losses}

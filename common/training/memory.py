@@ -1,6 +1,6 @@
-"""Promise: exhausted memory ends the run in a sentence, or under `--auto_find_batch_size` halves the batch.
+"""Promise: running out of memory stops the run with a remedy, or halves the batch under `--auto_find_batch_size`.
 
-The smaller batches make the same optimizer steps. (The stock Trainer goes on with half-trained weights.)
+The smaller batches make the same optimizer steps. (The stock Trainer continues with half-trained weights.)
 """
 
 import math
@@ -21,10 +21,10 @@ from common.tuning.tune import is_gradual
 
 
 class BatchThatFits(transformers.Trainer):
-    """Trains again, from the last checkpoint or the start, where memory ran out and the user allows it."""
+    """Train again from the last checkpoint or the start after running out of memory, if the user allows it."""
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
-        """Train as the parent does; raises `RunStopped` where memory runs out."""
+        """Train as the parent does; raise `RunStopped` if memory runs out."""
         args, shrinks = self.args, self.args.auto_find_batch_size
         args.auto_find_batch_size = False
         if shrinks:
@@ -41,14 +41,14 @@ class BatchThatFits(transformers.Trainer):
                 batch = args.per_device_train_batch_size
                 if not shrinks or batch == 1:
                     raise out_of_memory(self._where(batch), error) from None
-            # out here the failed step's tensors are gone with its traceback
+            # outside of `except` the traceback no longer holds the tensors of the failed step
             self._halve(batch)
             resume_from_checkpoint = self.last_whole
             if resume_from_checkpoint is None:
                 self._begin_again(weights, states)
             tell(
                 f"out of memory with {batch} rows at a time: takes {args.per_device_train_batch_size}, and "
-                f"{args.gradient_accumulation_steps} such batches a step; begins again from "
+                f"{args.gradient_accumulation_steps} batches a step; starts again from "
                 f"{resume_from_checkpoint or 'the initial weights'}"
             )
 
@@ -57,19 +57,19 @@ class BatchThatFits(transformers.Trainer):
         self._seen_step, self._save_at_end, self.step_losses = -1, False, []
         self.forget_losses()
         self._saved_at, self._unsaved_best = time.monotonic(), None
-        # an evaluation before the training marks the model as prepared, and accelerate would not wrap it any more: each
-        # of several processes would train for itself
+        # an evaluation before training marks the model as prepared; accelerate would then not wrap it, and each of
+        # several processes would train alone
         if self.args.world_size > 1 and getattr(self.model, "_is_accelerate_prepared", False):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model._is_accelerate_prepared = False
             self.accelerator._models.clear()
 
     def _where(self, batch: int) -> str:
-        remedy, taken = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model", f"{batch} rows"
+        remedy, size = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model", f"{batch} rows"
         if budget := getattr(self.args, "max_tokens_per_batch", 0):
-            taken = f"up to {budget} tokens"
+            size = f"up to {budget} tokens"
             remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
-        return f"in step {self.state.global_step + 1} with {taken} at a time; {remedy}"
+        return f"in step {self.state.global_step + 1} with {size} at a time; {remedy}"
 
     def _halve(self, batch: int) -> None:
         args = self.args
@@ -79,7 +79,7 @@ class BatchThatFits(transformers.Trainer):
         self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model
         self.model.zero_grad()
-        if is_gradual(self.tuned):  # the new optimizer is to have what is unfrozen later, too
+        if is_gradual(self.tuned):  # the new optimizer must hold weights that are unfrozen later
             self.model.requires_grad_(True)
         release_memory()
 

@@ -1,4 +1,4 @@
-"""Promise: under `--layerwise_lr_decay` each layer trains with the learning rate of its depth."""
+"""Promise: under `--layerwise_lr_decay` the learning rate of a layer follows from its depth."""
 
 import torch
 import transformers
@@ -7,10 +7,10 @@ from common.tuning.tune import layer_rates
 
 
 class LayerRates(transformers.Trainer):
-    """Groups the parameters by learning rate and weight decay."""
+    """Group the parameters by learning rate and weight decay."""
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Create the optimizer; under `--layerwise_lr_decay` each layer has a learning rate of its own."""
+        """Create the optimizer, with a learning rate for each layer under `--layerwise_lr_decay`."""
         shares = layer_rates(self.tuned)
         if shares is None or self.optimizer is not None:
             return super().create_optimizer(model)
@@ -20,7 +20,7 @@ class LayerRates(transformers.Trainer):
             if weight.requires_grad:
                 groups.setdefault((shares[name], name in decays), []).append(weight)
         optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        # the head comes first: its rate is the one that is logged
+        # the head comes first, because the rate of the first group is logged
         self.optimizer = optimizer_class(
             [
                 {"params": weights, "lr": self.args.learning_rate * share}

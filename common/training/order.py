@@ -16,20 +16,20 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from common.data.workers import spare_workers
 
-#: grouped by length, a step is cut from the rows of so many, sorted (transformers' LengthGroupedSampler: 50)
+#: steps whose rows are sorted together by length (50 in LengthGroupedSampler of transformers)
 STEPS_SORTED_TOGETHER = 50
 
 
 def row_lengths(dataset: Dataset, name: str = "input_ids") -> np.ndarray:
-    """Length in sub-tokens of each row of an encoded data set, read from Arrow column `name`. Shape (rows,)."""
+    """Return the length of each row in tokens, from Arrow column `name` of an encoded data set; shape (rows,)."""
     column = dataset.select_columns(name).with_format("arrow")[:][name]
     return pc.list_value_length(column).to_numpy()
 
 
 def share(rows: np.ndarray, parts: int) -> list[list[int]]:
-    """Cut `rows` into `parts` runs whose sizes differ by one at most.
+    """Cut `rows` into `parts` contiguous parts whose sizes differ by at most one.
 
-    Where there are fewer rows than parts the last row is repeated, since every process must take every step.
+    With fewer rows than parts the last row is repeated, because every process must take every step.
     """
     if len(rows) < parts:
         rows = np.concatenate([rows, np.repeat(rows[-1:], parts - len(rows))])
@@ -37,19 +37,18 @@ def share(rows: np.ndarray, parts: int) -> list[list[int]]:
 
 
 class TrainingBatches(BatchRebalanceSampler):
-    """Batch sampler of training, in an order that `seed` and epoch alone decide.
+    """Sample training batches in an order that follows from `seed` and epoch.
 
-    An optimizer step takes `step_rows` rows: rows a device takes at a time, times processes, times accumulation. Which
-    rows make up a step depends on `step_rows`, `seed` and epoch only, so one process of 32, two of 16, and 8 rows
-    accumulated 4 times make the same steps. Every row is taken once an epoch. A last step of less than half the size
-    would be noise; it shares its rows with the step before it.
+    An optimizer step takes `step_rows` rows: the batch of a device, times processes, times gradient accumulation. The
+    rows of a step depend on `step_rows`, `seed` and epoch only. One process with batch 32, two with batch 16, and batch
+    8 accumulated 4 times therefore make the same steps. Each epoch takes every row once. A last step of less than half
+    the size would be noisy; it shares rows with the step before.
 
-    `by_length` makes steps of rows of like length, which hold little padding, but are a less mixed sample; else the
-    rows of a step are drawn at random. Within a step rows are sorted by length either way, so that the batches that
-    are accumulated are of like length.
+    With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. Otherwise they are
+    random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
 
-    Subclasses transformers' BatchRebalanceSampler because the Trainer hands a sampler of that type to the data loader
-    as it is, instead of sharding it once more; nothing else is inherited.
+    The base class is BatchRebalanceSampler, because the Trainer passes a sampler of this type to the data loader
+    without sharding it again. Nothing else is inherited.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class TrainingBatches(BatchRebalanceSampler):
         self.epoch = epoch
 
     def steps(self) -> list[np.ndarray]:
-        """Row indices of each optimizer step of this epoch, each sorted from the longest row to the shortest."""
+        """Return the row numbers of each optimizer step of this epoch, longest row first."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
-        # at least four groups, so that small data sets too meet other neighbours in each epoch
+        # at least four groups, because the rows of a small data set must mix too
         together = min(STEPS_SORTED_TOGETHER, len(order) // (4 * self.step_rows)) if self.by_length else 1
         group = self.step_rows * max(1, together)
         steps: list[np.ndarray] = []
@@ -98,17 +97,17 @@ class TrainingBatches(BatchRebalanceSampler):
                 yield share(rows, batches * self.processes)[batch * self.processes + self.rank]
 
     def __len__(self) -> int:
-        """Batches of one process in an epoch."""
+        """Return the number of batches of one process in an epoch."""
         full, rest = divmod(len(self.lengths), self.step_rows)
         if rest and full and self._are_evened(rest):
             rest = self.step_rows + rest - (self.step_rows + rest) // 2
         return (full if rest else full - 1) * self.accumulation + self._last_batches(rest or self.step_rows)
 
     def _are_evened(self, rest: int) -> bool:
-        """Whether the last two steps share their rows, as the last alone would have few: `rest`.
+        """Return whether the last two steps share their rows, because the last step has only `rest` rows.
 
-        Not where the last but one, which has as many batches as all before it, would then have more batches than rows,
-        as it can with batches of one row: a row would count several times.
+        They do not if the second last step, which has the full number of batches, would have more batches than rows: a
+        row would then count several times.
         """
         least = (self.step_rows + rest) // 2
         return rest < self.step_rows / 2 and least >= self.accumulation * self.processes
@@ -118,21 +117,28 @@ class TrainingBatches(BatchRebalanceSampler):
 
 
 class TokenBudgetBatches(BatchRebalanceSampler):
-    """Batch sampler of training with as many rows a batch as a budget of sub-tokens allows, padding included.
+    """Sample training batches by a budget of tokens, padding included.
 
-    As max-tokens of fairseq (Ott et al. 2019, https://aclanthology.org/N19-4009): rows times the longest row. An
-    optimizer step takes `step_tokens` of them: the budget of a device, times processes, times accumulation. Which rows
-    make up a step depends on `step_tokens`, `seed` and epoch only, so it does not matter how a step is cut into
-    batches. `lengths` has shape (rows,): of a pair of texts the longer one's.
+    The tokens of a batch are rows times the longest row, as for `max-tokens` of fairseq (Ott et al. 2019,
+    https://aclanthology.org/N19-4009). An optimizer step takes `step_tokens` tokens: the budget of a device, times
+    processes, times gradient accumulation. The rows of a step depend on `step_tokens`, `seed` and epoch only.
 
-    With rows of no more than the budget of a device in length, no batch exceeds it but by part of a row, where a step's
-    rows are no multiple of its batches.
+    A batch may exceed the budget by part of a row, if the rows of its step are no multiple of the batches.
 
-    Rows are sorted by length rounded up to `multiple`, to which batches are padded, those of one such length in random
-    order. So rows meet other neighbours in each epoch, and yet each epoch has the same number of steps, by which a
-    resumed run finds its place. The number of rows is a multiple of 8 where 8 fit. Every row is taken once an epoch.
+    Rows are sorted by length rounded up to `multiple`, the multiple of padding; rows of equal rounded length have a
+    random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs.
+    The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
 
-    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    The base class is that of `TrainingBatches`, for the same reason.
+
+    Args:
+        lengths: tokens of each row, shape (rows,); of the longer side for a pair of texts.
+        step_tokens: tokens of an optimizer step.
+        accumulation: batches of a process in a step.
+        processes: number of processes.
+        rank: number of this process.
+        seed: seed of the order.
+        multiple: the length of a batch is padded to a multiple of this.
     """
 
     def __init__(
@@ -152,7 +158,7 @@ class TokenBudgetBatches(BatchRebalanceSampler):
         self.sizes = self._sizes(step_tokens, accumulation * processes)
 
     def _sizes(self, step_tokens: int, parts: int) -> list[int]:
-        """Rows of each step, from the step with the longest rows on: the same in each epoch."""
+        """Return the number of rows of each step, longest rows first; it is equal in all epochs."""
         longest_first = np.sort(self.padded)[::-1]
         sizes, start = [], 0
         while start < len(longest_first):
@@ -160,7 +166,7 @@ class TokenBudgetBatches(BatchRebalanceSampler):
             even = fit - fit % 8
             sizes.append(min(even if even >= parts else fit, len(longest_first) - start))
             start += sizes[-1]
-        # a small last step would be noise
+        # a small last step would be noisy
         if len(sizes) > 1 and sizes[-1] < sizes[-2] / 2 and sizes[-1] + sizes[-2] >= 2 * parts:
             both = sizes.pop() + sizes.pop()
             sizes += [both - both // 2, both // 2]
@@ -170,14 +176,14 @@ class TokenBudgetBatches(BatchRebalanceSampler):
         self.epoch = epoch
 
     def steps(self) -> list[np.ndarray]:
-        """Row indices of each optimizer step of this epoch, each sorted from the longest row to the shortest."""
+        """Return the row numbers of each optimizer step of this epoch, longest row first."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
         order = order[np.argsort(-self.padded[order], kind="stable")]
         steps = np.split(order, np.cumsum(self.sizes)[:-1])
         steps = [rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in steps]
         random.shuffle(steps)
-        # what has fewer rows than a step has batches comes last, as the Trainer takes it for a whole step only there
+        # a step with fewer rows than batches comes last: only there the Trainer accepts fewer batches
         return sorted(steps, key=lambda rows: self._batches(len(rows)) < self.accumulation)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -187,7 +193,7 @@ class TokenBudgetBatches(BatchRebalanceSampler):
                 yield share(rows, batches * self.processes)[batch * self.processes + self.rank]
 
     def __len__(self) -> int:
-        """Batches of one process in an epoch."""
+        """Return the number of batches of one process in an epoch."""
         return sum(map(self._batches, self.sizes))
 
     def _batches(self, rows: int) -> int:
@@ -195,14 +201,14 @@ class TokenBudgetBatches(BatchRebalanceSampler):
 
 
 class StepBatches(BatchRebalanceSampler):
-    """Batch sampler of a run whose rows are numbered from 0: each step takes those that come next.
+    """Sample batches of consecutive rows for a run whose rows are numbered from 0.
 
-    A step takes `step_rows` rows. With `ramp`, a pair of a number of rows and of steps, the first step takes as many
-    and each of these steps some more, until it is `step_rows`: a batch that grows costs less where the gradient is
-    large (Smith et al. 2018, https://arxiv.org/abs/1711.00489). Which rows a step takes does not depend on how it is
-    cut into batches. A process takes every row whose number is its rank, modulo processes.
+    A step takes `step_rows` rows. With `ramp` = (rows, steps) the first step takes `rows` rows, and the size grows
+    linearly to `step_rows` over `steps` steps: small batches cost less while the gradient is large (Smith et al. 2018,
+    https://arxiv.org/abs/1711.00489). The rows of a step do not depend on its batches. A process takes the rows whose
+    number modulo `processes` is its rank.
 
-    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    The base class is that of `TrainingBatches`, for the same reason.
     """
 
     def __init__(
@@ -212,7 +218,7 @@ class StepBatches(BatchRebalanceSampler):
         self.starts = step_starts(steps, step_rows, ramp, processes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: there is one epoch, which is the run."""
+        """Do nothing: the run is one epoch."""
 
     def __iter__(self) -> Iterator[list[int]]:
         for start, end in pairwise(self.starts.tolist()):
@@ -224,9 +230,9 @@ class StepBatches(BatchRebalanceSampler):
 
 
 def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None, processes: int) -> np.ndarray:
-    """The first row of each step of `StepBatches`, and behind them the number of all rows. Shape (steps + 1,).
+    """Return the first row of each step of `StepBatches`, then the number of all rows; shape (steps + 1,).
 
-    The rows of a step are a multiple of `processes`.
+    The size of a step is a multiple of `processes`.
     """
     sizes = np.full(steps, step_rows)
     if ramp is not None:
@@ -237,32 +243,32 @@ def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None, proces
 
 
 class Repeated(TorchDataset):
-    """The rows of a data set pass after pass, in another order in each, under numbers that go on: for `StepBatches`.
+    """Repeat a data set in passes, each with a new shuffle, and number the rows of all passes for `StepBatches`.
 
-    Column `row` becomes that number, so that what is drawn by it differs in each pass.
+    Column `row` holds this number, because a collator that draws by `row` must draw differently in each pass.
     """
 
     def __init__(self, rows: Dataset, seed: int):
-        self.of_one_pass, self.seed, self.rows = rows, seed, 0  # of the run: the trainer sets it
+        self.one_pass, self.seed, self.rows = rows, seed, 0  # the trainer sets the rows of the run
         self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitems__(self, numbers: list[int]) -> list[dict]:
-        return [self.of_one_pass[self.index(number)] | {"row": number} for number in numbers]
+        return [self.one_pass[self.index(number)] | {"row": number} for number in numbers]
 
     def index(self, number: int) -> int:
-        """Which row of the data set it is that has `number`."""
-        done, place = divmod(number, len(self.of_one_pass))
+        """Return the row of the data set for row `number` of the run."""
+        done, place = divmod(number, len(self.one_pass))
         if done != self._pass:
             self._pass = done
-            self._order = np.random.default_rng([self.seed, done]).permutation(len(self.of_one_pass))
+            self._order = np.random.default_rng([self.seed, done]).permutation(len(self.one_pass))
         return int(self._order[place])
 
 
 class LengthSortedSampler(Sampler):
-    """Evaluation order: longest rows first, so that batches hold little padding and memory peaks at once."""
+    """Sample evaluation rows longest first: batches hold little padding, and the first batch shows the peak memory."""
 
     def __init__(self, dataset: Dataset):
         self.order = np.argsort(-row_lengths(dataset), kind="stable")
@@ -275,10 +281,10 @@ class LengthSortedSampler(Sampler):
 
 
 def row_parts(batch: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
-    """`batch` in parts of whole rows, each of which begins before `most` sub-tokens of the last part's begin are over.
+    """Cut a batch into parts of whole rows with about `most` tokens each.
 
-    Counted are those that `attention_mask`, of shape (rows, length), shows. A batch that has no such mask, or more than
-    values of rows, is one part.
+    The tokens are counted in `attention_mask` of shape (rows, length). A batch stays whole if it has no mask, or has
+    values that are not one a row.
     """
     mask = batch.get("attention_mask")
     if (
@@ -293,7 +299,7 @@ def row_parts(batch: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]
 
 
 def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.ndarray]:
-    """Rows of `batches`, which came in `order` (as from `LengthSortedSampler`), as one list in data set order."""
+    """Return the rows of `batches`, which are in `order` (of `LengthSortedSampler`), as a list in data set order."""
     rows: list = [None] * len(order)
     for index, row in zip(order, (row for batch in batches for row in batch), strict=True):
         rows[index] = row
@@ -305,19 +311,20 @@ def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.nd
 
 @runtime_checkable
 class EpochSeeded(Protocol):
-    """A collator that draws at random: what it draws must follow from its seed, the epoch and the row alone.
+    """A collator that draws random numbers: they must follow from its seed, the epoch and the row.
 
-    The trainer names the epoch before its first batch. Drawn from the global random state, the masks of a resumed run
-    would be others than those of the run that was not stopped.
+    The trainer sets the epoch before the first batch. With the global random state the masks of a resumed run would
+    differ from those of the uninterrupted run.
     """
 
     def set_epoch(self, epoch: int) -> None: ...
 
 
-class NameEpoch(TrainerCallback):
-    """Names each epoch to the batch sampler and the collator before its first batch.
+class SetEpoch(TrainerCallback):
+    """Set the epoch of the batch sampler and the collator before the first batch of each epoch.
 
-    The training loop names it through one wrapper of the sampler; a resumed epoch on several processes has two.
+    The training loop sets the epoch through one wrapper of the sampler, but a resumed epoch on several processes has
+    two wrappers.
     """
 
     def __init__(self, trainer: "SeededOrder"):
@@ -330,14 +337,14 @@ class NameEpoch(TrainerCallback):
 
 
 class SeededOrder(transformers.Trainer):
-    """Takes training rows in an order of its own, under `--train_sampling_strategy random` and `group_by_length`."""
+    """Order the training rows by seed and epoch under `--train_sampling_strategy random` and `group_by_length`."""
 
-    #: rows of an optimizer step, and the sampler that cuts them into batches; None for a sampler of transformers
+    #: rows of an optimizer step, and its batch sampler; None for a sampler of transformers
     step_rows: int
     train_batches: Sampler | None = None
 
     def cut(self) -> dict[str, int]:
-        """Return the arguments of a batch sampler that say how a step is cut, and its seed."""
+        """Return the arguments of a batch sampler that describe accumulation, processes and seed."""
         args = self.args
         return {
             "accumulation": args.gradient_accumulation_steps,
@@ -352,7 +359,7 @@ class SeededOrder(transformers.Trainer):
         return TrainingBatches(row_lengths(dataset), self.step_rows, by_length=by_length, **self.cut())
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        # upstream: `get_train_dataloader` calls it with the data set, and hands on a BatchRebalanceSampler as it is
+        # upstream: `get_train_dataloader` calls it with the data set, and does not wrap a BatchRebalanceSampler
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, Dataset) and self.args.train_sampling_strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)
@@ -360,5 +367,5 @@ class SeededOrder(transformers.Trainer):
         return self.train_batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training set. Its workers ignore signals to the process group."""
+        """Return the loader of the training set; its workers ignore signals to the process group."""
         return spare_workers(super().get_train_dataloader())

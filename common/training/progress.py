@@ -1,4 +1,4 @@
-"""Report the progress of a training: a bar on a terminal, lines elsewhere, and one line for each evaluation."""
+"""Report the progress of training: a bar on a terminal, lines elsewhere, and one line for each evaluation."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from transformers import TrainerCallback
 
 from common.errors import tell
 
-#: without a terminal a line at most so often
+#: minimum seconds between two lines without a terminal
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(TrainerCallback):
-    """Prints what a reader needs to follow a training: losses, the deciding score, and how far it is.
+    """Print the losses, the score that picks the best checkpoint, and the position in the run.
 
-    All other metrics stand in the files of the run and in its final table.
+    All other metrics are in the files of the run and in its final table.
     """
 
     def __init__(self) -> None:

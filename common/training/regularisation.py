@@ -1,8 +1,7 @@
-"""Promise: regularisers beside weight decay give the same run however its steps are cut, and when it is resumed.
+"""Promise: regularisers do not depend on how a step is cut into batches, and resume exactly.
 
-`common.args.RegularisationArguments` has the arguments. Dropout aside, none of the regularisers draws from the global
-random state: what is drawn follows from the seed, the step and the row or weight. Where the weights are averaged, their
-mean is evaluated and saved.
+`common.args.RegularisationArguments` has the arguments. No regulariser but dropout uses the global random state: random
+numbers follow from the seed, the step, and the row or weight. Averaged weights are evaluated and saved.
 """
 
 import zlib
@@ -27,21 +26,24 @@ Logits = Tensor | tuple[Tensor, ...]
 
 
 def repeat_batch(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with each of its rows a second time, behind all others."""
+    """Append all rows of a batch to the batch again."""
     return {n: torch.cat([value, value]) if isinstance(value, Tensor) else value for n, value in inputs.items()}
 
 
 def divergence(logits: Logits, labels: Tensor) -> Tensor:
-    """What R-Drop makes small: (KL(p, q) + KL(q, p)) / 2, summed over the labels that are not -100.
+    """Compute the penalty of R-Drop: (KL(p, q) + KL(q, p)) / 2, summed over the labels that are not -100.
 
-    p and q are the distributions of the first and the second half of the rows of a batch of `repeat_batch`. `logits`
-    has shape (rows, ..., classes) for `labels` of (rows, ...), or (1, labels, classes) without those that are -100, or
-    the shape of `labels`, each then being of a class of its own; or is one (rows, classes) for each column of `labels`.
-    Liang et al. 2021, https://arxiv.org/abs/2106.14448, equation 2.
+    p and q are the distributions of the first and the second half of a batch of `repeat_batch` (Liang et al. 2021,
+    https://arxiv.org/abs/2106.14448, equation 2).
+
+    Args:
+        logits: shape (rows, ..., classes), or (1, labels, classes) without labels of -100; the shape of `labels` for
+            independent binary labels; or a tuple with (rows, classes) for each column of `labels`.
+        labels: shape (rows, ...).
     """
     if isinstance(logits, tuple):
         return torch.stack([divergence(one, labels[..., i]) for i, one in enumerate(logits)]).sum()
-    if logits.shape == labels.shape:  # sigmoid(x) is the first of softmax((x, 0))
+    if logits.shape == labels.shape:  # sigmoid(x) is the first value of softmax((x, 0))
         logits = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
     elif logits.shape[:-1] == labels.shape:
         logits = logits[labels != -100]
@@ -55,16 +57,16 @@ def divergence(logits: Logits, labels: Tensor) -> Tensor:
 
 
 class Adversary:
-    """Moves the embeddings of each row in the direction in which the loss grows most, and trains on these too.
+    """Perturb the embeddings of each row in the direction of the greatest loss, and train on the perturbed rows too.
 
-    - FGM (Miyato et al. 2017, https://arxiv.org/abs/1605.07725, equations 1 and 5): a row's embeddings, as one vector,
-      are moved by r = epsilon g / |g|, where g is the gradient of its loss; trained are the loss without and with r.
-    - FreeLB (Zhu et al. 2020, https://arxiv.org/abs/1909.11764, algorithm 1): `steps` passes. The row of the first is
-      moved by d ~ U(-epsilon, epsilon) / sqrt(n), n its number of values; that of each next one by d + a g / |g|, a the
-      step size, and brought back to a length of epsilon. All passes drop the same values. The gradient is their mean.
+    - FGM (Miyato et al. 2017, https://arxiv.org/abs/1605.07725, equations 1 and 5): two passes, without and with the
+      perturbation r = epsilon g / |g|. g is the gradient of the loss by the embeddings of the row, as one vector.
+    - FreeLB (Zhu et al. 2020, https://arxiv.org/abs/1909.11764, algorithm 1): `steps` passes. The first perturbation is
+      d ~ U(-epsilon, epsilon) / sqrt(n) for n values in a row. Each later one is d + a g / |g| with step size a,
+      projected back to length epsilon. All passes have the same dropout masks.
 
-    In both the gradient is the mean of that of the passes, so that learning rate and clipping mean what they always do
-    (FGM's paper sums). The word embeddings are moved, of encoder-decoders the encoder's; padding is not.
+    The gradient is the mean over the passes: a sum (as in the paper of FGM) changes the meaning of learning rate and
+    clipping. The word embeddings are perturbed, without padding; in an encoder-decoder those of the encoder.
     """
 
     def __init__(self, model: nn.Module, epsilon: float, steps: int | None, step_size: float | None, seed: int):
@@ -78,7 +80,7 @@ class Adversary:
         self.delta: Tensor | None = None
 
     def perturbed(self, inputs: dict[str, Tensor], step: int) -> Iterator[bool]:
-        """Yields once for each pass, in which `inputs` must go forward and back; True for the last."""
+        """Yield once a pass, True for the last; the caller runs `inputs` forward and backward in each pass."""
         ids = inputs["input_ids"]
         mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids).bool()
         delta = self._first(ids, mask, step)
@@ -93,18 +95,18 @@ class Adversary:
                 self.delta, self.waiting = delta.requires_grad_(), True
                 yield i == self.passes - 1
                 if delta.grad is None:
-                    raise InputError("--adversarial: this model hands no gradient to its embeddings; leave it out")
+                    raise InputError("--adversarial: this model passes no gradient to its embeddings; leave it out")
                 if i < self.passes - 1:
                     delta = self._next(delta.detach(), delta.grad, mask)
         finally:
-            self.delta = None  # also where the step ends early
+            self.delta = None  # also if the step fails
 
     def _first(self, ids: Tensor, mask: Tensor, step: int) -> Tensor:
         width = self.embeddings.weight.shape[1]
         delta = np.zeros((*ids.shape, width), dtype=np.float32)
         if self.random:
-            for row, own, real in zip(delta, ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
-                key = zlib.crc32(own[real].astype(np.int64).tobytes())
+            for row, tokens, real in zip(delta, ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
+                key = zlib.crc32(tokens[real].astype(np.int64).tobytes())
                 values = np.random.default_rng([self.seed, step, key]).random((real.sum(), width), dtype=np.float32)
                 row[real] = (2 * values - 1) * self.epsilon / np.sqrt(max(values.size, 1))
         return torch.from_numpy(delta).to(ids.device)
@@ -115,7 +117,7 @@ class Adversary:
         return delta * (self.epsilon / _lengths(delta).clamp(min=self.epsilon))
 
     def _move(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if self.delta is None or not self.waiting:  # a decoder that shares the layer reads after the encoder
+        if self.delta is None or not self.waiting:  # a decoder with shared embeddings reads after the encoder
             return output
         self.waiting = False
         return output + self.delta.to(output.dtype)
@@ -125,26 +127,26 @@ def _lengths(rows: Tensor) -> Tensor:
     return rows.flatten(1).norm(dim=1)[:, None, None]
 
 
-# Toward the pretrained weights
+# Pretrained weights
 
 
 def pretrained_parameters(model: nn.Module, pretrained: set[str], argument: str) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model` that are named in `pretrained`, trained at first or not.
+    """Return the parameters of `model` whose names are in `pretrained`, trainable or not.
 
     Raises:
-        InputError: none of them is trained, as in a new model, or if matrices beside them are (LoRA).
+        InputError: none of them is trainable, as in a new model or under LoRA.
     """
-    found = {name: value for name, value in model.named_parameters() if name in pretrained}
-    if not any(value.requires_grad for value in found.values()):
-        raise InputError(f"--{argument}: holds pretrained weights where they are, and this run trains none of them")
-    return found
+    parameters = {name: value for name, value in model.named_parameters() if name in pretrained}
+    if not any(value.requires_grad for value in parameters.values()):
+        raise InputError(f"--{argument}: needs trained pretrained weights, and this run trains none; leave it out")
+    return parameters
 
 
 class PullToPretrained:
-    """L2-SP: adds the gradient of `strength / 2` times the squared distance from the pretrained weights.
+    """Add the gradient of L2-SP: `strength / 2` times the squared distance from the pretrained weights.
 
-    For these it takes the place of weight decay, which pulls toward 0 and goes on doing so for the new head (beta in
-    the paper). The loss that is reported is without it. Li et al. 2018, https://arxiv.org/abs/1802.01483, equation 4.
+    L2-SP replaces the weight decay of pretrained weights; a new head keeps weight decay (beta in the paper). The
+    reported loss does not include the penalty. Li et al. 2018, https://arxiv.org/abs/1802.01483, equation 4.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], strength: float):
@@ -153,18 +155,18 @@ class PullToPretrained:
 
     @torch.no_grad()
     def add_gradient(self, scale: float = 1.0) -> None:
-        """Call it once a step, when its gradient is whole; `scale` is what that is multiplied by (fp16)."""
+        """Add the gradient of the penalty once a step; `scale` is the loss scale of fp16."""
         for value, before in self.pairs.values():
             if value.grad is not None:
                 value.grad.add_(value - before.to(value.device), alpha=self.strength * scale)
 
 
 class Mixout:
-    """Mixout: in each step a pretrained value stands in for a trained one with probability `p`.
+    """Replace trained values by pretrained ones with probability `p` in each step (Mixout).
 
-    With m ~ Bernoulli(p) for each weight and step, w the weight and u the pretrained one, the step is taken at
-    ((1 - m) w + m u - p u) / (1 - p), whose mean is w. As in the authors' code, matrices of linear layers are mixed and
-    neither biases, norms, embeddings nor the new head; `--dropout 0` beside it gives what they compare with dropout.
+    The step is computed at ((1 - m) w + m u - p u) / (1 - p), whose mean is w. w is the weight, u the pretrained
+    weight, and m ~ Bernoulli(p) for each value and step. As in the code of the authors, only matrices of linear layers
+    are mixed: not biases, norms, embeddings or a new head. The authors use it in place of dropout (`--dropout 0`).
     Lee et al. 2020, https://arxiv.org/abs/1909.11299, equation 4.
     """
 
@@ -177,7 +179,7 @@ class Mixout:
 
     @torch.no_grad()
     def mix(self, step: int) -> None:
-        """Call it before each batch of step `step`; all of them meet the same mixed weights."""
+        """Mix the weights before each batch of step `step`; all batches of a step get the same mixture."""
         if self.mixed:
             return
         seed = int(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0] >> 1)
@@ -194,39 +196,39 @@ class Mixout:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Call it when the gradient of the step is whole: puts the weights back, and hands the gradient on to them."""
-        for weight, own, taken in self.mixed:
-            weight.copy_(own)
+        """Restore the weights and convert their gradient, once the gradient of the step is complete."""
+        for weight, trained, taken in self.mixed:
+            weight.copy_(trained)
             if weight.grad is not None:
                 weight.grad.masked_fill_(taken, 0).div_(1 - self.p)
         self.mixed = []
 
     def forget(self) -> None:
-        """The weights were loaded anew in the middle of a step."""
+        """Forget a mixture whose weights were reloaded in the middle of a step."""
         self.mixed = []
 
 
-# Averages of weights
+# Averaged weights
 
 
 class WeightAverage:
-    """A mean of the weights over the steps of a run, which is evaluated and saved in their place.
+    """Average the weights over steps, for evaluation and saving.
 
-    - `decay` d: mean = d mean + (1 - d) w after each step, from the weights that the run began with. In the first steps
-      d is (1 + step) / (10 + step) where that is less, or these would weigh on short runs.
-    - `start`: the plain mean of the weights after step `start` and all later ones, or below 1 from that share of the
-      steps on. Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, algorithm 1 with c = 1; the paper holds the
-      learning rate constant meanwhile (`--lr_scheduler_type constant`).
+    - `decay` d (EMA): mean = d mean + (1 - d) w after each step, from the initial weights on. In early steps d is at
+      most (1 + step) / (10 + step), because the initial weights would dominate short runs.
+    - `start` (SWA): the plain mean of the weights after step `start` and all later steps; below 1 `start` is a share of
+      the steps. Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, algorithm 1 with c = 1. The paper uses a
+      constant learning rate (`--lr_scheduler_type constant`).
     """
 
     def __init__(self, decay: float | None, start: float | None):
         self.decay, self.start = decay, start
         self.mean: dict[str, Tensor] = {}
-        #: of a checkpoint: the weights of which it holds the mean
+        #: trained weights from a checkpoint that holds the mean
         self.resumed: dict[str, Tensor] = {}
 
     def begin(self, max_steps: int) -> None:
-        """Forget all; a run of `max_steps` steps begins, or goes on after `load`."""
+        """Reset at the start of a run of `max_steps` steps; `load` restores a resumed run."""
         self.mean = {}
         if self.start is not None:
             self.first = max(1, int(self.start if self.start >= 1 else np.ceil(self.start * max_steps)))
@@ -235,7 +237,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def before_step(self, model: nn.Module) -> None:
-        """Take up weights that begin to be trained."""
+        """Add newly trained weights to the mean."""
         if self.decay is not None or self.mean:
             for name, value in _trained(model).items():
                 if name not in self.mean:
@@ -243,7 +245,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after step `step`, counted from 1."""
+        """Update the mean with the weights after step `step`, counted from 1."""
         if self.decay is not None:
             share = 1 - min(self.decay, (1 + step) / (10 + step))
         elif step >= self.first:
@@ -257,7 +259,7 @@ class WeightAverage:
                 self.mean[name] = value.detach().clone()
 
     def load(self, model: nn.Module, unaveraged: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint: the weights of `model` are the mean, and `unaveraged` has those that are trained."""
+        """Resume from a checkpoint: `model` has the mean, and `unaveraged` the trained weights."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in unaveraged.items():
@@ -266,16 +268,16 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
-        """Within it `model` has the mean for its weights; yields its own, by name. Where there is none, nothing."""
-        own = {name: value.detach().clone() for name, value in model.named_parameters() if name in self.mean}
+        """Give `model` the mean weights within a `with` block; yield the trained weights by name."""
+        trained = {name: value.detach().clone() for name, value in model.named_parameters() if name in self.mean}
         self._put(model, self.mean)
         try:
-            yield own
+            yield trained
         finally:
-            self._put(model, own)
+            self._put(model, trained)
 
     def apply_mean(self, model: nn.Module) -> None:
-        """Training is over: the mean becomes the weights of `model`."""
+        """Set the weights of `model` to the mean after training."""
         self._put(model, self.mean)
         self.mean = {}
 
@@ -294,7 +296,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class RegularisedSteps(TrainerCallback):
-    """Averages the weights and mixes pretrained ones in, where the trainer is asked to."""
+    """Call weight averaging and Mixout at each step."""
 
     def __init__(self, average: WeightAverage | None, mixout: Mixout | None):
         self.average, self.mixout = average, mixout
@@ -323,7 +325,7 @@ class RegularisedSteps(TrainerCallback):
 
 
 class Regularised(transformers.Trainer):
-    """Trains with the regularisers that the arguments turn on."""
+    """Train with the regularisers that the arguments select."""
 
     average: WeightAverage | None = None
     mixout: Mixout | None = None
@@ -331,13 +333,13 @@ class Regularised(transformers.Trainer):
     pull: PullToPretrained | None = None
 
     def regularise(self) -> None:
-        """Make ready what the arguments turn on, while the weights are those that the run begins with."""
+        """Create the selected regularisers; call it while the model has its initial weights."""
         args, seed = self.args, self.args.seed
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         for name in ("l2_sp", "mixout", "adversarial", "ema_decay", "swa_start"):
             if sharded and getattr(args, name) not in (None, 0.0):
                 raise InputError(
-                    f"--{name}: not where FSDP or DeepSpeed shards the weights; launch with multi_gpu.yaml"
+                    f"--{name}: does not work with sharded weights; launch with common/launch/multi_gpu.yaml"
                 )
         if args.l2_sp:
             self.pull = PullToPretrained(pretrained_parameters(self.model, self.tuned.pretrained, "l2_sp"), args.l2_sp)
@@ -353,16 +355,16 @@ class Regularised(transformers.Trainer):
         self.add_callback(RegularisedSteps(self.average, self.mixout))
 
     def averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Within it the model has the mean of its weights; gives the weights themselves, nothing without a mean."""
+        """Give the model its mean weights within a `with` block, as `WeightAverage.in_place`."""
         return self.average.in_place(self.model) if self.average else nullcontext({})
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the parameters that decay: those that L2-SP pulls elsewhere do not."""
+        """Return the parameters with weight decay: all but those under L2-SP."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if self.pull is None or name not in self.pull.pairs]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Compute loss and gradient of a batch; with the last batch of a step complete the gradient."""
+        """Compute loss and gradient of a batch, and complete the gradient with the last batch of a step."""
         whole = self.accelerator.sync_gradients
         if self.args.r_drop:
             inputs = repeat_batch(inputs)
@@ -381,7 +383,7 @@ class Regularised(transformers.Trainer):
         return loss
 
     def _complete_gradient(self) -> None:
-        """Change the gradient of a step once it is summed over batches and processes."""
+        """Apply the regularisers to the gradient of a step, once it is summed over batches and processes."""
         if self.adversary:
             for value in self.model.parameters():
                 if value.grad is not None:

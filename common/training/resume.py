@@ -1,4 +1,4 @@
-"""Promise: a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU."""
+"""Promise: a killed and resumed run ends with the weights of an uninterrupted run, bit for bit on a CPU."""
 
 import json
 import pickle
@@ -24,17 +24,21 @@ from common.tuning.peft_methods import is_adalora, restore_allocation
 
 @contextmanager
 def reading(checkpoint: str) -> Iterator[None]:
-    """Turn what the loaders raise over a file of `checkpoint` into a sentence; `weights_only` loads refuse code."""
+    """Raise `InputError` for a file of `checkpoint` that cannot be loaded; `weights_only` loads reject code."""
     try:
         yield
     except pickle.UnpicklingError as error:
         reason = one_line(error).split(". ")[0][:160]
-        raise InputError(f"{checkpoint}: one of its files holds code, not numbers, and was not run: {reason}") from None
+        raise InputError(
+            f"{checkpoint}: a file holds code, not numbers; resume from another checkpoint (nothing was run): {reason}"
+        ) from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         reason = one_line(error)[:300]
-        raise InputError(f"{checkpoint}: cannot be read, damaged or of another model: {reason}") from None
+        raise InputError(
+            f"{checkpoint}: is damaged or of another model; resume from another checkpoint: {reason}"
+        ) from None
 
 
 def early_stopping(trainer: transformers.Trainer) -> list[EarlyStoppingCallback]:
@@ -42,8 +46,8 @@ def early_stopping(trainer: transformers.Trainer) -> list[EarlyStoppingCallback]
     return [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
 
 
-class GoOn(TrainerCallback):
-    """Sets right, before the first step, what the state of a checkpoint says of its folder and callbacks."""
+class RestoreState(TrainerCallback):
+    """Adapt the restored state to the present folder and arguments before the first step."""
 
     def __init__(self, trainer: "ExactResume"):
         self.trainer = trainer
@@ -52,13 +56,13 @@ class GoOn(TrainerCallback):
         trainer = self.trainer
         state.num_train_epochs = trainer.epochs
         if trainer.resumed_from is not None:
-            # the folder may have been moved or copied since; its own best checkpoint is the one beside this one
+            # the folder may have moved since; the best checkpoint is in the folder of the resumed one
             best = trainer.saved_state()["best_model_checkpoint"]
             if best and Path(args.output_dir, Path(best).name).is_dir():
                 state.best_model_checkpoint = str(Path(args.output_dir, Path(best).name))
             elif best and state.best_model_checkpoint is None:
                 state.best_metric = None
-                warn(f"{best}: the best checkpoint so far is gone; the best of those to come will be taken")
+                warn(f"{best}: the best checkpoint is missing; only later checkpoints can be chosen as best")
             for callback in early_stopping(trainer):
                 callback.early_stopping_patience = args.early_stopping_patience
         for callback in (c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)):
@@ -66,18 +70,22 @@ class GoOn(TrainerCallback):
 
 
 class ExactResume(transformers.Trainer):
-    """Goes on from a checkpoint: from the newest whole one, or the one that is named."""
+    """Resume from the newest whole checkpoint, or from a given one."""
 
-    #: the checkpoint that the run goes on from
+    #: the checkpoint that the run resumed from
     resumed_from: str | None = None
-    #: epochs that the whole run has
+    #: epochs of the whole run
     epochs = 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """Train from the start, from the checkpoint folder `resume_from_checkpoint`, or if True from the newest whole.
+        """Train from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder; True for the newest whole one; None to train from the start.
+            **kwargs: passed to the parent.
 
         Raises:
-            InputError: the checkpoint cannot be read, or is of a run that would not go on as it was.
+            InputError: the checkpoint cannot be read, or its run took the rows in another order.
             RunStopped: the run ends early.
         """
         if resume_from_checkpoint is True:
@@ -91,23 +99,25 @@ class ExactResume(transformers.Trainer):
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _check_order(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint whose run took its rows in another order; warn where it cannot go on exactly."""
+        """Raise `InputError` if the run took its rows in another order; warn if it cannot resume exactly."""
         then = checkpoints.about(checkpoint)
         order, processes = then.get("order"), then.get("processes")
         if order not in (None, self.args.train_sampling_strategy):
-            raise InputError(f"{checkpoint}: rows came in another order; give --train_sampling_strategy {order}")
+            raise InputError(
+                f"{checkpoint}: its run took rows in another order; give --train_sampling_strategy {order}"
+            )
         if processes not in (None, self.args.world_size):
             warn(
-                f"{checkpoint}: saved by {processes} processes, and this run has {self.args.world_size}: it goes "
-                "on, but draws other random numbers (dropout) than the run would have"
+                f"{checkpoint}: saved by {processes} processes, and this run has {self.args.world_size}; dropout and "
+                "other random numbers will differ from the original run"
             )
 
     def saved_state(self) -> dict:
-        """Return the trainer state of the checkpoint that the run goes on from."""
+        """Return the trainer state of the checkpoint that the run resumed from."""
         return json.loads(Path(self.resumed_from, checkpoints.STATE).read_text(encoding="utf-8"))
 
     def set_initial_training_values(self, args, dataloader: DataLoader) -> tuple:
-        """Return what the parent does, but no epochs for a run that had ended: the parent would train a step."""
+        """Return the values of the parent, with 0 epochs for a run that had ended: the parent would train a step."""
         self.epochs, *rest = super().set_initial_training_values(args, dataloader)
         return (0 if self._was_over(max_steps=rest[-1]) else self.epochs, *rest)
 
@@ -116,19 +126,19 @@ class ExactResume(transformers.Trainer):
             return False
         state, patience = self.saved_state(), self.args.early_stopping_patience
         stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
-        for one in (stopping if isinstance(stopping, list) else [stopping]) if stopping and patience else []:
-            if one["attributes"]["early_stopping_patience_counter"] >= patience:
+        for entry in (stopping if isinstance(stopping, list) else [stopping]) if stopping and patience else []:
+            if entry["attributes"]["early_stopping_patience_counter"] >= patience:
                 return True
         return state["global_step"] >= max_steps
 
-    # What the checkpoint holds
+    # The content of the checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         # upstream: called by `train` before the data loader is made, under FSDP once the model is wrapped
         unaveraged = Path(resume_from_checkpoint, checkpoints.UNAVERAGED)
         if unaveraged.is_file() and self.average is None:
             raise InputError(
-                f"{resume_from_checkpoint}: of a run that averages its weights; give its --ema_decay or --swa_start"
+                f"{resume_from_checkpoint}: its run averages the weights; give its --ema_decay or --swa_start"
             )
         with reading(resume_from_checkpoint):
             if (trained := Path(resume_from_checkpoint, checkpoints.TRAINED)).is_file():
@@ -144,8 +154,8 @@ class ExactResume(transformers.Trainer):
         damage = checkpoints.damage(best, self.args.accept_unverified_checkpoint)
         if damage:
             raise InputError(
-                f"{best}: the best checkpoint cannot be restored: {damage}; the last one is beside it; to do without "
-                "the best give --load_best_model_at_end false"
+                f"{best}: cannot load the best checkpoint: {damage}; to use the last one give "
+                "--load_best_model_at_end false"
             )
         with reading(str(best)):
             part = next((p for p in (best / checkpoints.BEST, best / checkpoints.TRAINED) if p.is_file()), None)
@@ -154,7 +164,7 @@ class ExactResume(transformers.Trainer):
             elif not self._load_whole(best):
                 super()._load_best_model()
         if self.average:
-            self.average.mean = {}  # the best checkpoint holds a mean
+            self.average.mean = {}  # the weights of the best checkpoint are a mean already
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # upstream: reads optimizer.pt and scheduler.pt by `torch.load(weights_only=True)`
@@ -162,7 +172,7 @@ class ExactResume(transformers.Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        # upstream: reads rng_state*.pth by `torch.load(weights_only=True)`, once the skipped batches are drawn
+        # upstream: reads rng_state*.pth by `torch.load(weights_only=True)`, after the skipped batches
         with reading(str(checkpoint)):
             super()._load_rng_state(checkpoint)
 
@@ -175,20 +185,21 @@ class ExactResume(transformers.Trainer):
             restore_allocation(self.model, {name: value for name, value in weights.items() if ":" in name})
 
     def _put_back(self, weights: dict[str, Tensor]) -> None:
-        own = self.changing_weights()
+        current = self.changing_weights()
         with torch.no_grad():
-            for name in own.keys() & weights.keys():
-                own[name].copy_(weights[name])
+            for name in current.keys() & weights.keys():
+                current[name].copy_(weights[name])
 
     def _load_whole(self, checkpoint: Path) -> bool:
-        """Load all weights of the model. Returns False where only the parent can read the checkpoint."""
+        """Load all weights of the model; return False if only the parent can read the checkpoint."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or not (weights := checkpoints.weights(checkpoint)):
             return False
         model = self.accelerator.unwrap_model(self.model)
-        own, ignored = model.state_dict(), getattr(model, "_keys_to_ignore_on_save", None) or ()
-        there = {own[name].data_ptr() for name in weights if name in own}  # of tied weights it has one name
-        missing = {n for n, value in own.items() if value.data_ptr() not in there and n not in ignored}
-        if other := sorted(missing | (weights.keys() - own.keys())):
-            raise ValueError(f"its weights are not those of the model: {other[0]}")
+        current, ignored = model.state_dict(), getattr(model, "_keys_to_ignore_on_save", None) or ()
+        # a checkpoint has one name for tied weights, which share their memory
+        covered = {current[name].data_ptr() for name in weights if name in current}
+        missing = {n for n, value in current.items() if value.data_ptr() not in covered and n not in ignored}
+        if different := sorted(missing | (weights.keys() - current.keys())):
+            raise ValueError(f"its weights are not those of the model: {different[0]}")
         model.load_state_dict(weights, strict=False)
         return True

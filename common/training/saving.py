@@ -1,6 +1,6 @@
-"""Promise: a checkpoint is whole or absent, and is saved no more often than is cheap (`--save_min_seconds`).
+"""Promise: a checkpoint is whole or absent, and two checkpoints are `--save_min_seconds` apart or more.
 
-`common.training.checkpoints` has the files.
+`common.training.checkpoints` writes and checks the files.
 """
 
 import os
@@ -20,27 +20,27 @@ from common.tuning.tune import is_beside, is_gradual
 
 
 class WholeCheckpoints(transformers.Trainer):
-    """Writes checkpoints aside and publishes them when they are whole. A full disk stops the run with a sentence."""
+    """Write checkpoints to a staging folder and publish whole ones; raise `RunStopped` if the disk is full."""
 
     #: the newest whole checkpoint of this run, or the one that it resumed from
     last_whole: str | None = None
     _saved_step = -1
     _saved_at = 0.0
-    #: weights of the best step, where its checkpoint was left out
+    #: weights of the best step, if its checkpoint was skipped
     _unsaved_best: dict[str, Tensor] | None = None
 
     def _get_output_dir(self, trial=None) -> str:
-        """Return the only folder in which the parent writes checkpoints, and may remove some."""
+        """Return the folder in which the parent writes and removes checkpoints."""
         # upstream: `_save_checkpoint` writes below it, `_finalize_training` removes checkpoints below it
         return str(Path(super()._get_output_dir(trial), checkpoints.STAGING))
 
     def save_now(self) -> None:
-        """Save a checkpoint of the current step, unless there is one."""
+        """Save a checkpoint of the current step, unless it exists."""
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model_wrapped, None)
 
     def save_beside(self, folder: Path) -> None:
-        """Save into `folder`, on every process, what a subclass needs to go on. Does nothing here."""
+        """Save additional state of a subclass into `folder`, on every process; the base class has none."""
 
     def _save_checkpoint(self, model, trial) -> None:
         # upstream: writes all files of a checkpoint below `_get_output_dir`, by `save_model` and `torch.save`
@@ -51,7 +51,7 @@ class WholeCheckpoints(transformers.Trainer):
             return
         folder = Path(self.args.output_dir)
         staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
-        torch.serialization.set_crc32_options(False)  # a slower and weaker sum than that of the manifest
+        torch.serialization.set_crc32_options(False)  # slower and weaker than SHA-256 in the manifest
         try:
             with self.averaged() as unaveraged, checkpoints.clear_disk_errors(folder, self._checkpoint_bytes):
                 super()._save_checkpoint(model, trial)
@@ -84,10 +84,10 @@ class WholeCheckpoints(transformers.Trainer):
             checkpoints.publish(staged, folder, processes=self.args.world_size, order=order)
 
     def _may_wait(self) -> bool:
-        """Return whether the checkpoint due at the end of an epoch is left out, as the last one was saved a moment ago.
+        """Return whether to skip the checkpoint of an epoch, because the last one is younger than `--save_min_seconds`.
 
-        The weights of the best epoch that was left out go into the next checkpoint. The last step's is never left out,
-        nor one that a signal asks for, nor where no process has all the weights.
+        The next checkpoint holds the weights of a skipped best epoch. The checkpoint of the last step and a checkpoint
+        after a signal are never skipped. No checkpoint is skipped if no process has all the weights.
         """
         if self.args.save_strategy != "epoch" or self.stop_asked or self.control.should_training_stop:
             return False
@@ -97,16 +97,16 @@ class WholeCheckpoints(transformers.Trainer):
             int(time.monotonic() - self._saved_at < self.args.save_min_seconds), device=self.args.device
         )
         if torch.distributed.is_initialized():
-            torch.distributed.broadcast(soon, src=0)  # by one clock
+            torch.distributed.broadcast(soon, src=0)  # all processes use the clock of rank 0
         return bool(soon)
 
     def changing_weights(self) -> dict[str, Tensor]:
-        """Return what training changes: trained parameters, also those that are frozen so far, and buffers."""
+        """Return the tensors that training changes: trained parameters, those still frozen, and buffers."""
         model = self.accelerator.unwrap_model(self.model)
         kept = model.state_dict().keys()
         buffers = {k: v for k, v in model.named_buffers() if k in kept}
         every = is_gradual(self.tuned)
-        # PiSSA takes the principal components out of its frozen weights, which another machine may round otherwise
+        # PiSSA subtracts the principal components from frozen weights; other machines round differently
         changed = is_beside(model) and self.tuned.tuning.method == "pissa"
         return {
             k: v for k, v in model.named_parameters() if v.requires_grad or every or (changed and ".base_layer." in k)
@@ -117,14 +117,14 @@ class WholeCheckpoints(transformers.Trainer):
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.changing_weights().items()}
 
     def _checkpoint_bytes(self) -> int:
-        """Return about how much a checkpoint takes on the disk."""
+        """Return the approximate size of a checkpoint on the disk, in bytes."""
         state = [t for values in self.optimizer.state.values() for t in values.values()] if self.optimizer else []
         return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as the parent does, readable by all and without a pickle.
+        """Save the model as the parent does, readable by all users and without a pickle.
 
-        Into a checkpoint, of a model that is trained beside its own weights, only what training changes.
+        A checkpoint of a model with separate trained parameters (LoRA, adapters, prompts) holds these parameters only.
         """
         folder = Path(output_dir or self.args.output_dir)
         if folder.parent.name == checkpoints.STAGING and is_beside(self.model):
@@ -138,10 +138,10 @@ class WholeCheckpoints(transformers.Trainer):
         with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
             super().save_model(str(folder), _internal_call=True)
         if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; run.json has the arguments
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; run.json holds the arguments
             umask = os.umask(0)
             os.umask(umask)
             for file in folder.rglob("*.safetensors"):
-                file.chmod(0o666 & ~umask)  # safetensors leaves 0600, which no colleague can read
+                file.chmod(0o666 & ~umask)  # safetensors leaves mode 0600
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

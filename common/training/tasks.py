@@ -1,4 +1,4 @@
-"""Several tasks in one run: every batch is of one task, and so is every optimizer step."""
+"""Train several tasks in one run; each optimizer step takes rows of one task."""
 
 from collections.abc import Callable, Iterator
 from inspect import signature
@@ -17,10 +17,7 @@ from common.training.order import row_lengths, share
 
 
 class TaskRows(TorchDataset):
-    """The rows of the training sets of several tasks, numbered one task after the other.
-
-    Each row gets the entry `task`: the name of its task.
-    """
+    """Concatenate the training sets of several tasks, and add the name of the task to each row as `task`."""
 
     def __init__(self, datasets: dict[str, Dataset]):
         self.datasets = datasets
@@ -40,13 +37,13 @@ class TaskRows(TorchDataset):
 
 
 class TaskBatches(BatchRebalanceSampler):
-    """Batch sampler of several tasks, in an order that `seed` and epoch alone decide.
+    """Sample training batches of several tasks, in an order that follows from `seed` and epoch.
 
     The rows of each task are shuffled and cut into even steps of at least `step_rows` rows. The steps of all tasks are
-    shuffled, so that a task takes part by its size (Liu et al. 2019, https://arxiv.org/abs/1901.11504, algorithm 1).
-    Every row is taken once an epoch. A task of fewer rows than two steps makes one larger step.
+    shuffled: the share of a task follows from its size (Liu et al. 2019, arXiv:1901.11504, algorithm 1).
+    Each epoch takes every row once. A task with fewer rows than two steps makes one larger step.
 
-    Subclasses BatchRebalanceSampler for the reason that `TrainingBatches` does.
+    The base class is that of `TrainingBatches`, for the same reason.
     """
 
     def __init__(self, rows: TaskRows, step_rows: int, accumulation: int, processes: int, rank: int, seed: int):
@@ -58,7 +55,7 @@ class TaskBatches(BatchRebalanceSampler):
         self.epoch = epoch
 
     def steps(self) -> list[np.ndarray]:
-        """Return the row numbers of each optimizer step of this epoch, each sorted from the longest row down."""
+        """Return the row numbers of each optimizer step of this epoch, longest row first."""
         random = np.random.default_rng([self.seed, self.epoch])
         steps: list[np.ndarray] = []
         for start, end in zip(self.rows.starts[:-1], self.rows.starts[1:], strict=True):
@@ -78,13 +75,13 @@ class TaskBatches(BatchRebalanceSampler):
 
 
 class TaskCollator:
-    """Makes a batch of rows of one task by the collator of that task, with the entry `task`."""
+    """Collate rows of one task by the collator of the task, and add the entry `task`."""
 
     def __init__(self, collators: Callable | dict[str, Callable]):
         self.collators = collators
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch to every collator that draws at random."""
+        """Set the epoch of every collator that draws random numbers."""
         for collator in self.collators.values() if isinstance(self.collators, dict) else [self.collators]:
             if hasattr(collator, "set_epoch"):
                 collator.set_epoch(epoch)
@@ -96,22 +93,23 @@ class TaskCollator:
 
 
 class SeveralTasks(transformers.Trainer):
-    """Trains on a dictionary of training sets, by task.
+    """Train on a dictionary of training sets, by task.
 
-    `losses` then has a function for each task, of its column `labels`; `data_collator` may have a collator for each.
-    The model gets the name of the task as argument `task`, and returns `logits`. `eval_dataset` is a dictionary by task
-    as well; a data set that is evaluated otherwise needs a column `task`.
+    `losses` has a function for each task, for its column `labels`. `data_collator` may have a collator for each task.
+    The model takes the name of the task as argument `task`, and returns `logits`. `eval_dataset` is a dictionary by
+    task too; any other evaluation set needs a column `task`.
     """
 
     def take_tasks(self, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
-        """Return the arguments of the parent in place of those that are dictionaries by task; none without tasks."""
+        """Return the arguments of the parent that replace dictionaries by task; empty without tasks."""
         if not isinstance(train_dataset, dict):
             return {}
         model = self.tuned.model.get_base_model() if isinstance(self.tuned.model, PeftModel) else self.tuned.model
         if "task" not in signature(model.forward).parameters:
             raise InputError(f"{type(model).__name__}.forward: takes no argument `task`; add it to train several tasks")
-        if other := train_dataset.keys() ^ self.losses.keys():
-            raise InputError(f"losses: do not fit the tasks of train_dataset ({', '.join(sorted(other))}); name each")
+        if unmatched := train_dataset.keys() ^ self.losses.keys():
+            names = ", ".join(sorted(unmatched))
+            raise InputError(f"losses: differ from the tasks of train_dataset ({names}); give one for each task")
         self.by_task = True
         if isinstance(eval_dataset, dict):
             eval_dataset = {n: rows.add_column("task", [n] * len(rows)) for n, rows in eval_dataset.items()}
@@ -119,7 +117,7 @@ class SeveralTasks(transformers.Trainer):
         return {"train_dataset": TaskRows(train_dataset), "eval_dataset": eval_dataset, "data_collator": collator}
 
     def make_batches(self, dataset: Dataset | TaskRows) -> Sampler:
-        """Return the batch sampler of the tasks, or of one training set."""
+        """Return the batch sampler of several tasks, or of one training set."""
         if isinstance(dataset, TaskRows):
             return TaskBatches(dataset, self.step_rows, **self.cut())
         return super().make_batches(dataset)

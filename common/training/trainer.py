@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with exact resume, atomic checkpoints and correct losses: one file of this folder a promise.
+"""Train with exact resume, atomic checkpoints and correct losses: one file of this folder for each promise.
 
 `common.training.upstream` lists the private methods of transformers that these files override.
 """
@@ -21,20 +21,20 @@ from common.training.interrupts import OrderlyStop
 from common.training.loss import Losses, MeanLoss, named_losses
 from common.training.memory import BatchThatFits
 from common.training.optimizer import LayerRates
-from common.training.order import NameEpoch, SeededOrder
+from common.training.order import SeededOrder, SetEpoch
 from common.training.progress import Progress
 from common.training.regularisation import Regularised
-from common.training.resume import ExactResume, GoOn
+from common.training.resume import ExactResume, RestoreState
 from common.training.saving import WholeCheckpoints
 from common.training.tasks import SeveralTasks
 from common.tuning.tune import TunedModel, callbacks, is_gradual
 
-#: values of a configuration: shares of layers that a step leaves out
+#: values of a configuration: probability that a step skips a layer
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 
 
 class Trainer(
-    # outermost first: what an end of the run has to pass
+    # outermost first: an exception passes the classes from the last to the first
     ExactResume,
     OrderlyStop,
     BatchThatFits,
@@ -47,19 +47,20 @@ class Trainer(
     SeededOrder,
     MeanLoss,
 ):
-    """`transformers.Trainer` with the promises of this folder.
+    """`transformers.Trainer` with exact resume, atomic checkpoints and correct losses.
 
-    Takes what its parent takes, with these differences.
+    Takes the arguments of its parent, with these differences.
 
     Args:
-        model: what `common.tuning.tune` returned; a plain module is trained in full.
-        args: the arguments of the training.
+        model: the result of `common.tuning.tune`; a plain module is trained in full.
+        args: the training arguments.
         losses: `losses(logits, labels, label_smoothing)` returns the loss of each label, in the shape of `labels`. A
             dictionary has a function for each label column of a batch (`{"labels": label_losses, "topic": ...}`) or
             for each task; the loss of a step is the sum of their means.
-        compute_metrics: `compute_metrics(prediction, dataset)` also gets the data set that was evaluated, with all its
-            columns; `prediction.predictions` and `.label_ids` are lists of one array a row, in its order.
-        preprocess_logits_for_metrics: `f(logits, labels)` reduces a batch on the device; a dictionary as of `losses`.
+        compute_metrics: `compute_metrics(prediction, dataset)` also gets the evaluated data set with all its columns.
+            `prediction.predictions` and `.label_ids` are lists of one array a row, in the order of the data set.
+        preprocess_logits_for_metrics: `f(logits, labels)` reduces a batch on the device; or a dictionary of functions
+            with the keys of `losses`.
         train_dataset: a dictionary by task trains several tasks (`common.training.tasks`).
     """
 
@@ -83,44 +84,44 @@ class Trainer(
         kwargs |= self.take_tasks(**kwargs)
         config = transformer_of(self.tuned.model).config
         drops = any(getattr(config, name, None) for name in LAYER_DROPS)
-        if drops or is_gradual(self.tuned) or self.by_task:  # a process must not wait for gradients that a step lacks
+        if drops or is_gradual(self.tuned) or self.by_task:  # else a process waits for gradients that a step lacks
             args.ddp_find_unused_parameters = True
         if args.label_smoothing_factor and getattr(self.tuned.model, "config", None) is None:
             raise InputError(
                 f"--label_smoothing_factor: transformers reads {type(self.tuned.model).__name__}.config; set it to the "
-                "config of its encoder"
+                "config of the encoder"
             )
         super().__init__(self.tuned.model, args, compute_metrics=self.score, **kwargs)
-        self.args.eval_do_concat_batches = False  # lists of batches: joining them pads all rows to the longest
+        self.args.eval_do_concat_batches = False  # concatenation would pad all rows to the longest
         if self.args.train_sampling_strategy == "auto":
             self.args.train_sampling_strategy = "random" if self.speed.without_padding else "group_by_length"
         self.step_rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        if self.args.label_names is None:  # which the signature of a wrapped model does not show
+        if self.args.label_names is None:  # the signature of a wrapped model does not show label names
             self.label_names = ["labels"] if self.by_task else list(self.losses)
         for stock in (ProgressCallback, PrinterCallback):
             self.pop_callback(stock)
         self.add_callback(Progress)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        for callback in (*callbacks(self.tuned), NameEpoch(self), GoOn(self)):
+        for callback in (*callbacks(self.tuned), SetEpoch(self), RestoreState(self)):
             self.add_callback(callback)
         self.regularise()
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """Train; see `ExactResume.train`. The metrics have the number of trained parameters."""
+        """Train as `ExactResume.train`, and add the number of trained parameters to the metrics."""
         result = super().train(*args, **kwargs)
         trained = [value for value in self.model.parameters() if value.requires_grad]
         result.metrics["trainable_parameters"] = sum(value.numel() for value in trained)
         return result
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        """Create the repository on the hub; raises `InputError` where that fails."""
+        """Create the repository on the hub; raise `InputError` if that fails."""
         try:
             super().init_hf_repo(*args, **kwargs)
         except (OSError, ValueError) as error:  # no network, not logged in, or no right to write there
-            raise InputError(f"--push_to_hub: {one_line(error)}; log in first by: hf auth login") from None
+            raise InputError(f"--push_to_hub: {one_line(error)}; log in first: hf auth login") from None
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Draft a card as the parent does before a push to the hub, unless the recipe wrote one."""
+        """Draft a model card before a push to the hub, unless the recipe wrote one."""
         if not Path(self.args.output_dir, "README.md").exists():
             super().create_model_card(*args, **kwargs)

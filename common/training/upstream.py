@@ -1,7 +1,7 @@
-"""The private methods of `transformers.Trainer` that this folder overrides, with the promise that each one serves.
+"""List the private methods of `transformers.Trainer` that this folder overrides, each with its promise.
 
 A release of transformers may change them without notice. `tests/common/training/test_upstream.py` compares their source
-with `sha256` and says which promise to check again.
+with `sha256` and names the promise to check again.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ import transformers
 
 
 class Override(NamedTuple):
-    """A private method that is overridden.
+    """An overridden private method.
 
     Attributes:
-        file: module of this folder that overrides it.
-        promise: what is to be checked again when the method changes.
-        why: why no public hook serves.
-        sha256: of its source in the release that was tested.
+        file: module of this folder that overrides the method.
+        promise: behaviour to check again when the method changes.
+        why: reason why no public hook can do this.
+        sha256: hash of its source in the tested release.
     """
 
     file: str
@@ -54,8 +54,8 @@ OVERRIDES = {
     ),
     "_get_output_dir": Override(
         "saving",
-        "checkpoints are written aside, and none outside of that folder is removed",
-        "`--output_dir` is where the model, the record and the whole checkpoints go",
+        "checkpoints are written to a staging folder, and the parent removes none outside of it",
+        "`--output_dir` holds the model, the record and the whole checkpoints",
         "97172085342ac46c33cb3d63ab5160c33eb66d24e3a0e5c339c5bbb8b3862980",
     ),
     "_save_checkpoint": Override(
@@ -66,7 +66,7 @@ OVERRIDES = {
     ),
     "_load_from_checkpoint": Override(
         "resume",
-        "weights are those that the checkpoint holds, all of them; no code is run",
+        "all weights come from the checkpoint; no code is run",
         "`train` loads them before the first callback",
         "a2804e8d93a297e30d11e1589e707793302c872fc3ab89cddefc6cb2762e3a24",
     ),

@@ -1,4 +1,4 @@
-"""Which weights are trained, and how they are saved."""
+"""Choose which weights are trained, and save them."""
 
 from common.tuning.methods import TuningArguments
 from common.tuning.tune import TunedModel, merge, tune

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: small layers put into a frozen model, which alone are trained."""
+"""Insert, save and load bottleneck adapters: small trainable layers in a frozen model."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,17 +19,17 @@ MARK = "bottleneck_adapter"
 
 @dataclass(frozen=True)
 class Shape:
-    """Where adapters stand, and by what factor they are narrower than the model."""
+    """The placement of adapters, and the ratio of the width of the model to theirs."""
 
     placement: Literal["houlsby", "pfeiffer"]
     reduction: int
 
 
 class Bottleneck(nn.Module):
-    """h + up(relu(down(h))), the adapter of Houlsby et al. 2019 (https://arxiv.org/abs/1902.00751, figure 2).
+    """Compute h + up(relu(down(h))), the adapter of Houlsby et al. 2019 (https://arxiv.org/abs/1902.00751, figure 2).
 
-    `h` has shape (..., width). It begins close to the identity: weights are drawn from a normal distribution of
-    standard deviation 0.01 that is cut off at two of these, and biases are 0 (their section 3).
+    `h` has shape (..., width). A new adapter is close to the identity. Its weights come from a normal distribution of
+    standard deviation 0.01, truncated at two standard deviations; its biases are 0 (section 3).
     """
 
     def __init__(self, width: int, inner: int):
@@ -49,22 +49,30 @@ def _adapt(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | t
 
 
 def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
-    """Put an adapter, drawn from the global random state, into each layer of `model`; returns their parameters' names.
+    """Insert new adapters into each layer of `model`, initialised from the global random state.
 
-    - `houlsby` (Houlsby et al. 2019): behind each attention's output projection and behind the feed-forward part, in
-      front of the residual connection and the norm: two a layer, three in a decoder that attends to an encoder.
-    - `pfeiffer` (Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, as He et al. 2022 write it,
-      https://arxiv.org/abs/2110.04366, section 2.2): one a layer, on what comes out of its last residual and norm.
+    - `houlsby` (Houlsby et al. 2019): an adapter follows each attention output projection and each feed-forward part,
+      before the residual connection and the norm. A layer has two; a decoder layer with cross-attention has three.
+    - `pfeiffer` (Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, in the form of He et al. 2022,
+      https://arxiv.org/abs/2110.04366, section 2.2): one adapter follows the last residual and norm of each layer.
 
-    Each is width / `reduction` wide. Raises `InputError` where the attention's output cannot be found.
+    Args:
+        model: the model; it is changed.
+        shape: the placement, and `reduction`: an adapter is width / `reduction` wide.
+
+    Returns:
+        Names of the parameters of the adapters.
+
+    Raises:
+        InputError: `houlsby` does not find the attention of this model type.
     """
-    adapted: list[tuple[str, str]] = []  # module whose output is adapted; linear map that tells its width
+    adapted: list[tuple[str, str]] = []  # adapted module; linear map with the same output width
     for layer in watch(model):
         if shape.placement == "houlsby":
             if not layer.attention_output:
                 raise InputError(
                     "--adapter_placement houlsby: finds no attention in a "
-                    f"{transformer_of(model).config.model_type} model; choose pfeiffer"
+                    f"{transformer_of(model).config.model_type} model; give --adapter_placement pfeiffer"
                 )
             adapted += [(name, name) for name in [*layer.attention_output, layer.output]]
         else:
@@ -74,18 +82,18 @@ def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
         width = getattr(model.get_submodule(linear), "out_features", None) or model.get_submodule(linear).nf
         adapter = Bottleneck(width, max(1, width // shape.reduction)).to(weight.device)
         module.add_module(MARK, adapter)
-        # in front of the hook by which the last layer gives padding back (common.speed.padding_free)
+        # before the hook that unpacks the output of the last layer (common.speed.padding_free)
         module.register_forward_hook(_adapt, prepend=True)
     return adapter_names(model)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """Parameters of the adapters in `model`."""
+    """Return the names of the parameters of the adapters in `model`."""
     return [name for name, _ in model.named_parameters() if f".{MARK}." in name]
 
 
 def save_adapters(model: PreTrainedModel, shape: Shape, folder: Path) -> None:
-    """Write the adapters alone, as safetensors, with what is needed to put them back."""
+    """Save the adapters as safetensors, and their shape as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict()
     save_file({name: weights[name].contiguous().cpu() for name in adapter_names(model)}, folder / WEIGHTS)
@@ -93,13 +101,13 @@ def save_adapters(model: PreTrainedModel, shape: Shape, folder: Path) -> None:
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Put the adapters that `save_adapters` wrote back into a model without any."""
+    """Insert the adapters that `save_adapters` wrote; raise `InputError` if they do not fit `model`."""
     try:
         shape = Shape(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: its adapters cannot be read: {error}") from None
+        raise InputError(f"{folder}: cannot read its adapters: {error}; name a folder that train saved") from None
     names = insert_adapters(model, shape)
     if set(names) != weights.keys():
-        raise InputError(f"{folder}: its adapters are of another model")
+        raise InputError(f"{folder}: its adapters belong to another model; name a folder that train saved")
     model.load_state_dict(weights, strict=False)

@@ -1,4 +1,4 @@
-"""The methods that peft has, set up so that they train, resume and save right: targets, heads, prompts, ranks."""
+"""Configure the methods of peft: target layers, heads, virtual tokens and ranks; save and resume them."""
 
 import difflib
 import math
@@ -23,29 +23,29 @@ from common.errors import InputError, one_line
 from common.models.load import LoadedModel
 from common.models.structure import Layer, fresh_names, norm_names, output_embeddings, transformer_of, watch
 from common.tuning.methods import TuningArguments
-from common.tuning.virtual_tokens import let_heads_see_the_text_only
+from common.tuning.virtual_tokens import hide_virtual_tokens
 
-#: rank of the matrices where --lora_r is not given; that of VeRA is cheap
+#: default rank where it is not 8; a high rank costs VeRA little
 RANK = {"vera": 256}
-#: kinds that cannot be had by --peft_config, and why
+#: unsupported values of `peft_type` -> the reason
 REFUSED = {
     "POLY": "needs a task number in each row",
-    "XLORA": "mixes adapters that were trained before",
+    "XLORA": "mixes adapters that are already trained",
     "MULTITASK_PROMPT_TUNING": "needs a task number in each row",
-    "ADAPTION_PROMPT": "is made for LLaMA alone and is not saved with its head",
-    "CPT": "needs the kind of each sub-token, of input, label or template, in each row",
+    "ADAPTION_PROMPT": "supports LLaMA only and does not save the head",
+    "CPT": "needs the type of each token (input, label or template) in each row",
     "LILY": "cannot be merged into the weights",
     "SHADOW": "cannot be merged into the weights",
 }
-#: what of AdaLoRA follows from the steps of a run
+#: values of AdaLoRA that follow from the number of steps
 SCHEDULE = {"total_step", "tinit", "tfinal", "deltaT"}
 
 
 def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None) -> PeftModel:
-    """The model frozen, with the trainable parts of peft's method `args.method` and its fresh weights trainable.
+    """Freeze the model, and add the trainable parameters of method `args.method` of peft.
 
-    Those, the head of a task or what the checkpoint did not have, are trained where they are: peft would copy them, and
-    a copy of a tied head is no longer tied. Raises `InputError` where the method cannot go with the model.
+    The new parameters (a task head, and all else that the checkpoint lacks) are trained in place. peft would copy them,
+    and a copy of a tied head is no longer tied. Raises `InputError` if the method does not work with the model.
     """
     asked = "--peft_config" if args.peft_config else "--lora_target_modules" if args.lora_target_modules else args.asked
     model, transformer = loaded.model, transformer_of(loaded.model)
@@ -59,9 +59,9 @@ def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
         config.token_dim = config.token_dim or width
         config.num_attention_heads = config.num_attention_heads or transformer.config.num_attention_heads
         lm = task_type in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
-        config.task_type = task_type if lm else TaskType.FEATURE_EXTRACTION  # whose head peft leaves alone
+        config.task_type = task_type if lm else TaskType.FEATURE_EXTRACTION  # with which peft does not touch the head
         if config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
-            config.num_transformer_submodules = 1  # the encoder's; one for the decoder would be left unused
+            config.num_transformer_submodules = 1  # of the encoder; one for the decoder would stay unused
     else:
         if args.peft_config and getattr(config, "target_modules", "") is None:
             _aim(config, model, args, layers)
@@ -74,13 +74,13 @@ def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise InputError(f"{asked}: {one_line(error)}") from None
     if not any(weight.requires_grad for weight in wrapped.parameters()):
-        raise InputError(f"{asked}: found nothing to train in a {transformer.config.model_type} model")
-    if config.peft_type != PeftType.TRAINABLE_TOKENS:  # which changes them all alike
+        raise InputError(f"{asked}: adapts no weights of a {transformer.config.model_type} model; name others")
+    if config.peft_type != PeftType.TRAINABLE_TOKENS:  # changes all copies of tied weights alike
         _check_ties(wrapped, holders, asked)
     for weight in fresh:
         weight.requires_grad_(True)
     if config.is_prompt_learning:
-        let_heads_see_the_text_only(wrapped)
+        hide_virtual_tokens(wrapped)
     return wrapped
 
 
@@ -90,7 +90,7 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
         tokens = {"num_virtual_tokens": args.num_virtual_tokens}
         if method == "prefix":
             return peft.PrefixTuningConfig(**tokens)
-        if method == "prompt":  # Lester et al. 2021 find embeddings of sub-tokens the better beginning
+        if method == "prompt":  # embeddings of tokens are the better initialisation (Lester et al. 2021)
             return peft.PromptTuningConfig(**tokens, prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB)
         width = transformer_of(model).get_input_embeddings().embedding_dim
         return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=width)
@@ -107,29 +107,29 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
         return peft.VeraConfig(**common, r=rank, vera_dropout=args.lora_dropout, fan_in_fan_out=transposed)
     alpha = args.lora_alpha
     common |= {"lora_dropout": args.lora_dropout, "fan_in_fan_out": transposed}
-    if method == "adalora":  # the schedule is put in once the number of steps is known, by RankSchedule
+    if method == "adalora":  # RankSchedule sets the schedule once the number of steps is known
         first = math.ceil(1.5 * rank)
         return peft.AdaLoraConfig(
             **common, target_r=rank, init_r=first, lora_alpha=alpha or 2 * first, total_step=1_000_000, tfinal=0
         )
     more: dict[str, Any] = {"lora_alpha": alpha or 2 * rank}
-    if method == "rslora":  # scales by alpha / sqrt(r); at rank 16 as LoRA's default
+    if method == "rslora":  # scales by alpha / sqrt(r); equals the default of LoRA at rank 16
         more = {"lora_alpha": alpha or 8, "use_rslora": True}
     elif method == "dora":
         more["use_dora"] = True
-    elif method == "pissa":  # as in the paper; the exact decomposition, so that a resumed run begins with the same
+    elif method == "pissa":  # as in the paper; the exact decomposition, because a resumed run must start equal
         more = {"lora_alpha": alpha or rank, "init_lora_weights": "pissa"}
     return peft.LoraConfig(**common, r=rank, **more)
 
 
 def _aim(config: PeftConfig, model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> None:
-    """Set the targets of a `--peft_config` that names none."""
+    """Set the target layers of a `--peft_config` that names none."""
     if config.peft_type == PeftType.LN_TUNING:
         config.target_modules = [*dict.fromkeys(name.rpartition(".")[0] for name in norm_names(model))]
     elif config.peft_type == PeftType.IA3:
         ours = _ia3(model, args, layers)
         config.target_modules, config.feedforward_modules = ours.target_modules, ours.feedforward_modules
-    elif config.peft_type != PeftType.TRAINABLE_TOKENS:  # which finds the embeddings itself
+    elif config.peft_type != PeftType.TRAINABLE_TOKENS:  # finds the embeddings itself
         config.target_modules = _attention(layers) or _all(layers)
 
 
@@ -138,7 +138,7 @@ def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> 
     if not scaled:
         raise InputError(
             f"--tuning ia3: finds no keys and values in a {transformer_of(model).config.model_type} model; name the "
-            "linear layers by --peft_config"
+            "linear layers in a file for --peft_config"
         )
     forward = [layer.output for layer in layers]
     transposed = any(isinstance(m, Conv1D) and n in scaled for n, m in model.named_modules())
@@ -147,7 +147,7 @@ def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> 
 
 
 def _attention(layers: list[Layer]) -> list[str]:
-    """The maps to queries and values, which Hu et al. 2021 adapt (section 7.1)."""
+    """Return the query and value projections, which Hu et al. 2021 adapt (section 7.1)."""
     return [*dict.fromkeys(name for layer in layers for name in [*layer.query, *layer.value])]
 
 
@@ -156,7 +156,7 @@ def _all(layers: list[Layer]) -> list[str]:
 
 
 def _from_file(path: str) -> PeftConfig:
-    """The configuration in YAML file `path`: `peft_type`, and whatever the class that peft has for it takes."""
+    """Read a configuration of peft from a YAML file: `peft_type`, and the arguments of its class in peft."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -170,11 +170,11 @@ def _from_file(path: str) -> PeftConfig:
         raise InputError(f"--peft_config {path}: needs `peft_type`, one of: {known}")
     kind = str(values.pop("peft_type")).upper()
     if kind in REFUSED:
-        raise InputError(f"--peft_config {path}: {kind} {REFUSED[kind]}, so it cannot be trained here")
+        raise InputError(f"--peft_config {path}: {kind} {REFUSED[kind]}; choose another peft_type")
     fields = kinds[kind].__dataclass_fields__.keys() - {"peft_type", "task_type", "inference_mode", "modules_to_save"}
     for name in values.keys() - fields:
         nearest = difflib.get_close_matches(str(name), fields, n=1)
-        more = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(sorted(fields))}"
+        more = f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(sorted(fields))}"
         raise InputError(f"--peft_config {path}: {kind} has no {name}{more}")
     needed = {"num_virtual_tokens"} & fields | ({"token_indices"} if kind == "TRAINABLE_TOKENS" else set())
     for name in needed:
@@ -183,7 +183,7 @@ def _from_file(path: str) -> PeftConfig:
     if kind == "ADALORA":
         for name in values.keys() & SCHEDULE:
             raise InputError(f"--peft_config {path}: {name} of ADALORA follows from the steps of the run; leave it out")
-        values |= {"total_step": 1_000_000, "tfinal": 0}  # put in by RankSchedule
+        values |= {"total_step": 1_000_000, "tfinal": 0}  # set by RankSchedule
     try:
         return kinds[kind](**values)
     except (ValueError, TypeError) as error:
@@ -191,12 +191,12 @@ def _from_file(path: str) -> PeftConfig:
 
 
 def _check_ties(model: PeftModel, holders: Counter[int], asked: str) -> None:
-    """Raise `InputError` where weights that several layers hold are adapted in one: merged, the others would change."""
+    """Raise `InputError` if tied weights are adapted in one layer: merging would change the other layers."""
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and holders[id(getattr(module.get_base_layer(), "weight", None))] > 1:
             raise InputError(
-                f"{asked}: the weights of {name.removeprefix('base_model.model.')} are those of another layer as well "
-                "(tied), so what is trained beside them cannot be merged into them; leave it out"
+                f"{asked}: the weights of {name.removeprefix('base_model.model.')} are tied to another layer, and an "
+                "update of one layer cannot be merged into both; leave this layer out"
             )
 
 
@@ -205,7 +205,7 @@ def _check_room(loaded: LoadedModel, args: TuningArguments, tokens: int) -> None
     positions = getattr(transformer_of(loaded.model).config, "max_position_embeddings", None)
     if positions and loaded.read_length and loaded.read_length + tokens > positions:
         raise InputError(
-            f"{args.asked}: {tokens} virtual tokens and {loaded.read_length} of text are more than the {positions} "
+            f"{args.asked}: {tokens} virtual tokens and {loaded.read_length} tokens of text exceed the {positions} "
             "positions of the model; lower --num_virtual_tokens or the length of the text"
         )
 
@@ -214,8 +214,8 @@ def _check_room(loaded: LoadedModel, args: TuningArguments, tokens: int) -> None
 
 
 def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None, new_parameters: Collection[str]) -> None:
-    """Write what `model` has beyond its base, fresh weights included, so that peft puts it on that base again."""
-    if not model.active_peft_config.is_prompt_learning:  # there the task decides where the virtual tokens go
+    """Save the parameters that `model` has beyond its base, new ones included, in the format of peft."""
+    if not model.active_peft_config.is_prompt_learning:  # for prompts the task type places the virtual tokens
         model.peft_config["default"].task_type = task_type
     model.save_pretrained(str(folder))
     base, prefix = (
@@ -223,19 +223,19 @@ def save_alone(model: PeftModel, folder: Path, task_type: TaskType | None, new_p
         "base_model." if model.active_peft_config.is_prompt_learning else "base_model.model.",
     )
     names = set(fresh_names(base, new_parameters))
-    own = {name: weight for name, weight in base.named_parameters(remove_duplicate=False) if name in names}
+    new = {name: weight for name, weight in base.named_parameters(remove_duplicate=False) if name in names}
     path = folder / "adapter_model.safetensors"
-    save_file(load_file(path) | {f"{prefix}{n}": w.detach().cpu().contiguous() for n, w in own.items()}, path)
+    save_file(load_file(path) | {f"{prefix}{n}": w.detach().cpu().contiguous() for n, w in new.items()}, path)
 
 
 # AdaLoRA
 
 
 class RankSchedule(TrainerCallback):
-    """Steps AdaLoRA's rank allocation (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), which nobody else does.
+    """Run the rank allocation of AdaLoRA, which peft leaves to the caller (Zhang et al. 2023, arXiv:2303.10512).
 
-    From one and a half times `--lora_r` a matrix, over the steps from a tenth to seven tenths of the run, down to
-    `--lora_r` on average. The last three tenths train with the ranks found.
+    The rank of a matrix starts at 1.5 times `--lora_r`. From 10 % to 70 % of the steps the mean rank falls to
+    `--lora_r`. The last 30 % of the steps train with fixed ranks.
     """
 
     def __init__(self, model: PeftModel):
@@ -246,20 +246,20 @@ class RankSchedule(TrainerCallback):
         self.config.total_step, self.config.tinit, self.config.tfinal = steps, steps // 10, 3 * steps // 10
         self.config.deltaT = max(1, steps // 200)
         if steps - self.config.tfinal - self.config.tinit < 2:
-            raise InputError(f"--tuning adalora: {steps} steps are too few to choose ranks in; train longer")
+            raise InputError(f"--tuning adalora: {steps} steps are too few to choose ranks; raise --num_train_epochs")
         if state.global_step == 0:
             self.model.base_model.rankallocator.reset_ipt()
             self.config.rank_pattern = None
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         for name, weight in self.model.named_parameters():
-            if "lora_" in name and weight.requires_grad and weight.grad is None:  # of a layer that this step left out
+            if "lora_" in name and weight.requires_grad and weight.grad is None:  # its layer was left out of this step
                 weight.grad = torch.zeros_like(weight)
         self.model.base_model.update_and_allocate(state.global_step + 1)
 
 
 def allocation(model: PeftModel) -> dict[str, Tensor]:
-    """What AdaLoRA's allocation has gathered so far, without which a resumed run would choose other ranks."""
+    """Return the state of the rank allocation of AdaLoRA, which a resumed run needs to choose the same ranks."""
     allocator, pattern = model.base_model.rankallocator, model.peft_config["default"].rank_pattern
     kept = {f"{kind}:{n}": t for kind in ("exp_avg_ipt", "exp_avg_unc") for n, t in getattr(allocator, kind).items()}
     kept |= {f"rank_pattern:{name}": torch.tensor(mask) for name, mask in (pattern or {}).items()}
@@ -267,7 +267,7 @@ def allocation(model: PeftModel) -> dict[str, Tensor]:
 
 
 def restore_allocation(model: PeftModel, kept: dict[str, Tensor]) -> None:
-    """Put back what `allocation` gave."""
+    """Restore the state that `allocation` returned."""
     allocator, pattern = model.base_model.rankallocator, {}
     allocator.reset_ipt()
     for key, value in kept.items():
@@ -281,7 +281,7 @@ def restore_allocation(model: PeftModel, kept: dict[str, Tensor]) -> None:
 
 
 def orthogonality(model: PeftModel) -> Tensor:
-    """AdaLoRA's regularizer: how far its matrices are from orthogonal ones, weighted (equation 4 of the paper)."""
+    """Return the weighted orthogonality penalty of AdaLoRA (equation 4 of the paper)."""
     parts = []
     for name, weight in model.named_parameters():
         if "lora_A.default" in name or "lora_B.default" in name:
@@ -291,4 +291,5 @@ def orthogonality(model: PeftModel) -> Tensor:
 
 
 def is_adalora(model: nn.Module) -> bool:
+    """Return whether `model` is tuned by AdaLoRA."""
     return isinstance(model, PeftModel) and model.peft_type == PeftType.ADALORA

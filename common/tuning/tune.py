@@ -1,7 +1,7 @@
 """Choose which weights are trained: `tune` before training, `merge` after it.
 
-`common.tuning.methods` lists the methods. The weights are found from the structure of the model
-(`common.models.structure`), not from names.
+`common.tuning.methods` lists the methods. `common.models.structure` finds the weights by the structure of the model,
+not by names.
 """
 
 import os
@@ -30,18 +30,18 @@ from common.tuning.adapters import MARK, Shape, insert_adapters, save_adapters
 from common.tuning.methods import TuningArguments
 from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wrap
 
-#: folders in the output of what cannot be merged
+#: folders of a saved model whose trained parameters cannot be merged
 BASE, ADAPTER = "base", "adapter"
 
 
 @dataclass
 class TunedModel(LoadedModel):
-    """A loaded model of which training changes what `--tuning` says.
+    """A loaded model whose trainable parameters `--tuning` chose.
 
     Attributes:
-        model: the model; a `PeftModel` around it if peft has the method.
+        model: the model; a `PeftModel` around it for a method of peft.
         tuning: the method and its arguments.
-        task_type: the name that peft has for the task.
+        task_type: the task in the terms of peft.
     """
 
     tuning: TuningArguments = field(default_factory=TuningArguments)
@@ -49,25 +49,25 @@ class TunedModel(LoadedModel):
 
     @property
     def pretrained(self) -> set[str]:
-        """Names of the parameters that the checkpoint holds; none in a `PeftModel`, which freezes all of them."""
+        """Return the names of the parameters from the checkpoint; none in a `PeftModel`, which freezes them."""
         return set() if isinstance(self.model, PeftModel) else super().pretrained
 
 
 def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None) -> TunedModel:
-    """Make the parameters trainable that `--tuning` names, and freeze all others.
+    """Freeze all parameters except those that `--tuning` chooses.
 
     Args:
-        loaded: the model; it is changed, and must not be used by itself afterwards.
+        loaded: the model; it is changed, and must not be used on its own afterwards.
         args: the method and its arguments.
-        task_type: the name that peft has for the task; None if it has none.
+        task_type: the task in the terms of peft; None if peft has no name for the task.
 
     Raises:
-        InputError: the method does not work with this model, or with this way of launching.
+        InputError: the method does not work with this model or under this launcher.
     """
     model = loaded.model
-    for name in ("FSDP", "DEEPSPEED"):  # they shard the weights that an adapter is merged into
+    for name in ("FSDP", "DEEPSPEED"):  # these shard the weights that an adapter is merged into
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and args.method != "full":
-            raise InputError(f"{args.asked}: cannot be merged and saved under {name}; launch with multi_gpu.yaml")
+            raise InputError(f"{args.asked}: cannot be merged under {name}; launch with common/launch/multi_gpu.yaml")
     if args.method == "adapter":
         fresh = fresh_names(model, loaded.new_parameters)
         trained = fresh + insert_adapters(model, Shape(args.adapter_placement, args.adapter_reduction))
@@ -77,11 +77,13 @@ def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
     elif args.method not in ("full", "gradual"):
         model = wrap(loaded, args, task_type)
     elif args.method == "gradual" and not layer_names(model):
-        raise InputError(f"{args.asked}: no layers were found in a {transformer_of(model).config.model_type} model")
+        raise InputError(
+            f"{args.asked}: finds no layers in a {transformer_of(model).config.model_type} model; give --tuning full"
+        )
     if args.method != "full":
         weights = list(model.parameters())
         count = sum(weight.numel() for weight in weights if weight.requires_grad)
-        tell(f"{args.tuning}: {count:,} of {sum(weight.numel() for weight in weights):,} parameters are trained")
+        tell(f"{args.tuning}: trains {count:,} of {sum(weight.numel() for weight in weights):,} parameters")
     return TunedModel(**vars(loaded) | {"model": model}, tuning=args, task_type=task_type)
 
 
@@ -92,19 +94,19 @@ def _train_only(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _head(loaded: LoadedModel, args: TuningArguments) -> list[str]:
-    found = head_names(loaded.model) + fresh_names(loaded.model, loaded.new_parameters)
-    if not found:
+    names = head_names(loaded.model) + fresh_names(loaded.model, loaded.new_parameters)
+    if not names:
         raise InputError(
-            f"{args.asked}: the head of {type(loaded.model).__name__} is its input embeddings once more (tied), so "
-            "nothing would be trained; choose top:1 or lora"
+            f"{args.asked}: the head of {type(loaded.model).__name__} is tied to its input embeddings; nothing would "
+            "be trained; give --tuning top:1 or lora"
         )
-    return found
+    return names
 
 
 def _top(loaded: LoadedModel, args: TuningArguments) -> list[str]:
     last = len(layer_names(loaded.model))
     if args.top > last:
-        raise InputError(f"{args.asked}: the model has {last} layers")
+        raise InputError(f"{args.asked}: the model has {last} layers; give --tuning top:{last} or less")
     return [name for name, depth in depths(loaded.model, loaded.new_parameters).items() if depth > last - args.top]
 
 
@@ -112,7 +114,7 @@ def _bias(loaded: LoadedModel, args: TuningArguments) -> list[str]:
     biases, last = bias_names(loaded.model), len(layer_names(loaded.model))
     if not any(depth <= last for n, depth in depths(loaded.model, loaded.new_parameters).items() if n in biases):
         kind = transformer_of(loaded.model).config.model_type
-        raise InputError(f"{args.asked}: a {kind} model has no biases; take layernorm, or lora")
+        raise InputError(f"{args.asked}: a {kind} model has no biases; give --tuning layernorm or lora")
     return biases + fresh_names(loaded.model, loaded.new_parameters)
 
 
@@ -123,11 +125,11 @@ def _norm(loaded: LoadedModel, args: TuningArguments) -> list[str]:
 IN_PLACE = {"head": _head, "top": _top, "bias": _bias, "layernorm": _norm}
 
 
-# While it trains
+# During training
 
 
 class GradualUnfreezing(TrainerCallback):
-    """Trains the head in the first epoch, and a layer more from the top in each after it; the embeddings come last.
+    """Train the head in the first epoch, and one more layer from the top in each later epoch; embeddings come last.
 
     Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, section 3.3.
     """
@@ -136,7 +138,7 @@ class GradualUnfreezing(TrainerCallback):
         self.model, self.last = tuned.model, len(layer_names(tuned.model))
         self.depth = depths(tuned.model, tuned.new_parameters)
         if not head_names(tuned.model) + fresh_names(tuned.model, tuned.new_parameters):
-            self.last -= 1  # no head of its own: it begins with the last layer
+            self.last -= 1  # the head is tied: begin with the last layer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         for name, weight in self.model.named_parameters():
@@ -153,19 +155,19 @@ def callbacks(tuned: TunedModel) -> list[TrainerCallback]:
 
 
 def is_gradual(tuned: TunedModel) -> bool:
-    """Return whether each epoch trains other weights."""
+    """Return whether the trained parameters change with the epoch."""
     return tuned.tuning.method == "gradual"
 
 
 def is_beside(model: nn.Module) -> bool:
-    """Whether what is trained is kept beside the model's own weights."""
+    """Return whether the trained parameters are separate from the weights of the model."""
     return isinstance(model, PeftModel) or any(f".{MARK}." in name for name, _ in model.named_parameters())
 
 
 def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
-    """Under `--layerwise_lr_decay` the share of the learning rate for each parameter; None without.
+    """Return the factor on the learning rate of each parameter under `--layerwise_lr_decay`; None without.
 
-    The head has all of it, each layer below the given share of the one above it (Howard and Ruder 2018; for BERT
+    The head has factor 1. Each layer has the factor of the layer above times the decay (Howard and Ruder 2018; for BERT
     Sun et al. 2019, https://arxiv.org/abs/1905.05583, section 5.3.4).
     """
     decay = tuned.tuning.layerwise_lr_decay
@@ -175,20 +177,20 @@ def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
     return {name: decay ** (top - depth) for name, depth in depths(tuned.model, tuned.new_parameters).items()}
 
 
-# After it
+# After training
 
 
 def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
-    """Add what was trained into the weights, and return the plain model.
+    """Merge the trained parameters into the weights, and return the plain model.
 
-    It computes what `tuned.model` computes, to rounding, and loads like any other checkpoint. If nothing can be added,
-    the model returned saves itself into `base/` of its folder, so that nobody loads it without `adapter/`
-    (`common.inference.predictor.load_saved` loads both).
+    The outputs agree with those of `tuned.model` to rounding, and the model loads like any other checkpoint. A method
+    that cannot be merged returns a model that saves itself into `base/` of its folder, so that nobody loads the model
+    without `adapter/` (`common.inference.predictor.load_saved` loads both).
 
     Args:
         tuned: the model after training.
-        output_dir: folder that gets `adapter/`, with what was trained alone.
-        save: whether this process writes it.
+        output_dir: folder that gets `adapter/`, with the trained parameters alone.
+        save: whether this process writes `adapter/`.
     """
     folder, model, args = Path(output_dir, ADAPTER), tuned.model, tuned.tuning
     if isinstance(model, PeftModel):
@@ -208,7 +210,7 @@ def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
 
 
 def _merge_quantized(model: PeftModel) -> PreTrainedModel:
-    """In full precision: added to the quantized weights, what was learnt would be rounded away."""
+    """Merge in float32: the quantised weights would round the update away."""
     learnt = {
         name.removeprefix("base_model.model."): module.get_delta_weight("default").float().cpu()
         for name, module in model.named_modules()
@@ -220,7 +222,7 @@ def _merge_quantized(model: PeftModel) -> PreTrainedModel:
         weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
     plain = type(quantized)._from_config(quantized.config, dtype=torch.float32)
     for name, module in plain.named_modules():
-        if isinstance(module, Conv1D):  # which bitsandbytes holds the other way round, as a linear layer
+        if isinstance(module, Conv1D):  # bitsandbytes stores it transposed, as a linear layer
             weights[f"{name}.weight"] = weights[f"{name}.weight"].T
     plain.load_state_dict(weights)
     if plain.can_generate():

@@ -1,4 +1,4 @@
-"""Virtual tokens in front of a text, hidden again from the head."""
+"""Remove virtual tokens before the task head."""
 
 import warnings
 
@@ -9,19 +9,21 @@ from torch import Tensor, nn
 from common.errors import InputError
 
 
-def let_heads_see_the_text_only(model: PeftModel) -> None:
-    """Take the vectors of virtual tokens away before the head, which would else score them as if they were text.
+def hide_virtual_tokens(model: PeftModel) -> None:
+    """Remove the vectors of virtual tokens before the head, which would score them as text.
 
-    Logits are then as long as labels, spans stand where they are looked for, and a pooler reads the first sub-token of
-    the text. Of an encoder-decoder the decoder attends to them, so nothing is taken away. Raises `InputError` where
-    padding then has a share in what the model says, as with heads that look for the last sub-token by its id; where the
-    model takes no virtual tokens; and where they cannot be taken away.
+    Logits then have the length of the labels, spans have the positions of the text, and a pooler reads the first token
+    of the text. An encoder-decoder keeps the vectors, because its decoder attends to them.
+
+    Raises:
+        InputError: the model takes no virtual tokens; its head still reads them; or its head reads padding, as a head
+            does that finds the last token by its id.
     """
     warnings.filterwarnings("ignore", message="(Token type|Position) ids are not supported")
     config, base = model.active_peft_config, model.get_base_model()
     if base.config.is_encoder_decoder:
         return
-    if config.peft_type not in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE):  # they put in keys and values alone
+    if config.peft_type not in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE):  # these add keys and values only
         _hide(model, base.base_model, config.num_virtual_tokens)
     ids = torch.randint(0, base.config.vocab_size, (1, 5), generator=torch.Generator().manual_seed(0))
     padded = torch.cat([ids, torch.full((1, 3), base.config.pad_token_id or 0)], 1)
@@ -29,29 +31,35 @@ def let_heads_see_the_text_only(model: PeftModel) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            alone = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device))
-            beside = model(input_ids=padded.to(device), attention_mask=(torch.arange(8) < 5).long()[None].to(device))
+            without_padding = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device))
+            with_padding = model(
+                input_ids=padded.to(device), attention_mask=(torch.arange(8) < 5).long()[None].to(device)
+            )
     except (RuntimeError, TypeError, ValueError):
         raise InputError(
-            f"--tuning: a {base.config.model_type} model does not take what {config.peft_type.value.lower()} puts in "
-            "front of its text; take lora, or another method"
+            f"--tuning: a {base.config.model_type} model takes no virtual tokens of {config.peft_type.value.lower()}; "
+            "give --tuning lora"
         ) from None
     model.train(training)
-    if any(isinstance(v, Tensor) and v.shape[1:2] == (5 + config.num_virtual_tokens,) for v in alone.values()):
+    if any(
+        isinstance(v, Tensor) and v.shape[1:2] == (5 + config.num_virtual_tokens,) for v in without_padding.values()
+    ):
         raise InputError(
-            f"--tuning: the head of {type(base).__name__} cannot be kept from reading virtual tokens; take lora, or "
-            "another method without them"
+            f"--tuning: the head of {type(base).__name__} would read virtual tokens as text; give --tuning lora, or "
+            "another method without virtual tokens"
         )
-    for one, other in zip(alone.values(), beside.values(), strict=True):
-        if isinstance(one, Tensor) and not torch.allclose(one, other[:, : one.shape[1]], rtol=1e-3, atol=1e-4):
+    for expected, output in zip(without_padding.values(), with_padding.values(), strict=True):
+        if isinstance(expected, Tensor) and not torch.allclose(
+            expected, output[:, : expected.shape[1]], rtol=1e-3, atol=1e-4
+        ):
             raise InputError(
-                f"--tuning: {type(base).__name__} reads padding when virtual tokens stand in front of its text; take "
-                "lora, or another method without them"
+                f"--tuning: {type(base).__name__} reads padding when virtual tokens precede the text; give --tuning "
+                "lora, or another method without virtual tokens"
             )
 
 
 def _hide(model: PeftModel, body: nn.Module, count: int) -> None:
-    inside = False  # during generation the base model is called by itself, and needs no cut
+    inside = False  # generation calls the base model directly and needs no cut
 
     def enter(*_) -> None:
         nonlocal inside
@@ -71,7 +79,7 @@ def _hide(model: PeftModel, body: nn.Module, count: int) -> None:
 
     model.register_forward_pre_hook(enter)
     model.register_forward_hook(leave, always_call=True)
-    body.register_forward_hook(cut, prepend=True)  # in front of what chooses positions of the text
+    body.register_forward_hook(cut, prepend=True)  # before hooks that choose positions of the text
     for name, module in body.named_children():
         if name == "pooler":
             module.register_forward_pre_hook(pool)

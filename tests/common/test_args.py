@@ -47,9 +47,9 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--dataset_name", "x", "--train_file", "Makefile"], "exclude each other"),
         (["stray"], "stray: a value without an argument name"),
         (["--lora_r", "0"], "--lora_r must be at least 1"),
-        (["--max_train_samples", "0"], "--max_train_samples must be at least 1"),
+        (["--max_train_samples", "0"], "--max_train_samples 0: must be at least 1"),
         (["--config", "none.yaml"], "--config none.yaml: No such file"),
-        (["--test_file", "Makefile"], "need --train_file beside them"),
+        (["--test_file", "Makefile"], "--validation_file and --test_file: no training rows; add --train_file"),
         (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
         (["--report_to", "tensorboard", "wandb"], "--report_to wandb: not installed"),
         (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
@@ -62,7 +62,7 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
         (["--weight_decay", "-1"], "--weight_decay -1.0: must be at least 0"),
         (["--num_train_epochs", "-1"], "--num_train_epochs -1.0: must be at least 0"),
         (["--adam_beta2", "1.5"], "--adam_beta2 1.5: must be at least 0 and below 1"),
-        (["--max_steps", "-3"], "--max_steps -3: must be at least 1; leave it out to count epochs"),
+        (["--max_steps", "-3"], "--max_steps -3: must be at least 1; remove it to count epochs"),
         (["--early_stopping_patience", "0"], "--early_stopping_patience 0: must be at least 1"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name_there(tmp_path):
         ("seed: 1\nseed: 2\n", 2, "seed is given twice"),
         ("seed: [1\n", 2, "expected"),
         ("seed: !!python/object/apply:os.system ['true']\n", 1, "could not determine a constructor"),
-        ("- seed\n", None, "must hold lines of `name: value`"),
+        ("- seed\n", None, "not a mapping; write lines of `name: value`"),
         ("config: other.yaml\n", 1, "unknown argument config"),
     ],
 )
@@ -192,5 +192,5 @@ def test_the_sample_is_read_when_no_data_is_named(tmp_path):
     (tmp_path / "train.json").touch()
     assert OwnArguments().files() == {"train_file": str(tmp_path / "train.json")}
     assert DataArguments().files() == {}
-    with pytest.raises(InputError, match="--validation_file and --test_file need --train_file beside them"):
+    with pytest.raises(InputError, match="--validation_file and --test_file: no training rows; add --train_file"):
         OwnArguments(test_file=str(tmp_path / "train.json"))

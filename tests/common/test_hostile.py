@@ -40,10 +40,10 @@ def test_code_named_by_a_model_is_not_run(arguments, tiny, tmp_path, canary, cap
     words = [*arguments, "--model_name_or_path", str(model)]
     if known:
         train.main(words)
-        assert "names code of its own (auto_map), which is not run" in capsys.readouterr().err
+        assert "ignoring the code that config.json names (auto_map)" in capsys.readouterr().err
         assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
     else:
-        with pytest.raises(InputError, match=r"needs code that its config.json names \(auto_map\)"):
+        with pytest.raises(InputError, match=r"config.json names code \(auto_map\), which is never run"):
             train.main(words)
 
 
@@ -67,7 +67,7 @@ def test_trust_in_remote_code_cannot_be_given(arguments, tmp_path, key):
     config = tmp_path / "c.yaml"
     config.write_text(f"{key}: true\n")
     for words in (["--config", str(config)], [f"--{key}", "true"]):
-        with pytest.raises(InputError, match="is never run here"):
+        with pytest.raises(InputError, match="code in a checkpoint or data set is never run"):
             train.main([*arguments, *words])
 
 
@@ -134,7 +134,7 @@ def test_long_rows_and_too_many_labels_are_told(arguments, small, tiny, tmp_path
     many = [{"tokens": ["x"] * 101, "ner_tags": [f"B-{i}" for i in range(n, n + 101)]} for n in range(0, 10_100, 101)]
     file = write_jsonl(tmp_path / "many.jsonl", many)
     with pytest.raises(
-        InputError, match=r"ner_tags: 10,1\d\d different labels, more than 10,000; is it the right column"
+        InputError, match=r"ner_tags: 10,1\d\d different labels, more than 10,000; choose a column of labels"
     ):
         train.main([*arguments, "--train_file", file])
 

@@ -266,7 +266,7 @@ def test_from_nothing_by_default(tmp_path, capsys):
         "--max_seq_length", "64", "--config_overrides", "n_layer=1", "--disable_tqdm", "true", "--precision", "fp32",
         "--per_device_train_batch_size", "8",
     ])  # fmt: skip
-    assert "a new gpt2 model of 0.3 million parameters" in capsys.readouterr().out
+    assert "new gpt2 model: 0.3 million parameters" in capsys.readouterr().out
     assert metrics["before_validation_perplexity"] == pytest.approx(500, rel=0.3)
     assert metrics["after_validation_perplexity"] < 400
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_layer == 1
@@ -293,9 +293,9 @@ def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words", "message"),
     [
-        (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has nothing to adapt"),
+        (DIALOGUES, ("--lora_r", "4", "--model_size", "tiny"), "--lora_r: a new model has no pretrained weights"),
         (TEXTS[:30], ("--loss_chunk", "0"), "--loss_chunk must be at least 1"),
-        (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown kind of file '.txt'"),
+        (TEXTS[:30], ("--loss_on", "completion"), "train.txt: unknown file type '.txt'"),
         ([{"prompt": "a"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: no column completion"),
         ([{"prompt": "a", "completion": " "}] * 9, ("--loss_on", "completion"), "train.jsonl:1: completion is blank"),
         ([{"prompt": 3, "completion": "b"}] * 9, ("--loss_on", "completion"), "train.jsonl:1: prompt is 3"),

@@ -293,7 +293,7 @@ def test_a_model_that_takes_no_block_mask_gets_pieces(capsys):
     assert find_blocks(AutoModelForMaskedLM.from_config(config), "blocks", causal=False) is None
     eager = AutoModelForMaskedLM.from_config(CONFIGS[0], attn_implementation="eager")
     assert find_blocks(eager, "auto", causal=False) is None or torch.accelerator.is_available()
-    assert "no mask of blocks (not tested with modernbert)" in capsys.readouterr().out
+    assert "no block mask (not tested with modernbert)" in capsys.readouterr().out
 
 
 def test_a_run_under_a_block_mask_is_the_run_of_pieces(start):
@@ -454,7 +454,7 @@ def test_the_model_goes_on_to_ner_and_sentiment(start, arguments, tmp_path, caps
     arguments[arguments.index("--output_dir") + 1] = str(tmp_path / "ner")
     capsys.readouterr()
     ner.main([*arguments, "--max_steps", "1", "--learning_rate", "0"])
-    assert "encoder" not in capsys.readouterr().out.split("untrained weights")[1].split("\n")[0]
+    assert "encoder" not in capsys.readouterr().out.split("new weights, initialised by the seed")[1].split("\n")[0]
     tagger = AutoModelForTokenClassification.from_pretrained(tmp_path / "ner").bert.state_dict()
     assert all(torch.equal(encoder[name], tagger[name]) for name in encoder)
     rows = [{"text": text, "label": "long" if len(text) > 90 else "short"} for text in TEXTS[:40]]
@@ -570,7 +570,7 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
         "--model_size", "tiny", "--config_overrides", "num_hidden_layers=1,hidden_dropout_prob=0.0",
         "--masking", "whole_word",
     )  # fmt: skip
-    assert "a new bert model of 0.3 million parameters" in capsys.readouterr().out
+    assert "new bert model: 0.3 million parameters" in capsys.readouterr().out
     assert metrics["before_validation_perplexity"] == pytest.approx(500, rel=0.3)
     assert metrics["after_validation_perplexity"] < metrics["before_validation_perplexity"]
     out = tmp_path / "out"
@@ -586,14 +586,14 @@ def test_from_scratch_with_a_tokenizer_of_its_own(start, tmp_path, kind, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--config_overrides", "layers=3"), "--config_overrides layers=3: needed: name=value, of a bert model"),
-        (("--config_overrides", "hidden_size=big"), "hidden_size=big: must be of the kind of 64"),
-        (("--config_overrides", "hidden_size=63"), "invalid model configuration"),
+        (("--config_overrides", "layers=3"), "--config_overrides layers=3: unknown; give NAME=VALUE of a bert config"),
+        (("--config_overrides", "hidden_size=big"), "hidden_size=big: must have the type of 64"),
+        (("--config_overrides", "hidden_size=63"), "--config_overrides: invalid model configuration"),
         (("--vocab_size", "10"), "--vocab_size 10: must be at least 300"),
         (("--mlm_probability", "1.5"), "--mlm_probability 1.5: must be between 0 and 1"),
         (("--mask_replaced", "0.95"), "--mask_replaced and --mask_random"),
         (("--metric_for_best_model", "perplexty"), "did you mean perplexity"),
-        (("--max_seq_length", "300"), "reads 128 sub-tokens at most"),
+        (("--max_seq_length", "300"), "reads at most 128 tokens"),
         (("--forgetting_file", "none.txt"), "--forgetting_file none.txt: no such file"),
     ],
 )
@@ -630,14 +630,14 @@ def test_files_folders_and_patterns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no rows"),
-        (b"\n \n\t\n", "holds no rows"),
+        (b"", "contains no rows"),
+        (b"\n \n\t\n", "contains no rows"),
         (b"good line here\nbad \xff\xfe line\n", "train.txt:2: not UTF-8 text"),
-        ("good line\n".encode("utf-16"), "holds zero bytes, so it is binary, or text in UTF-16"),
-        (bytes(range(256)) * 50, "holds zero bytes"),
+        ("good line\n".encode("utf-16"), "contains zero bytes: a binary file, or UTF-16 text"),
+        (bytes(range(256)) * 50, "contains zero bytes"),
         (b"ok ok ok\n" + b"x" * 6_000_000, "train.txt:2: more than --max_chars 1,000,000 characters in one line"),
         (b"ok ok ok\n" + b"x" * 1_500_000, "train.txt:2: 1,500,000 characters in one row"),
-        (b"a\nb\nI\n" * 20, "every text is shorter than 3 sub-tokens; nothing to learn from"),
+        (b"a\nb\nI\n" * 20, "every text has fewer than 3 tokens; give longer texts"),
     ],
 )
 def test_bad_text_files_are_told(tiny, tmp_path, content, message):
@@ -654,8 +654,8 @@ def test_bad_text_files_are_told(tiny, tmp_path, content, message):
     [
         ("none.txt", "no such file; did you mean"),
         ("*.md", "no file matches this pattern"),
-        ("empty", "no file with texts in this folder"),
-        ("nine.doc", "unknown kind of file '.doc'"),
+        ("empty", "no text file in this folder"),
+        ("nine.doc", "unknown file type '.doc'"),
     ],
 )
 def test_paths_without_texts_are_told(tmp_path, path, message):
@@ -668,7 +668,7 @@ def test_paths_without_texts_are_told(tmp_path, path, message):
 
 def test_texts_that_are_too_short_are_counted(start, capsys):
     start({"train": ["a", *TEXTS[:30]], "validation": TEXTS[30:50]}, "--max_steps", "1")
-    assert "train: 1 of 31 texts are shorter than 3 sub-tokens and left out" in capsys.readouterr().out
+    assert "train: dropped 1 of 31 texts with fewer than 3 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])

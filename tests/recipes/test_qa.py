@@ -455,7 +455,7 @@ def test_offsets_are_mended_only_on_request_and_only_where_there_is_one_place(st
         ({"answers": {"text": [""], "answer_start": [0]}}, "answer is ''"),
         ({"answers": {"text": ["a"], "answer_start": [True]}}, "answer_start of 'a' is True"),
         ({"is_impossible": True}, "is_impossible is true, but the row has 1 answers"),
-        ({"id": "twin"}, "id 'twin' is that of"),
+        ({"id": "twin"}, "id 'twin' is already the id of"),
     ],
 )
 def test_bad_rows_name_file_line_and_id(start, rows, tmp_path, change, message):

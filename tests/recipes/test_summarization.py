@@ -523,14 +523,14 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
         (picking, ["--metric_for_best_model", "rouge"], "no such score; did you mean rouge"),
         (picking, ["--summary_sentences", "0"], "must be at least 1"),
         (picking, ["--method", "x"], "unknown argument --method"),
-        (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads 128 sub-tokens at most"),
+        (picking, ["--max_source_length", "4000"], "--max_source_length 4000: .* reads at most 128 tokens"),
         (writing, ["--metric_for_best_model", "loss"], "add --predict_with_generate false"),
         (writing, ["--predict_with_generate", "false"], "add --metric_for_best_model loss"),
         (writing, ["--summary_sentences", "2"], "unknown argument --summary_sentences"),
         (picking, ["--source_prefix", "x", "--language", "de"], "unknown argument --source_prefix"),
         (picking, ["--predict_with_generate", "false"], "unknown argument"),
         (writing, ["--from_scratch", "tiny", "--warm_start", "both"], "exclude each other"),
-        (writing, ["--lora_r", "4"], "new weights are trained in full"),
+        (writing, ["--lora_r", "4"], "new weights need full training"),
         (picking, ["--warm_start", "both"], "unknown argument"),
         (picking, ["--r_drop", "1"], "does not work with sentence scores"),
         (picking, ["--num_beams", "1", "--no_repeat_ngram_size", "0"], "unknown argument --num_beams"),
@@ -539,7 +539,7 @@ def test_arguments_that_make_no_sense_are_refused(picking, writing, tiny, tmp_pa
     ):
         with pytest.raises(InputError, match=message):
             (train_abstractive if base is writing else train).main([*base, *more])
-    with pytest.raises(InputError, match="--validation_file and --test_file need --train_file"):
+    with pytest.raises(InputError, match="--validation_file and --test_file: no training rows; add --train_file"):
         train.main(["--test_file", picking[picking.index("--test_file") + 1]])
     with pytest.raises(InputError, match="is no summarization model"):
         predict.load(tiny)

@@ -688,11 +688,11 @@ def test_predictions_of_another_run_are_compared(arguments, tmp_path):
 
 def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
     for more, message in (
-        (["--max_tokens_per_batch", "32"], "a row may have 64 sub-tokens"),
+        (["--max_tokens_per_batch", "32"], "a row may have 64 tokens"),
         (["--from_scratch", "tiny", "--model_name_or_path", "x/y"], "exclude each other"),
         (["--source_column_name", "a"], "give both"),
         (["--bleu_tokenize", "x"], "must be auto or one of"),
-        (["--auto_find_batch_size", "true"], "counts rows"),
+        (["--auto_find_batch_size", "true"], "counts rows, not tokens"),
         (["--metric_for_best_model", "bleau"], "did you mean bleu"),
         (["--predict_with_generate", "false"], "add --metric_for_best_model loss"),
         (["--test_target_file", str(tmp_path / "none")], "no such file"),
@@ -752,7 +752,7 @@ def test_predict_keeps_order_splits_documents_and_gives_the_n_best(arguments, tm
     with pytest.raises(InputError) as error:
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "d.jsonl")])
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3"]
-    with pytest.raises(InputError, match="needs as many --num_beams"):
+    with pytest.raises(InputError, match="exceeds the 2 beams of the search; give --num_beams 3"):
         predict.main([*command, "--output", str(tmp_path / "e.jsonl"), "--n_best", "3"])
 
 
@@ -911,16 +911,16 @@ def test_languages_a_model_does_not_know_or_knows_twice_are_refused(tmp_path):
 
 
 def test_a_model_without_decoder_and_arguments_of_another_kind_of_model_are_refused(tiny, arguments):
-    with pytest.raises(InputError, match="--vocab_size: of a new model, and"):
+    with pytest.raises(InputError, match="--vocab_size: applies to new models only"):
         train.main([*arguments, "--model_name_or_path", tiny])
     at = arguments.index("--vocab_size")
     arguments[at : at + 4] = []
-    with pytest.raises(InputError, match="give it one by --warm_start both"):
+    with pytest.raises(InputError, match="add a decoder with --warm_start both"):
         train.main([*arguments, "--model_name_or_path", tiny])
-    with pytest.raises(InputError, match="new weights are trained in full"):
+    with pytest.raises(InputError, match="new weights need full training"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", "--lora_r", "4"])
     longer = ["--max_source_length", "200", "--max_tokens_per_batch", "0"]
-    with pytest.raises(InputError, match="a source has 128 sub-tokens at most; lower --max_source_length"):
+    with pytest.raises(InputError, match="a source has at most 128 tokens; lower --max_source_length"):
         train.main([*arguments, "--model_name_or_path", tiny, "--warm_start", "both", *longer])
 
 

@@ -103,7 +103,7 @@ def test_a_hub_name_without_a_network_ends_in_one_sentence():
     with pytest.raises(InputError) as error:
         load(dataset_name="no-such/data")
     assert "--dataset_name no-such/data: " in str(error.value)
-    assert "without a network give a folder" in str(error.value)
+    assert "without a network, give a saved folder" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -111,7 +111,7 @@ def test_a_missing_validation_split_is_carved_the_same_way_each_time(tmp_path, c
     rows = [{"tokens": [str(i)], "ner_tags": ["O"]} for i in range(50)]
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     first, again = load(train_file=file), load(train_file=file)
-    assert "5 of the 50 training rows are carved" in capsys.readouterr().out
+    assert "5 of 50 training rows are split off" in capsys.readouterr().out
     assert first["validation"].to_list() == again["validation"].to_list()
     kept, carved = ([int(row["tokens"][0]) for row in first[split]] for split in ("train", "validation"))
     assert sorted(kept + carved) == list(range(50))
@@ -141,7 +141,7 @@ def test_labels_come_from_all_splits_and_unseen_ones_are_named(tmp_path, capsys)
     other = [{"tokens": ["Acme"], "ner_tags": ["B-ORG"]}]
     data = load(train_file=train_file, validation_file=write_jsonl(tmp_path / "dev.jsonl", other))
     assert label_names(data, "ner_tags") == ["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]
-    assert "seen in validation but never in training, so they cannot be learned: B-ORG" in capsys.readouterr().err
+    assert "labels of validation that training never sees and cannot learn: B-ORG" in capsys.readouterr().err
 
 
 def test_train_and_test_the_same_file_is_warned_of(tmp_path, capsys):
@@ -149,16 +149,16 @@ def test_train_and_test_the_same_file_is_warned_of(tmp_path, capsys):
     copy = write_jsonl(tmp_path / "b.jsonl", ROWS)
     load(train_file=file, validation_file=copy, test_file=file)
     warnings = capsys.readouterr().err
-    assert "train and test are the same file" in warnings
-    assert "train and validation are the same file" in warnings
+    assert f"{file}: same content as the train file; test scores mean nothing" in warnings
+    assert f"{copy}: same content as the train file; validation scores mean nothing" in warnings
 
 
 GOOD = json.dumps(ROWS[0])
 BAD_FILES = {
     "malformed line": (".jsonl", f'{GOOD}\n{{"tokens": ["a"], \n', ":2: not a JSON object: Expecting property name"),
     "two in a line": (".jsonl", f"{GOOD}{GOOD}", f":1: not a JSON object: Extra data in column {len(GOOD) + 1}"),
-    "empty file": (".jsonl", "", ": holds no rows"),
-    "blank file": (".jsonl", "\n \n", ": holds no rows"),
+    "empty file": (".jsonl", "", ": contains no rows"),
+    "blank file": (".jsonl", "\n \n", ": contains no rows"),
     "not UTF-8": (".jsonl", f"{GOOD}\n".encode() + '{"tokens": ["é"]}'.encode("latin-1"), ":2: not UTF-8 text"),
     "missing column": (".jsonl", '{"w": ["a"], "t": ["O"]}', ":1: no column tokens nor ner_tags; columns here: w, t"),
     "lengths differ": (".jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', ":1: 2 tokens but 1 tags"),
@@ -173,14 +173,14 @@ BAD_FILES = {
     "huge number": (".jsonl", '{"tokens": ["a"], "ner_tags": ' + "9" * 5000 + "}", ":1: not a JSON object"),
     "deep nesting": (".jsonl", '{"tokens": ' + "[" * 100000 + "}", ":1: not a JSON object"),
     "JSON cut off": (".json", '[{"tokens": ["a"],\n "ner_tags"', ":2: not a JSON list"),
-    "half a surrogate": (".jsonl", '{"tokens": ["\\ud83d"], "ner_tags": ["O"]}', ":1: not a JSON object: holds half"),
+    "half a surrogate": (".jsonl", '{"tokens": ["\\ud83d"], "ner_tags": ["O"]}', ":1: not a JSON object: half of a"),
     "JSON list not UTF-8": (".json", b'[{"tokens": ["a"],\n"ner_tags": ["\xe9"]}]', ":2: not UTF-8 text"),
-    "ragged CSV": (".csv", "tokens,ner_tags\na,O\na,O,x\n", ":3: 3 cells, but the header names 2 columns"),
+    "ragged CSV": (".csv", "tokens,ner_tags\na,O\na,O,x\n", ":3: 3 cells, but the header has 2 columns"),
     "open quote in CSV": (".csv", 'tokens,ner_tags\n"a,O\n', "not comma-separated text"),
-    "CSV column twice": (".csv", "tokens,tokens\na,O\n", ":1: two columns of one name"),
+    "CSV column twice": (".csv", "tokens,tokens\na,O\n", ":1: two columns have the same name"),
     "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 columns, but the lines above have 2"),
     "Parquet cut off": (".parquet", "PAR1 and no more", "not a Parquet file"),
-    "unknown ending": (".docx", "x", "unknown kind of file '.docx'"),
+    "unknown ending": (".docx", "x", "unknown file type '.docx'"),
     "plain text": (".txt", "Nobody\n", ":1: 1 columns, but a line needs a word and a tag"),
 }  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_up_to_ten_problems_at_once_with_the_count_of_the_rest(tmp_path):
     lines = str(error.value).splitlines()
     assert len(lines) == 11
     assert lines[9].startswith(f"{file}:10: ")
-    assert lines[10] == "... and 15 more such problems"
+    assert lines[10] == "... and 15 more problems"
 
 
 def test_the_program_exits_with_2_and_without_a_traceback(tmp_path):

@@ -161,7 +161,7 @@ def test_files_of_all_kinds_and_hub_data_are_streamed(folder, stream, tokenizer,
     )
     opened = stream(folder, texts=texts)
     (tmp_path / "hub" / "train.jsonl").unlink()
-    with pytest.raises(InputError, match=r"hub \[train\], part 0, row 1: the stream ends early"):
+    with pytest.raises(InputError, match=r"hub \[train\], part 0, row 1: the stream ended early"):
         read(opened, 4)
 
 
@@ -190,7 +190,7 @@ def test_a_stream_that_validation_would_take_whole_is_refused(folder):
 def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
     for damage, message in (
         (lambda path: path.unlink(), "1.txt: no such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:200]), "1.txt: has 200 bytes now, and had"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "1.txt: changed to 200 bytes during the run, from"),
     ):
         before = (folder / "1.txt").read_bytes()
         found = stream(folder)
@@ -202,20 +202,20 @@ def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
     shard = next(s for s in open_texts(args).shards if s.name.endswith("1.txt"))
     texts = shard.texts(args)
     next(texts)
-    (folder / "1.txt").unlink()  # while the stream is open
-    with pytest.raises(InputError, match=r"1\.txt: is gone, and had [\d,]+ bytes when the run began"):
+    (folder / "1.txt").unlink()  # while it is open
+    with pytest.raises(InputError, match=r"1\.txt: deleted during the run, from [\d,]+ bytes"):
         list(texts)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("1.txt", b"", "1.txt: holds no rows"),
-        ("1.txt", bytes(range(256)) * 9, "1.txt: holds zero bytes"),
+        ("1.txt", b"", "1.txt: contains no rows"),
+        ("1.txt", bytes(range(256)) * 9, "1.txt: contains zero bytes"),
         ("1.txt", b"\xff\xfe bad\n", "1.txt:1: not UTF-8 text"),
         ("1.jsonl", b'{"txt": "a"}\n', "1.jsonl:1: no column text; columns here: txt"),
         ("1.parquet", b"PAR1 and no more", "1.parquet: not a Parquet file"),
-        ("1.json", b"[]", "1.json: a .json file is read as a whole, so it cannot be streamed"),
+        ("1.json", b"[]", "1.json: a .json file cannot be streamed; convert it to .jsonl"),
     ],
 )
 def test_the_beginning_of_each_file_is_looked_at_before_training(folder, name, content, message):
@@ -227,22 +227,22 @@ def test_the_beginning_of_each_file_is_looked_at_before_training(folder, name, c
 
 def test_texts_that_are_too_short_or_too_few_end_the_run(folder, stream):
     (folder / "short.txt").write_text("a\n" * 20)
-    with pytest.raises(InputError, match="share 1 of 1 holds no text of 3 sub-tokens"):
+    with pytest.raises(InputError, match="share 1 of 1 has no text of 3 or more tokens"):
         read(stream(folder / "short.txt"), 1)
     (folder / "two.txt").write_text("one text here\nand another one\n")
-    with pytest.raises(InputError, match="share 3 of 3 holds no text"):
+    with pytest.raises(InputError, match="share 3 of 3 has no text"):
         read(stream(folder / "two.txt", stream_shares=3), 3)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--streaming", "true"), "--streaming: give --max_steps"),
+        (("--streaming", "true"), "--streaming: the length of a stream is unknown; give --max_steps"),
         (("--streaming", "true", "--max_steps", "2", "--objective", "mlm+nsp"), "--objective mlm+nsp: pairs"),
-        (("--stream_shares", "2"), "--stream_shares: only with --streaming"),
-        (("--shuffle_buffer", "0"), "--shuffle_buffer must be at least 1"),
+        (("--stream_shares", "2"), "--stream_shares: needs --streaming true"),
+        (("--shuffle_buffer", "0"), "--shuffle_buffer 0: must be at least 1"),
         (("--batch_ramp_start", "2"), "--batch_ramp_start and --batch_ramp_steps: give both"),
-        (("--batch_ramp_start", "8", "--batch_ramp_steps", "3"), "needed: at least 1 (processes times accumulation)"),
+        (("--batch_ramp_start", "8", "--batch_ramp_steps", "3"), "must be at least 1 (processes times accumulation)"),
     ],
 )
 def test_wrong_arguments_are_told(folder, tiny, tmp_path, words, message):
@@ -265,7 +265,7 @@ def test_a_bad_line_far_in_loses_nothing(folder, tiny, tmp_path, capsys):
     whole = mlm.main(words)
     words[words.index("--output_dir") + 1] = str(tmp_path / "out")
     file.write_bytes(bad)
-    with pytest.raises(InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is whole; mend it"):
+    with pytest.raises(InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is whole; correct the texts"):
         mlm.main(words)
     file.write_bytes(good)
     again = mlm.main([*words, "--resume_from_checkpoint", "true"])

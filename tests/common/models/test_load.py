@@ -62,7 +62,7 @@ def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
         resolve_model("google-bert/bert-base-cased")
     text = str(error.value)
     assert text.startswith(
-        "google-bert/bert-base-cased: no folder here, not in the cache, and the Hugging Face hub cannot be reached"
+        "google-bert/bert-base-cased: no such folder, not in the cache, and the Hugging Face hub cannot be reached"
     )
     assert "local folder" in text
     assert DEFAULT_ENCODER in text
@@ -135,7 +135,7 @@ def test_a_model_whose_adapter_is_apart_comes_from_the_hub_whole(tiny, tmp_path,
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     resolve_model.cache_clear()
     assert resolve_model("me/tuned") == str(folder)
-    with pytest.raises(InputError, match="was trained by a method that cannot be merged"):
+    with pytest.raises(InputError, match="the adapter is not merged"):
         load("me/tuned")
     resolve_model.cache_clear()
 
@@ -145,8 +145,8 @@ def test_a_model_whose_adapter_is_apart_comes_from_the_hub_whole(tiny, tmp_path,
     [
         ("./nowhere", "no such folder"),
         ("a/b/c", "no such folder"),
-        ("bad name!", "neither a folder here nor a valid hub name"),
-        ("common", "no config.json in this folder"),
+        ("bad name!", "neither a folder nor a valid hub id"),
+        ("common", "not a checkpoint, because config.json is missing"),
     ],
 )
 def test_wrong_names(name, message):
@@ -185,7 +185,7 @@ def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(t
         capsys.readouterr()
         model = load(str(folder)).model
         kept = torch.equal(model.classifier.weight, made.classifier.weight)
-        told = "untrained weights, drawn by the seed: classifier.bias, classifier.weight" in capsys.readouterr().out
+        told = "new weights, initialised by the seed: classifier.bias, classifier.weight" in capsys.readouterr().out
         assert torch.equal(
             model.bert.encoder.layer[0].output.dense.weight, made.bert.encoder.layer[0].output.dense.weight
         )
@@ -202,7 +202,7 @@ def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(t
 
 
 def test_what_cannot_be_loaded_says_why(tiny, tmp_path):
-    with pytest.raises(InputError, match=r"--max_seq_length 500: .* reads 128 sub-tokens at most"):
+    with pytest.raises(InputError, match=r"--max_seq_length 500: .* reads at most 128 tokens"):
         load(tiny, max_length=500)
     with pytest.raises(InputError, match=r"--max_seq_length 0: must be at least 4"):
         load(tiny, max_length=0)
@@ -278,9 +278,7 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(tiny, tmp_path, monkeypa
     config |= {"model_type": "trap", "auto_map": {"AutoConfig": "trap.C", "AutoModelForTokenClassification": "trap.M"}}
     (tmp_path / "trap" / "config.json").write_text(json.dumps(config))
     (tmp_path / "trap" / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nC = M = None\n")
-    with pytest.raises(
-        InputError, match=r"needs code that its config\.json names \(auto_map\), and such code is never"
-    ):
+    with pytest.raises(InputError, match=r"config\.json names code \(auto_map\), which is never run"):
         load(str(tmp_path / "trap"))
     assert not (tmp_path / "ran").exists()
 
@@ -316,5 +314,5 @@ def test_lora_modules_that_do_not_exist_are_an_input_error(tiny):
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_lora_is_refused_where_it_could_not_be_merged(tiny, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"cannot be merged and saved under {name}"):
+    with pytest.raises(InputError, match=f"cannot be merged under {name}"):
         tune(load(tiny), TuningArguments(lora_r=4), TaskType.TOKEN_CLS)

@@ -52,7 +52,7 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     told = capsys.readouterr().out
     assert "1 of 3: bias, seed 1: test_f1 0." in told
     assert "2 of 3: plain, seed 1: test_f1 0." in told
-    assert "3 of 3: together, seed 1: --l2_sp: holds pretrained weights where they are" in told
+    assert "3 of 3: together, seed 1: --l2_sp: needs trained pretrained weights" in told
     bias, plain, together = rows
     scores = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[1])["scores"]
     assert plain["values"] == [scores["test_f1"]]
@@ -113,7 +113,7 @@ def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
     ending = compare.in_turn(jobs, 2)
     assert next(ending)[0] == "short"
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(RunStopped, match="SIGTERM; the same command goes on"):
+    with pytest.raises(RunStopped, match="SIGTERM; run the same command again to resume"):
         next(ending)
     assert [child.poll() for child in begun] == [0, 143]
     assert signal.getsignal(signal.SIGTERM) == before
@@ -156,7 +156,9 @@ def test_a_table_has_means_deviations_and_medians():
         "| vera | not for this model | | | | |",
     ]
     assert compare.score_of(records[0], "f1") == ("test_f1", 0.5)
-    with pytest.raises(InputError, match="--score accuracy: not among the scores of the recipe: eval_f1, test_f1"):
+    with pytest.raises(
+        InputError, match="--score accuracy: the recipe has no such score; choose one of eval_f1, test_f1"
+    ):
         compare.score_of(records[0], "accuracy")
 
 
@@ -198,20 +200,20 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
     ("arguments", "message"),
     [
         ([], "nothing to compare: give --methods or --settings"),
-        (["--methods", "full", "--seed", "3"], "--seed: a comparison sets it itself; seeds are given by --seeds"),
+        (["--methods", "full", "--seed", "3"], r"--seed: is set by the comparison; leave it out \(seeds: --seeds\)"),
         (["--settings", "none.yaml"], "--settings none.yaml"),
         (["--settings", "pyproject.toml"], "--settings pyproject.toml"),
-        (["--methods", "full", "--over", "max_train_samples"], "--over: give an argument and two values of it or more"),
-        (["--methods", "full", "--over", "seed", "1", "2"], "--over seed: a comparison sets it itself"),
+        (["--methods", "full", "--over", "max_train_samples"], "--over: give an argument and at least two values"),
+        (["--methods", "full", "--over", "seed", "1", "2"], "--over seed: is set by the comparison"),
         (["--methods", "full", "--over", "r_drop", "1", "2", "--steps", "1", "2", "3"], "--steps: give one number, or"),
         (["--methods", "full", "--steps", "0"], "--steps must be at least 1"),
-        (["--methods", "full", "--steps", "9", "--max_steps", "3"], "full: --max_steps: is set by --steps"),
-        (["--methods", "full", "--over", "r_drop", "1", "2", "--r_drop", "3"], "full: --r_drop: is set by --over"),
-        (["--methods", "full", "--at_once", "2", "--gpus", "2"], "--at_once must be at least 1, and is not for --gpus"),
+        (["--methods", "full", "--steps", "9", "--max_steps", "3"], "full: --max_steps: is also set by --steps"),
+        (["--methods", "full", "--over", "r_drop", "1", "2", "--r_drop", "3"], "full: --r_drop: is also set by --over"),
+        (["--methods", "full", "--at_once", "2", "--gpus", "2"], "--at_once: must be at least 1, and 1 with --gpus"),
     ],
 )
 def test_what_cannot_be_compared_is_told(arguments, message):
     with pytest.raises(InputError, match=message):
         compare.main(["ner", *arguments])
-    with pytest.raises(InputError, match="nothing: no such recipe here"):
+    with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
         compare.check_arguments("nothing", [[]])

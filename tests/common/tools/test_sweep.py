@@ -88,7 +88,7 @@ def test_a_sweep_that_was_killed_goes_on_in_the_middle_of_its_trial(command, tmp
 
 def test_a_trial_that_cannot_end_is_counted_and_left_out(command, tmp_path):
     (tmp_path / "space.yaml").write_text("learning_rate: {choices: [1e30], first: 1e30}\n")
-    with pytest.raises(InputError, match="no trial came to its end"):
+    with pytest.raises(InputError, match="no trial is complete"):
         sweep.main([*command, "--trials", "1"])
     (trial,) = study_in(tmp_path).trials
     assert trial.state == TrialState.FAIL
@@ -100,15 +100,15 @@ def test_a_trial_that_cannot_end_is_counted_and_left_out(command, tmp_path):
     [
         ("lerning_rate: {low: 1e-5, high: 1e-3}", "lerning_rate: unknown argument --lerning_rate.*learning_rate"),
         ("learning_rate: {low: 1e-3, high: 1e-5}", "learning_rate: low must be below high"),
-        ("learning_rate: {low: 0.0, high: 1e-5, log: true}", "above 0 where log is true"),
+        ("learning_rate: {low: 0.0, high: 1e-5, log: true}", "above 0 if log is true"),
         ("learning_rate: {low: a, high: b}", "low and high must be numbers, not a"),
-        ("learning_rate: {lowest: 1, high: 2}", "must hold low and high, or choices"),
+        ("learning_rate: {lowest: 1, high: 2}", "give low and high, or choices"),
         ("optim: {choices: sgd}", "choices must be a list"),
-        ("optim: {choices: [sgd], first: adamw}", "first is not in the space"),
+        ("optim: {choices: [sgd], first: adamw}", "first must lie in the space"),
         ("per_device_train_batch_size: {low: 0.5, high: 2.5}", "per_device_train_batch_size: .*invalid int value"),
         ("mixout: {low: 0.5, high: 1.5}", "--mixout 1.5: must be at least 0 and below 1"),
-        ("seed: {low: 1, high: 3}", "seed: is searched for, and given as --seed as well"),
-        ("", "must hold a line for each argument"),
+        ("seed: {low: 1, high: 3}", "seed: is in the space and also given as --seed"),
+        ("", "write a line for each argument"),
     ],
 )
 def test_a_space_that_does_not_fit_is_told(tmp_path, space, message):
@@ -122,8 +122,8 @@ def test_a_space_that_does_not_fit_is_told(tmp_path, space, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--eval_strategy", "no"], "--eval_strategy no: a sweep is decided by evaluations"),
-        (["--output_dir", "out"], "--output_dir: a sweep sets it itself"),
+        (["--eval_strategy", "no"], "--eval_strategy no: a sweep needs evaluations"),
+        (["--output_dir", "out"], "--output_dir: is set by the sweep"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_told(words, message):

@@ -150,13 +150,13 @@ def test_what_would_not_be_the_same_run_is_refused_or_named(files, damaged):
     assert "the run took 8 rows a step and would now take 16" in run.output
     run = resumed(files, damaged, seed=7)
     assert run.ends() == [2]
-    assert "--seed: the run has 42, so it cannot go on with 7" in run.output
+    assert "--seed: the run has 42 and cannot resume with 7; give --seed 42" in run.output
     run = resumed(files, damaged, max_train_samples=40)
     assert run.ends() == [2]
     assert "its run was on other data" in run.output
     run = resumed(files, damaged, train_sampling_strategy="group_by_length")
     assert run.ends() == [2]
-    assert "rows came in another order; give --train_sampling_strategy random" in run.output
+    assert "its run took rows in another order; give --train_sampling_strategy random" in run.output
     run = resumed(files, damaged, num_train_epochs=4)
     run.succeeds()
     assert "resuming with changed arguments" in run.output
@@ -210,7 +210,7 @@ def test_damage_is_seen_and_an_older_checkpoint_taken(files, finished, damaged):
     assert "checkpoint-99: the trainer state (trainer_state.json) is missing" in run.output
     assert "checkpoint-18: model.safetensors is damaged" in run.output
     assert "checkpoint-17: optimizer.pt is missing" in run.output
-    assert f"goes on from {damaged / 'checkpoint-16'}" in run.output
+    assert f"resuming from {damaged / 'checkpoint-16'}" in run.output
     assert (finished / "model.safetensors").read_bytes() == (damaged / "model.safetensors").read_bytes()
     assert (damaged / "checkpoint-99").exists()  # the user's files stay
     assert checkpoints.problem(damaged / "checkpoint-18") is None  # replaced by a new checkpoint
@@ -245,12 +245,12 @@ def test_a_checkpoint_without_manifest_needs_to_be_accepted(files, damaged):
         (checkpoint / "manifest.json").unlink()
     run = resumed(files, damaged)
     assert run.ends() == [2]
-    assert "no whole checkpoint to go on from; nothing was removed" in run.output
+    assert "no whole checkpoint; nothing was removed" in run.output
     assert "--accept_unverified_checkpoint" in run.output
     assert len(list(damaged.glob("checkpoint-*"))) >= 3
     run = resumed(files, damaged, accept_unverified_checkpoint=True)
     run.succeeds()
-    assert "taken unverified, as asked" in run.output
+    assert "used unverified (--accept_unverified_checkpoint)" in run.output
 
 
 def test_the_best_and_the_last_whole_checkpoint_are_kept(files, tmp_path):
@@ -320,7 +320,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_intact(files, tmp_path
         run = Job(words(files, disk / "out", save_total_limit=20), tmp_path / "log")
         assert run.ends() == [5]
         assert "bytes are needed" in run.output
-        assert "go on from checkpoint-" in run.output
+        assert "resume from checkpoint-" in run.output
         assert "Traceback" not in run.output
         assert not (disk / "out" / ".saving").exists()
         newest = checkpoints.newest_whole(disk / "out")
@@ -416,7 +416,7 @@ def test_a_signal_to_the_launcher_publishes_a_checkpoint(files, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     assert time.monotonic() - start < 15
-    assert "is whole; go on with it by" in log.read_text()
+    assert "is whole; resume with the same command" in log.read_text()
     assert checkpoints.problem(last_checkpoint(out)) is None
 
 
@@ -505,7 +505,7 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     settings |= {"auto_find_batch_size": True}
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", memory=memory)
     run.succeeds()
-    assert "out of memory with 8 rows at a time: takes 4, and 2 such batches a step" in run.output
+    assert "out of memory with 8 rows at a time: takes 4, and 2 batches a step" in run.output
     parts = next(n for n in (8, 4, 2) if f"takes {8 // n}, and" in run.output)
     settings |= {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
     Job(words(files, tmp_path / "parts", **settings), tmp_path / "log").succeeds()
@@ -521,7 +521,7 @@ def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(fil
     command = ["--model", str(tmp_path / "out"), "--input", texts, "--output", str(written), "--precision", "fp32"]
     run = Job(command, tmp_path / "log", memory=2**30, main=predict.main)
     assert run.ends() == [6]
-    assert "out of memory after 0 rows, with up to 4096 sub-tokens at a time; give a smaller --batch_t" in run.output
+    assert "out of memory after 0 rows, with up to 4096 tokens at a time; give a smaller --batch_t" in run.output
     assert not written.exists()
     Job([*command, "--batch_tokens", "256"], tmp_path / "log", memory=2**30, main=predict.main).succeeds()
     assert len(read_jsonl(written)) == 40

@@ -107,7 +107,7 @@ def see_no_other_process(argv: list[str]) -> dict[str, float]:
 def test_processes_that_would_train_apart_are_refused(arguments, tmp_path):
     job = Job(arguments, tmp_path / "log", processes=2, main=see_no_other_process)
     assert all(job.ends())
-    assert "2 processes were launched but each sees 1" in job.output
+    assert "WORLD_SIZE 2: each process sees 1" in job.output
     assert not (tmp_path / "out").exists()
 
 

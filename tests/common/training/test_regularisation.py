@@ -146,12 +146,12 @@ def test_dropout_is_set_everywhere_and_not_saved():
     bart = AutoModel.from_config(AutoConfig.for_model("bart", **SMALL | FAMILIES["bart"]))
     set_dropout(bart, 0.3)
     assert bart.encoder.dropout == bart.decoder.layers[0].activation_dropout == 0.3
-    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 is of attention too"):
+    with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 includes attention"):
         set_dropout(model, 0.3, 0.1)
     none = nn.Linear(2, 2)
     none.config = BertConfig()
     set_dropout(none, 0.0)
-    with pytest.raises(InputError, match="--dropout: a bert model has none"):
+    with pytest.raises(InputError, match="--dropout: a bert model has no dropout"):
         set_dropout(none, 0.3)
 
 
@@ -291,7 +291,7 @@ def test_a_model_that_hands_its_embeddings_no_gradient_is_told(tiny, tokenizer, 
             return forward(*args, **kwargs)
 
     trainer.model.bert.forward = without_gradient
-    with pytest.raises(InputError, match="hands no gradient to its embeddings"):
+    with pytest.raises(InputError, match="passes no gradient to its embeddings"):
         trainer.train()
 
 
@@ -383,7 +383,7 @@ def test_what_holds_pretrained_weights_is_refused_where_none_is_trained(tiny, to
         parameter.requires_grad_(False)
     for name in ("l2_sp", "mixout"):
         args = TrainingArguments(str(tmp_path / "other"), eval_strategy="no", speed="off", **{name: 0.5})
-        with pytest.raises(InputError, match=f"--{name}: holds pretrained weights where they are, and this run trains"):
+        with pytest.raises(InputError, match=f"--{name}: needs trained pretrained weights, and this run trains none"):
             Trainer(trainer.tuned, args, losses=label_losses)
 
 
@@ -461,7 +461,7 @@ def test_the_mean_is_evaluated_saved_and_picked(tiny, tokenizer, tmp_path, rows,
 def test_a_checkpoint_with_a_mean_is_not_taken_for_plain_weights(tiny, tokenizer, tmp_path, rows):
     saves = {"save_strategy": "steps", "save_steps": 2}
     make(tiny, tokenizer, tmp_path, rows, **saves, ema_decay=0.5).train()
-    with pytest.raises(InputError, match="of a run that averages its weights; give its --ema_decay or --swa_start"):
+    with pytest.raises(InputError, match="its run averages the weights; give its --ema_decay or --swa_start"):
         make(tiny, tokenizer, tmp_path, rows).train(str(tmp_path / "out" / "checkpoint-3"))
 
 
@@ -526,14 +526,14 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
     [
         ({"r_drop": 1.0, "adversarial": "fgm"}, "--r_drop and --adversarial exclude each other"),
         ({"r_drop": 1.0, "dropout": 0.0}, "--r_drop: without dropout the two passes are the same"),
-        ({"ema_decay": 0.9, "swa_start": 0.5}, "two ways to average the weights"),
+        ({"ema_decay": 0.9, "swa_start": 0.5}, "--ema_decay and --swa_start exclude each other"),
         ({"adversarial_epsilon": 0.5}, "--adversarial_epsilon: needs --adversarial fgm or freelb"),
         ({"adversarial": "fgm", "adversarial_steps": 2}, "--adversarial_steps: needs --adversarial freelb"),
         ({"adversarial": "freelb", "adversarial_step_size": 0.0}, "--adversarial_step_size 0.0: must be above 0"),
         ({"mixout": 1.0}, "--mixout 1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, "--dropout -0.1: must be at least 0"),
-        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be 0 or more"),
-        ({"swa_start": -1.0}, "--swa_start -1.0: a step, or below 1 a share"),
+        ({"l2_sp": -1.0}, "--l2_sp -1.0: must be at least 0"),
+        ({"swa_start": -1.0}, "--swa_start -1.0: must be at least 0; give a step, or below 1 a share"),
     ],
 )
 def test_what_makes_no_sense_is_told(tmp_path, arguments, message):
@@ -601,5 +601,5 @@ def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
 @pytest.mark.parametrize("name", ["mixout", "l2_sp"])
 def test_a_model_from_scratch_has_nothing_to_be_held_to(name, tiny, tmp_path):
     main = importlib.import_module("recipes.clm.train").main
-    with pytest.raises(InputError, match=f"--{name}: holds pretrained weights"):
+    with pytest.raises(InputError, match=f"--{name}: needs trained pretrained weights"):
         main([*recipe_words("clm", tiny, tmp_path), "--output_dir", str(tmp_path / "out"), f"--{name}", "0.1"])

@@ -158,7 +158,7 @@ def test_a_checkpoint_is_picked_by_the_sum_of_the_losses(tasks, tokenizer, tmp_p
 
 
 def test_what_does_not_fit_the_tasks_is_told(tasks, tokenizer, tmp_path):
-    with pytest.raises(InputError, match=r"losses: do not fit the tasks of train_dataset \(topic\)"):
+    with pytest.raises(InputError, match=r"losses: differ from the tasks of train_dataset \(topic\)"):
         Trainer(TwoHeads(0.0), arguments(tmp_path), train_dataset=tasks, losses={"tags": label_losses})
     encoder = BertModel(BertConfig(**SMALL, intermediate_size=32), add_pooling_layer=False)
     with pytest.raises(InputError, match=r"BertModel\.forward: takes no argument `task`"):
