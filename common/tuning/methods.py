@@ -36,7 +36,7 @@ class Method(NamedTuple):
     rate: float
 
 
-#: Each rate is measured on the sample of `ner` (common/README.md, "Learning rates"): the lowest rate with an F1 within
+#: Each rate is measured on the sample of `ner` (common/tools/RESULTS.md, "Learning rates"): the lowest rate with an F1 within
 #: 0.03 of the best F1 of the method.
 METHODS = {
     "full": Method("all weights", "plain", 1),
