@@ -88,7 +88,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def configure_allocator() -> None:
-    """Configure garbage collection, the oneDNN cache and glibc's malloc. `tests/benchmarks/NOTES.md` has the gains.
+    """Configure garbage collection, the oneDNN cache and glibc's malloc. `tests/benchmarks/LOG.md` has the gains.
 
     Call this once, after the imports and before any computation. Environment variables for the same settings
     (mallopt(3), https://uxlfoundation.github.io/oneDNN) take precedence.

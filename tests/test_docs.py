@@ -20,8 +20,11 @@ TARGETS = {
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "common" / "README.md",
+    ROOT / "common" / "tools" / "RESULTS.md",
     ROOT / "common" / "training" / "README.md",
     *(ROOT / "recipes").glob("*/README.md"),
+    *(ROOT / "recipes").glob("*/RESULTS.md"),
+    *(ROOT / "tests" / "benchmarks").glob("*.md"),
     *(ROOT / "common" / "launch").glob("*.yaml"),
 ]
 PROGRAMS = [
@@ -47,6 +50,7 @@ def commands() -> list[tuple[str, str]]:
         for line in text.splitlines():
             line = line.strip().removeprefix("# ").split("  #")[0].strip()
             line = re.sub(r"\$([A-Z]+)", lambda name, values=variables: values[name[1]], line)
+            line = re.sub(r"^([A-Z_]+=\w+ )+", "", line)  # variables of the environment
             if re.match(r"(make|python|torchrun|accelerate|cp) ", line):
                 found += [(str(path.relative_to(ROOT)), part) for part in line.split(" && ")]
     return found
@@ -108,10 +112,34 @@ def test_there_are_commands_to_check():
     assert files.count("recipes/ner/README.md") >= 4
 
 
+@pytest.mark.parametrize("readme", sorted((ROOT / "recipes").glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_a_recipe_readme_is_short_and_its_python_is_valid(readme):
+    text = readme.read_text(encoding="utf-8")
+    assert len(text.split()) <= 700
+    assert "](RESULTS.md)" in text
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(snippet)
+
+
+def test_long_documents_have_a_list_of_contents():
+    for path in [p for p in DOCUMENTS if p.suffix == ".md" and p != ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 100:
+            assert text.count("](#") >= 3, path
+            for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+                assert anchor in anchors(path), (path, anchor)
+
+
+def anchors(path) -> set[str]:
+    """Return the anchors of the headings of a Markdown file, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_each_recipe_is_whole():
     for recipe in RECIPES:
         folder = ROOT / "recipes" / recipe
-        for name in ("train.py", "predict.py", "README.md", "sweep.yaml"):
+        for name in ("train.py", "predict.py", "README.md", "RESULTS.md", "sweep.yaml"):
             assert (folder / name).is_file()
 
 
@@ -143,8 +171,10 @@ def test_readme_is_under_150_lines_and_links_hold():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
     for path in [p for p in DOCUMENTS if p.suffix == ".md"]:
-        for link in re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text(encoding="utf-8")):
+        for link, anchor in re.findall(r"\]\((?!http|#)([^)#]+)(#[^)]+)?\)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path}: {link}"
+            if anchor and path != ROOT / "README.md":
+                assert anchor[1:] in anchors(path.parent / link), f"{path}: {link}{anchor}"
 
 
 def test_common_never_imports_a_recipe_and_recipes_never_import_each_other():

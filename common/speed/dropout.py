@@ -1,6 +1,6 @@
 """Compute dropout from cheap random bits, on a CPU.
 
-The probability is that of torch, the random numbers are others. `tests/benchmarks/NOTES.md` has the gains.
+The probability is that of torch, the random numbers are others. `tests/benchmarks/LOG.md` has the gains.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Compute the layers of an encoder-decoder at the real tokens of a training batch only, on a CPU.
 
 Sources and targets of a row lie in corresponding bins (`common.speed.padding_free`). Results agree with the padded
-model to rounding. `tests/benchmarks/NOTES.md` has the gains.
+model to rounding. `tests/benchmarks/LOG.md` has the gains.
 """
 
 from collections.abc import Callable, Iterator

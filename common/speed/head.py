@@ -1,7 +1,7 @@
 """Compute the head of a model at selected positions only: a language model at its labels.
 
 An encoder without padding (`common.speed.padding_free`) computes its last layer at these positions only as well.
-`tests/benchmarks/NOTES.md` has the gains.
+`tests/benchmarks/LOG.md` has the gains.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """Compute the layers of a model at the real tokens of a batch only, on a CPU, with attention in bins.
 
-Results agree with the padded model to rounding. `tests/benchmarks/NOTES.md` has the gains.
+Results agree with the padded model to rounding. `tests/benchmarks/LOG.md` has the gains.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ PADDING_FREE = frozenset(
 BIN = 64
 #: scores that a head computes at a time; those of 12 heads, with gradients and dropout, fit into the cache
 SCORES_TOGETHER = 2**17
-#: up to this many tokens, attention in bfloat16 is faster in separate operations than by SDPA (`NOTES.md`)
+#: up to this many tokens, attention in bfloat16 is faster in separate operations than by SDPA (`LOG.md`)
 WRITTEN_OUT = 512
 #: up to this many tokens, the softmax is in float32: it costs little, and its gradient is not rounded
 EXACT = 128

@@ -36,8 +36,8 @@ class Method(NamedTuple):
     rate: float
 
 
-#: Each rate is measured on the sample of `ner` (common/README.md, "Learning rates"): the lowest rate with an F1 within
-#: 0.03 of the best F1 of the method.
+#: Each rate is measured on the sample of `ner` (common/tools/RESULTS.md, "Learning rates"): the lowest rate with an F1
+#: within 0.03 of the best F1 of the method.
 METHODS = {
     "full": Method("all weights", "plain", 1),
     "head": Method("the head", "plain", 100),
