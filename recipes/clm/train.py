@@ -38,7 +38,7 @@ SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # of a 
 @dataclass
 class ClmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 1e-3 for a new model, 1e-4 for full fine-tuning, 1e-3 for LoRA, ..."}
+        default=None, metadata={"help": "default: 1e-3 for a new model, 1e-4 for full fine-tuning, 2e-3 for LoRA, ..."}
     )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "rows in a batch on each device"})
     num_train_epochs: float | None = field(

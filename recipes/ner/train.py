@@ -43,7 +43,7 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 @dataclass
 class NerTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 for full fine-tuning, 2e-3 for LoRA, ... if not given"}
+        default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})

@@ -40,7 +40,7 @@ HEADLINE = ("exact_match", "f1", "HasAns_f1", "NoAns_f1")
 @dataclass
 class QaTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
-        default=None, metadata={"help": "2e-4 for full fine-tuning, 2e-3 for LoRA, ... if not given"}
+        default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     warmup_steps: float = field(default=0.1, metadata={"help": "number of steps, or below 1 the share of all steps"})

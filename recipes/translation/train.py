@@ -39,7 +39,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     lower_is_better = ("hit_max_length",)
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 5e-4 for LoRA, ..."}
+        default=None, metadata={"help": "default: 1e-3 from scratch (base: 7e-4), 5e-5 pretrained, 1e-3 for LoRA, ..."}
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(default=1024, metadata={"help": "tokens in a batch, with padding; 0: count rows"})
