@@ -22,6 +22,7 @@ print(sizes[-1] - sizes[20])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+@pytest.mark.soak
 def test_batches_of_many_lengths_do_not_fill_the_memory():
     """oneDNN's default capacity takes 700 to 800 MiB for these 400 shapes on a CPU with native bfloat16."""
     theirs = {
@@ -46,6 +47,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(os.confstr_names.get("CS_GNU_LIBC_VERSION") is None, reason="the allocator is glibc's")
+@pytest.mark.soak
 def test_large_blocks_are_not_taken_from_the_kernel_again_and_again():
     """Count page faults; a new block of 46 MiB costs 11,719 of them."""
     assert int(run("-c", LARGE_BLOCKS).stdout) < 1_000

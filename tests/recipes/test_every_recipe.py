@@ -122,6 +122,7 @@ def test_it_is_documented(recipe, script):
     assert "    make predict " in module(recipe, "predict").__doc__
 
 
+@pytest.mark.soak
 def test_a_copied_recipe_passes_with_no_edit_to_a_test(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("common", "recipes", "tests"):

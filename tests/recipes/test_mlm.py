@@ -517,7 +517,7 @@ def test_segments_are_next_random_or_exchanged(objective):
     assert list(segments(texts, 40, objective)) == list(segments(texts, 40, objective))
 
 
-@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
+@pytest.mark.parametrize("objective", ["mlm+nsp", pytest.param("mlm+sop", marks=pytest.mark.soak)])
 def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer, objective, monkeypatch):
     monkeypatch.setattr("common.training.evaluation.EVALUATED_TOGETHER", 64)  # several parts
     few = PARAGRAPHS[:8]
@@ -534,6 +534,7 @@ def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer
     assert predict.main(["--model", str(out), "--input", file, "--output", str(tmp_path / "o.jsonl")]) == 1
 
 
+@pytest.mark.soak
 def test_pairs_accumulated_and_on_two_processes_take_the_same_steps(start, tiny, tmp_path):
     texts = {"train": PARAGRAPHS[:40], "validation": PARAGRAPHS[40:]}
     more = ["--objective", "mlm+nsp", "--optim", "sgd", "--learning_rate", "0.1"]
@@ -689,6 +690,7 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(tiny, tmp_path, caps
     assert refused > 60 // every
 
 
+@pytest.mark.soak
 def test_the_documentation_of_python_is_split_by_module():
     data = python_documentation()
     names = {split: set(rows["id"]) for split, rows in data.items()}

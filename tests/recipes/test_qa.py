@@ -516,7 +516,7 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_pat
 # Complete runs
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["full", "lora"])
 def test_training_overfits_and_predict_gives_the_scores_of_the_report(start, rows, tmp_path, lora, capsys):
     few = rows["train"][:16]
     adapted = ("--lora_r", "16", "--lora_dropout", "0", "--lora_target_modules", "query", "value", "dense")

@@ -350,7 +350,7 @@ def test_an_extractive_run_leaves_its_results_and_predict_gives_the_same_by_its_
     assert 0 < compared["test_compared_p"] <= 1
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_extraction_overfits_to_the_oracle(picking, tmp_path, lora):
     few = [
         {"document": " ".join(units(row["document"])[:5]), "summary": units(row["document"])[n % 5]}

@@ -679,7 +679,11 @@ def test_predictions_of_another_run_are_compared(arguments, tmp_path):
     assert 0 < metrics["test_compared_p"] <= 1
     assert metrics["test_compared_bleu"] == pytest.approx(results(tmp_path / "out")["test_bleu"])
     rows = read_jsonl(Path(other))
-    others = (rows[1:], "has 19 rows"), ([{"a": 1}], ":1: needs `target`"), (rows[::-1], ":1: is of another")
+    others = (
+        (rows[1:], "has 19 rows"),
+        ([{"a": 1}], ":1: lacks `target` or `predicted`"),
+        (rows[::-1], ":1: belongs to another"),
+    )
     for bad, message in others:
         file = write_jsonl(tmp_path / "other.jsonl", bad)
         with pytest.raises(InputError, match=message):
@@ -704,7 +708,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(arguments):
-    with pytest.raises(RunStopped, match="not a finite number; its rows"):
+    with pytest.raises(RunStopped, match="not a finite number; rows of"):
         train.main([*arguments, "--learning_rate", "1e30", "--max_grad_norm", "0", "--optim", "sgd"])
 
 

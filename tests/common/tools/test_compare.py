@@ -73,6 +73,7 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.soak
 def test_a_method_by_number_of_rows_two_runs_at_once(no_epochs, tmp_path, capsys):
     over = ["--over", "max_train_samples", "8", "all", "--steps", "10", "20", "--at_once", "2", "--seeds", "1"]
     command = ["ner", "--methods", "bias", "--folder", str(tmp_path / "out"), *over, *no_epochs]
@@ -162,6 +163,7 @@ def test_a_table_has_means_deviations_and_medians():
         compare.score_of(records[0], "accuracy")
 
 
+@pytest.mark.soak
 def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs, tmp_path):
     settings = written(tmp_path, "too fast: --learning_rate 1e30 --warmup_steps 0\n")
     command = ["ner", *settings, "--steps", "4", "--eval_steps", "1", "--save_steps", "1", *no_epochs]
@@ -187,6 +189,7 @@ def test_processes_are_launched_as_by_the_makefile():
     assert compare.launcher(4)[2:] == ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "4", "-m"]
 
 
+@pytest.mark.soak
 def test_the_file_of_regularisers_is_of_arguments_that_go_together():
     asked = compare.configurations([], "common/tools/regularisers.yaml", [])
     assert len(asked) > 8

@@ -88,7 +88,7 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, settings):
 @pytest.mark.parametrize(
     "more",
     [
-        {"dataloader_num_workers": 2},
+        pytest.param({"dataloader_num_workers": 2}, marks=pytest.mark.soak),
         {"masking": "span", "pack": False, "train_sampling_strategy": "group_by_length"},
     ],
     ids=["packed-workers", "one-a-row"],
@@ -104,7 +104,7 @@ def test_masks_drawn_by_row_resume_exactly(files, tmp_path, more):
     assert (tmp_path / "whole" / "fill_ins.jsonl").read_bytes() == (tmp_path / "out" / "fill_ins.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("recipe", [mlm, clm])
+@pytest.mark.parametrize("recipe", [mlm, pytest.param(clm, marks=pytest.mark.soak)])
 def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, recipe):
     settings = {"tokenizer_train": "bpe", "vocab_size": 400, "model_size": "tiny", "dropout": 0.1}
     settings |= {"max_seq_length": 32, "save_total_limit": 20, "metric_for_best_model": "loss"}
@@ -409,6 +409,7 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+@pytest.mark.soak
 def test_a_signal_to_the_launcher_publishes_a_checkpoint(files, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log.txt"
     process = launched(files, out, log, save_steps=5, eval_steps=5)
@@ -491,6 +492,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(files, 
 # 7. Out of memory
 
 
+@pytest.mark.soak
 def test_out_of_memory_halves_the_batch_and_begins_again_with_the_same_steps(files, tmp_path):
     third = list(TrainingBatches([1] * 48, 8, 1, 1, 0, 42, by_length=False))[2]
     sizes = [110 if row in third else 3 for row in range(48)]  # two steps fit into memory, the third does not

@@ -72,6 +72,7 @@ def same(two: dict, one: dict) -> None:
     assert {k: two["scores"][k] for k in counts} == counts
 
 
+@pytest.mark.soak
 def test_torchrun_gives_what_one_process_gives(two_and_one):
     same(*two_and_one(TORCHRUN))
 
@@ -111,6 +112,7 @@ def test_processes_that_would_train_apart_are_refused(arguments, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.soak
 def test_accelerate_launch_with_one_process(arguments, tmp_path):
     done = run("-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "recipes.ner.train", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
