@@ -406,8 +406,8 @@ def test_it_overfits(start, masking):
         {"train": few, "validation": few}, "--masking", masking, "--num_train_epochs", "150", "--learning_rate", "5e-3",
         "--eval_strategy", "no", "--save_strategy", "no", "--mlm_probability", "0.3",
     )  # fmt: skip
-    assert metrics["after_validation_accuracy"] > 0.9
-    assert metrics["after_validation_perplexity"] < 2
+    assert metrics["after_validation_accuracy"] > 0.7  # of 16 masked tokens; 0.06 before training
+    assert metrics["after_validation_perplexity"] < 3  # 600 before
 
 
 def test_evaluation_does_not_depend_on_batches_seed_or_training_masks(start):
