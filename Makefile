@@ -1,6 +1,10 @@
 # Every recipes/NAME/train.py is the target NAME, and every recipes/NAME/train_MORE.py the target NAME-MORE.
 RECIPES := $(sort $(patsubst recipes/%/train.py,%,$(wildcard recipes/*/train.py)) \
 	$(subst /train_,-,$(patsubst recipes/%.py,%,$(wildcard recipes/*/train_*.py))))
+# a pipe fails with its first command: the set-up shows pip's lines through sed
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,7 +26,7 @@ endif
 
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\""
-	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed 's/-/\/train_/; t; s/$$/\/train/').py)"; done
+	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
 	@echo "Commands:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -56,7 +60,7 @@ test: $(INSTALLED) ## run all tests
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; a quarter of an hour
 	$(BIN)/python -m tests.soak $(ARGS)
-	$(BIN)/python -m pytest -q --soak
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --soak
 
 bench: $(INSTALLED) ## measure speed and memory against the stock Trainer, an hour; RECIPE=ner: one recipe; ARGS=--scaling: by size
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)
