@@ -32,7 +32,7 @@ help: ## list the targets
 
 predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
 	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the file to read, and OUTPUT=, the file to write))
-	$(BIN)/python -m recipes.$(RECIPE).predict --model $(MODEL) --input $(INPUT) --output $(OUTPUT) $(ARGS)
+	$(BIN)/python -m recipes.$(RECIPE).predict --model "$(MODEL)" --input "$(INPUT)" --output "$(OUTPUT)" $(ARGS)
 
 compare: $(INSTALLED) ## compare tuning methods or settings: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
 	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \

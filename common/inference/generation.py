@@ -60,6 +60,7 @@ class Generator:
         beams: int | None = None,
         length_penalty: float | None = None,
         prefix: str = "",
+        speed: str = "auto",
     ):
         path = resolve_model(model)
         self.prefix = prefix
@@ -74,7 +75,7 @@ class Generator:
         # each beam of each text has a score for each token of the vocabulary
         self.rows = max(1, SCORES_OF_STEP // (self.beams * self.vocabulary))
         penalty = search.length_penalty if length_penalty is None else length_penalty
-        self.search = {"num_beams": self.beams}
+        self.search = {"num_beams": self.beams} | ({} if speed == "off" else {"custom_generate": shrinking_search})
         if self.beams > 1:
             self.search |= {"length_penalty": 1.0 if penalty is None else penalty, "early_stopping": False}
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
@@ -109,7 +110,6 @@ class Generator:
                     input_ids=ids,
                     attention_mask=mask,
                     num_return_sequences=n_best,
-                    custom_generate=shrinking_search,
                     **self.search,
                     **_encoder_outputs(encoded),
                 )

@@ -104,6 +104,8 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if self._read(self.folder) is not None:  # restores a checkpoint whose replacement was interrupted
+                checkpoints.clear_staging(self.folder)
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
         checkpoint = self._checkpoint(args)
@@ -167,20 +169,28 @@ class Run:
                 "--overwrite, or choose another --output_dir"
             )
         self._keeps = not args.overwrite and before["finished"] is not None
-        if self._keeps and self._previous.exists() and self._read(self._previous) is None:
-            raise InputError(
-                f"{self._previous}: the finished run would move here, but no run wrote this folder; rename it, or "
-                "give --overwrite to remove the finished run"
-            )
+        if self._previous.is_symlink() and self._keeps:
+            raise InputError(f"{self._previous}: is a link, and the finished run would move here; rename it")
+        if self._keeps and self._previous.exists() and any(self._previous.iterdir()):
+            kept = self._read(self._previous)
+            name = kept and Path(kept["arguments"]["output_dir"]).name
+            if kept is None or kept["finished"] is None or name != self.folder.resolve().name:
+                raise InputError(
+                    f"{self._previous}: the finished run would move here, but this folder is not its previous run; "
+                    "rename it, or give --overwrite to remove the finished run"
+                )
         model = self.record["arguments"]["model_name_or_path"]  # None for a new model
-        for name, path in (("model_name_or_path", model), ("resume_from_checkpoint", checkpoint)):
+        read = [("model_name_or_path", model), ("resume_from_checkpoint", checkpoint)]
+        read += [(argument, file["file"]) for argument, file in self.record["data"].items()]
+        for name, path in read:
             for folder in [self.folder.resolve(), *([self._previous] if self._keeps else [])]:
-                if path and Path(path).is_dir() and Path(path).resolve().is_relative_to(folder):
+                if path and Path(path).exists() and Path(path).resolve().is_relative_to(folder):
                     raise InputError(
                         f"{where}: --{name} {path} would be replaced by this run; choose another --output_dir"
                     )
         if self._keeps:
-            tell(f"{self.folder}: the finished run moves to {self._previous.name} when training begins")
+            instead = " in place of the run there" if (self._previous / RECORD).exists() else ""
+            tell(f"{self.folder}: the finished run moves to {self._previous.name}{instead} when training begins")
         else:
             tell(f"{self.folder}: the run there is removed when training begins")
 
@@ -193,7 +203,7 @@ class Run:
             if self._replaced is not None:
                 if self._keeps:
                     self._keep_aside(self._replaced)
-                _remove(self.folder, self._replaced)
+                _remove(self.folder, self._replaced)  # `save` replaces the record
             # beside a finished run all other files are of the user; a stopped run may have files missing in its record
             known = self.checkpoint is None and (self._replaced is None or self._replaced["finished"] is not None)
             self._initial_files = {name: None if known else time for name, time in _files(self.folder).items()}
@@ -205,7 +215,8 @@ class Run:
         if kept is not None and kept != record:  # equal if the process was killed while it moved this run
             _remove(self._previous, kept)
         self._previous.mkdir(exist_ok=True)
-        shutil.copy(self.folder / RECORD, self._previous)
+        shutil.copy(self.folder / RECORD, self._previous / f"{RECORD}.new")
+        (self._previous / f"{RECORD}.new").replace(self._previous / RECORD)
         for name in _written(self.folder, record):
             (self._previous / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(self.folder / name, self._previous / name)
@@ -372,9 +383,9 @@ def _written(folder: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _remove(folder: Path, record: dict[str, Any]) -> None:
-    """Remove the files of a run from a folder. The record goes last, because a killed removal must resume from it."""
+    """Remove the files of a run from a folder. Its record stays until another one replaces it."""
     shutil.rmtree(folder / checkpoints.STAGING, ignore_errors=True)
-    for name in [*_written(folder, record), RECORD]:
+    for name in _written(folder, record):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     parents = {folder / parent for name in record["files"] for parent in Path(name).parents} - {folder}

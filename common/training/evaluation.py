@@ -23,6 +23,7 @@ from common.data.workers import spare_workers
 from common.hardware import reraise_out_of_memory
 from common.training.interrupts import HOW_TO_RESUME, reraise_lost_ranks
 from common.training.order import LengthSortedSampler, in_dataset_order, row_parts
+from common.training.resume import early_stopping
 
 #: tokens that a CPU evaluates at a time
 EVALUATED_TOGETHER = 4096
@@ -55,13 +56,14 @@ class RowEvaluation(transformers.Trainer):
         loader.full_dataset = test_dataset
         return loader
 
-    def evaluate(self, eval_dataset=None, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Evaluate one data set, or several by name. `eval_loss` of several tasks is the sum of their losses."""
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = self.eval_dataset if eval_dataset is None else eval_dataset
-        prefix = kwargs.get("metric_key_prefix", "eval")
         if self.by_task and isinstance(several, dict):
-            metrics[f"{prefix}_loss"] = sum(metrics[f"{prefix}_{name}_loss"] for name in several)
+            metrics[f"{metric_key_prefix}_loss"] = sum(metrics[f"{metric_key_prefix}_{name}_loss"] for name in several)
+            for callback in early_stopping(self) if self.is_in_train else []:  # the parent gives it one task at a time
+                callback.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def evaluation_loop(self, dataloader: DataLoader, *args, **kwargs) -> EvalLoopOutput:
@@ -98,6 +100,8 @@ class RowEvaluation(transformers.Trainer):
         labels = self.labels_of(dict(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             _, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+        if not labels and len(self.losses) > 1 and not self.by_task:
+            return {name: (self._reduce(name, self.logits_of(outputs, name), None),) for name in self.losses}, None
         if not labels:
             name = inputs["task"] if self.by_task else next(iter(self.losses))
             return (self._reduce(name, self.logits_of(outputs, name), None),), None
@@ -118,7 +122,7 @@ class RowEvaluation(transformers.Trainer):
         """Return predictions, labels and mean loss from the batches of `prediction_step`, in data set order."""
         if isinstance(predictions[0], dict):
             each = [
-                self.rows_of([batch[name] for batch in predictions], [batch[name] for batch in labels])
+                self.rows_of([batch[name] for batch in predictions], labels and [batch[name] for batch in labels])
                 for name in predictions[0]
             ]
             return tuple(dict(zip(predictions[0], values, strict=True)) for values in zip(*each, strict=True))

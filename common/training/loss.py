@@ -98,7 +98,13 @@ class MeanLoss(transformers.Trainer):
         parts = {}
         for name, values in labels.items():
             logits = self.logits_of(outputs, name)
-            total, real = self.losses[name](logits, values, self.args.label_smoothing_factor).sum(), values != -100
+            losses, real = self.losses[name](logits, values, self.args.label_smoothing_factor), values != -100
+            if losses.dim() == 0:
+                raise InputError(
+                    f"losses: the function of {name} returns one number for the batch; return the loss of each label, "
+                    f"in the shape of its labels {tuple(values.shape)}, and 0 where the label is -100"
+                )
+            total = losses.sum()
             if is_adalora(model) and training and not parts:
                 total = total + orthogonality(model) * real.sum()  # its sum over batches counts once a step
             if self.args.r_drop and training:  # the batch holds each label twice

@@ -5,13 +5,16 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed
 import transformers
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from common.training import checkpoints
@@ -121,6 +124,23 @@ class WholeCheckpoints(transformers.Trainer):
         state = [t for values in self.optimizer.state.values() for t in values.values()] if self.optimizer else []
         return sum(t.nbytes for t in [*self.model.state_dict().values(), *state] if isinstance(t, Tensor))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # upstream: `save_model` calls it, under FSDP and DeepSpeed with the gathered state; writes model and tokenizer
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(model, PreTrainedModel | PeftModel):
+            state = model.state_dict() if state_dict is None else state_dict
+            first = {
+                value.data_ptr(): name for name, value in reversed(state.items())
+            }  # safetensors: one name a memory
+            state_dict = {n: v for n, v in state.items() if not v.numel() or first[v.data_ptr()] == n}
+        elif Path(output_dir or "").parent.name == checkpoints.STAGING and isinstance(model, PreTrainedModel):
+            # resume needs the names of `state_dict`; `save_pretrained` renames those of some models, such as Mixtral
+            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            vars(model).pop("save_pretrained", None)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as the parent does, readable by all users and without a pickle.
 
@@ -138,7 +158,8 @@ class WholeCheckpoints(transformers.Trainer):
         with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
             super().save_model(str(folder), _internal_call=True)
         if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; run.json holds the arguments
+            # a pickle; run.json holds the arguments. FSDP with sharded states does not write it
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             umask = os.umask(0)
             os.umask(umask)
             for file in folder.rglob("*.safetensors"):

@@ -255,7 +255,10 @@ class Seq2SeqTrainer(Trainer):
                 elif self._begins == "first":
                     arguments["logits_processor"] = LogitsProcessorList([BeginWith(labels[:, 0])])
                 search = GREEDY if self.is_in_train else {}
-                arguments |= {"synced_gpus": True} if shared else {"custom_generate": shrinking_search}
+                if shared:
+                    arguments["synced_gpus"] = True
+                elif self.args.speed != "off":
+                    arguments["custom_generate"] = shrinking_search
                 return None, (plain.generate(**arguments, **search),), labels
         smoothing = self.args.label_smoothing_factor
         with torch.no_grad(), self.compute_loss_context_manager(), self.speed.at_labels(labels, smoothing):

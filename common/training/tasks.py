@@ -88,6 +88,8 @@ class TaskCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         task = rows[0]["task"]
+        if others := sorted({row["task"] for row in rows} - {task}):
+            raise InputError(f"task: one batch has rows of {task} and {others[0]}; evaluate or predict each task apart")
         collator = self.collators[task] if isinstance(self.collators, dict) else self.collators
         return {**collator([{k: v for k, v in row.items() if k != "task"} for row in rows]), "task": task}
 
@@ -100,7 +102,7 @@ class SeveralTasks(transformers.Trainer):
     task too; any other evaluation set needs a column `task`.
     """
 
-    def take_tasks(self, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
+    def take_tasks(self, args, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
         """Return the arguments of the parent that replace dictionaries by task; empty without tasks."""
         if not isinstance(train_dataset, dict):
             return {}
@@ -111,6 +113,12 @@ class SeveralTasks(transformers.Trainer):
             names = ", ".join(sorted(unmatched))
             raise InputError(f"losses: differ from the tasks of train_dataset ({names}); give one for each task")
         self.by_task = True
+        least = args.gradient_accumulation_steps * args.world_size
+        if few := [name for name, rows in train_dataset.items() if len(rows) < least]:
+            raise InputError(
+                f"train_dataset[{few[0]!r}]: has {len(train_dataset[few[0]])} rows, and a step takes one on each of "
+                f"{least} (accumulation x processes); give more rows, or a smaller --gradient_accumulation_steps"
+            )
         if isinstance(eval_dataset, dict):
             eval_dataset = {n: rows.add_column("task", [n] * len(rows)) for n, rows in eval_dataset.items()}
         collator = TaskCollator(data_collator)

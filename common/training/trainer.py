@@ -81,7 +81,7 @@ class Trainer(
         self.speed = apply(self.tuned, args)
         if isinstance(model, TunedModel):
             kwargs.setdefault("processing_class", model.tokenizer)
-        kwargs |= self.take_tasks(**kwargs)
+        kwargs |= self.take_tasks(args, **kwargs)
         config = transformer_of(self.tuned.model).config
         drops = any(getattr(config, name, None) for name in LAYER_DROPS)
         if drops or is_gradual(self.tuned) or self.by_task:  # else a process waits for gradients that a step lacks

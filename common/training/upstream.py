@@ -64,6 +64,12 @@ OVERRIDES = {
         "`on_save` comes after the files have been written in place",
         "a9111e30faa9933986e022e56b5af81fd990356db64d727b4c320c852283bf3b",
     ),
+    "_save": Override(
+        "saving",
+        "a checkpoint has the names of `state_dict`; a module of one's own may have tied weights",
+        "`save_model` passes no option to `save_pretrained`, and safetensors refuses tensors that share memory",
+        "b136889e8792837686efc159b5297c5cc60d68d75102d0b0c643c136c57223ce",
+    ),
     "_load_from_checkpoint": Override(
         "resume",
         "all weights come from the checkpoint; no code is run",

@@ -48,8 +48,8 @@ ARGUMENTS = (ClmPredictArguments,)
 class Completion(Predictor):
     """Load a saved model and complete prompts with `self.complete`."""
 
-    def __init__(self, model: str, batch_tokens: int = 4096):
-        super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32")
+    def __init__(self, model: str, batch_tokens: int = 4096, speed: str = "auto"):
+        super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32", speed)
         self.complete = Completer(self.model, self.tokenizer, self.max_length)
         self.rows = max(1, batch_tokens // self.max_length)
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     check_file(args.input, check_row, args.max_chars)
     set_seed(args.seed)
-    model = Completion(args.model, args.batch_tokens)
+    model = Completion(args.model, args.batch_tokens, args.speed)
     return predict_file(args, lambda rows: with_completions(rows, model, args))
 
 

@@ -23,7 +23,8 @@ def start_as_identity(loaded: LoadedModel) -> None:
         if square and f"{name}.weight" in new:
             with torch.no_grad():
                 nn.init.eye_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:  # ModernBERT has none
+                    nn.init.zeros_(module.bias)
     decoder = model.get_output_embeddings()
     tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
     decoder_kind = "tied to the embeddings" if tied else "untied, as in this architecture"

@@ -44,8 +44,8 @@ ARGUMENTS = (MlmPredictArguments,)
 class FillMask(Predictor):
     """Fill masks with a saved model. `batch_tokens` limits the tokens of a batch, padding included."""
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
-        super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision)
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
+        super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision, speed)
         self.fill = Filler(self.model, self.tokenizer, self.speed, self.max_length)
 
     def __call__(self, texts: list[str], top: int) -> list[list[list[dict]]]:
@@ -75,7 +75,7 @@ def with_fills(rows: list[Row], model: FillMask, top: int) -> Iterator[Row]:
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     check_file(args.input, check_row, args.max_chars)
-    model = FillMask(args.model, args.batch_tokens, args.precision)
+    model = FillMask(args.model, args.batch_tokens, args.precision, args.speed)
     return predict_file(args, lambda rows: with_fills(rows, model, args.top))
 
 

@@ -42,8 +42,10 @@ class Tagger(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
-        super().__init__(AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision)
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
+        super().__init__(
+            AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed
+        )
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
 
     def __call__(self, sentences: list[list[str]]) -> list[tuple[list[str], list[float]]]:
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     read = partial(read_file, readers=SENTENCES)
     check_file(args.input, check_row, args.max_chars, read)
-    tagger = Tagger(args.model, args.batch_tokens, args.precision)
+    tagger = Tagger(args.model, args.batch_tokens, args.precision, args.speed)
     return predict_file(args, lambda rows: with_entities(rows, tagger), read)
 
 

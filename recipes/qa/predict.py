@@ -52,8 +52,8 @@ class Reader(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
-        super().__init__(AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision)
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
+        super().__init__(AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision, speed)
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         self.max_question_length = getattr(self.config, "max_question_length", self.max_length // 4)
         self.max_answer_length = getattr(self.config, "max_answer_length", 30)
@@ -121,7 +121,7 @@ def with_answers(rows: list[Row], reader: Reader, n_best: int = 0) -> Iterator[R
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     check_file(args.input, check_row, args.max_chars, read=read_squad)
-    reader = Reader(args.model, args.batch_tokens, args.precision)
+    reader = Reader(args.model, args.batch_tokens, args.precision, args.speed)
     return predict_file(args, lambda rows: with_answers(rows, reader, args.n_best), read=read_squad)
 
 

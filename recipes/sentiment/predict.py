@@ -43,9 +43,9 @@ class Classifier(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto"):
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
         super().__init__(
-            AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision
+            AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision, speed
         )
         self.keep = getattr(self.config, "keep", "head")
         self.multi_label = self.config.problem_type == "multi_label_classification"
@@ -89,7 +89,7 @@ def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     check_file(args.input, check_row, args.max_chars)
-    classifier = Classifier(args.model, args.batch_tokens, args.precision)
+    classifier = Classifier(args.model, args.batch_tokens, args.precision, args.speed)
     return predict_file(args, lambda rows: with_labels(rows, classifier, args.all_probabilities))
 
 

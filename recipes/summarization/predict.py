@@ -69,8 +69,8 @@ ARGUMENTS = (SummarizationPredictArguments,)
 class Extractor(Predictor):
     """Load a saved extractive model; `sentences` overrides the saved number of sentences."""
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", sentences: int | None = None):
-        super().__init__(AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision)
+    def __init__(self, model: str, *args, sentences: int | None = None, **kwargs):
+        super().__init__(AutoModelForTokenClassification, "ForTokenClassification", model, *args, **kwargs)
         self.sentences = sentences or self.config.summarization["sentences"]
         self.max_length = self.config.max_source_length
 
@@ -207,7 +207,7 @@ def with_summaries(rows: list[Row], model: Extractor | Writer, column: str, n_be
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     settings = getattr(load_config(resolve_model(args.model)), "summarization", None) or {}
-    options = {"batch_tokens": args.batch_tokens, "precision": args.precision}
+    options = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
     if settings.get("method") == "extractive":
         if args.n_best or args.num_beams is not None or args.length_penalty is not None or args.long == "join":
             raise InputError(

@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     search = args.num_beams, args.length_penalty
-    translator = Translator(args.model, args.batch_tokens, args.precision, *search, **languages)
+    translator = Translator(args.model, args.batch_tokens, args.precision, *search, speed=args.speed, **languages)
     translator.check_n_best(args.n_best)
     check_file(args.input, lambda row: check_row(row, translator.direction.source_lang), args.max_chars)
     return predict_file(args, lambda rows: with_translations(rows, translator, args.n_best))

@@ -102,10 +102,45 @@ def test_a_folder_of_others_is_not_taken_for_the_previous_run(arguments, tmp_pat
     train.main(arguments)
     (tmp_path / "out.previous").mkdir()
     (tmp_path / "out.previous" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"out\.previous: the finished run would move here, but no run wrote"):
+    with pytest.raises(InputError, match=r"out\.previous: the finished run would move here, but this folder"):
         train.main(arguments)
     train.main([*arguments, "--overwrite"])
     assert (tmp_path / "out.previous" / "thesis.txt").read_text() == "mine"
+
+
+def test_another_run_is_not_taken_for_the_previous_run(arguments, tmp_path):
+    train.main(arguments)
+    train.main([*arguments, "--output_dir", str(tmp_path / "out.previous")])
+    before = files_in(tmp_path / "out.previous")
+    with pytest.raises(InputError, match=r"out\.previous: the finished run would move here, but this folder"):
+        train.main(arguments)
+    assert files_in(tmp_path / "out.previous") == before
+
+
+def test_a_link_is_not_taken_for_the_previous_run(arguments, tmp_path):
+    train.main(arguments)
+    (tmp_path / "out.previous").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"out\.previous: is a link, and the finished run would move here; rename it"):
+        train.main(arguments)
+
+
+def test_a_training_file_in_the_replaced_run_is_refused(arguments, tmp_path):
+    train.main(arguments)
+    rows = tmp_path / "out" / "predictions_test.jsonl"
+    rows.write_text(Path(arguments[arguments.index("--train_file") + 1]).read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"--train_file .*predictions_test\.jsonl would be replaced by this run"):
+        train.main([*arguments, "--train_file", str(rows), "--overwrite"])
+    assert rows.exists()
+
+
+def test_a_checkpoint_whose_replacement_was_interrupted_is_found(arguments, tmp_path):
+    out = tmp_path / "out"
+    train.main([*arguments, "--save_min_seconds", "0"])
+    newest = checkpoints.in_order(out)[-1]
+    (out / checkpoints.STAGING).mkdir()
+    newest.rename(out / checkpoints.STAGING / f"{newest.name}.replaced")
+    train.main([*arguments, "--resume_from_checkpoint", "true"])
+    assert newest.is_dir()
 
 
 def test_a_record_names_no_files_outside_its_folder(arguments, tmp_path):

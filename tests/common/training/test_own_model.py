@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertModel, DataCollatorWithPadding
+from transformers import (
+    BertConfig,
+    BertModel,
+    DataCollatorWithPadding,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+)
 
 from common.args import TrainingArguments
 from common.errors import InputError
@@ -102,7 +109,51 @@ def test_label_smoothing_without_a_config_says_what_to_do(tokenizer, tmp_path, r
         make(tokenizer, tmp_path, rows, "full", label_smoothing_factor=0.1)
 
 
+def test_a_loss_of_the_batch_is_refused(tokenizer, tmp_path, rows):
+    trainer = make(tokenizer, tmp_path, rows, "full")
+    trainer.losses = {"labels": lambda logits, labels, smoothing: F.cross_entropy(logits, labels)}
+    with pytest.raises(InputError, match=r"losses: the function of labels returns one number for the batch; return"):
+        trainer.train()
+
+
 def test_it_learns_and_keeps_the_best(tokenizer, tmp_path, rows):
     trainer = make(tokenizer, tmp_path, rows, "full", num_train_epochs=6, ema_decay=0.5)
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] == trainer.state.best_metric > 0.9
+
+
+class TiedHead(MeanHead):
+    """A module with one weight under two names, as the encoder of T5 has."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = self.encoder.embeddings.word_embeddings
+
+
+def test_tied_weights_are_saved_once_and_resumed(tokenizer, tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.MeanHead", TiedHead)
+    whole = make(tokenizer, tmp_path, rows, "full")
+    whole.train()
+    resumed = make(tokenizer, tmp_path, rows, "full")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(v, whole.model.state_dict()[name]) for name, v in resumed.model.state_dict().items())
+
+
+def test_a_model_that_is_saved_under_other_names_resumes(tokenizer, tmp_path, rows, monkeypatch):
+    """`save_pretrained` writes each expert of Mixtral apart; the module holds them together."""
+    config = MixtralConfig(
+        vocab_size=500, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, num_labels=CLASSES, pad_token_id=0,
+    )  # fmt: skip
+    monkeypatch.setattr(f"{__name__}.MeanHead", lambda: MixtralForSequenceClassification(config))
+    whole = make(tokenizer, tmp_path, rows, "full", learning_rate=1e-3)
+    whole.train()
+    resumed = make(tokenizer, tmp_path, rows, "full", learning_rate=1e-3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(v, whole.model.state_dict()[name]) for name, v in resumed.model.state_dict().items())
+    for folder in (tmp_path / "checkpoint-4", tmp_path / "out"):
+        if folder.name == "out":
+            whole.save_model(str(folder))
+        loaded = MixtralForSequenceClassification.from_pretrained(folder)
+        assert loaded.state_dict().keys() == whole.model.state_dict().keys()
+    assert all(torch.equal(v, whole.model.state_dict()[name]) for name, v in loaded.state_dict().items())

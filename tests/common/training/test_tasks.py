@@ -164,6 +164,23 @@ def test_what_does_not_fit_the_tasks_is_told(tasks, tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"BertModel\.forward: takes no argument `task`"):
         Trainer(encoder, arguments(tmp_path), train_dataset=tasks, losses={"tags": label_losses, "topic": label_losses})
 
+    few = {"tags": tasks["tags"], "topic": tasks["topic"].select(range(3))}
+    with pytest.raises(InputError, match=r"train_dataset\['topic'\]: has 3 rows, and a step takes one on each of 8"):
+        of_tasks(few, tokenizer, tmp_path, gradient_accumulation_steps=8)
+    rows = Dataset.from_list([{"input_ids": [2, 7, 3], "task": name} for name in tasks])
+    with pytest.raises(InputError, match=r"task: one batch has rows of \w+ and \w+; evaluate or predict each task"):
+        of_tasks(tasks, tokenizer, tmp_path).predict(rows)
+
+
+def test_early_stopping_reads_the_sum_of_the_losses(tasks, tokenizer, tmp_path):
+    trainer = of_tasks(
+        tasks, tokenizer, tmp_path, eval_strategy="epoch", save_strategy="epoch", num_train_epochs=6,
+        load_best_model_at_end=True, metric_for_best_model="loss", early_stopping_patience=1,
+        learning_rate=0.0, save_min_seconds=0,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.epoch == 2
+
 
 def batches(tasks, epoch=0, step_rows=16, **cut) -> list[list[int]]:
     sampler = TaskBatches(TaskRows(tasks), step_rows, **{"accumulation": 1, "processes": 1, "rank": 0, "seed": 0} | cut)
@@ -234,6 +251,16 @@ def test_the_loss_of_a_step_is_the_sum_of_the_means_of_its_columns(tasks, tokeni
             assert b[name] == pytest.approx(a[name], rel=1e-5)
         assert a["loss"] == pytest.approx(a["loss_tags"] + a["loss_topic"], rel=1e-5)
     assert farthest(whole, parts) < 1e-6 < farthest(whole, before)
+
+
+def test_each_column_is_predicted_without_labels(tasks, tokenizer, tmp_path):
+    trainer = of_columns(tasks, tokenizer, tmp_path, lambda prediction, dataset: {})
+    rows = trainer.eval_dataset
+    labelled = trainer.predict(rows).predictions
+    trainer.data_collator = DataCollatorWithPadding(tokenizer)
+    found = trainer.predict(rows.remove_columns(["tags", "topic"])).predictions
+    assert found.keys() == labelled.keys() == {"tags", "topic"}
+    assert all(np.allclose(a, b, atol=1e-5) for name in found for a, b in zip(found[name], labelled[name], strict=True))
 
 
 def test_each_column_is_evaluated(tasks, tokenizer, tmp_path):
