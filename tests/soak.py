@@ -1,6 +1,6 @@
 """Repeat kills, signals, lost ranks, damage and hostile files many times: `make soak`. Prints one table at the end.
 
-    python -m tests.soak                 all experiments at full counts: a quarter of an hour on 2 cores
+    python -m tests.soak                 all experiments at full counts: 15 to 25 minutes on 2 cores
     python -m tests.soak --only kills    one experiment
 
 `make soak` then runs the long tests, `pytest --soak`: every corrupted file through the complete recipe, for

@@ -87,7 +87,7 @@ def test_a_run_leaves_results_model_card_and_predictions(arguments, small, tmp_p
         ]
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_it_overfits_on_entity_f1_and_predict_finds_the_same(tiny, small, tmp_path, lora):
     rows = read_jsonl(Path(small["train"]))
     rows = sorted(rows, key=lambda row: -len(row["tokens"]))[:2] + rows[:10]

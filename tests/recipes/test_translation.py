@@ -383,7 +383,7 @@ def test_a_run_leaves_results_and_the_saved_model_gives_the_scores_of_the_report
 ADAPTED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_it_overfits_on_bleu_and_predict_translates_the_same(arguments, pairs, tmp_path, lora):
     file = write_jsonl(tmp_path / "few.jsonl", rows_of(pairs["train"][96:104]))
     out = tmp_path / "over"

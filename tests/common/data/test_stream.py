@@ -342,7 +342,10 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize(
     "more",
     [
-        {"streaming": True, "shuffle_buffer": 10, "dataloader_num_workers": 2, "masking": "whole_word"},
+        pytest.param(
+            {"streaming": True, "shuffle_buffer": 10, "dataloader_num_workers": 2, "masking": "whole_word"},
+            marks=pytest.mark.soak,
+        ),
         {"streaming": True, "shuffle_buffer": 10, "batch_ramp_start": 2, "batch_ramp_steps": 9, "pack_as": "blocks"},
         {"batch_ramp_start": 2, "batch_ramp_steps": 9, "gradient_accumulation_steps": 2},
     ],
