@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -290,8 +291,10 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
         InputError: the file exists and `overwrite` is false, or the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.parent / f"{path.name}.{os.getpid()}.part"  # no file of the user has this name
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file; name a file to write")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: exists already; choose another name, or add --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)

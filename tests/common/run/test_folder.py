@@ -360,9 +360,15 @@ def test_a_fresh_file_is_whole_or_absent(tmp_path):
     with pytest.raises(InputError, match="exists already"), fresh_file(path, overwrite=False):
         pass
     assert path.read_text() == "whole"
+    beside = path.with_name("a.jsonl.part")
+    beside.write_text("mine")
     with fresh_file(path, overwrite=True) as file:
         file.write("new")
     assert path.read_text() == "new"
+    assert beside.read_text() == "mine"
+    for wrong in (tmp_path, ""):
+        with pytest.raises(InputError, match="is no regular file"), fresh_file(wrong, overwrite=True):
+            pass
 
 
 def test_an_average_is_the_mean_in_float32(tmp_path):
