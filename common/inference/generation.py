@@ -50,6 +50,7 @@ class Generator:
         beams: beams of the search; None: as the model was saved.
         length_penalty: None: as the model was saved.
         prefix: text before each source.
+        speed: see `--speed`.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class Run:
         Raises:
             InputError: the folder cannot be written; another live process holds it; it holds files that no run wrote;
                 it holds a stopped run, and neither `--overwrite` nor `--resume_from_checkpoint` is given; the run
-                reads a model or checkpoint that it would replace; or it cannot resume as asked.
+                reads a model, a checkpoint or a data file that it would replace; or it cannot resume as asked.
         """
         self.folder = Path(args.output_dir)
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")

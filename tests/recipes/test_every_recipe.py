@@ -18,6 +18,7 @@ from transformers import BertConfig, BertModel
 
 from common.args import DEFAULT_ENCODER
 from common.cli import parse
+from common.speed import apply
 from tests.conftest import ROOT, build_tokenizer, read_jsonl, write_jsonl
 from tests.faults import Job, difference
 
@@ -74,7 +75,7 @@ def unlabelled(recipe: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("recipe", "script"), SCRIPTS)
-def test_it_runs_tracks_resumes_and_predicts(recipe, script, encoder, tmp_path):
+def test_it_runs_tracks_resumes_and_predicts(recipe, script, encoder, tmp_path, monkeypatch):
     main = module(recipe, script).main
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     metrics = main([*words(recipe, script, encoder, whole), "--report_to", "tensorboard"])
@@ -97,6 +98,16 @@ def test_it_runs_tracks_resumes_and_predicts(recipe, script, encoder, tmp_path):
         rows = read_jsonl(source)
         assert [{name: row[name] for name in asked} for row, asked in zip(found, rows, strict=True)] == rows
         assert all(row.keys() > asked.keys() for row, asked in zip(found, rows, strict=True))
+
+    def plain(loaded, args):
+        assert args.speed == "off"
+        return apply(loaded, args)
+
+    monkeypatch.setattr("common.inference.predictor.apply", plain)
+    monkeypatch.setattr("common.inference.generation.shrinking_search", lambda *_, **__: pytest.fail("--speed off"))
+    off = ["--speed", "off", "--output", str(tmp_path / "plain.jsonl")]
+    module(recipe, "predict").main(["--model", str(out), "--input", str(source), *off])
+    assert len(read_jsonl(tmp_path / "plain.jsonl")) == len(read_jsonl(target))
 
 
 @pytest.mark.parametrize(("recipe", "script"), SCRIPTS)
