@@ -5,7 +5,10 @@ RECIPES := $(sort $(patsubst recipes/%/train.py,%,$(wildcard recipes/*/train.py)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# the newest supported Python that runs here; pyenv has a python3.x on the path for versions that do not run
+SUPPORTED := sys.version_info[:2] in ((3, 11), (3, 12), (3, 13))
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,\
+	$(shell $(p) -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null && echo $(p))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -45,8 +48,9 @@ setup: $(INSTALLED) ## create .venv and install the pinned requirements
 
 # --use-pep517: older versions of pip cannot build seqeval without it
 $(INSTALLED): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed; name yours: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 runs here; install one, or name it: make PYTHON=/path/to/python3.13))
+	@$(PYTHON) -c 'import sys; sys.exit(not $(SUPPORTED))' || \
+		{ echo "$(PYTHON): Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=/path/to/python3.13"; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -n 's/^Collecting \(.*\)/  \1/p; /^Successfully/p'
