@@ -171,13 +171,17 @@ class Child:
 
 
 def share(at_once: int, slot: int) -> dict[str, str]:
-    """Return the environment variables that limit the run in `slot` of `at_once` to its share of cores and GPUs."""
+    """Return the environment variables that limit the run in `slot` of `at_once` to its share of cores and GPUs.
+
+    A number of threads that the user chose stays.
+    """
     if at_once == 1:
         return {}
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
     gpu = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
-    return {"OMP_NUM_THREADS": str(max(1, cores() // at_once))} | gpu
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+    return threads | gpu
 
 
 def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int, slot: int) -> Child:

@@ -33,6 +33,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import common
 from common.hardware import cores
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -201,15 +202,21 @@ def written(recipe: str, folder: Path | None, counts: dict[str, int | None], dig
 # Runs
 
 
+def environment(module: str) -> dict[str, str]:
+    """Return the environment of an arm: the stock arm spins as torch does by default, unless the user chose."""
+    stock = not module.startswith("recipes.") and common.SPINNING_LIMITED
+    return {name: value for name, value in os.environ.items() if not (stock and name == "GOMP_SPINCOUNT")}
+
+
 def watched(module: str, words: Iterable[Any], cache: Path, log: Path) -> dict[str, Any]:
     """Run a program under `tests.benchmarks.watched`; return its measurements, and `started`, its start time."""
     measured = log.with_suffix(".measured")
     measured.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.watched", str(measured), module, *map(str, words)]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(cache.resolve()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    settings = {"HF_DATASETS_CACHE": str(cache.resolve()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as file:
-        status = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+        status = subprocess.run(command, stdout=file, stderr=file, env=environment(module) | settings).returncode
     if status:
         said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         sys.exit(f"exit status {status}: {' '.join(command)}\n{said}")

@@ -194,6 +194,8 @@ def resident_mib() -> int | None:
 def main() -> None:
     path, name, *argv = sys.argv[1:]
     watch = Watch()
+    if not name.startswith("recipes."):
+        import torch  # noqa: F401  (before `common`, which changes the environment of torch)
     program = importlib.import_module(name)
     from transformers import AutoTokenizer, PreTrainedModel
 

@@ -177,10 +177,13 @@ def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs
 
 def test_runs_at_once_share_cores_and_gpus(monkeypatch):
     assert compare.share(1, 0) == {}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     shares = [compare.share(3, slot) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {str(max(1, cores() // 3))}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "OMP_NUM_THREADS" not in compare.share(3, 0)
 
 
 def test_processes_are_launched_as_by_the_makefile():
