@@ -18,7 +18,21 @@ class SentimentDataArguments(DataArguments):
         default="label", metadata={"help": "column with the label: text, integer, or a list of labels"}
     )
     max_seq_length: int = field(
-        default=128, metadata={"help": "tokens read from a text; the rest is cut", "resume": "fixed"}
+        default=128, metadata={"help": "tokens of a row; see --long_texts for longer texts", "resume": "fixed"}
+    )
+    long_texts: str = field(
+        default="truncate",
+        metadata={
+            "help": "truncate: cut longer texts; windows: read all of them, and average the predictions of the windows",
+            "resume": "fixed",
+        },
+    )
+    doc_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens that neighbouring windows share; a quarter of a window if not given",
+            "resume": "fixed",
+        },
     )
     keep: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
 
@@ -26,3 +40,21 @@ class SentimentDataArguments(DataArguments):
         super().__post_init__()
         if self.keep not in ("head", "tail", "head+tail"):
             raise InputError(f"--keep {self.keep}: must be head, tail or head+tail")
+        if self.long_texts not in ("truncate", "windows"):
+            raise InputError(f"--long_texts {self.long_texts}: must be truncate or windows")
+        if self.long_texts == "truncate":
+            if self.doc_stride is not None:
+                raise InputError(f"--doc_stride {self.doc_stride}: needs --long_texts windows; add it")
+        elif self.keep != "head":
+            raise InputError(f"--keep {self.keep}: has no effect with --long_texts windows; leave one of them out")
+        elif self.doc_stride is None:
+            self.doc_stride = self.max_seq_length // 4
+        elif not 0 <= self.doc_stride <= self.max_seq_length // 2:
+            raise InputError(
+                f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length "
+                f"{self.max_seq_length}; give at most {self.max_seq_length // 2}"
+            )
+
+    def reading(self) -> dict[str, int | str | None]:
+        """Return the arguments of `windows.read`, which the saved configuration keeps for predict."""
+        return {name: getattr(self, name) for name in ("max_seq_length", "keep", "long_texts", "doc_stride")}

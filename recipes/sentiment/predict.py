@@ -20,7 +20,7 @@ from common.data.files import Row, check_file
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .scoring import predictions, probabilities
-from .texts import cut
+from .windows import pool, read
 
 WRITTEN = ("predicted", "probability")
 
@@ -38,7 +38,7 @@ ARGUMENTS = (SentimentPredictArguments,)
 
 
 class Classifier(Predictor):
-    """Classify texts or text pairs with a saved model, which reads the same part of a long text as in training.
+    """Classify texts or text pairs with a saved model, which reads long texts in the same way as in training.
 
     `batch_tokens` limits the tokens of a batch, padding included.
     """
@@ -47,19 +47,19 @@ class Classifier(Predictor):
         super().__init__(
             AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision, speed
         )
-        self.keep = getattr(self.config, "keep", "head")
+        names = ("keep", "long_texts", "doc_stride")  # in the configuration of a model that train saved
+        self.reading = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
         self.multi_label = self.config.problem_type == "multi_label_classification"
         self.thresholds = getattr(self.config, "thresholds", [0.5] * len(self.labels)) if self.multi_label else None
         self.names = [self.labels[i] for i in range(len(self.labels))]
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
         """Return the probability of each class for each text, (texts, classes)."""
-        columns = cut(self.tokenizer, texts, pairs, self.max_length, self.keep)
-        all_logits: list = [None] * len(texts)
+        columns = read(self.tokenizer, texts, pairs, self.max_length, **self.reading)
+        all_logits = np.empty((len(columns["input_ids"]), len(self.names)), dtype=np.float32)
         for batch, logits in self.logits(columns):
-            for i, row in zip(batch, logits.cpu().numpy(), strict=True):
-                all_logits[i] = row
-        return probabilities(all_logits, self.multi_label)
+            all_logits[batch] = logits.cpu().numpy()
+        return probabilities(pool(all_logits, columns["first_window"], self.multi_label), self.multi_label)
 
 
 def check_row(row: Row) -> Iterator[str]:

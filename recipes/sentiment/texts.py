@@ -102,31 +102,58 @@ def cut(
     Returns:
         The columns of the model's inputs, and `cut`: whether the row was cut.
     """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=pairs is not None)
-    first = backend.encode_batch_fast(texts, add_special_tokens=False)
-    second = backend.encode_batch_fast(pairs, add_special_tokens=False) if pairs else [None] * len(texts)
-    columns: dict[str, list] = {name: [] for name in (*tokenizer.model_input_names, "cut")}
-    for one, other in zip(first, second, strict=True):
+    room = room_of(tokenizer, max_seq_length, pairs is not None)
+    rows: list[Encoding] = []
+    is_cut = []
+    for one, other in encoded(tokenizer, texts, pairs):
         lengths = [len(one), len(other) if other else 0]
-        columns["cut"].append(sum(lengths) > room)
+        is_cut.append(sum(lengths) > room)
         if sum(lengths) > room:
             short = min(min(lengths), room // 2)  # 0 for a single text
             kept = [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
-            one = _part(one, kept[0], keep)
-            other = _part(other, kept[1], keep) if other else None
-        whole = backend.post_process(one, other)
-        for name, values in (
-            ("input_ids", whole.ids), ("token_type_ids", whole.type_ids), ("attention_mask", whole.attention_mask)
-        ):  # fmt: skip
-            if name in columns:
-                columns[name].append(values)
-    return columns
+            one = part_of(one, kept[0], keep)
+            other = part_of(other, kept[1], keep) if other else None
+        rows.append(tokenizer.backend_tokenizer.post_process(one, other))
+    return inputs_of(tokenizer, rows) | {"cut": is_cut}
 
 
-def _part(encoding: Encoding, size: int, keep: str) -> Encoding:
+def room_of(tokenizer: PreTrainedTokenizerFast, max_seq_length: int, pair: bool) -> int:
+    """Return the tokens of a row that are not special.
+
+    Raises:
+        InputError: `max_seq_length` has no room for a token of each text.
+    """
+    special, least = tokenizer.num_special_tokens_to_add(pair=pair), 2 if pair else 1
+    if max_seq_length < special + least:
+        raise InputError(
+            f"--max_seq_length {max_seq_length}: a row has {special} special tokens; give at least {special + least}"
+        )
+    return max_seq_length - special
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None
+) -> Iterator[tuple[Encoding, Encoding | None]]:
+    """Yield the whole encodings of each text and its second text, without special tokens."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    first = backend.encode_batch_fast(texts, add_special_tokens=False)
+    second = backend.encode_batch_fast(pairs, add_special_tokens=False) if pairs else [None] * len(texts)
+    yield from zip(first, second, strict=True)
+
+
+def inputs_of(tokenizer: PreTrainedTokenizerFast, rows: list[Encoding]) -> dict[str, list]:
+    """Return the columns of the model's inputs from the encodings of `rows`."""
+    columns = {
+        "input_ids": [row.ids for row in rows],
+        "token_type_ids": [row.type_ids for row in rows],
+        "attention_mask": [row.attention_mask for row in rows],
+    }
+    return {name: values for name, values in columns.items() if name in tokenizer.model_input_names}
+
+
+def part_of(encoding: Encoding, size: int, keep: str) -> Encoding:
     """Keep `size` tokens of an encoding: the head, the tail, or half of each."""
     if len(encoding) <= size:
         return encoding

@@ -12,7 +12,6 @@ More in README.md.
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from datasets import Dataset
 from peft import TaskType
 from transformers import (
@@ -26,13 +25,11 @@ from transformers import (
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import TABLES, load_splits
-from common.errors import tell
 from common.models import load_model
 from common.run import Run
-from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
-from . import scoring, texts
+from . import scoring, texts, windows
 from .arguments import SentimentDataArguments
 from .pictures import draw
 
@@ -67,15 +64,12 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     label2id: dict[str, int],
     multi_label: bool,
-    max_seq_length: int,
-    keep: str,
+    reading: dict[str, int | str | None],
 ) -> dict[str, list]:
-    """Encode texts or pairs, cut to `max_seq_length`, with `labels`: a class number, or a 0 or 1 for each class."""
-    columns = texts.cut(tokenizer, rows["text"], rows.get("text_pair"), max_seq_length, keep)
-    if multi_label:
-        columns["labels"] = [texts.one_hot(labels, label2id) for labels in rows["label"]]
-    else:
-        columns["labels"] = [label2id[label] for label in rows["label"]]
+    """Encode texts or pairs as `windows.read`, with `labels`: a class number, or a 0 or 1 for each class."""
+    columns = windows.read(tokenizer, rows["text"], rows.get("text_pair"), **reading)
+    labels = [rows["label"][i] for i in windows.text_numbers(columns["first_window"])]
+    columns["labels"] = [texts.one_hot(label, label2id) if multi_label else label2id[label] for label in labels]
     return columns
 
 
@@ -100,16 +94,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = loaded.model.config
     labels = list(config.id2label.values())
     config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-    reading = {"max_seq_length": length, "keep": data_args.keep}
-    config.update(reading)  # saved with the model: predict reads the same part of a text
+    reading = data_args.reading()
+    config.update(reading)  # saved with the model: predict reads texts in the same way
     rows = data.map(
         encode,
         batched=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, "label2id": config.label2id, "multi_label": multi_label, **reading},
+        fn_kwargs={
+            "tokenizer": loaded.tokenizer,
+            "label2id": config.label2id,
+            "multi_label": multi_label,
+            "reading": reading,
+        },
     )
-    too_long = np.mean(rows["train"]["cut"])
-    tell(f"{too_long:.1%} of the training texts exceed --max_seq_length; the {data_args.keep} is read (--keep)")
+    windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
@@ -120,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         return scorer(prediction, scorer.thresholds(prediction))
 
-    trainer = Trainer(
+    trainer = windows.Trainer(
         model=tuned,
         args=args,
         train_dataset=rows["train"],
@@ -129,6 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         losses=texts.loss_with(weights, multi_label),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,
+        multi_label=multi_label,
     )
 
     # Train

@@ -14,11 +14,12 @@ from common.errors import InputError
 from common.models.load import load_tokenizer, resolve_model
 from recipes.sentiment import predict, train
 from recipes.sentiment.pictures import draw
-from recipes.sentiment.scoring import calibration_error, scores, tune_thresholds
+from recipes.sentiment.scoring import calibration_error, probabilities, scores, tune_thresholds
 from recipes.sentiment.texts import class_weights, cut, label_check
+from recipes.sentiment.windows import cut_windows, pool, text_numbers
 from tests.bad_inputs import tried, variants
 from tests.conftest import ROOT, read_jsonl, write_jsonl
-from tests.faults import Job
+from tests.faults import Job, difference
 from tests.margins import assert_same_but_for_a_tie
 
 SAMPLE = ROOT / "recipes" / "sentiment" / "sample"
@@ -226,6 +227,122 @@ def test_what_fits_is_encoded_as_the_tokenizer_does_it():
         expected = tokenizer(texts, pairs)
         assert {name: found[name] for name in found if name != "cut"} == dict(expected)
         assert not any(found["cut"])
+
+
+# Windows
+
+
+@pytest.mark.parametrize(("size", "stride"), [(20, 5), (20, 0), (20, 10), (4, 2), (3, None), (64, None)])
+def test_windows_hold_every_token_and_overlap_by_the_stride(tokenizer, size, stride):
+    text = "the film was long and the end was late " * 6
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = cut_windows(tokenizer, [text, "short", text], None, size, stride)
+    assert found["first_window"].count(True) == 3
+    numbers, shared = text_numbers(found["first_window"]), min(size // 4 if stride is None else stride, (size - 2) // 2)
+    for number, whole in ((0, ids), (2, ids), (1, tokenizer("short", add_special_tokens=False)["input_ids"])):
+        windows = [row for row, of in zip(found["input_ids"], numbers, strict=True) if of == number]
+        assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in windows)
+        assert max(map(len, windows)) <= size
+        assert [*windows[0][1:-1], *(t for row in windows[1:] for t in row[1 + shared : -1])] == whole
+
+
+def test_windows_of_a_pair_cover_the_longer_text_beside_the_other(tokenizer):
+    long, short = "the film was long " * 20, "it was late"
+    a, b = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (long, short))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    for pair in ((short, long), (long, short)):
+        found = cut_windows(tokenizer, [pair[0]], [pair[1]], 30, 0)
+        assert not any(found["cut"])
+        read = []
+        for row in found["input_ids"]:
+            one, other = row[1 : row.index(sep)], row[row.index(sep) + 1 : -1]
+            assert (row[0], row[-1]) == (cls, sep)
+            assert (one if pair[0] is short else other) == b
+            read += other if pair[0] is short else one
+        assert read == a
+    both = cut_windows(tokenizer, [long], [long], 31, 7)
+    assert all(both["cut"])
+    assert {tuple(row[1 : row.index(sep)]) for row in both["input_ids"]} == {tuple(a[:14])}
+
+
+def test_pooled_logits_give_the_mean_probabilities_of_the_windows():
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 20, (6, 4))
+    first = [True, False, False, True, True, False]
+    for multi_label in (False, True):
+        each = probabilities(list(logits), multi_label)
+        pooled = pool(logits, first, multi_label)
+        found = probabilities(list(pooled), multi_label)
+        assert found == pytest.approx(np.stack([each[:3].mean(0), each[3], each[4:].mean(0)]))
+        assert (pooled[1] == logits[3]).all()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_with_windows_scores_and_predicts_one_pooled_result_a_text(start, rows, tmp_path, capsys, several):
+    data = {
+        s: [{"text": f"{r['text']} " * (1 + 2 * (i % 2)), "label": [r["label"]] if several else r["label"]}
+            for i, r in enumerate(rs)] for s, rs in rows.items()
+    }  # fmt: skip
+    metrics = start(data, "--long_texts", "windows", "--max_seq_length", "32")
+    printed = capsys.readouterr()
+    assert re.search(r"(\d+) of 96 texts exceed --max_seq_length 32 and are read in windows", printed.out)
+    report = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
+    assert [row["text"] for row in report] == [row["text"] for row in data["test"]]
+    found = predicted(tmp_path, [{"text": row["text"]} for row in data["test"]], "--all_probabilities", "true")
+    assert [row["predicted"] for row in found] == [row["predicted"] for row in report]
+    gold = [row["label"][0] if several else row["label"] for row in data["test"]]
+    probs = np.array([[row["probability"][name] for name in ("negative", "positive")] for row in found])
+    right = probs[np.arange(24), [int(label == "positive") for label in gold]]
+    if several:  # each row has one label: the loss is a mean over both classes
+        right = np.stack([right, 1 - probs.sum(1) + right])
+    assert metrics["test_loss"] == pytest.approx(-np.log(right).mean(), abs=1e-3)
+    classify = pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
+    windows = classify.tokenizer(data["test"][1]["text"], truncation=True, max_length=32, stride=8,
+                                 return_overflowing_tokens=True, return_tensors="pt", padding=True)  # fmt: skip
+    inputs = {name: windows[name] for name in classify.tokenizer.model_input_names}
+    logits = classify.model(**inputs).logits.detach()
+    mean = (logits.sigmoid() if several else logits.softmax(-1)).mean(0)
+    assert len(logits) > 1
+    assert probs[1] == pytest.approx(mean.numpy(), abs=2e-4)
+
+
+def test_rows_that_are_cut_are_counted_and_arguments_of_windows_must_agree(start, rows, capsys):
+    start(rows, "--max_seq_length", "12", "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no")
+    warning = capsys.readouterr().err
+    assert re.search(r"\d+ of 96 texts exceed --max_seq_length 12: only their head is read; --long_texts", warning)
+    for more, message in (
+        (["--long_texts", "all"], "must be truncate or windows"),
+        (["--doc_stride", "4"], "--doc_stride 4: needs --long_texts windows"),
+        (["--long_texts", "windows", "--keep", "tail"], "--keep tail: has no effect"),
+        (["--long_texts", "windows", "--doc_stride", "33"], "--doc_stride 33: .* --max_seq_length 64; give at most 32"),
+        (["--max_seq_length", "4", "--text_pair_column_name", "domain"], "--max_seq_length 4: .*; give at least 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            start(rows, *more)
+
+
+@pytest.mark.soak
+def test_windows_on_two_processes_and_resumed_give_the_scores_of_one_run(start, rows, tmp_path):
+    data = {s: [r | {"text": f"{r['text']} " * 3} for r in rs] for s, rs in rows.items()}
+    words = ["--long_texts", "windows", "--max_seq_length", "32", "--save_min_seconds", "0", "--save_strategy", "steps"]
+    words += ["--save_steps", "7", "--eval_strategy", "steps", "--eval_steps", "7"]
+    start(data, *words, "--num_train_epochs", "1")
+    common = [w for s in SPLITS for w in (f"--{s}_file", str(tmp_path / f"{s}.jsonl"))]
+    common += ["--model_name_or_path", str(tmp_path / "out"), *words, "--precision", "fp32", "--use_cpu", "true"]
+    common += ["--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "true", "--speed", "off"]
+    results = {}
+    for name, processes, kill_at in (("one", 1, None), ("two", 2, None), ("again", 1, 9)):
+        arguments = [*common, "--output_dir", str(tmp_path / name)]
+        arguments += ["--per_device_train_batch_size", str(8 // processes)]
+        if kill_at:
+            Job(arguments, tmp_path / "log", kill_at=kill_at, main=train.main).ends()
+            arguments += ["--resume_from_checkpoint", "true"]
+        Job(arguments, tmp_path / "log", processes=processes, main=train.main).succeeds()
+        results[name] = json.loads((tmp_path / name / "all_results.json").read_text())
+    assert difference(tmp_path / "again", tmp_path / "one") == 0
+    for score in ("eval_loss", "test_loss", "test_accuracy", "test_roc_auc"):
+        assert results["again"][score] == results["one"][score]
+        assert results["two"][score] == pytest.approx(results["one"][score], abs=1e-3), score
 
 
 # Scores
