@@ -83,9 +83,15 @@ class DataArguments:
         default=10, metadata={"help": "percent of the training rows split off if there are no validation rows"}
     )
     max_chars: int = field(default=1_000_000, metadata={"help": "most characters of a row; longer rows are rejected"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training rows"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N validation rows"})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "use only the first N test rows"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "use only N random training rows, the same for each --seed"}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "use only N random validation rows, the same for each --seed"}
+    )
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "use only N random test rows, the same for each --seed"}
+    )
 
     def __post_init__(self) -> None:
         if not self.has_source():
@@ -127,6 +133,15 @@ class DataArguments:
         """Return argument -> file for the files of the run."""
         named = {f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS}
         return {name: path for name, path in named.items() if path}
+
+
+@dataclass
+class LabeledDataArguments(DataArguments):
+    """Choose the rows of a task in which each row has a gold value: a label, tags, answers, a target or a summary."""
+
+    drop_unlabeled: bool | None = field(
+        default=None, metadata={"help": "true: drop and count rows without a gold value, which are else an error"}
+    )
 
 
 @dataclass

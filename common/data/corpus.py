@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerFast
 
 from common.args import DataArguments
 from common.data.files import NOT_UTF8, Located, Row, read_file
-from common.data.rows import checked, load_splits
+from common.data.rows import accepted, checked, load_splits
+from common.data.samples import sample
 from common.errors import InputError, Problems, nearest_file, tell
 
 PLAIN = (".txt", ".text")
@@ -242,7 +243,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
         data = python_documentation()
         for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
             if limit is not None:
-                data[split] = data[split].select(range(min(limit, len(data[split]))))
+                data[split] = data[split].select(sample([None] * len(data[split]), limit))
         return data
     read = partial(read_texts, unit=args.text_unit, max_chars=args.max_chars)
     data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
@@ -256,9 +257,11 @@ def load_texts(path: str, args: CorpusArguments) -> Dataset:
     problems = Problems()
     source = read_texts(path, args.text_unit, args.max_chars)
     columns = {"text": args.text_column_name}
-    valid = checked(source, path, columns, check_text, (), args.max_chars, problems)
-    rows = Dataset.from_list([row for _, row in valid])
+    texts = accepted(checked(source, columns, check_text, (), args.max_chars), problems)
+    if not texts and not problems.count:
+        problems.add(path, "contains no rows; add some")
     problems.check()
+    rows = Dataset.from_list(texts)
     return _without_blank(rows, path)
 
 

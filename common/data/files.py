@@ -18,6 +18,9 @@ from common.errors import InputError, Problems
 Row = dict[str, Any]
 
 
+#: integers of a `ClassLabel` column for "no label", as in SNLI and in the test splits of GLUE
+NO_CLASS = (-1, -100)
+
 #: item of a reader: the place of a row ("file:line"), and the row or its problem
 Located = tuple[str, Row | str]
 
@@ -248,10 +251,10 @@ def _type_name(value: Any) -> str:
 
 
 def _class_label_decoder(features: Features) -> Callable[[Row], Row]:
-    """Return a function that replaces the `ClassLabel` integers of a row by their names."""
+    """Return a function that replaces the `ClassLabel` integers of a row by their names, and `NO_CLASS` by None."""
 
     def name(label: ClassLabel, value: int | None) -> str | None:
-        if value is None:
+        if value is None or value in NO_CLASS:
             return None
         return label.names[value] if 0 <= value < len(label.names) else f"<unknown class {value}>"
 

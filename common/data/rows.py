@@ -1,12 +1,12 @@
 """Load rows from files or the hub and check them before training. Problems name file and line."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
@@ -22,10 +22,11 @@ from common.data.files import (
     parse_json,
     read_file,
 )
-from common.errors import InputError, Problems, tell, warn
+from common.data.samples import carve, rarest, sample
+from common.errors import InputError, Problems, brief, tell, warn
 
-CARVE_SEED = 0  # not --seed: runs with different seeds need the same validation rows
-
+#: name of a test split in which no row has a gold value
+UNLABELED = "unlabeled"
 MOST_LABELS = 10_000  # a column of texts or numbers used as labels would make a head of gigabytes
 
 #: errors of `datasets` when a data set is missing, unreachable or unreadable
@@ -59,6 +60,45 @@ def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
 # Rows to a DatasetDict
 
 
+@dataclass(frozen=True)
+class Gold:
+    """What a model learns from a row: its label, tags, answers, target or summary.
+
+    Attributes:
+        columns: the recipe's names of its columns.
+        missing: returns whether a row lacks its gold value; the row has all columns, absent ones with None.
+        check: yields the problems of a row without a gold value, which is predicted.
+        classes: returns the classes in a row, by which samples and validation rows are drawn.
+        drop: drop rows without a gold value, instead of an error.
+    """
+
+    columns: tuple[str, ...]
+    missing: Callable[[Row], bool]
+    check: Callable[[Row], Iterable[str]]
+    classes: Callable[[Row], list[str]] = lambda row: []
+    drop: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row with problems. `place` is its file and line."""
+
+    place: str
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Unlabeled:
+    """A row without a gold value. `place` is its file and line; `problem` says what is missing."""
+
+    place: str
+    row: Row
+    problem: str
+
+
+Entry = Row | Rejected | Unlabeled
+
+
 def load_splits(
     args: DataArguments,
     columns: dict[str, str],
@@ -69,10 +109,14 @@ def load_splits(
     unique_ids: bool = False,
     carve_by: str | None = None,
     optional: dict[str, str] | None = None,
+    gold: Gold | None = None,
+    convert: Callable[[Row], Row] | None = None,
 ) -> DatasetDict:
     """Load the data of a run and check each row.
 
-    Without validation rows, some training rows are split off: the same rows for each seed, with their number printed.
+    Without validation rows, some training rows are split off, and their number is printed. These rows and the rows of
+    `--max_train_samples` and its siblings are drawn at random (see `common.data.samples`), the same for each seed.
+    Rows that are not drawn may be invalid.
 
     Args:
         args: names the files or the data set.
@@ -85,9 +129,12 @@ def load_splits(
         unique_ids: reject rows of a split with the same `id`.
         carve_by: column; rows with the same value stay together when validation rows are split off.
         optional: more columns like `columns`; None in rows without them.
+        gold: what the model learns from a row; None if each valid row can be learned.
+        convert: returns a valid row in the form of the recipe.
 
     Returns:
-        The splits train, validation and, if given, test.
+        The splits train, validation and, if given, test. A test split in which no row has a gold value is named
+        `UNLABELED` instead, and lacks the column.
 
     Raises:
         InputError: up to ten problems, each with file and line.
@@ -102,85 +149,130 @@ def load_splits(
         known = f"; its splits: {', '.join(sources)}" if args.dataset_name else ""
         raise InputError(f"no training rows{known}; give --train_file, or a --dataset_name with a train split")
     problems = Problems()
-    splits = {}
+    splits: dict[str, list[Row | Rejected]] = {}
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
-            rows = checked(sources[split], place, columns, check, in_cells, args.max_chars, problems, optional)
-            splits[split] = list(_check_unique_ids(rows, problems) if unique_ids else (row for _, row in rows))
+            found = checked(
+                sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert
+            )
+            name, rows = _without_unlabeled(split, place, list(found), gold)
+            splits[name] = rows
+            if not rows:
+                problems.add(place, "contains no rows; add some")
+    if "validation" not in splits and splits["train"]:
+        _carve_validation(splits, args.validation_split_percentage, carve_by, gold)
+    limits = dict(zip(SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True))
+    limits[UNLABELED] = args.max_predict_samples
+    data = DatasetDict()
+    for name, rows in splits.items():
+        limit = limits[name]
+        drawn = rows if limit is None else [rows[i] for i in sample(_classes(rows, gold), limit)]
+        data[name] = Dataset.from_list(accepted(drawn, problems))
     problems.check()
     _warn_of_shared_files(files)
-    data = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
-    if "validation" not in data:
-        _carve_validation(data, args.validation_split_percentage, carve_by)
-    for split, limit in zip(
-        SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True
-    ):
-        if split in data and limit is not None:
-            data[split] = data[split].select(range(min(limit, len(data[split]))))
     return data
 
 
 def checked(
     source: Iterable[Located],
-    place: str,
     columns: dict[str, str],
     check: Callable[[Row], Iterable[str]],
     list_columns: tuple[str, ...],
     max_chars: int,
-    problems: Problems,
     optional: dict[str, str] | None = None,
-) -> Iterator[tuple[str, Row]]:
-    """Yield the place and the row of each valid row; add the problems of the others to `problems`.
+    gold: Gold | None = None,
+    unique_ids: bool = False,
+    convert: Callable[[Row], Row] | None = None,
+) -> Iterator[Entry]:
+    """Yield each row with the recipe's columns and `id`, or what is wrong with the row.
 
     Args:
         source: rows with their places.
-        place: file or data set, for messages.
         columns: see `load_splits`.
         check: see `load_splits`.
         list_columns: columns whose strings are parsed into lists.
         max_chars: most characters of a row.
-        problems: collects the problems.
         optional: see `load_splits`.
+        gold: see `load_splits`.
+        unique_ids: see `load_splits`.
+        convert: see `load_splits`.
     """
-    count = 0
-    for where, item in source:
-        count += 1
+    places: dict[str, str] = {}
+    for number, (where, item) in enumerate(source, 1):
         if isinstance(item, str):
-            problems.add(where, item)
+            yield Rejected(where, [item])
             continue
-        missing = [theirs for theirs in columns.values() if theirs not in item]
-        if missing:
-            problems.add(
-                where,
-                f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, item)) or 'none'}; "
-                "name yours with the arguments that end in _column_name",
-            )
+        missing = [theirs for ours, theirs in columns.items() if theirs not in item]
+        if missing and not (gold and {columns.get(name) for name in gold.columns}.issuperset(missing)):
+            yield Rejected(where, [_lacks(missing, item)])
             continue
-        row = {ours: item[theirs] for ours, theirs in columns.items()}
-        row |= {ours: item.get(theirs) for ours, theirs in (optional or {}).items()}
+        row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])
-        messages = list(check(row)) or list(_too_long(row, max_chars))
-        for message in messages:
-            problems.add(where, message)
-        if not messages:
-            yield where, row | {"id": str(item.get("id", count))}
-    if count == 0:
-        problems.add(place, "contains no rows; add some")
+        unlabeled = gold is not None and gold.missing(row)
+        messages = list((gold.check if unlabeled else check)(row)) or list(_too_long(row, max_chars))
+        row["id"] = str(item.get("id", number))
+        if unique_ids and places.setdefault(row["id"], where) != where:
+            messages.append(f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id")
+        if messages:
+            yield Rejected(where, messages)
+        elif unlabeled:
+            values = " and ".join(f"{name} is {brief(row[name])}" for name in gold.columns)
+            lacks = _lacks(missing, item) if missing else f"no gold value: {values}"
+            yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
+        else:
+            yield convert(row) if convert else row
 
 
-def _check_unique_ids(rows: Iterable[tuple[str, Row]], problems: Problems) -> Iterator[Row]:
-    places: dict[str, str] = {}
-    for where, row in rows:
-        if row["id"] in places:
-            problems.add(
-                where, f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id"
-            )
-        places.setdefault(row["id"], where)
-        yield row
+def _without_unlabeled(
+    split: str, place: str, found: list[Entry], gold: Gold | None
+) -> tuple[str, list[Row | Rejected]]:
+    """Return the name of a split, `UNLABELED` if no test row has a gold value, and its rows.
+
+    Rows without a gold value are dropped and counted if `gold` says so, else rejected.
+    """
+    missing = sum(isinstance(entry, Unlabeled) for entry in found)
+    if gold is None or not missing:
+        return split, found
+    names = ", ".join(gold.columns)
+    if split == "test" and not any(isinstance(entry, dict) for entry in found):
+        warn(f"{place}: no row has a gold value ({names}); the rows are predicted and not scored")
+        rows = [e.row if isinstance(e, Unlabeled) else e for e in found]
+        for row in rows:
+            for name in gold.columns if isinstance(row, dict) else ():
+                del row[name]
+        return UNLABELED, rows
+    if gold.drop:
+        tell(f"{place}: dropped {missing:,} of {len(found):,} rows without a gold value ({names})")
+        return split, [entry for entry in found if not isinstance(entry, Unlabeled)]
+    return split, [Rejected(e.place, [e.problem]) if isinstance(e, Unlabeled) else e for e in found]
+
+
+def _classes(rows: list[Row | Rejected], gold: Gold | None) -> list[str | None]:
+    """Return the rarest class of each row; None for rows without a class."""
+    return rarest([gold.classes(row) if gold and isinstance(row, dict) else [] for row in rows])
+
+
+def _lacks(missing: list[str], item: Row) -> str:
+    return (
+        f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, item)) or 'none'}; "
+        "name yours with the arguments that end in _column_name"
+    )
+
+
+def accepted(entries: Iterable[Row | Rejected], problems: Problems) -> list[Row]:
+    """Return the rows among `entries`; add the problems of the others to `problems`."""
+    rows = []
+    for entry in entries:
+        if isinstance(entry, Rejected):
+            for message in entry.problems:
+                problems.add(entry.place, message)
+        else:
+            rows.append(entry)
+    return rows
 
 
 def _list_of_cell(cell: str) -> Any:
@@ -190,17 +282,32 @@ def _list_of_cell(cell: str) -> Any:
         return cell.split()
 
 
-def _carve_validation(data: DatasetDict, percentage: int, by: str | None) -> None:
-    rows = len(data["train"])
-    groups = np.arange(rows) if by is None else np.unique(data["train"][by][:], return_inverse=True)[1]
-    count = groups.max() + 1
-    if count < 2:
+def _carve_validation(
+    splits: dict[str, list[Row | Rejected]], percentage: int, by: str | None, gold: Gold | None
+) -> None:
+    """Move rows, or whole groups of rows with the same value in column `by`, from train to validation.
+
+    Rejected rows stay in train.
+    """
+    rows = splits["train"]
+    first: dict[Any, int] = {}  # group -> number of its first row
+    groups = [
+        first.setdefault(row[by] if by else number, number) if isinstance(row, dict) else None
+        for number, row in enumerate(rows)
+    ]
+    if len(first) < 2:
+        problems = Problems()
+        accepted(rows, problems)
+        problems.check()
         few = "one training row" if by is None else f"training rows with one {by}"
         raise InputError(f"{few}: too few to split off validation rows; give --validation_file")
-    selected = np.random.default_rng(CARVE_SEED).permutation(count)[: max(1, count * percentage // 100)]
-    carved = np.isin(groups, selected)
-    data["train"], data["validation"] = (data["train"].select(np.flatnonzero(p)) for p in (~carved, carved))
-    tell(f"no validation data given: {carved.sum()} of {rows} training rows are split off for validation")
+    classes, firsts = _classes(rows, gold), list(first.values())
+    drawn = carve([classes[number] for number in firsts], max(1, len(first) * percentage // 100))
+    carved = {firsts[number] for number in drawn.tolist()}
+    splits["train"] = [row for row, group in zip(rows, groups, strict=True) if group not in carved]
+    splits["validation"] = [row for row, group in zip(rows, groups, strict=True) if group in carved]
+    count = len(splits["validation"])
+    tell(f"no validation data given: {count} of {len(rows)} training rows are split off for validation")
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:

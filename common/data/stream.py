@@ -35,7 +35,8 @@ from common.data.corpus import (
     read_texts,
 )
 from common.data.files import Located, Row
-from common.data.rows import UNREADABLE, checked
+from common.data.rows import UNREADABLE, accepted, checked
+from common.data.samples import sample
 from common.data.workers import ignore_group_signals
 from common.errors import InputError, Problems, tell, warn
 
@@ -73,11 +74,8 @@ class Shard:
                 yield text
             else:
                 problems = Problems()
-                list(
-                    checked(
-                        [(where, row)], where, {"text": args.text_column_name}, check_text, (), args.max_chars, problems
-                    )
-                )
+                columns = {"text": args.text_column_name}
+                accepted(checked([(where, row)], columns, check_text, (), args.max_chars), problems)
                 problems.check()
         if self.bytes is None:
             return
@@ -179,7 +177,7 @@ def open_texts(args: CorpusArguments) -> Texts:
         for split in limits:
             if path := getattr(args, f"{split}_file"):
                 rows = load_texts(path, args)
-                splits[split] = rows.select(range(min(len(rows), limits[split] or len(rows))))
+                splits[split] = rows.select(sample([None] * len(rows), limits[split] or len(rows)))
     problems = Problems()
     for shard in shards:  # the other texts are checked when they are read
         try:

@@ -115,7 +115,7 @@ def test_a_missing_validation_split_is_carved_the_same_way_each_time(tmp_path, c
     assert first["validation"].to_list() == again["validation"].to_list()
     kept, carved = ([int(row["tokens"][0]) for row in first[split]] for split in ("train", "validation"))
     assert sorted(kept + carved) == list(range(50))
-    assert kept == sorted(kept)  # --max_train_samples takes the first rows
+    assert kept == sorted(kept)
     assert carved != list(range(45, 50))
 
 
@@ -129,11 +129,18 @@ def test_an_id_in_one_split_only_does_no_harm(tmp_path, arguments):
     assert [row["id"] for row in found] == [str(i + 1) for i in range(len(rows))]
 
 
-def test_max_samples_take_the_first_rows(small):
+def test_max_samples_draw_the_same_rows_each_time_and_judge_no_other(tmp_path, small):
     files = {f"{split}_file": file for split, file in small.items()}
-    data = load(**files, max_train_samples=5, max_eval_samples=3, max_predict_samples=1000)
+    limits = {"max_train_samples": 5, "max_eval_samples": 3, "max_predict_samples": 1000}
+    data = load(**files, **limits)
     assert {split: len(rows) for split, rows in data.items()} == {"train": 5, "validation": 3, "test": 20}
-    assert data["train"]["tokens"][:] == [row["tokens"] for row in read_jsonl(Path(small["train"]))[:5]]
+    assert data["train"].to_list() == load(**files, **limits)["train"].to_list()
+    rows, drawn = read_jsonl(Path(small["train"])), data["train"]["tokens"][:]
+    bad = [row if row["tokens"] in drawn else {"tokens": ["a"], "ner_tags": ["x"]} for row in rows]
+    files["train_file"] = write_jsonl(tmp_path / "bad.jsonl", bad)
+    assert load(**files, **limits)["train"]["tokens"][:] == drawn
+    with pytest.raises(InputError, match="tag 1 is 'x'"):
+        load(**files)
 
 
 def test_labels_come_from_all_splits_and_unseen_ones_are_named(tmp_path, capsys):
