@@ -13,8 +13,9 @@ from common.data.files import (
     parse_json,
     read_file,
 )
+from common.data.labels import MOST_LABELS, label_names
 from common.data.packing import Blocks, find_blocks
-from common.data.rows import MOST_LABELS, label_names, load_splits
+from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.stream import Corpus, open_corpus
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "NOT_UTF8",
     "READERS",
     "TABLES",
+    "UNLABELED",
     "Blocks",
     "Corpus",
+    "Gold",
     "Located",
     "Readers",
     "Row",

@@ -27,8 +27,6 @@ from common.errors import InputError, Problems, brief, tell, warn
 
 #: name of a test split in which no row has a gold value
 UNLABELED = "unlabeled"
-MOST_LABELS = 10_000  # a column of texts or numbers used as labels would make a head of gigabytes
-
 #: errors of `datasets` when a data set is missing, unreachable or unreadable
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, DatasetsError, ArrowException)
 
@@ -65,6 +63,7 @@ class Gold:
     """What a model learns from a row: its label, tags, answers, target or summary.
 
     Attributes:
+        name: its name in messages.
         columns: the recipe's names of its columns.
         missing: returns whether a row lacks its gold value; the row has all columns, absent ones with None.
         check: yields the problems of a row without a gold value, which is predicted.
@@ -72,6 +71,7 @@ class Gold:
         drop: drop rows without a gold value, instead of an error.
     """
 
+    name: str
     columns: tuple[str, ...]
     missing: Callable[[Row], bool]
     check: Callable[[Row], Iterable[str]]
@@ -220,8 +220,8 @@ def checked(
         if messages:
             yield Rejected(where, messages)
         elif unlabeled:
-            values = " and ".join(f"{name} is {brief(row[name])}" for name in gold.columns)
-            lacks = _lacks(missing, item) if missing else f"no gold value: {values}"
+            values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in gold.columns)
+            lacks = _lacks(missing, item) if missing else f"no {gold.name}{values and f': {values}'}"
             yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
         else:
             yield convert(row) if convert else row
@@ -237,16 +237,16 @@ def _without_unlabeled(
     missing = sum(isinstance(entry, Unlabeled) for entry in found)
     if gold is None or not missing:
         return split, found
-    names = ", ".join(gold.columns)
-    if split == "test" and not any(isinstance(entry, dict) for entry in found):
-        warn(f"{place}: no row has a gold value ({names}); the rows are predicted and not scored")
+    labeled = any(isinstance(entry, dict) for entry in found)
+    if split == "test" and not labeled:
+        warn(f"{place}: no row has a {gold.name}; the rows are predicted and not scored")
         rows = [e.row if isinstance(e, Unlabeled) else e for e in found]
         for row in rows:
             for name in gold.columns if isinstance(row, dict) else ():
                 del row[name]
         return UNLABELED, rows
-    if gold.drop:
-        tell(f"{place}: dropped {missing:,} of {len(found):,} rows without a gold value ({names})")
+    if gold.drop and labeled:
+        tell(f"{place}: dropped {missing:,} of {len(found):,} rows without a {gold.name}")
         return split, [entry for entry in found if not isinstance(entry, Unlabeled)]
     return split, [Rejected(e.place, [e.problem]) if isinstance(e, Unlabeled) else e for e in found]
 
@@ -316,22 +316,3 @@ def _warn_of_shared_files(files: dict[str, str | None]) -> None:
         for other_split, other in given[i + 1 :]:
             if file.samefile(other) or file.read_bytes() == other.read_bytes():
                 warn(f"{other}: same content as the {split} file; {other_split} scores mean nothing; use other rows")
-
-
-def label_names(data: DatasetDict, column: str) -> list[str]:
-    """Return the sorted labels in list column `column` of all splits, and warn of labels missing from train.
-
-    Raises:
-        InputError: there are more than `MOST_LABELS` labels.
-    """
-    seen = {split: {label for row in rows[column] for label in row} for split, rows in data.items()}
-    names = sorted(set().union(*seen.values()))
-    if len(names) > MOST_LABELS:
-        raise InputError(
-            f"{column}: {len(names):,} different labels, more than {MOST_LABELS:,}; choose a column of labels"
-        )
-    unseen = [name for name in names if name not in seen["train"]]
-    if unseen:
-        splits = [split for split in seen if split != "train" and seen[split] & set(unseen)]
-        warn(f"labels of {' and '.join(splits)} that training never sees and cannot learn: {', '.join(unseen)}")
-    return names

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,9 +26,10 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from common.args import DataArguments, TrainingArguments, resume_rules
+from common.data.files import Row
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
-from common.run.report import fenced, write_model_card
+from common.run.report import fenced, write_json_lines, write_model_card
 from common.training import checkpoints
 from common.training.checkpoints import sha256
 from common.training.trainer import Trainer
@@ -294,6 +295,19 @@ class Run:
             trainer.push_to_hub()
         tell(f"\nmodel, scores and predictions: {self.folder}")
         tell(f"use it: make predict RECIPE={self.recipe} MODEL={shlex.quote(str(self.folder))} INPUT=FILE OUTPUT=FILE")
+
+    def predict_unlabeled(self, rows: Dataset | None, predict: Callable[[list[Row]], Iterable[Row]]) -> None:
+        """Write `predictions_test.jsonl` for test rows without gold values, after `publish`.
+
+        Args:
+            rows: the rows; None if the test rows have gold values, or there are none.
+            predict: loads the saved model and returns the rows with predictions.
+        """
+        if rows is not None and is_main_process():
+            file = self.folder / "predictions_test.jsonl"
+            write_json_lines(file, predict(rows.to_list()))
+            tell(f"{file}: predictions for {len(rows):,} test rows without gold values, which are not scored")
+            self.save()
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
         """Raise `InputError` for changed arguments that a checkpoint cannot resume with; warn about the others."""

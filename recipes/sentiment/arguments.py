@@ -4,18 +4,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import DataArguments
+from common.args import LabeledDataArguments
 from common.errors import InputError
 
 
 @dataclass
-class SentimentDataArguments(DataArguments):
+class SentimentDataArguments(LabeledDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     text_column_name: str = field(default="text", metadata={"help": "column with the text"})
     text_pair_column_name: str | None = field(default=None, metadata={"help": "column with a second text"})
     label_column_name: str = field(
-        default="label", metadata={"help": "column with the label: text, integer, or a list of labels"}
+        default="label",
+        metadata={"help": "column with the label or list of labels; or columns of 0 and 1, such as toxic,insult"},
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "character between several labels in a text, such as | in rude|threat"}
+    )
+    multi_label: str = field(
+        default="auto",
+        metadata={"help": "true: a row may have several labels; false: it has one; auto: several if any row has them"},
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "tokens of a row; see --long_texts for longer texts", "resume": "fixed"}
@@ -38,6 +46,12 @@ class SentimentDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.multi_label = self.multi_label.lower()
+        if self.multi_label not in ("auto", "true", "false"):
+            raise InputError(f"--multi_label {self.multi_label}: must be auto, true or false")
+        if self.label_separator and (self.multi_label == "false" or "," in self.label_column_name):
+            other = "--multi_label false" if self.multi_label == "false" else "several --label_column_name"
+            raise InputError(f"--label_separator: contradicts {other}; leave one of them out")
         if self.keep not in ("head", "tail", "head+tail"):
             raise InputError(f"--keep {self.keep}: must be head, tail or head+tail")
         if self.long_texts not in ("truncate", "windows"):

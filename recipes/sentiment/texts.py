@@ -1,4 +1,4 @@
-"""Check rows, list the classes, cut long texts, and weight the classes in the loss."""
+"""Cut long texts, and weight the classes in the loss."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,81 +6,12 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import DatasetDict
 from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.data.files import Row
-from common.data.rows import MOST_LABELS
-from common.errors import InputError, brief, warn
+from common.errors import InputError
 from common.training import label_losses
-
-
-def label_check() -> Callable[[Row], Iterator[str]]:
-    """Return a check of rows of `text`, `label` and optional `text_pair`; all labels must have the same type."""
-    kinds: dict[str, str] = {}
-
-    def kind(label: object) -> str | None:
-        if isinstance(label, list):
-            inner = {kind(value) for value in label}
-            return "list" if inner <= {"text", "integer"} and len(inner) < 2 else None
-        if isinstance(label, bool):
-            return "true or false"
-        if isinstance(label, int):
-            return "integer"
-        return "text" if isinstance(label, str) and label.strip() else None
-
-    def check(row: Row) -> Iterator[str]:
-        for name in ("text", "text_pair"):
-            if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-                yield f"{name} is {brief(row[name])}; needed: a non-blank text"
-        label_kind = kind(row["label"])
-        if label_kind is None:
-            yield f"label is {brief(row['label'])}; needed: a text, an integer, or a list of either"
-        elif isinstance(row["label"], list) and len(set(row["label"])) < len(row["label"]):
-            yield f"label {brief(row['label'])} names a class twice; remove the duplicate"
-        elif kinds.setdefault("label", label_kind) != label_kind:
-            yield f"label {brief(row['label'])} is of type {label_kind}, but the first row has type {kinds['label']}"
-
-    return check
-
-
-def class_names(data: DatasetDict) -> tuple[bool, list[str]]:
-    """Convert the labels in `data` to text and list the classes of all splits.
-
-    Warns of classes without training rows.
-
-    Returns:
-        Whether rows have several labels; the class names, sorted by value if all are integers, else alphabetically.
-
-    Raises:
-        InputError: fewer than 2 classes, or more than `MOST_LABELS`.
-    """
-    multi_label = isinstance(data["train"][0]["label"], list)
-
-    def as_text(row: Row) -> Row:
-        return {"label": [str(label) for label in row["label"]] if multi_label else str(row["label"])}
-
-    for split, rows in data.items():
-        texts = [as_text(row)["label"] for row in rows.select_columns("label")]
-        data[split] = rows.remove_columns("label").add_column("label", texts)
-    seen = {
-        split: {x for label in rows["label"] for x in (label if multi_label else [label])}
-        for split, rows in data.items()
-    }
-    names = set().union(*seen.values())
-    if len(names) > MOST_LABELS:
-        raise InputError(
-            f"label: {len(names):,} different classes, more than {MOST_LABELS:,}; check --label_column_name"
-        )
-    if len(names) < 2:
-        raise InputError(f"label: {len(names)} class in the data ({', '.join(names)}); needed: at least 2")
-    unseen = sorted(names - seen["train"])
-    if unseen:
-        warn(f"classes without training rows, which cannot be learned: {', '.join(unseen)}")
-    integers = all(name.lstrip("-").isdecimal() for name in names)
-    return multi_label, sorted(names, key=lambda name: (int(name), name)) if integers else sorted(names)
 
 
 def one_hot(labels: list[str], label2id: dict[str, int]) -> list[float]:

@@ -24,14 +24,15 @@ from transformers import (
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data import TABLES, load_splits
 from common.models import load_model
 from common.run import Run
 from common.tuning import TuningArguments, tune
 
 from . import scoring, texts, windows
 from .arguments import SentimentDataArguments
+from .labels import load_labeled
 from .pictures import draw
+from .predict import Classifier, with_labels
 
 USAGE = """from transformers import pipeline
 
@@ -81,11 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    columns = {"text": data_args.text_column_name, "label": data_args.label_column_name}
-    if data_args.text_pair_column_name:
-        columns["text_pair"] = data_args.text_pair_column_name
-    data = load_splits(data_args, columns, texts.label_check(), readers=TABLES)
-    multi_label, labels = texts.class_names(data)
+    data, unlabeled, multi_label, labels = load_labeled(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -148,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         test_scores = scorer(output, thresholds)
         test_scores |= scoring.bag_of_words(data["train"][:], data["test"][:], labels, multi_label)
         metrics |= run.save_scores(trainer, "test", output.metrics, test_scores)
-        scorer.write(args.output_dir, data["test"].select_columns(["id", *columns]), output, thresholds)
+        scorer.write(args.output_dir, data["test"], output, thresholds)
     history, selected_by = trainer.state.log_history, args.metric_for_best_model or "loss"
     draw(args.output_dir, *scorer.read(output), labels, thresholds, history, selected_by)
     scoring.print_scores(metrics, scored, labels)
@@ -162,6 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
+    run.predict_unlabeled(unlabeled, lambda rows: with_labels(rows, Classifier(args.output_dir)))
     return metrics
 
 

@@ -8,7 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from common.args import DataArguments
 from common.data.files import read_file
-from common.data.rows import label_names, load_splits
+from common.data.labels import label_names
+from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
 from recipes.ner.conll import TAGGED
