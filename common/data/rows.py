@@ -111,6 +111,7 @@ def load_splits(
     optional: dict[str, str] | None = None,
     gold: Gold | None = None,
     convert: Callable[[Row], Row] | None = None,
+    prepare: Callable[[dict[str, Iterable[Located]]], dict[str, Iterable[Located]]] | None = None,
 ) -> DatasetDict:
     """Load the data of a run and check each row.
 
@@ -131,6 +132,7 @@ def load_splits(
         optional: more columns like `columns`; None in rows without them.
         gold: what the model learns from a row; None if each valid row can be learned.
         convert: returns a valid row in the form of the recipe.
+        prepare: converts the rows of all splits before they are checked.
 
     Returns:
         The splits train, validation and, if given, test. A test split in which no row has a gold value is named
@@ -148,6 +150,8 @@ def load_splits(
     if "train" not in sources:
         known = f"; its splits: {', '.join(sources)}" if args.dataset_name else ""
         raise InputError(f"no training rows{known}; give --train_file, or a --dataset_name with a train split")
+    if prepare is not None:
+        sources = prepare({split: rows for split, rows in sources.items() if split in SPLITS})
     problems = Problems()
     splits: dict[str, list[Row | Rejected]] = {}
     for split in SPLITS:

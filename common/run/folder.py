@@ -82,7 +82,7 @@ class Run:
             "command": _command(),
             "arguments": arguments,
             "data": {
-                n: {"file": f, "sha256": sha256(f), "bytes": Path(f).stat().st_size}
+                n: {"file": f, "sha256": _sha256_of_path(Path(f)), "bytes": sum(p.stat().st_size for p in _below(f))}
                 for n, f in data_args.files().items()
             },
             "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
@@ -434,6 +434,16 @@ def _sha256_of_rows(data: Dataset) -> str:
     for row in data:
         digest.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _below(path: str | Path) -> list[Path]:
+    """Return a file, or the files in and below a folder."""
+    path = Path(path)
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _sha256_of_path(path: Path) -> str:
+    return sha256(path) if path.is_file() else _sha256_of(_below(path)) or ""
 
 
 def _sha256_of(files: Iterable[Path]) -> str | None:

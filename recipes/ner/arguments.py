@@ -7,14 +7,33 @@ from typing import ClassVar
 from common.args import DataArguments
 from common.errors import InputError
 
+from .brat import is_brat
+from .conll import Columns
+from .schemes import Name
+
+#: default names of the columns of words and tags
+WORDS, TAGS = "tokens", "ner_tags"
+
 
 @dataclass
 class NerDataArguments(DataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
-    text_column_name: str = field(default="tokens", metadata={"help": "column with the list of words"})
+    text_column_name: str = field(
+        default=WORDS, metadata={"help": "column with the list of words, or with the text of rows with spans"}
+    )
     label_column_name: str = field(
-        default="ner_tags", metadata={"help": "column with the list of BIO tags, one per word"}
+        default=TAGS, metadata={"help": "column with the list of tags, one per word, or with the spans of a text"}
+    )
+    tag_scheme: Name = field(
+        default="auto",
+        metadata={"help": "scheme of the tags, converted to IOB2; none: each word has a tag of its own (POS)"},
+    )
+    conll_word_column: str | None = field(
+        default=None, metadata={"help": "column of the word in CoNLL files: number from 1, or name in .conllu files"}
+    )
+    conll_tag_column: str | None = field(
+        default=None, metadata={"help": "column of the tag: number from 1, or name such as upos; default: the last"}
     )
     max_seq_length: int = field(
         default=256, metadata={"help": "tokens per window; a longer text gets several windows", "resume": "fixed"}
@@ -32,7 +51,15 @@ class NerDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Columns(self.conll_word_column, self.conll_tag_column)  # checks the values
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:
             raise InputError(f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length")
+
+    def check_path(self, name: str, path: str) -> None:
+        """Raise `InputError` unless `path` is a file or a folder of brat."""
+        if not Path(path).is_dir():
+            super().check_path(name, path)
+        elif not is_brat(path):
+            raise InputError(f"--{name} {path}: no .ann file in this folder; name a file, or a folder of brat")

@@ -1,44 +1,189 @@
-"""Read tagged words from column files, the format of CoNLL 2002 and 2003."""
+"""Read tagged words from column files: CoNLL 2002, CoNLL 2003, GermEval, CoNLL-U and similar."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.data import NOT_UTF8, READERS, Located, Readers, numbered_lines
+from common.data import NOT_UTF8, Located, numbered_lines
+from common.errors import InputError, tell
+
+UNIVERSAL = (".conllu", ".conllup")
+ENDINGS = (".conll", ".bio", ".iob", ".iob2", *UNIVERSAL)
+#: columns of CoNLL-U
+_NAMES = ["id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc"]
+_BIO = re.compile(r"O|[BIESMLU][-_]\S+")
+_ID = re.compile(r"#\s*(?:sent_)?id\b[\s=:]*(\S+)")
+_RANGE_OR_EMPTY = re.compile(r"\d+[-.]\d+")  # in CoNLL-U: a multiword token, or a word that is not in the text
+_FEWEST_SENTENCES = 10  # of one word each, which are taken for a mistake
 
 
-def read_conll(path: Path) -> Iterator[Located]:
-    """Yield each sentence of a file as a row of `tokens` and `ner_tags`, with the line of its first word.
+@dataclass(frozen=True)
+class Columns:
+    """Columns of the word and the tag: a number from 1, or a name of CoNLL-U; None to choose by content."""
 
-    The first column of a line holds the word, the last column holds the tag. Tabs or spaces separate the columns. An
-    empty line or `-DOCSTART-` ends a sentence.
+    word: str | None = None
+    tag: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("word", self.word), ("tag", self.tag)):
+            if value is not None and not value.isidentifier() and (not value.isdecimal() or int(value) < 1):
+                raise InputError(f"--conll_{name}_column {value}: must be a number from 1, or a name such as upos")
+
+
+BY_CONTENT = Columns()
+
+
+class _Unclear(Exception):
+    """The columns must be named by an argument."""
+
+
+def read_conll(
+    path: Path, columns: Columns = BY_CONTENT, names: tuple[str, str] = ("tokens", "ner_tags")
+) -> Iterator[Located]:
+    """Yield each sentence of a file as a row of words and tags, with the line of its first word.
+
+    Tabs or spaces separate the columns. An empty line or `-DOCSTART-` ends a sentence. Comments start with `#`; a
+    comment such as `# id 7` gives the row its `id`. Without `columns`, the word is in the first column, or in the
+    second one after a running number, and the tag is in the last one. In CoNLL-U, multiword tokens and empty nodes are
+    skipped.
+
+    Args:
+        path: the file.
+        columns: columns of the word and the tag.
+        names: names of the words and the tags in the rows.
     """
-    tokens: list[str] = []
-    tags: list[str] = []
-    first_line, columns, broken = "", 0, False
-    for where, text in numbered_lines(path):
-        cells = [] if text is None else (text.split("\t") if "\t" in text else text.split())
-        cells = [cell.strip() for cell in cells]
+    universal = path.suffix.lower() in UNIVERSAL
+    lines = [(where, text, _cells(text)) for where, text in numbered_lines(path)]
+    words = [cells for _, text, cells in lines if cells and not text.startswith("#") and not _skipped(cells, universal)]
+    width = len(words[0]) if words else 0
+    try:
+        word, tag = _choose(words, _sentences(lines, universal), columns, width, path, universal, lines)
+    except _Unclear as error:
+        yield str(path), str(error)
+        return
+    tags = {cells[tag] for cells in words if len(cells) == width}
+    row: dict[str, list] = {names[0]: [], names[1]: []}
+    first, broken, identity, count, single = "", False, None, 0, 0
+    for where, text, cells in [*lines, ("", "", [])]:
         if text is None:
             yield where, NOT_UTF8
             broken = True
-        elif not text.strip() or cells[0] == "-DOCSTART-":
-            if tokens and not broken:
-                yield first_line, {"tokens": tokens, "ner_tags": tags}
-            tokens, tags, broken = [], [], False
-        elif len(cells) < 2 or (columns and len(cells) != columns) or not all(cells):
-            expected = f"the lines above have {columns}" if columns else "a line needs a word and a tag"
+        elif not cells or "-DOCSTART-" in cells:
+            if row[names[0]] and not broken:
+                count, single = count + 1, single + (len(row[names[0]]) == 1)
+                yield first, row if identity is None else row | {"id": identity}
+            row, broken, identity = {names[0]: [], names[1]: []}, False, None
+        elif text.startswith("#") and (universal or len(cells) != width or cells[tag] not in tags):
+            named = _ID.match(text)
+            identity = named[1] if named and not row[names[0]] else identity
+        elif _skipped(cells, universal):
+            continue
+        elif len(cells) < 2 or len(cells) != width or not all(cells):
+            expected = f"the lines above have {width}" if len(cells) != width else "a line needs a word and a tag"
             yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
             broken = True
         else:
-            columns = columns or len(cells)
-            first_line = first_line if tokens else where
-            tokens.append(cells[0])
-            tags.append(cells[-1])
-    if tokens and not broken:
-        yield first_line, {"tokens": tokens, "ner_tags": tags}
+            first = first if row[names[0]] else where
+            row[names[0]].append(cells[word])
+            row[names[1]].append(cells[tag])
+    if count == single >= _FEWEST_SENTENCES:
+        yield (
+            str(path),
+            f"each of the {count} sentences has one word; leave empty lines only between sentences, or give a table "
+            "(.csv, .tsv, .jsonl) if a line is a text",
+        )
 
 
-#: formats with one sentence per row
-SENTENCES: Readers = READERS | dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll)
-#: formats of training data; a .txt file has a tag beside each word
-TAGGED: Readers = SENTENCES | {".txt": read_conll}
+def looks_tagged(path: Path, lines: int = 1000) -> bool:
+    """Return whether each of the first lines of a file has several columns with a BIO tag in the last one."""
+    found = 0
+    for number, (_, text) in enumerate(numbered_lines(path)):
+        cells = _cells(text) if text is not None and not text.startswith("#") else []
+        if number == lines:
+            break
+        if text is None or (cells and "-DOCSTART-" not in cells and (len(cells) < 2 or not _BIO.fullmatch(cells[-1]))):
+            return False
+        found += len(cells) > 1
+    return found > 0
+
+
+def _cells(text: str | None) -> list[str]:
+    if text is None or not text.strip():
+        return []
+    return [cell.strip() for cell in (text.split("\t") if "\t" in text else re.split(" +", text.strip(" ")))]
+
+
+def _skipped(cells: list[str], universal: bool) -> bool:
+    return "-DOCSTART-" in cells or (universal and _RANGE_OR_EMPTY.fullmatch(cells[0]) is not None)
+
+
+def _sentences(lines: list[tuple[str, str | None, list[str]]], universal: bool) -> list[list[str]]:
+    """Return the first cells of each sentence."""
+    sentences: list[list[str]] = [[]]
+    for _, text, cells in lines:
+        if not cells or "-DOCSTART-" in cells:
+            sentences.append([])
+        elif not text.startswith("#") and not _skipped(cells, universal):
+            sentences[-1].append(cells[0])
+    return [sentence for sentence in sentences if sentence]
+
+
+def _choose(
+    words: list[list[str]],
+    sentences: list[list[str]],
+    columns: Columns,
+    width: int,
+    path: Path,
+    universal: bool,
+    lines: list[tuple[str, str | None, list[str]]],
+) -> tuple[int, int]:
+    """Return the index of the word column and of the tag column.
+
+    Raises:
+        _Unclear: an argument must name a column, or names one that the file lacks.
+    """
+    names = _names(lines) if universal else []
+    running = [str(n) for n in range(1, max(map(len, sentences), default=0) + 1)]
+    numbered = width > 2 and all(sentence == running[: len(sentence)] for sentence in sentences)
+    numbered = numbered and any(len(sentence) > 1 for sentence in sentences)
+    word = 1 if universal or numbered else 0
+    if columns.word is not None:
+        word = _index("word", columns.word, names, width, path)
+    elif "form" in names:
+        word = names.index("form")
+    if numbered and not universal and columns.word is None:
+        tell(f"{path}: column 1 is a running number; words are read from column 2 (--conll_word_column names another)")
+    if columns.tag is not None:
+        return word, _index("tag", columns.tag, names, width, path)
+    if universal:
+        known = ", ".join(names)
+        raise _Unclear(f"several columns can be the tag; give --conll_tag_column, such as upos; columns here: {known}")
+    whole = [cells for cells in words if len(cells) == width]
+    bio = [i for i in range(width) if i != word and all(_BIO.fullmatch(cells[i]) for cells in whole)]
+    if len(bio) > 1:
+        listed = " and ".join(str(i + 1) for i in bio)
+        if numbered:
+            raise _Unclear(f"columns {listed} hold tags; choose one by --conll_tag_column {bio[0] + 1}")
+        tell(f"{path}: columns {listed} hold tags; the last is read (--conll_tag_column names another)")
+    return word, width - 1
+
+
+def _names(lines: list[tuple[str, str | None, list[str]]]) -> list[str]:
+    """Return the names of the columns of CoNLL-U; `# global.columns = ID FORM ...` gives others."""
+    first = next((text for _, text, _ in lines if text), "")
+    given = re.match(r"#\s*global\.columns\s*=\s*(.+)", first)
+    return given[1].lower().split() if given else _NAMES
+
+
+def _index(kind: str, value: str, names: list[str], width: int, path: Path) -> int:
+    if value.isdecimal():
+        if int(value) > width:
+            raise _Unclear(f"--conll_{kind}_column {value}: lines have {width} columns; give a number up to {width}")
+        return int(value) - 1
+    if value.lower() not in names:
+        known = (
+            f"columns here: {', '.join(names)}" if names else f"only {' '.join(UNIVERSAL)} name columns: give a number"
+        )
+        raise _Unclear(f"--conll_{kind}_column {value}: no such column; {known}")
+    return names.index(value.lower())

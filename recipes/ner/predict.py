@@ -3,26 +3,30 @@
     make predict RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
     python -m recipes.ner.predict --model outputs/ner --input texts.txt --output entities.jsonl
 
-The input is JSON Lines of {"text": ...} or {"tokens": [...]}, or a .txt file with one text per line. The output has the
-same rows in the same order. Each row gets `entities`, a list of {label, text, start, end, score}. `start` and `end` are
-characters of the text, or of the tokens joined by spaces. `score` is the mean probability of the tags of the entity's
-words. Memory use does not grow with the file.
+The input has rows of {"text": ...} or {"tokens": [...]}, is a .txt file with one text per line, or has any format of
+`train`. The output has the same rows in the same order. Each row gets `entities`, a list of {label, text, start, end,
+score}; if the input has this column, the list is named `predicted_entities`. `start` and `end` are characters of the
+text, or of the tokens joined by spaces. `score` is the mean probability of the tags of the entity's words. Memory use
+does not grow with the file.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
-from common.data import Row, check_file, read_file
+from common.data import Row, check_file
+from common.errors import tell
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
-from .conll import SENTENCES
-from .tagging import cut_windows, entity_spans, split_words
+from .arguments import TAGS, WORDS
+from .conll import Columns
+from .reading import file_reader
+from .spans import Annotated, Unusable, task_text
+from .tagging import cut_windows, entity_spans, split_words, word_spans
 
 
 @dataclass
@@ -31,6 +35,10 @@ class NerPredictArguments(PredictArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
     )
+    conll_word_column: str | None = field(
+        default=None, metadata={"help": "column of the word in CoNLL files; a .txt file is then read as CoNLL"}
+    )
+    conll_tag_column: str | None = field(default=None, metadata={"help": "column of the tag in CoNLL files"})
 
 
 ARGUMENTS = (NerPredictArguments,)
@@ -47,6 +55,9 @@ class Tagger(Predictor):
             AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed
         )
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
+        single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
+        #: returns the entities of a sequence of tags
+        self.spans = word_spans if single_words else entity_spans
 
     def __call__(self, sentences: list[list[str]]) -> list[tuple[list[str], list[float]]]:
         """Return, for each list of words, the tag of each word and the probability of the tag."""
@@ -66,48 +77,65 @@ class Tagger(Predictor):
         return results
 
 
+def text_of(row: Row) -> Annotated | None:
+    """Return the text of a row and the spans of its words, or None if the row has neither `text` nor `tokens`."""
+    tokens = row.get("tokens")
+    if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
+        ends = accumulate(len(token) + 1 for token in tokens)
+        spans = [(end - 1 - len(token), end - 1) for token, end in zip(tokens, ends, strict=True)]
+        return Annotated(" ".join(tokens), [], spans)
+    annotated = task_text(row, "text")
+    if annotated is not None and annotated.words is None:
+        annotated.words = split_words(annotated.text)
+    return annotated
+
+
 def check_row(row: Row) -> Iterator[str]:
     """Yield a message for each error in an input row."""
-    text, tokens = row.get("text"), row.get("tokens")
-    if "entities" in row:
-        yield 'already has "entities", which would be overwritten; rename that column'
-    elif tokens is not None:
-        if not isinstance(tokens, list) or not all(isinstance(token, str) and token.strip() for token in tokens):
-            yield "tokens must be a list of non-blank texts"
-    elif not isinstance(text, str):
+    tokens = row.get("tokens")
+    if isinstance(tokens, list) and not all((isinstance(t, str) and t.strip()) or isinstance(t, dict) for t in tokens):
+        yield "tokens must be a list of non-blank texts"
+        return
+    try:
+        found = text_of(row)
+    except Unusable as error:
+        yield str(error)
+        return
+    if found is None or (tokens is not None and not isinstance(tokens, list)):
         yield f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
 
 
-def words_of(row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a row and the character span of each word."""
-    if row.get("tokens") is None:
-        return row["text"], split_words(row["text"])
-    ends = accumulate(len(token) + 1 for token in row["tokens"])
-    spans = [(end - 1 - len(token), end - 1) for token, end in zip(row["tokens"], ends, strict=True)]
-    return " ".join(row["tokens"]), spans
-
-
-def with_entities(rows: list[Row], tagger: Tagger) -> Iterator[Row]:
-    """Yield the rows with their `entities`."""
-    texts = [words_of(row) for row in rows]
-    tagged = tagger([[text[start:end] for start, end in spans] for text, spans in texts if spans])
+def with_entities(rows: list[Row], tagger: Tagger, column: str = "entities") -> Iterator[Row]:
+    """Yield the rows with their entities in `column`."""
+    texts = [text_of(row) for row in rows]
+    tagged = tagger([[row.text[start:end] for start, end in row.words] for row in texts if row.words])
     results = iter(tagged)
-    for row, (text, spans) in zip(rows, texts, strict=True):
-        tags, scores = next(results) if spans else ([], [])
+    for row, found in zip(rows, texts, strict=True):
+        tags, scores = next(results) if found.words else ([], [])
         entities = []
-        for label, first, last in entity_spans(tags):
-            start, end = spans[first][0], spans[last - 1][1]
+        for label, first, last in tagger.spans(tags):
+            start, end = found.words[first][0], found.words[last - 1][1]
             score = round(sum(scores[first:last]) / (last - first), 4)
-            entities.append({"label": label, "text": text[start:end], "start": start, "end": end, "score": score})
-        yield row | {"entities": entities}
+            text = found.text[start:end]
+            entities.append({"label": label, "text": text, "start": start, "end": end, "score": score})
+        yield row | {column: entities}
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    read = partial(read_file, readers=SENTENCES)
-    check_file(args.input, check_row, args.max_chars, read)
+    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), (WORDS, TAGS), predicting=True)
+    column = "entities"
+
+    def check(row: Row) -> Iterator[str]:
+        nonlocal column
+        column = "predicted_entities" if "entities" in row else column
+        yield from check_row(row)
+
+    check_file(args.input, check, args.max_chars, read)
+    if column != "entities":
+        tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")
     tagger = Tagger(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_entities(rows, tagger), read)
+    return predict_file(args, lambda rows: with_entities(rows, tagger, column), read)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import datasets
 import evaluate
@@ -14,7 +15,8 @@ from transformers import EvalPrediction
 from common.errors import tell
 from common.run.report import print_table
 
-from .tagging import entity_spans, invalid_tags
+from .schemes import invalid_tags
+from .tagging import entity_spans
 
 _TAGS = datasets.Features(
     {"predictions": datasets.List(datasets.Value("string")), "references": datasets.List(datasets.Value("string"))}
@@ -38,9 +40,15 @@ class StrictSeqeval(evaluate.Metric):
         TYPE_precision TYPE_recall TYPE_f1 TYPE_support
         invalid_predicted_tags                   predicted `I-X` that follow neither `B-X` nor `I-X`
 
+    With `tag_scheme="none"`, each word with a tag other than O is an entity.
+
     Works across processes like any `evaluate.Metric`. seqeval: Nakayama 2018, https://github.com/chakki-works/seqeval;
     the score: Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419/.
     """
+
+    def __init__(self, tag_scheme: str = "iob2", **options: Any):
+        super().__init__(**options)
+        self.single_words = tag_scheme == "none"
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -48,6 +56,9 @@ class StrictSeqeval(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+        if self.single_words:
+            predictions, references = map(word_entities, predictions), map(word_entities, references)
+            predictions, references = list(predictions), list(references)
         if not any(tag != "O" for tags in (*references, *predictions) for tag in tags):
             zeros = dict.fromkeys(("precision", "recall", "f1"), 0.0)
             return zeros | {f"macro_{k}": 0.0 for k in zeros} | {"accuracy": 1.0, "invalid_predicted_tags": 0}
@@ -71,6 +82,11 @@ class StrictSeqeval(evaluate.Metric):
             for key in ("precision", "recall", "f1-score", "support"):
                 scores[f"{name}_{key.removesuffix('-score')}"] = of_type[key]
         return {key: value.item() if isinstance(value, np.generic) else value for key, value in scores.items()}
+
+
+def word_entities(tags: list[str]) -> list[str]:
+    """Return IOB2 tags in which each word with a tag other than O is an entity."""
+    return [tag if tag == "O" else f"B-{tag}" for tag in tags]
 
 
 def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
@@ -126,8 +142,11 @@ class Gazetteer:
 
 def gazetteer_f1(train: Dataset, test: Dataset, metric: StrictSeqeval) -> float:
     """Return the F1 of the gazetteer of the training rows on the test rows."""
-    gazetteer = Gazetteer(train["tokens"][:], train["ner_tags"][:])
+    tags = train["ner_tags"][:]
+    gazetteer = Gazetteer(train["tokens"][:], [word_entities(row) for row in tags] if metric.single_words else tags)
     predicted = [gazetteer.tag(words) for words in test["tokens"][:]]
+    if metric.single_words:
+        predicted = [[tag.removeprefix("B-") for tag in tags] for tags in predicted]
     return metric.compute(predictions=predicted, references=test["ner_tags"][:])["f1"]
 
 

@@ -1,22 +1,12 @@
-"""Split words, cut windows and read tags, for training and prediction."""
-
-import re
-from collections.abc import Iterator
-from functools import partial
+"""Split words, cut windows and find entities, for training and prediction."""
 
 import regex
-from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from common.args import DataArguments
-from common.data.rows import load_splits
-from common.errors import tell
+from .schemes import invalid_tags
 
-from .conll import TAGGED
-
-TAG = re.compile(r"O|[BI]-\S+")
-
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"  # scripts without spaces: each character is a word
+#: scripts without spaces: each character, with its combining marks, is a word
+_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 _PART = rf"(?:(?![{_CJK}])[\p{{L}}\p{{M}}\p{{N}}_])+"
 WORD = regex.compile(
     rf"""https?://\S+ | www\.\S+                        # addresses
@@ -24,71 +14,14 @@ WORD = regex.compile(
     | (?:\p{{L}}\.){{2,}}                               # U.S.
     | ['’](?:s|re|ve|ll|d|m)\b                          # clitics are separate words
     | {_PART}(?:(?:[-.&,:]|['’](?!(?:s|re|ve|ll|d|m)\b)){_PART})*   # O'Neill, AT&T, well-known, 1,000.5
-    | \S""",
+    | \S\p{{M}}*""",
     regex.VERBOSE | regex.IGNORECASE,
 )
-
-
-def invalid_tags(tags: list[str]) -> list[int]:
-    """Return the position of each `I-X` that follows neither `B-X` nor `I-X`, which IOB2 does not allow."""
-    return [
-        i for i, tag in enumerate(tags) if tag.startswith("I-") and (i == 0 or tags[i - 1] not in (tag, "B-" + tag[2:]))
-    ]
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
     """Return the character span of each word. Punctuation and clitics are words, as in CoNLL and OntoNotes."""
     return [match.span() for match in WORD.finditer(text)]
-
-
-def check_row(row: dict, repair_bio: bool = False) -> Iterator[str]:
-    """Yield a message for each error in a row of `tokens` and `ner_tags`."""
-    tokens, tags = row["tokens"], row["ner_tags"]
-    for name, values in row.items():
-        if not isinstance(values, list):
-            yield f"{name} is not a list but {type(values).__name__}; needed: a list of texts, one per word"
-            return
-    if not tokens:
-        yield "empty sentence: no tokens; remove the row"
-    for i, token in enumerate(tokens, 1):
-        if not isinstance(token, str) or not token.strip():
-            yield f"token {i} is {token!r}; needed: a non-blank text"
-            return
-    if len(tokens) != len(tags):
-        yield f"{len(tokens)} tokens but {len(tags)} tags; needed: one tag per word"
-        return
-    for i, tag in enumerate(tags, 1):
-        if isinstance(tag, int):
-            yield f"tag {i} is the number {tag}; needed: names such as B-PER, or a ClassLabel column"
-            return
-        if not isinstance(tag, str) or not TAG.fullmatch(tag):
-            yield f"tag {i} is {tag!r}; needed: O, B-TYPE or I-TYPE (convert other schemes to BIO first)"
-            return
-    orphans = [] if repair_bio else invalid_tags(tags)
-    for i in orphans[:1]:
-        yield (
-            f"tag {i + 1} ({tags[i]} on {tokens[i]!r}) does not follow B-{tags[i][2:]} or I-{tags[i][2:]}; write "
-            f"B-{tags[i][2:]}, or pass --repair_bio to repair all these tags (for IOB1 files)"
-        )
-
-
-def repair_tags(row: dict) -> dict:
-    """Replace each `I-X` that does not continue an `X` by `B-X`: converts IOB1 to IOB2. `repaired` counts them."""
-    tags = list(row["ner_tags"])
-    for i in invalid_tags(tags):
-        tags[i] = "B-" + tags[i][2:]
-    return {"ner_tags": tags, "repaired": len(invalid_tags(row["ner_tags"]))}
-
-
-def load_tagged(args: DataArguments) -> DatasetDict:
-    """Load and check the splits with columns `tokens` and `ner_tags`; with --repair_bio repair the tags."""
-    columns = {"tokens": args.text_column_name, "ner_tags": args.label_column_name}
-    check = partial(check_row, repair_bio=args.repair_bio)
-    data = load_splits(args, columns, check, list_columns=columns, readers=TAGGED)
-    if args.repair_bio:
-        data = data.map(repair_tags)
-        tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
-    return data
 
 
 def cut_windows(
@@ -160,3 +93,8 @@ def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
         else:
             inside = False
     return spans
+
+
+def word_spans(tags: list[str]) -> list[tuple[str, int, int]]:
+    """Return each word with a tag other than O as an entity, in the form of `entity_spans`."""
+    return [(tag, i, i + 1) for i, tag in enumerate(tags) if tag != "O"]

@@ -32,7 +32,8 @@ from common.tuning import TuningArguments, tune
 
 from . import scoring
 from .arguments import NerDataArguments
-from .tagging import cut_windows, load_tagged
+from .reading import load_tagged
+from .tagging import cut_windows
 
 USAGE = """from transformers import pipeline
 
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    data = load_tagged(data_args)
+    data, scheme = load_tagged(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     loaded = load_model(AutoModelForTokenClassification, model_args, label_names(data, "ner_tags"), length, **options)
     config = loaded.model.config
     cut = {"max_seq_length": length, "doc_stride": data_args.doc_stride}
-    config.update(cut)  # saved with the model: predict cuts the same windows
+    config.update(cut | {"tag_scheme": "none" if scheme.name == "none" else "iob2"})  # predict does the same
     windows = data.map(
         encode,
         batched=True,
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
-    metric, labels = scoring.StrictSeqeval(keep_in_memory=True), list(config.id2label.values())
+    metric, labels = scoring.StrictSeqeval(config.tag_scheme, keep_in_memory=True), list(config.id2label.values())
     gold = data["validation"]["ner_tags"][:]
     check_best_metric(args, metric.compute(predictions=gold, references=gold))
 

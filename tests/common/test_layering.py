@@ -87,7 +87,12 @@ def declared(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in modules(folder):
         for kind in vars(importlib.import_module(name)).values():
-            if is_dataclass(kind) and kind.__module__ == name and kind.__name__.endswith("Arguments"):
+            if (
+                isinstance(kind, type)
+                and is_dataclass(kind)
+                and kind.__module__ == name
+                and kind.__name__.endswith("Arguments")
+            ):
                 defaults = {field.name: field.default for field in fields(kind)}
                 found |= {argument: defaults[argument] for argument in get_annotations(kind) if argument in defaults}
     return found

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification,
 from common.errors import InputError
 from common.run.folder import sha256
 from recipes.ner import predict, train
-from recipes.ner.tagging import check_row, entity_spans
+from recipes.ner.reading import check_row
+from recipes.ner.tagging import entity_spans
 from tests.conftest import SAMPLE, read_jsonl, write_jsonl
 
 

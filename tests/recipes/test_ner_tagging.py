@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from seqeval.scheme import IOB2, Entities
 
+from recipes.ner.reading import check_row, repair_tags
 from recipes.ner.scoring import Gazetteer, stitch
-from recipes.ner.tagging import (
-    check_row,
-    cut_windows,
-    entity_spans,
-    repair_tags,
-    split_words,
-)
+from recipes.ner.tagging import cut_windows, entity_spans, split_words
 from recipes.ner.train import encode
 from tests.conftest import SAMPLE, read_jsonl
 

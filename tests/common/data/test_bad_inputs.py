@@ -11,12 +11,13 @@ import pytest
 from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
-from recipes.ner.conll import TAGGED
-from recipes.ner.tagging import check_row
+from recipes.ner.conll import BY_CONTENT
+from recipes.ner.reading import check_row, file_reader
 from tests.bad_inputs import of_bytes, variants
 from tests.conftest import SAMPLE, read_jsonl, write_jsonl
 
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
+READ = file_reader(BY_CONTENT, ("tokens", "ner_tags"))
 SECONDS = 60
 GOOD = [{k: row[k] for k in COLUMNS} for row in read_jsonl(SAMPLE / "train.jsonl")[:12]]
 
@@ -39,7 +40,7 @@ def rows_in(content: bytes) -> list[dict]:
 
 
 def loaded(args) -> list[dict]:
-    data = load_splits(args, COLUMNS, check_row, list_columns=COLUMNS, readers=TAGGED)
+    data = load_splits(args, COLUMNS, check_row, list_columns=COLUMNS, read=READ)
     return [{k: row[k] for k in COLUMNS} for row in data["train"]]
 
 

@@ -12,8 +12,8 @@ from common.data.labels import label_names
 from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
-from recipes.ner.conll import TAGGED
-from recipes.ner.tagging import check_row
+from recipes.ner.conll import BY_CONTENT
+from recipes.ner.reading import check_row, file_reader
 from tests.conftest import read_jsonl, run, write_jsonl
 
 ROWS = [
@@ -22,10 +22,11 @@ ROWS = [
     {"tokens": ["ça", "va", "?"], "ner_tags": ["O", "O", "O"], "id": "3"},
 ]
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
+READ = file_reader(BY_CONTENT, ("tokens", "ner_tags"))
 
 
 def load(**arguments) -> DatasetDict:
-    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS, readers=TAGGED)
+    return load_splits(DataArguments(**arguments), COLUMNS, check_row, list_columns=COLUMNS, read=READ)
 
 
 def conll(rows: list[dict], columns: int) -> str:

@@ -19,7 +19,7 @@ from common.run.folder import Run, sha256
 from common.run.report import draw_history, write_samples
 from common.training import checkpoints
 from recipes.ner import train
-from recipes.ner.tagging import check_row
+from recipes.ner.reading import check_row
 from tests.conftest import ROOT
 
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}

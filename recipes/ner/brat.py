@@ -1,0 +1,75 @@
+"""Read folders of brat: texts in `.txt` files, with their annotations in `.ann` files of the same name."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from common.data import NOT_UTF8, Located
+
+_SPAN = re.compile(r"(T\d+)\t(\S+) (\d+ \d+(?:;\d+ \d+)*)\t(.*)")
+
+
+def is_brat(folder: str | Path) -> bool:
+    """Return whether a folder holds `.ann` files."""
+    return any(Path(folder).rglob("*.ann"))
+
+
+def read_brat(folder: Path, annotated: bool = True) -> Iterator[Located]:
+    """Yield each document below a folder as a row of `id`, `text` and `spans`, as `spans.read_annotated` takes them.
+
+    Args:
+        folder: the folder.
+        annotated: whether each text must have an `.ann` file.
+    """
+    names = sorted({path.with_suffix("") for ending in ("txt", "ann") for path in folder.rglob(f"*.{ending}")})
+    for name in names:
+        text_file, notes = name.with_name(name.name + ".txt"), name.with_name(name.name + ".ann")
+        if not text_file.is_file():
+            yield str(notes), f"has no text file {text_file.name} beside it; add it"
+            continue
+        if annotated and not notes.is_file():
+            yield str(text_file), f"has no file {notes.name} beside it; add an empty file if the text has no entities"
+            continue
+        try:
+            raw = text_file.read_bytes().decode("utf-8-sig")
+            lines = notes.read_text(encoding="utf-8-sig").split("\n") if notes.is_file() else []
+        except UnicodeDecodeError:
+            yield str(text_file), NOT_UTF8
+            continue
+        spans, wrong = [], False
+        for number, line in enumerate(lines, 1):
+            if not line.startswith("T"):  # relations, events, attributes, notes and equivalences
+                continue
+            match = _SPAN.fullmatch(line.rstrip("\r"))
+            if match is None:
+                yield f"{notes}:{number}", f"no annotation of brat: {line[:60]!r}; needed: T1<TAB>TYPE 0 4<TAB>text"
+                wrong = True
+            else:
+                parts = sorted(tuple(map(int, part.split())) for part in match[3].split(";"))
+                spans.append((match[2], parts, match[4]))
+        if wrong:
+            continue
+        text = _text_of_offsets(raw, spans)
+        rows = [
+            {
+                "start": parts[0][0],
+                "end": parts[-1][1],
+                "label": label,
+                "text": quoted,
+                "apart": any(text[a:b].strip() for (_, a), (b, _) in pairwise(parts)),
+            }
+            for label, parts, quoted in spans
+        ]
+        yield str(text_file), {"id": str(name.relative_to(folder)), "text": text, "spans": rows}
+
+
+def _text_of_offsets(raw: str, spans: list[tuple[str, list[tuple[int, ...]], str]]) -> str:
+    """Return the text that the offsets count: that of the file, or with line feeds alone where only that fits."""
+
+    def fits(text: str) -> bool:
+        quotes = (" ".join(text[a:b] for a, b in parts).split() for _, parts, _ in spans)
+        return all(quote == given.split() for quote, (_, _, given) in zip(quotes, spans, strict=True))
+
+    unix = raw.replace("\r\n", "\n")
+    return unix if not fits(raw) and fits(unix) else raw

@@ -1,0 +1,164 @@
+"""Read tagged sentences and annotated texts from files and folders, for training and prediction."""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from common.data import READERS, Located, Readers, Row, json_fault, load_splits, numbered_lines, parse_json, read_file
+from common.data.files import FileReader
+from common.errors import tell
+
+from .arguments import TAGS, WORDS, NerDataArguments
+from .brat import read_brat
+from .conll import BY_CONTENT, ENDINGS, Columns, looks_tagged, read_conll
+from .schemes import IOB2, Scheme, invalid_tags, recognise, with_begins
+from .spans import SpanConverter
+
+#: begin of a JSON file of spaCy's pairs ["text", {"entities": ...}], alone or below "annotations"
+_PAIRS = re.compile(r'\s*(\[\s*\[\s*"|\[\s*"|\{\s*"(classes|annotations)"\s*:\s*\[)')
+
+
+def _read_json(path: Path) -> Iterator[Located]:
+    """Yield the rows of a JSON file; a pair of spaCy becomes a row of `text` and, for example, `entities`."""
+    head = "\n".join(text or "" for _, text in islice(numbered_lines(path), 20))
+    if not _PAIRS.match(head):
+        yield from READERS[path.suffix.lower()](path)
+        return
+    if path.suffix.lower() == ".jsonl":
+        for where, text in numbered_lines(path):
+            if text is not None and not text.strip():
+                continue
+            try:
+                yield where, _row_of_pair(parse_json(text or ""))
+            except (ValueError, RecursionError) as error:
+                yield where, f"not JSON: {error}; write each line with json.dumps"
+        return
+    text = "\n".join(line or "" for _, line in numbered_lines(path))
+    try:
+        pairs = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        where, fault = json_fault(path, error)
+        yield where, f"not JSON: {fault}; write it with json.dump"
+        return
+    if isinstance(pairs, dict):
+        pairs = [pair for pair in pairs.get("annotations", []) if pair is not None]
+    for number, pair in enumerate(pairs, 1):
+        yield f"{path}, row {number}", _row_of_pair(pair)
+
+
+def _row_of_pair(pair: object) -> Row | str:
+    if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], dict):
+        return {"text": pair[0]} | pair[1]
+    return 'not a pair ["text", {"entities": [[0, 4, "TYPE"]]}]; correct the row'
+
+
+def file_reader(columns: Columns, names: tuple[str, str], predicting: bool = False) -> FileReader:
+    """Return a function that reads a file or a folder of brat as rows with their places.
+
+    Args:
+        columns: columns of the word and the tag in CoNLL files.
+        names: names of the words and the tags in the rows.
+        predicting: a `.txt` file may hold a text per line, and brat texts need no annotations.
+    """
+    conll = partial(read_conll, columns=columns, names=names)
+    readers: Readers = READERS | dict.fromkeys(ENDINGS, conll) | dict.fromkeys((".json", ".jsonl"), _read_json)
+
+    def text(path: Path) -> Iterator[Located]:
+        tagged = not predicting or columns != BY_CONTENT or looks_tagged(path)
+        yield from (conll if tagged else READERS[".txt"])(path)
+
+    readers |= dict.fromkeys((".txt", ".text"), text)
+
+    def read(path: str | Path) -> Iterator[Located]:
+        if Path(path).is_dir():
+            return read_brat(Path(path), annotated=not predicting)
+        return read_file(path, readers)
+
+    return read
+
+
+def span_columns(text_column: str, label_column: str) -> tuple[str, str | None]:
+    """Return the columns of the text and of the spans; None if the user named no column of labels."""
+    return "text" if text_column == WORDS else text_column, None if label_column == TAGS else label_column
+
+
+class TagConverter:
+    """Convert spans of characters in the rows of all splits to tags, and recognise the scheme of all tags."""
+
+    def __init__(self, args: NerDataArguments):
+        names = args.text_column_name, args.label_column_name
+        self.spans = SpanConverter(*span_columns(*names), names, args.max_seq_length // 2)
+        self.wanted, self.tags = args.tag_scheme, args.label_column_name
+        self.scheme = IOB2
+
+    def __call__(self, sources: dict[str, Iterable[Located]]) -> dict[str, list[Located]]:
+        """Return the rows of each split with spans converted, and recognise the scheme of their tags."""
+        rows = {split: list(self.spans.rows(source)) for split, source in sources.items()}
+        self.scheme = recognise(
+            (_tags_of(row.get(self.tags)) for split in rows.values() for _, row in split if isinstance(row, dict)),
+            self.wanted,
+        )
+        return rows
+
+
+def _tags_of(cell: object) -> list:
+    """Return the tags in a cell, which in a table is JSON or words separated by spaces."""
+    if isinstance(cell, str):
+        try:
+            cell = parse_json(cell) if cell.startswith("[") else cell.split()
+        except (ValueError, RecursionError):
+            return cell.split()
+    return cell if isinstance(cell, list) else []
+
+
+def check_row(row: dict, repair_bio: bool = False, scheme: Scheme = IOB2) -> Iterator[str]:
+    """Yield a message for each error in a row of `tokens` and `ner_tags`."""
+    tokens, tags = row["tokens"], row["ner_tags"]
+    for name, values in row.items():
+        if not isinstance(values, list):
+            yield f"{name} is not a list but {type(values).__name__}; needed: a list of texts, one per word"
+            return
+    if not tokens:
+        yield "empty sentence: no tokens; remove the row"
+    for i, token in enumerate(tokens, 1):
+        if not isinstance(token, str) or not token.strip():
+            yield f"token {i} is {token!r}; needed: a non-blank text"
+            return
+    if len(tokens) != len(tags):
+        yield f"{len(tokens)} tokens but {len(tags)} tags; needed: one tag per word"
+        return
+    yield from scheme.problems(tokens, tags, repair_bio)
+
+
+def repair_tags(row: dict, scheme: Scheme = IOB2) -> dict:
+    """Convert tags to IOB2 and replace each `I-X` that does not continue an `X` by `B-X`; `repaired` counts these."""
+    tags = scheme.to_iob2(row["ner_tags"])
+    return {"ner_tags": with_begins(tags), "repaired": len(invalid_tags(tags))}
+
+
+def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Scheme]:
+    """Load and check the splits with columns `tokens` and `ner_tags`, and convert the tags to IOB2.
+
+    With `--repair_bio`, tags `I-X` that continue no entity become `B-X`, and their number is printed.
+
+    Returns:
+        The splits, and the scheme of the files. With the scheme none, the tags stay as they are.
+    """
+    columns = {"tokens": args.text_column_name, "ner_tags": args.label_column_name}
+    convert = TagConverter(args)
+
+    def check(row: Row) -> Iterator[str]:
+        return check_row(row, args.repair_bio, convert.scheme)
+
+    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()))
+    data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert)
+    if args.repair_bio and convert.scheme.name != "none":
+        data = data.map(partial(repair_tags, scheme=convert.scheme))
+        tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
+    elif convert.scheme != IOB2:
+        data = data.map(lambda row: {"ner_tags": convert.scheme.to_iob2(row["ner_tags"])})
+    return data, convert.scheme

@@ -1,0 +1,288 @@
+"""Test that files of annotation tools and all tagging schemes become words with the right tags."""
+
+import json
+
+import pytest
+
+from common.errors import InputError
+from recipes.ner.arguments import NerDataArguments
+from recipes.ner.conll import BY_CONTENT
+from recipes.ner.predict import check_row, with_entities
+from recipes.ner.reading import file_reader, load_tagged
+from recipes.ner.schemes import IOB2, Scheme, recognise
+from recipes.ner.spans import Span, align
+from recipes.ner.tagging import split_words
+from tests.conftest import ROOT, write_jsonl
+
+FILES = ROOT / "tests" / "formats" / "ner"
+MARA = (["Mara", "Olsen", "moved", "to", "Oslo", "."], ["B-PER", "I-PER", "O", "O", "B-LOC", "O"])
+NOBODY = (["Nobody", "called", "."], ["O", "O", "O"])
+
+
+def loaded(file, **arguments):
+    """Return words and tags of each row, as training gets them."""
+    path = str(FILES / file)
+    data, _ = load_tagged(NerDataArguments(train_file=path, validation_file=path, **arguments))
+    return [(row["tokens"], row["ner_tags"]) for row in data["train"]]
+
+
+def test_files_of_annotation_tools_become_words_with_tags(capsys):
+    for file in ("doccano_relations.jsonl", "label_studio_min.json", "spacy.json", "spacy_annotator.json"):
+        assert loaded(file) == [MARA, NOBODY], file
+    assert capsys.readouterr().out == ""
+
+    bank = ["The", "Bank", "of", "Norway", "🏦", "hired", "Ida", "."]
+    assert loaded("doccano.jsonl") == [MARA, NOBODY, (bank, ["O", "B-ORG", "I-ORG", "I-ORG", "O", "O", "B-PER", "O"])]
+    assert loaded("doccano.jsonl", text_column_name="text", label_column_name="label")[0] == MARA
+    told = capsys.readouterr().out
+    assert "doccano.jsonl: spans inside a longer span, which alone is kept: 1 (doccano.jsonl:3 'Norway' LOC)" in told
+
+    words, tags = MARA
+    assert loaded("label_studio.json") == [([*words[:4], "🏦", *words[4:]], [*tags[:4], "O", *tags[4:]]), NOBODY]
+    assert (
+        "rows left out, because the Label Studio task has no annotation: 1 (label_studio.json, row 2)"
+        in capsys.readouterr().out
+    )
+
+    assert loaded("prodigy.jsonl") == [([*words[:5], "-", "Sentrum", "."], [*tags[:5], "O", "O", "O"])]
+    assert "rows left out, because Prodigy's answer is ignore: 1 " in capsys.readouterr().out
+
+
+def test_brat_folders_are_read_with_discontinuous_and_overlapping_spans_counted(tmp_path, capsys):
+    poles = ["The", "South", "and", "North", "Poles", "are", "cold", "."]
+    expected = [*MARA[1], "O", "B-LOC", "I-LOC", "I-LOC", "I-LOC", "O", "O", "O"]
+    assert loaded("brat") == [([*MARA[0], *poles], expected), NOBODY]
+    told = capsys.readouterr().out
+    assert "spans of several parts, which become one from first to last: 1 (doc-1.txt" in told
+    assert "spans inside a longer span, which alone is kept: 1 (doc-1.txt" in told  # North\nPoles is one piece
+
+    (tmp_path / "a.txt").write_bytes(b"Hei\r\nMara bor her.\r\n")
+    (tmp_path / "a.ann").write_text("T1\tPER 4 8\tMara\n", encoding="utf-8")  # counts a line end as one character
+    assert loaded(tmp_path)[0] == (["Hei", "Mara", "bor", "her", "."], ["O", "B-PER", "O", "O", "O"])
+    (tmp_path / "a.ann").write_text("T1\tPER 3 8\tMara\nT2 PER 4 8 Mara\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.ann:2: no annotation of brat"):
+        loaded(tmp_path)
+    (tmp_path / "a.ann").write_text("T1\tPER 3 7\tMara\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.txt: span \[3, 7\] PER says 'Mara', but the text has"):
+        loaded(tmp_path)
+    (tmp_path / "a.ann").unlink()
+    with pytest.raises(InputError, match=r"no \.ann file in this folder"):
+        loaded(tmp_path)
+
+
+def test_spans_cut_words_and_what_does_not_fit_is_counted_or_refused(tmp_path, capsys):
+    text = "Olsens in Oslo-West. "
+    spans = [[0, 5, "PER"], [9, 15, "LOC"], [10, 14, "ORG"], [12, 19, "ORG"], [20, 21, "LOC"], [10, 14, "LOC"]]
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "labels": spans}, {"text": "b c", "labels": []}])
+    assert loaded(file)[0] == (["Olsen", "s", "in", "Os", "lo-West", "."], ["B-PER", "O", "O", "O", "B-ORG", "O"])
+    told = capsys.readouterr().out
+    for line in (
+        "spans that start or end inside a word, which is cut there: 2 (a.jsonl:1 'Olsen' PER; a.jsonl:1 'lo-West' ORG)",
+        "spans of blanks, which are dropped: 1 ",
+        "spans with a blank at an end, which is left out: 1 ",
+        "spans that overlap a longer or earlier span, which alone is kept: 3 ",
+    ):
+        assert line in told
+    wrong = {
+        "does not lie in the text of 3 characters": {"text": "b c", "labels": [[1, 4, "X"]]},
+        "start must be below end": {"text": "b c", "labels": [[2, 2, "X"]]},
+        "has the label None; needed: a text": {"text": "b c", "labels": [[0, 1, None]]},
+        "says 'c', but the text has 'b' there": {
+            "text": "b c",
+            "spans": [{"start": 0, "end": 1, "label": "X", "text": "c"}],
+        },
+    }
+    for message, row in wrong.items():
+        file = write_jsonl(tmp_path / "b.jsonl", [{"text": "b c", "labels": []}, row])
+        with pytest.raises(InputError) as error:
+            loaded(file)
+        assert f"{file}:2: " in str(error.value)
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "words"),
+    [
+        ("他在北京工作", (2, 4), ["他", "在", "北", "京", "工", "作"]),
+        ("ฉันอยู่กรุงเทพ", (7, 14), ["ฉั", "น", "อ", "ยู่", "ก", "รุ", "ง", "เ", "ท", "พ"]),
+        ("서울에서 왔다", (0, 2), ["서울", "에서", "왔다"]),
+        ("हिन्दी में", (0, 6), ["हिन्दी", "में"]),
+        ("Wien.Heute", (5, 10), ["Wien.", "Heute"]),
+    ],
+)
+def test_words_are_cut_so_that_spans_align(text, span, words):
+    found, tags = align(text, [Span(*span, "X")])
+    assert [text[start:end] for start, end in found] == words
+    inside = [i for i, tag in enumerate(tags) if tag != "O"]
+    assert (found[inside[0]][0], found[inside[-1]][1]) == span
+    assert [tags[i] for i in inside] == ["B-X"] + ["I-X"] * (len(inside) - 1)
+
+
+def test_long_texts_are_cut_into_sentences_that_keep_their_spans(tmp_path, capsys):
+    sentence = "Dr. Mara went to St. Moritz! "
+    text = sentence * 20
+    spans = [[29 * i + 17, 29 * i + 28, "LOC"] for i in range(20)]  # with the exclamation mark
+    spans[3] = [29 * 3 + 17, 29 * 4 + 3, "LOC"]  # into the next sentence
+    file = write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": text, "label": spans}])
+    data, _ = load_tagged(NerDataArguments(train_file=file, validation_file=file, max_seq_length=64))
+    rows = list(data["train"])
+    assert len(rows) == 19
+    assert [row["id"] for row in rows[:2]] == ["x-1", "x-2"]
+    words, tags = zip(*((row["tokens"], row["ner_tags"]) for row in rows), strict=True)
+    assert sum(map(len, words)) == len(split_words(text))
+    assert sum(tag == "B-LOC" for row in tags for tag in row) == 20
+    assert "texts of more than 32 words, cut into 19 sentences: 1" in capsys.readouterr().out
+
+
+SENTENCE = ["Anna", "visited", "New", "York", "City"]
+TAGS = ["B-PER", "O", "B-LOC", "I-LOC", "I-LOC"]
+
+
+def test_other_schemes_are_recognised_and_converted(capsys):
+    assert loaded("bioes.conll") == [(SENTENCE, TAGS), (["Nobody", "called"], ["O", "O"])]
+    assert "tags are BIOES: converted to IOB2" in capsys.readouterr().out
+    assert loaded("bilou.conll") == [(SENTENCE, TAGS)]
+    assert "tags are BILOU: converted to IOB2" in capsys.readouterr().out
+    chinese = [
+        (list("马云在杭州市"), ["B-NAME", "I-NAME", "O", "B-LOC", "I-LOC", "I-LOC"]),
+        (["他", "好"], ["B-NAME", "O"]),
+    ]
+    assert loaded("bmes.bio") == chinese
+    assert "tags are BMES: converted to IOB2" in capsys.readouterr().out
+    names = ["Anna", "Bob", "visited", "New", "York"]
+    assert loaded("iob1.conll") == [(names, ["B-PER", "B-PER", "O", "B-LOC", "I-LOC"])]
+    told = capsys.readouterr().out
+    assert "tags are IOB1: converted to IOB2" in told
+    assert "columns 3 and 4 hold tags; the last is read (--conll_tag_column names another)" in told
+    assert loaded("untyped.conll")[0][1] == ["B-ENTITY", "O", "B-ENTITY", "I-ENTITY"]
+    assert "tags are IOB2 without types, which become ENTITY" in capsys.readouterr().out
+
+
+def test_rows_with_lists_are_converted_as_files_of_columns(tmp_path):
+    row = {"tokens": SENTENCE, "ner_tags": ["S_PER", "O", "B_LOC", "I_LOC", "E_LOC"]}
+    assert loaded(write_jsonl(tmp_path / "a.jsonl", [row])) == [(SENTENCE, TAGS)]
+    table = tmp_path / "a.csv"
+    table.write_text("tokens,ner_tags\nAnna visited New York City,U-PER O B-LOC I-LOC L-LOC\n", encoding="utf-8")
+    assert loaded(table) == [(SENTENCE, TAGS)]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "scheme"),
+    [
+        ([["B-X", "I-X", "O"]], "iob2"),
+        ([["O", "O"]], "iob2"),
+        ([["I-X", "O"], ["I-X", "B-X", "O", "I-Y"]], "iob1"),
+        ([["I-X", "O"], ["I-X", "O", "B-X"]], "iob2"),  # both are possible: the rows are refused
+        ([["I-X", "O"], ["B-Y", "I-Y"]], "iob2"),  # one I can be a mistake
+        ([["S-X", "O"]], "bioes"),
+        ([["B-X", "I-X", "L-X"], ["U-Y"]], "bilou"),
+        ([["B-X", "M-X", "E-X"]], "bmes"),
+        ([["NOUN", "VERB"], ["PUNCT"]], "none"),
+        ([["NN", "VBZ", "."]], "none"),
+    ],
+)
+def test_schemes_are_recognised(sentences, scheme):
+    assert recognise(sentences) == Scheme(scheme)
+
+
+def test_unclear_schemes_name_the_argument_that_decides(tmp_path):
+    for tags in (["PER", "O", "LOC"], ["Nc", "Vm"], ["1", "0"]):
+        with pytest.raises(InputError, match="give --tag_scheme none if each word has a tag of its own"):
+            recognise([tags])
+    with pytest.raises(InputError, match="start with B, E, I, M, which is no known scheme"):
+        recognise([["B-X", "I-X", "M-X", "E-X"]])
+    wrong = {
+        "tag 2 is '0'; needed: the capital letter O": ["B-X", "0"],
+        "tag 1 is 'b-X'; write B-X": ["b-X", "B-X"],
+        "pass --repair_bio to repair all these tags, or --tag_scheme iob1": ["I-X", "B-X", "O", "B-X", "O", "I-X"],
+        "tag 2 (O on 'w') comes before E-X, which BIOES does not allow": ["B-X", "O", "S-X"],
+        "tag 1 (E-X on 'w') follows no B-X": ["E-X", "O"],
+        "the end of the sentence comes before E-X": ["S-X", "B-X"],
+    }
+    for message, tags in wrong.items():
+        file = write_jsonl(tmp_path / "a.jsonl", [{"tokens": ["w"] * len(tags), "ner_tags": tags}])
+        with pytest.raises(InputError) as error:
+            loaded(file)
+        assert str(error.value).startswith(f"{file}:1: ")
+        assert message in str(error.value)
+    file = write_jsonl(tmp_path / "a.jsonl", [{"tokens": list("abcd"), "ner_tags": ["E-X", "O", "B-X", "S-X"]}])
+    assert loaded(file, repair_bio=True) == [(list("abcd"), ["B-X", "O", "B-X", "B-X"])]
+    assert loaded(file, tag_scheme="none") == [(list("abcd"), ["E-X", "O", "B-X", "S-X"])]
+
+
+def test_columns_of_conll_files(tmp_path, capsys):
+    with pytest.raises(
+        InputError, match=r"germeval\.conll: columns 3 and 4 hold tags; choose one by --conll_tag_column 3"
+    ):
+        loaded("germeval.conll")
+    german = ["Anna", "besuchte", "die", "Uni", "Wien"]
+    outer = loaded("germeval.conll", conll_tag_column="3")
+    assert outer == [(german, ["B-PER", "O", "O", "B-ORG", "I-ORG"]), (["Niemand", "rief"], ["O", "O"])]
+    assert "column 1 is a running number; words are read from column 2" in capsys.readouterr().out
+    inner = loaded("germeval.conll", conll_tag_column="4", conll_word_column="2")
+    assert inner[0] == (german, ["O", "O", "O", "O", "B-LOC"])
+    with pytest.raises(InputError, match="--conll_tag_column 7: lines have 4 columns"):
+        loaded("germeval.conll", conll_tag_column="7")
+    with pytest.raises(InputError, match="--conll_tag_column upos: no such column; give a number"):
+        loaded("germeval.conll", conll_tag_column="upos")
+    with pytest.raises(InputError, match="--conll_word_column 0: must be a number from 1"):
+        loaded("germeval.conll", conll_word_column="0")
+
+    assert loaded("multiconer.conll")[0] == (["anna", "visited", "#", "oslo"], ["B-PER", "O", "O", "B-LOC"])
+    assert [row["id"] for _, row in file_reader(BY_CONTENT, ("a", "b"))(FILES / "multiconer.conll")] == [
+        "5239d808-f300",
+        "77ab",
+    ]
+    lone = tmp_path / "lone.conll"
+    lone.write_text("\n\n".join(["A B-X", "b O"] * 10), encoding="utf-8")
+    with pytest.raises(InputError, match="each of the 20 sentences has one word"):
+        loaded(lone)
+
+
+def test_parts_of_speech(capsys):
+    with pytest.raises(InputError, match="give --conll_tag_column, such as upos; columns here: id, form, lemma, upos"):
+        loaded("ud.conllu")
+    words = ["Gib", "'s", "im", "Haus", "ab", "!"]
+    assert loaded("ud.conllu", conll_tag_column="upos") == [
+        (words, ["VERB", "PRON", "ADP", "NOUN", "ADP", "PUNCT"]),
+        (["Ja"], ["INTJ"]),
+    ]
+    assert "are parts of speech: each word is scored by itself" in capsys.readouterr().out
+    german = loaded("ud.conllu", conll_tag_column="xpos", tag_scheme="none")
+    assert german[0][1] == ["VVIMP", "PPER", "APPRART", "NN", "PTKVZ", "$."]
+    assert loaded("penn.conll") == [(["Anna", "smiled", "."], ["NNP", "VBD", "."])]
+
+
+class _EachWord:
+    """Give the first word of a text the tag B-X, and other words O."""
+
+    def __call__(self, sentences):
+        return [(["B-X"] + ["O"] * (len(words) - 1), [1.0] * len(words)) for words in sentences]
+
+    @staticmethod
+    def spans(tags):
+        return [("X", 0, 1)] if tags else []
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in FILES.iterdir()))
+def test_predict_reads_what_training_reads(file):
+    read = file_reader(BY_CONTENT, ("tokens", "ner_tags"), predicting=True)
+    if file in ("germeval.conll", "ud.conllu"):
+        pytest.skip("needs arguments")
+    rows = [row for _, row in read(FILES / file)]
+    assert rows
+    assert [problem for row in rows for problem in check_row(row)] == []
+    for row, found in zip(rows, with_entities(rows, _EachWord(), "found"), strict=True):
+        assert {name: found[name] for name in row} == row
+        assert found["found"][0]["start"] == 0
+    json.dumps(rows)
+
+
+def test_a_text_file_of_tags_is_read_as_columns_by_predict(tmp_path):
+    read = file_reader(BY_CONTENT, ("tokens", "ner_tags"), predicting=True)
+    file = tmp_path / "a.txt"
+    file.write_text("Anna B-PER\nleft O\n\nNobody O\n", encoding="utf-8")
+    assert [row["tokens"] for _, row in read(file)] == [["Anna", "left"], ["Nobody"]]
+    file.write_text("Anna left Oslo\n\nPlan B\n", encoding="utf-8")
+    assert [row["text"] for _, row in read(file)] == ["Anna left Oslo", "Plan B"]
+    assert IOB2.name == "iob2"
