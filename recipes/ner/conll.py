@@ -183,7 +183,9 @@ def _index(kind: str, value: str, names: list[str], width: int, path: Path) -> i
         return int(value) - 1
     if value.lower() not in names:
         known = (
-            f"columns here: {', '.join(names)}" if names else f"only {' '.join(UNIVERSAL)} name columns: give a number"
+            f"columns here: {', '.join(names)}"
+            if names
+            else f"only {' and '.join(UNIVERSAL)} files have names; give a number"
         )
         raise _Unclear(f"--conll_{kind}_column {value}: no such column; {known}")
     return names.index(value.lower())

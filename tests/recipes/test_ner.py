@@ -167,7 +167,7 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
     assert target.read_text() == written
     bad = write_jsonl(
         tmp_path / "bad.jsonl",
-        [{"text": "fine"}, {"txt": "a"}, {"text": "b", "entities": []}, {"text": "c", "tokens": 1}],
+        [{"text": "fine"}, {"txt": "a"}, {"tokens": ["b", 1]}, {"text": "c", "tokens": 1}],
     )
     with pytest.raises(InputError) as error:
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "c.jsonl")])
@@ -175,6 +175,11 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
     assert not (tmp_path / "c.jsonl").exists()
     with pytest.raises(InputError, match="has no head ForTokenClassification"):
         predict.main(["--model", tiny, "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "c.jsonl")])
+    gold = write_jsonl(tmp_path / "gold.jsonl", [{"text": "Ann", "entities": [[0, 3, "PER"]]}, {"text": "b"}])
+    predict.main(["--model", out, "--input", gold, "--output", str(tmp_path / "e.jsonl")])
+    rows = read_jsonl(tmp_path / "e.jsonl")
+    assert rows[0]["entities"] == [[0, 3, "PER"]]
+    assert all("predicted_entities" in row for row in rows)
     blank = write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"tokens": []}, {"text": " "}])
     predict.main(["--model", out, "--input", blank, "--output", str(tmp_path / "d.jsonl"), "--buffer_rows", "1"])
     assert [row["entities"] for row in read_jsonl(tmp_path / "d.jsonl")] == [[], [], []]
@@ -192,6 +197,21 @@ def test_repair_is_asked_for_and_counted(arguments, tmp_path, capsys):
     train.main([*arguments, "--repair_bio"])
     stray = sum(a.startswith("B-") for row in rows for a in row["ner_tags"])
     assert f"--repair_bio: {stray} tags I-X became B-X" in capsys.readouterr().out
+
+
+def test_parts_of_speech_are_scored_and_predicted_word_by_word(arguments, small, tmp_path):
+    for file in small.values():
+        rows = [{"tokens": r["tokens"], "ner_tags": ["NOUN" if t[0].isupper() else "VERB" for t in r["tokens"]]}
+                for r in read_jsonl(Path(file))]  # fmt: skip
+        write_jsonl(Path(file), rows)
+    metrics = train.main([*arguments, "--num_train_epochs", "6"])
+    assert metrics["test_NOUN_support"] + metrics["test_VERB_support"] == sum(len(r["tokens"]) for r in rows)
+    assert metrics["test_accuracy"] == pytest.approx(metrics["test_f1"])
+    assert metrics["test_f1"] > 0.8
+    out = str(tmp_path / "out")
+    assert set(AutoConfig.from_pretrained(out).label2id) == {"NOUN", "VERB"}
+    (found,) = predicted_by(out, [{"text": "Ann met Bob"}], tmp_path)
+    assert [entity["text"] for entity in found["entities"]] == ["Ann", "met", "Bob"]
 
 
 def test_the_same_seed_gives_the_same_model(arguments, tmp_path):
