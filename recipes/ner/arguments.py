@@ -62,4 +62,4 @@ class NerDataArguments(DataArguments):
         if not Path(path).is_dir():
             super().check_path(name, path)
         elif not is_brat(path):
-            raise InputError(f"--{name} {path}: no .ann file in this folder; name a file, or a folder of brat")
+            raise InputError(f"--{name} {path}: is a folder without .ann files of brat; name a file")

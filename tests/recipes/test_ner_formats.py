@@ -66,7 +66,7 @@ def test_brat_folders_are_read_with_discontinuous_and_overlapping_spans_counted(
     with pytest.raises(InputError, match=r"a\.txt: span \[3, 7\] PER says 'Mara', but the text has"):
         loaded(tmp_path)
     (tmp_path / "a.ann").unlink()
-    with pytest.raises(InputError, match=r"no \.ann file in this folder"):
+    with pytest.raises(InputError, match=r"is a folder without \.ann files of brat"):
         loaded(tmp_path)
 
 
