@@ -11,18 +11,22 @@ _SPAN = re.compile(r"(T\d+)\t(\S+) (\d+ \d+(?:;\d+ \d+)*)\t(.*)")
 
 
 def is_brat(folder: str | Path) -> bool:
-    """Return whether a folder holds `.ann` files."""
-    return any(Path(folder).rglob("*.ann"))
+    """Return whether a folder, or a folder in it, holds `.ann` files."""
+    return any(_files(Path(folder), "ann"))
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    return [path for pattern in (f"*.{ending}", f"*/*.{ending}") for path in folder.glob(pattern)]
 
 
 def read_brat(folder: Path, annotated: bool = True) -> Iterator[Located]:
-    """Yield each document below a folder as a row of `id`, `text` and `spans`, as `spans.read_annotated` takes them.
+    """Yield each document of a folder and the folders in it as a row of `id`, `text` and `spans`, as `spans.read_annotated` takes them.
 
     Args:
         folder: the folder.
         annotated: whether each text must have an `.ann` file.
     """
-    names = sorted({path.with_suffix("") for ending in ("txt", "ann") for path in folder.rglob(f"*.{ending}")})
+    names = sorted({path.with_suffix("") for ending in ("txt", "ann") for path in _files(folder, ending)})
     for name in names:
         text_file, notes = name.with_name(name.name + ".txt"), name.with_name(name.name + ".ann")
         if not text_file.is_file():
