@@ -20,7 +20,7 @@ def _files(folder: Path, ending: str) -> list[Path]:
 
 
 def read_brat(folder: Path, annotated: bool = True) -> Iterator[Located]:
-    """Yield each document of a folder and the folders in it as a row of `id`, `text` and `spans`, as `spans.read_annotated` takes them.
+    """Yield each document of a folder, and of the folders in it, as a row of `id`, `text` and `spans`.
 
     Args:
         folder: the folder.
