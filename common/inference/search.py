@@ -1,8 +1,8 @@
 """Run greedy and beam search of encoder-decoders without computing finished rows.
 
 The search of transformers computes all rows of a batch until the last row ends. Here a row leaves the batch when it
-ends. The beams of a row share the keys and values of their source; in transformers each beam has a copy. Outputs agree
-with transformers to rounding.
+ends. The beams of a row share the keys and values of their source, if a trial shows that the model allows it; in
+transformers each beam has a copy. Outputs agree with transformers to rounding.
 """
 
 import sys
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.utils import ModelOutput
 
+from common.errors import one_line
 from common.models.structure import attention_by
+from common.models.trial import FAILURES, trial
 
 #: processors that hold the source of every row, and need finished rows too
 OF_ALL_ROWS = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
@@ -67,8 +70,64 @@ def shrinking_search(
     ):
         whole = model._beam_search if beams > 1 else model._sample
         return whole(input_ids, logits_processor, stopping_criteria, config, **model_kwargs)
-    with attention_by(model.get_decoder(), SHARED) if beams > 1 else nullcontext(False) as shared:
+    shares = beams > 1 and why_not_shared(model) is None
+    with attention_by(model.get_decoder(), SHARED) if shares else nullcontext(False) as shared:
         return _search(model, input_ids, logits_processor, stopping_criteria, config, model_kwargs, shared)
+
+
+#: model -> kernel of its decoder -> why beams cannot share their source, from a trial; None if they can
+_reasons: WeakKeyDictionary[PreTrainedModel, dict[str, str | None]] = WeakKeyDictionary()
+
+
+def why_not_shared(model: PreTrainedModel) -> str | None:
+    """Return why the beams of a row cannot share their source in `model`; None if they can.
+
+    The first call for a kernel of attention compares two steps of a test batch with plain transformers. UMT5 and FSMT
+    compute attention themselves although they accept another kernel.
+    """
+    parts = [part for part in model.get_decoder().modules() if isinstance(part, PreTrainedModel)]
+    kernel = " ".join(part.config._attn_implementation for part in parts)
+    reasons = _reasons.setdefault(model, {})
+    if kernel not in reasons:
+        reasons[kernel] = _try_shared(model)
+    return reasons[kernel]
+
+
+def _try_shared(model: PreTrainedModel) -> str | None:
+    with attention_by(model.get_decoder(), SHARED) as supported:
+        if not supported:
+            return "attention by another kernel"
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, 5), generator=random).to(model.device)
+    targets = torch.randint(0, model.get_decoder().get_input_embeddings().num_embeddings, (4, 3), generator=random)
+    targets = targets.to(model.device)
+    mask = (torch.arange(5, device=model.device) < torch.tensor([[5], [3]], device=model.device)).long()
+    each, beams = torch.arange(2, device=model.device), torch.arange(2, device=model.device).repeat_interleave(2)
+
+    def scores(sources: Tensor) -> Tensor:
+        """Return the scores of two steps, where the source of each sequence is one of `sources`."""
+        steps, cache = [], None
+        for step in (targets[:, :2], targets[:, 2:]):
+            output = model(
+                encoder_outputs=type(encoded)(last_hidden_state=encoded.last_hidden_state[sources]),
+                attention_mask=mask[sources],
+                decoder_input_ids=step,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            steps.append(output.logits)
+        return torch.cat(steps, 1)
+
+    try:
+        with trial(model):
+            encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
+            expected = scores(beams)
+            with attention_by(model.get_decoder(), SHARED):
+                agree = torch.allclose(scores(each), expected, rtol=1e-3, atol=1e-4)
+    except FAILURES as error:
+        return f"fails on a test batch: {one_line(error)[:100]}"
+    return None if agree else "results differ on a test batch"
 
 
 def _search(

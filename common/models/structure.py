@@ -15,7 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from common.errors import InputError, quiet
+from common.errors import InputError
+from common.models.trial import trial
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -175,11 +176,12 @@ def attention_by(model: nn.Module, kernels: Mapping[str, str]) -> Iterator[bool]
         kernels: current kernel -> kernel inside the block.
 
     Yields:
-        Whether the kernels are replaced. Nothing changes if a part has a kernel outside `kernels`, uses attention
-        outside the `AttentionInterface` of transformers, or lacks SDPA when SDPA is a replacement.
+        Whether the kernels are replaced. Nothing changes if `model` has no part with a kernel, or if a part has a
+        kernel outside `kernels`, uses attention outside the `AttentionInterface` of transformers, or lacks SDPA when
+        SDPA is a replacement.
     """
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    can = all(part._can_set_attn_implementation() for part in parts)
+    can = bool(parts) and all(part._can_set_attn_implementation() for part in parts)
     if "sdpa" in kernels.values():
         can = can and all(part._supports_sdpa for part in parts)
     configs = {id(part.config): part.config for part in parts}.values()
@@ -199,19 +201,12 @@ def attention_by(model: nn.Module, kernels: Mapping[str, str]) -> Iterator[bool]
 def _run(model: nn.Module, attention: str | None = None) -> None:
     """Run the Transformer of `model` without its head on a few tokens, with the kernel `attention` if given."""
     model = transformer_of(model)
-    before, training = model.config._attn_implementation, model.training
     ids = torch.ones(2, 4, dtype=torch.int64, device=model.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    try:
-        with quiet(), torch.no_grad():
-            if attention:
-                model.set_attn_implementation(attention)
-            model.eval()
-            model(**inputs)
-    finally:
+    with trial(model):
         if attention:
-            model.set_attn_implementation(before)
-        model.train(training)
+            model.set_attn_implementation(attention)
+        model(**inputs)
 
 
 def _sort_events(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) -> Layer:

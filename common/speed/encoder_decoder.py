@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
+from common.errors import one_line
 from common.models.structure import attention_by, layer_names
+from common.models.trial import FAILURES, trial
 from common.speed.padding_free import (
     PackedBatch,
     bias_of,
@@ -62,8 +64,8 @@ class PackedPairs:
 class PaddingFreePairs:
     """Let the layers of an encoder-decoder compute real tokens only: of sources, of targets, and between them.
 
-    Outside of `at` the model is unchanged. On a test batch the scores must agree with those of
-    the plain model; otherwise the hooks are removed again.
+    Outside of `at` the model is unchanged. On a test batch the scores must agree with those of the plain model;
+    otherwise the model gets no hooks.
 
     Attributes:
         reason: why the layers compute padding; None if `at` leaves it out.
@@ -87,22 +89,27 @@ class PaddingFreePairs:
             if not supported:
                 self.reason = "attention by another kernel"
                 return
-        sources, targets = ([part.get_submodule(n) for n in layer_names(part)] for part in (encoder, decoder))
-        if pack_input in sources[0]._forward_pre_hooks.values():
+        if pack_input in self._layers(encoder)[0]._forward_pre_hooks.values():
             self.reason = "an earlier trainer of this model leaves it out"
             return
-        hooks = [
-            sources[0].register_forward_pre_hook(pack_input, with_kwargs=True),
-            sources[-1].register_forward_hook(unpack_output, with_kwargs=True),
-            decoder.register_forward_pre_hook(self._begin_decoder, with_kwargs=True),
-            targets[0].register_forward_pre_hook(pack_input, with_kwargs=True),
-            targets[-1].register_forward_hook(unpack_output, with_kwargs=True),
-            *(layer.register_forward_pre_hook(self._give_sources, with_kwargs=True) for layer in targets),
-        ]
-        if not self._agrees():
-            self.reason = "results differ on a test batch"
-            for hook in hooks:
-                hook.remove()
+        self.reason = self._try()
+        if self.reason is None:
+            self._install()
+
+    @staticmethod
+    def _layers(part: PreTrainedModel) -> list[nn.Module]:
+        return [part.get_submodule(name) for name in layer_names(part)]
+
+    def _install(self) -> None:
+        encoder, decoder = self._model.get_encoder(), self._model.get_decoder()
+        sources, targets = self._layers(encoder), self._layers(decoder)
+        sources[0].register_forward_pre_hook(pack_input, with_kwargs=True)
+        sources[-1].register_forward_hook(unpack_output, with_kwargs=True)
+        decoder.register_forward_pre_hook(self._begin_decoder, with_kwargs=True)
+        targets[0].register_forward_pre_hook(pack_input, with_kwargs=True)
+        targets[-1].register_forward_hook(unpack_output, with_kwargs=True)
+        for layer in targets:
+            layer.register_forward_pre_hook(self._give_sources, with_kwargs=True)
 
     @contextmanager
     def at(self, attention_mask: Tensor, labels: Tensor) -> Iterator[None]:
@@ -136,9 +143,8 @@ class PaddingFreePairs:
             return self._pairs.source
         return self._pairs.target if mask_function is causal_mask_function else self._pairs
 
-    @torch.no_grad()
-    def _agrees(self) -> bool:
-        """Return whether the scores of a test batch agree with the padded model."""
+    def _try(self) -> str | None:
+        """Return why the layers must compute padding, from a trial on a test batch; None if the scores agree."""
         random = torch.Generator().manual_seed(0)
         size = self._model.get_input_embeddings().num_embeddings
         ids = torch.randint(0, size, (2, 4, 13), generator=random)
@@ -146,13 +152,15 @@ class PaddingFreePairs:
         mask = (places < torch.tensor([[5], [13], [2], [9]])).long()
         labels = ids[1].masked_fill(places >= torch.tensor([[7], [1], [13], [4]]), -100)
         inputs = {"input_ids": ids[0], "attention_mask": mask, "decoder_input_ids": ids[1], "use_cache": False}
-        training = self._model.training
-        self._model.eval()
-        expected = self._model(**inputs).logits
-        with self.at(mask, labels):
-            logits = self._model(**inputs).logits
-        self._model.train(training)
-        return torch.allclose(logits[labels != -100], expected[labels != -100], rtol=1e-3, atol=1e-4)
+        try:
+            with trial(self._model):
+                expected = self._model(**inputs).logits[labels != -100]
+                self._install()
+                with self.at(mask, labels):
+                    logits = self._model(**inputs).logits[labels != -100]
+        except FAILURES as error:
+            return f"fails on a test batch: {one_line(error)[:100]}"
+        return None if torch.allclose(logits, expected, rtol=1e-3, atol=1e-4) else "results differ on a test batch"
 
 
 def _mask(mask_function, **kwargs) -> PackedBatch | PackedPairs:

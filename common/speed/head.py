@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from common.errors import one_line
 from common.models.structure import watch
+from common.models.trial import FAILURES, trial
 from common.speed.padding_free import PackedBatch, leaves_out_padding, model_types, packed_batch, untested
 
 #: model types whose head may compute labels only; a test compares each with plain transformers
@@ -48,8 +50,8 @@ class HeadAtLabels:
     """Compute the head of a language model only where a batch has labels.
 
     A forward hook selects the vectors at the labels from the output of the Transformer. The last linear layer may give
-    the losses of these labels instead of their scores. On a test batch each change must agree with the plain
-    model, or it is removed.
+    the losses of these labels instead of their scores. Each change is made only if it agrees with the plain model on a
+    test batch.
 
     Attributes:
         reason: why the head computes every position; None if it computes labels only.
@@ -75,10 +77,8 @@ class HeadAtLabels:
         self.reason = untested(model, HEAD_AT_LABELS)
         if self.reason is not None:
             return
-        hook = self._body.register_forward_hook(self._select)
-        if not self._agrees(model):
-            hook.remove()
-            self.reason = "results differ on a test batch"
+        self.reason = self._try(model, lambda: self._body.register_forward_hook(self._select))
+        if self.reason is not None:
             return
         self.last_layer_reason = self._begin_in_last_layer(model)
         self.losses_reason = self._give_losses(model) if losses else "scores are needed"
@@ -104,6 +104,7 @@ class HeadAtLabels:
             yield
         finally:
             self._positions = self._labels = None
+            self._taken = False
 
     def _select(self, module: nn.Module, args: tuple, output: tuple | ModelOutput) -> tuple | ModelOutput:
         if self._positions is None:
@@ -142,13 +143,14 @@ class HeadAtLabels:
         if BIAS_AFTER_HEAD & model_types(model):
             return "the model adds a bias to the scores"
         self._scores = self._layer.forward
-        self._layer.forward = self._losses
-        self._gives_losses = True
-        if self._agrees(model):
-            return None
-        self._gives_losses = False
-        del self._layer.forward  # uncovers the method of the class
-        return "losses differ on a test batch"
+
+        def install() -> None:
+            self._layer.forward = self._losses
+            self._gives_losses = True
+
+        reason = self._try(model, install)
+        self._gives_losses = reason is None
+        return reason
 
     def _losses(self, vectors: Tensor) -> Tensor:
         if self._labels is None:
@@ -168,9 +170,12 @@ class HeadAtLabels:
         losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
         return torch.stack([losses, (scores.argmax(-1) == labels).float()], 1)
 
-    @torch.no_grad()
-    def _agrees(self, model: PreTrainedModel) -> bool:
-        """Return whether the losses of a test batch agree with those of scores at every position."""
+    def _try(self, model: PreTrainedModel, install: Callable[[], object]) -> str | None:
+        """Try a change on a test batch, and make it if the losses agree with those of scores at every position.
+
+        Returns:
+            Why the change was not made; None if it was.
+        """
         random = torch.Generator().manual_seed(0)
         size = self._body.config.vocab_size
         ids, labels = (torch.randint(0, size, (3, 13), generator=random) for _ in range(2))
@@ -181,14 +186,20 @@ class HeadAtLabels:
         if model.config.is_encoder_decoder:
             inputs["input_ids"] = ids % model.get_input_embeddings().num_embeddings
             inputs |= {"decoder_input_ids": ids, "use_cache": False}
-        training = model.training
-        model.eval()
-        expected = losses_at_labels(scores_of(model(**inputs)), labels, 0.1)
-        with self.at(labels, 0.1):
-            output = scores_of(model(**inputs))
-        model.train(training)
+        try:
+            with trial(model):
+                expected = losses_at_labels(scores_of(model(**inputs)), labels, 0.1)
+                install()
+                with self.at(labels, 0.1):
+                    output = scores_of(model(**inputs))
+                losses = losses_at_labels(output, labels, 0.1)
+        except FAILURES as error:
+            return f"fails on a test batch: {one_line(error)[:100]}"
         shape = (1, int(chosen.sum()), LOSS_AND_HIT if self._gives_losses else size)
-        return output.shape == shape and torch.allclose(losses_at_labels(output, labels, 0.1), expected, 1e-4, 1e-4)
+        if output.shape != shape or not torch.allclose(losses, expected, 1e-4, 1e-4):
+            return "results differ on a test batch"
+        install()
+        return None
 
 
 def _body(model: PreTrainedModel) -> PreTrainedModel:
@@ -239,25 +250,24 @@ def limit_last_layer(
     layer, attention = model.get_submodule(last.name), model.get_submodule(last.attention[-1])
     if any(getattr(hook, "func", None) is take_chosen for hook in layer._forward_pre_hooks.values()):
         return "an earlier trainer of this model limits it"
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        expected = run()
-        hooks = [
-            layer.register_forward_pre_hook(partial(take_chosen, choose), with_kwargs=True),
-            attention.register_forward_pre_hook(_attend_to_whole, with_kwargs=True),
-            attention.register_forward_hook(_keep_chosen, with_kwargs=True),
-        ]
-        agrees = all(
-            one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-            for one, other in zip(expected, run(), strict=True)
-        )
-    model.train(training)
-    if agrees:
-        return None
-    for hook in hooks:
-        hook.remove()
-    return "the head reads other tokens"
+
+    def install() -> None:
+        layer.register_forward_pre_hook(partial(take_chosen, choose), with_kwargs=True)
+        attention.register_forward_pre_hook(_attend_to_whole, with_kwargs=True)
+        attention.register_forward_hook(_keep_chosen, with_kwargs=True)
+
+    try:
+        with trial(model):
+            expected = run()
+            install()
+            outputs = run()
+    except FAILURES as error:
+        return f"fails on a test batch: {one_line(error)[:100]}"
+    for one, other in zip(expected, outputs, strict=True):
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+            return "the head reads other tokens"
+    install()
+    return None
 
 
 def take_chosen(choose: Callable[[PackedBatch], Tensor | None], layer: nn.Module, args: tuple, kwargs: dict):

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -30,10 +31,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_manage
 from transformers.trainer_utils import TrainOutput
 
 from common.args import TrainingArguments, check_best_metric
-from common.errors import InputError, tell
-from common.inference.search import shrinking_search
+from common.errors import InputError, one_line, tell
+from common.inference.search import shrinking_search, why_not_shared
 from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
+from common.models.trial import FAILURES, trial
 from common.speed.head import losses_at_labels
 from common.training import checkpoints
 from common.training.loss import Losses
@@ -188,6 +190,28 @@ class Seq2SeqTrainer(Trainer):
         self._begins = begins
         if losses is not losses_at_labels:  # any other loss needs the scores of the vocabulary
             self.speed.head = None
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._try_search()
+
+    def _try_search(self) -> None:
+        """Generate two tokens with the final settings; raise `InputError` if the search fails, before training."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        ids = torch.arange(1, 5, device=self.args.device)[None]
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 2}
+        if self._begins == "start":
+            arguments["decoder_start_token_id"] = [1]
+        if self.args.speed != "off":
+            arguments["custom_generate"] = shrinking_search
+            if model.generation_config.num_beams not in (None, 1):
+                self.speed.note("beams_share_source", why_not_shared(model))
+        try:
+            with trial(self.model):
+                self.model.generate(**arguments)
+        except FAILURES as error:
+            raise InputError(
+                f"{model.name_or_path}: cannot generate: {one_line(error)}; choose another --model_name_or_path, or "
+                "correct its generation_config.json"
+            ) from None
 
     def make_batches(self, dataset: Dataset) -> Sampler:
         """Return the batch sampler, by rows or by a budget of tokens; a pair has the length of its longer side."""

@@ -7,6 +7,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.models.trial import FAILURES, trial
 
 
 def hide_virtual_tokens(model: PeftModel) -> None:
@@ -27,20 +28,18 @@ def hide_virtual_tokens(model: PeftModel) -> None:
         _hide(model, base.base_model, config.num_virtual_tokens)
     ids = torch.randint(0, base.config.vocab_size, (1, 5), generator=torch.Generator().manual_seed(0))
     padded = torch.cat([ids, torch.full((1, 3), base.config.pad_token_id or 0)], 1)
-    training, device = model.training, model.device
-    model.eval()
+    device = model.device
     try:
-        with torch.no_grad():
+        with trial(model):
             without_padding = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device))
             with_padding = model(
                 input_ids=padded.to(device), attention_mask=(torch.arange(8) < 5).long()[None].to(device)
             )
-    except (RuntimeError, TypeError, ValueError):
+    except FAILURES:
         raise InputError(
             f"--tuning: a {base.config.model_type} model takes no virtual tokens of {config.peft_type.value.lower()}; "
             "give --tuning lora"
         ) from None
-    model.train(training)
     if any(
         isinstance(v, Tensor) and v.shape[1:2] == (5 + config.num_virtual_tokens,) for v in without_padding.values()
     ):

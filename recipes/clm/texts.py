@@ -17,6 +17,7 @@ from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits
 from common.data.stream import Corpus, TextStream
 from common.errors import InputError, tell
+from common.models.trial import trial
 
 from .arguments import ClmDataArguments
 
@@ -40,10 +41,8 @@ def check_causal(model: PreTrainedModel) -> None:
     """Raise `InputError` if the model sees the tokens that it must predict."""
     ids = torch.arange(1, 9, device=model.device).repeat(2, 1)
     ids[1, 5:] = 0
-    model.eval()
-    with torch.no_grad():
+    with trial(model):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :5]
-    model.train()
     if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4):
         raise InputError(f"{type(model).__name__}: sees the tokens after each token; choose a decoder, such as a GPT")
 

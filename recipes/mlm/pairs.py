@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import BLOCKS, encode, sentences_of
 from common.errors import InputError, tell
+from common.models.trial import trial
 
 from .masking import SPECIAL, word_marks
 
@@ -122,7 +123,7 @@ def pair_scores(outputs: Iterable[Tensor]) -> Tensor | None:
 
 def check_pair_head(model: PreTrainedModel) -> None:
     """Raise `InputError` if the model has no pair head."""
-    with torch.no_grad():
+    with trial(model):
         if pair_scores(model(input_ids=torch.tensor([[1, 2, 3]], device=model.device)).values()) is None:
             raise InputError(
                 f"--objective: {type(model).__name__} has no head for pairs; give a BERT or ALBERT as "
