@@ -55,7 +55,9 @@ def mobile_bert() -> PreTrainedModel:
     return AutoModelForMaskedLM.from_config(AutoConfig.for_model("mobilebert", **sizes))
 
 
-@pytest.mark.parametrize("use", [watch, lambda model: apply(LoadedModel(model, None), SpeedArguments())], ids=["watch", "speed"])
+@pytest.mark.parametrize(
+    "use", [watch, lambda model: apply(LoadedModel(model, None), SpeedArguments())], ids=["watch", "speed"]
+)
 def test_big_bird_stays_block_sparse(use):
     model = big_bird()
     use(model)
