@@ -16,6 +16,7 @@ from common.args import SpeedArguments
 from common.data.files import FileReader, Row, fresh_file, read_file
 from common.errors import InputError, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
+from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.speed import apply
 from common.tuning.adapters import load_adapters
@@ -47,12 +48,15 @@ def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
     """Load the model in a folder that train saved, in float32, with its adapter or virtual tokens."""
     path, adapter = Path(folder), Path(folder, "adapter")
     apart = (path / "base").is_dir() and adapter.is_dir()
+    base = str(path / "base" if apart else path)
+    generation = loadable_generation(base)
     with quiet():
         model = auto_class.from_pretrained(
-            str(path / "base" if apart else path),
+            base,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            **generation,
         )
     if not apart:
         return model

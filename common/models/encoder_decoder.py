@@ -22,6 +22,7 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell
+from common.models.generation_settings import loadable_generation
 from common.models.load import (
     LoadedModel,
     check_whole,
@@ -311,9 +312,9 @@ def load_encoder_decoder(
             if args.warm_start:
                 model, untrained, new = _add_decoder(path, config, tokenizer, args.warm_start, settings)
             else:
-                quantized = quantization(quantize, AutoModelForSeq2SeqLM, config)
+                changes = quantization(quantize, AutoModelForSeq2SeqLM, config) | loadable_generation(path)
                 model, loading = AutoModelForSeq2SeqLM.from_pretrained(
-                    path, config=config, output_loading_info=True, **settings, **quantized
+                    path, config=config, output_loading_info=True, **settings, **changes
                 )
                 new = set(loading["missing_keys"])
                 untrained = ", ".join(sorted(new))

