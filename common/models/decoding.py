@@ -59,22 +59,21 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
     if config.decoder_start_token_id is None and config.bos_token_id is None:
         raise InputError(f"{model.name_or_path}: config.json lacks decoder_start_token_id; set it before training")
     beams = args.num_beams > 1
-    search = {
-        "num_beams": args.num_beams,
-        "length_penalty": args.length_penalty if beams else None,
-        "early_stopping": False if beams else None,
-        "max_new_tokens": args.max_target_length,
-        "max_length": None,
-        "min_length": None,
-        "forced_eos_token_id": None,  # else an output at the length limit would look complete
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "use_cache": True,
-    }
-    for name, value in search.items():
-        setattr(config, name, value)
+    # not `config.update`, which refuses contradictions with other settings before they can be unset
+    vars(config).update(
+        num_beams=args.num_beams,
+        length_penalty=args.length_penalty if beams else None,
+        early_stopping=False if beams else None,
+        max_new_tokens=args.max_target_length,
+        max_length=None,
+        min_length=None,
+        forced_eos_token_id=None,  # else an output at the length limit would look complete
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,
+    )
     unset_contradictions(config)  # such as more returned sequences than --num_beams
 
 

@@ -197,7 +197,7 @@ class Seq2SeqTrainer(Trainer):
         """Generate two tokens with the final settings; raise `InputError` if the search fails, before training."""
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         ids = torch.arange(1, 5, device=self.args.device)[None]
-        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 2}
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self._begins == "start":
             arguments["decoder_start_token_id"] = [1]
         if self.args.speed != "off":
@@ -206,7 +206,7 @@ class Seq2SeqTrainer(Trainer):
                 self.speed.note("beams_share_source", why_not_shared(model))
         try:
             with trial(self.model):
-                self.model.generate(**arguments)
+                self.model.generate(**arguments, max_new_tokens=2)
         except FAILURES as error:
             raise InputError(
                 f"{model.name_or_path}: cannot generate: {one_line(error)}; choose another --model_name_or_path, or "
