@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 
+import regex
+
 #: end of a sentence: final punctuation, closing quotes and brackets, and the whitespace before the next sentence
-_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[¿¡]*[\w])|(?<=[。！？])[」』”）]*")
+_END = regex.compile(r"(?<=[.!?…।॥؟۔።։။។])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[¿¡]*[\w])|(?<=[。！？])[」』”）]*")
 #: places to split a sentence that is too long for a model, best first
 _WEAKER = (re.compile(r"(?<=[;:—–])\s+"), re.compile(r"(?<=[,、，])\s*"), re.compile(r"\s+"))
-_ABBREVIATION = re.compile(
-    r"(?:^|\W)(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w|\d{1,2})\.\s*$"
+_ABBREVIATION = regex.compile(
+    r"(?:^|[^\w\p{M}])(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w\p{M}*|\d{1,2})\.\s*$"
 )
 
 #: a piece, and the text between it and the next piece

@@ -1,9 +1,9 @@
 """Fill masks with a masked language model, for predict and for a comparison before and after training."""
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
+import regex
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -15,7 +15,7 @@ from common.speed.head import scores_of
 
 #: the most probable tokens of a mask, with their probabilities
 Fills = list[tuple[str, float]]
-_WORD = re.compile(r"[^\W\d_]{5,}")
+_WORD = regex.compile(r"(?:\p{L}\p{M}*){5,}")
 
 
 class Filler:

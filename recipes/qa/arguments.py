@@ -29,12 +29,14 @@ class QaDataArguments(DataArguments):
     doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share", "resume": "fixed"})
     max_question_length: int = field(default=64, metadata={"help": "tokens read from a question; the rest is cut"})
     max_answer_length: int = field(default=30, metadata={"help": "maximum tokens of a predicted answer"})
-    f1_unit: str = field(default="word", metadata={"help": "unit of F1: word, or character (Chinese, Japanese)"})
+    f1_unit: str = field(
+        default="auto", metadata={"help": "unit of F1: word, character (Chinese, Japanese, Thai), or auto (by script)"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.f1_unit not in UNITS:
-            raise InputError(f"--f1_unit {self.f1_unit}: must be {' or '.join(UNITS)}")
+        if self.f1_unit not in ("auto", *UNITS):
+            raise InputError(f"--f1_unit {self.f1_unit}: must be auto, {' or '.join(UNITS)}")
         if min(self.doc_stride, self.max_question_length, self.max_answer_length) < 1:
             raise InputError("--doc_stride, --max_question_length and --max_answer_length must be at least 1")
         if self.max_question_length + self.doc_stride + 8 > self.max_seq_length:  # 8: special tokens, a short step

@@ -1,28 +1,35 @@
 """Exact match and F1 of SQuAD, the threshold for "no answer", a baseline, and the printed table."""
 
 import math
-import re
 import string
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import regex
 from datasets import Dataset
 
+from common.data.words import WORD, composed, letters, without_spaces
+from common.data.words import words as words_of
 from common.errors import tell
 from common.run.report import print_table
 
 from .spans import Spans, trimmed
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = regex.compile(r"\b(a|an|the)\b(?!\p{M})")
+#: words and numbers with inner punctuation: 1,000.5, O'Neill, well-known
+_COMPOUND = regex.compile(rf"{WORD}(?:[.,'’-]+{WORD})*")
 PUNCTUATION = set(string.punctuation)
 QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
 _WHO = {"whom": "who", "whose": "who"}
 
 
 def normalized(answer: str) -> str:
-    """Lower-case an answer and remove punctuation, articles and extra spaces, in the order of the SQuAD scripts."""
-    kept = "".join(c for c in answer.lower() if c not in PUNCTUATION)
+    """Lower-case an answer and remove punctuation, articles and extra spaces, in the order of the SQuAD scripts.
+
+    The SQuAD scripts take accents in composed and decomposed form as different; here both are composed.
+    """
+    kept = "".join(c for c in composed(answer).lower() if c not in PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", kept).split())
 
 
@@ -32,11 +39,20 @@ def words(answer: str) -> list[str]:
 
 
 def characters(answer: str) -> list[str]:
-    """Split the lower-cased answer into letters and digits, the unit of F1 for scripts without spaces."""
-    return [c for c in answer.lower() if c.isalnum()]
+    """Split the lower-cased answer into letters with their marks, and digits: the unit of F1 without spaces."""
+    return letters(answer.lower())
 
 
 UNITS = {"word": words, "character": characters}
+
+
+def unit_of(unit: str, contexts: list[str]) -> str:
+    """Return `unit`; for "auto" character if most letters of the contexts have no spaces between words, else word."""
+    if unit != "auto":
+        return unit
+    unit = "character" if without_spaces("".join(context[:1000] for context in contexts[:1000])) else "word"
+    tell(f"F1 counts each {unit}, from the script of the contexts; --f1_unit decides")
+    return unit
 
 
 def pair_scores(predicted: str, gold: list[str], unit: str = "word", may_be_none: bool = True) -> tuple[float, float]:
@@ -68,7 +84,7 @@ def _f1(answer: list[str], target: list[str]) -> float:
 
 def question_type(question: str) -> str:
     """Return the first question word: what, who, when, where, which, why, how or how_many; "other" without one."""
-    question_words = re.findall(r"\w+", question.lower())
+    question_words = words_of(question.lower())
     for i, word in enumerate(question_words):
         word = _WHO.get(word, word)
         if word in QUESTION_WORDS:
@@ -148,7 +164,7 @@ def overlap_baseline(questions: list[str], contexts: list[str]) -> list[str]:
 
 
 def _overlap_answer(question: str, context: str, frequent: Counter, limit: float) -> str:
-    spans = [match.span() for match in re.finditer(r"\w[\w.,'’-]*\w|\w", context)]
+    spans = [match.span() for match in _COMPOUND.finditer(context)]
     if not spans:
         return ""
     context_words = [normalized(context[s:e]) for s, e in spans]

@@ -27,7 +27,7 @@ from common.tuning import TuningArguments, tune
 
 from . import spans
 from .arguments import QaDataArguments
-from .scoring import SquadScorer, print_scores
+from .scoring import SquadScorer, print_scores, unit_of
 from .squad import load_questions
 
 USAGE = """from recipes.qa.predict import Reader
@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)
 
     # Trainer
-    scorers = {name: SquadScorer(rows, data_args.f1_unit) for name, rows in data.items()}
+    unit = unit_of(data_args.f1_unit, data["train"]["context"][:])
+    scorers = {name: SquadScorer(rows, unit) for name, rows in data.items()}
 
     def spans_of(prediction: EvalPrediction, windows: Dataset) -> spans.Spans:
         return spans.best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)

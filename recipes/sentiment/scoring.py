@@ -21,6 +21,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
 from common.data.files import Row
+from common.data.words import without_spaces, words
 from common.run.report import print_table, write_json_lines
 
 BINS = 15  # bins of the calibration error, as in Guo et al. 2017
@@ -109,6 +110,7 @@ def bag_of_words(
     train: dict[str, list], test: dict[str, list], names: list[str], multi_label: bool
 ) -> dict[str, float]:
     """Compute accuracy and macro F1 of the baseline: logistic regression on tf-idf of words and bigrams."""
+    tfidf = TfidfVectorizer(ngram_range=(1, 2), tokenizer=_long_words, token_pattern=None)
     texts, test_texts = (
         [" ".join(pair) for pair in zip(*(rows[k] for k in ("text", "text_pair") if k in rows), strict=True)]
         for rows in (train, test)
@@ -120,14 +122,12 @@ def bag_of_words(
             for rows in (train, test)
         )
         known = [i for i in range(len(names)) if 0 < train_gold[:, i].sum() < len(train_gold)]
-        model = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2)), OneVsRestClassifier(LogisticRegression(max_iter=1000))
-        )
+        model = make_pipeline(tfidf, OneVsRestClassifier(LogisticRegression(max_iter=1000)))
         decided = np.zeros_like(test_gold)
         decided[:, known] = model.fit(texts, train_gold[:, known]).predict(test_texts).reshape(len(test_gold), -1)
     else:
         train_gold, test_gold = (np.array([number[label] for label in rows["label"]]) for rows in (train, test))
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
+        model = make_pipeline(tfidf, LogisticRegression(max_iter=1000))
         decided = (
             model.fit(texts, train_gold).predict(test_texts)
             if len(set(train_gold)) > 1
@@ -137,6 +137,11 @@ def bag_of_words(
         test_gold, decided, labels=list(range(len(names))), average="macro", zero_division=0
     )[2]
     return {"bag_of_words_accuracy": float(accuracy_score(test_gold, decided)), "bag_of_words_macro_f1": float(f1)}
+
+
+def _long_words(text: str) -> list[str]:
+    """Return the words of two and more letters, as scikit-learn does, and each letter in scripts without spaces."""
+    return [word for word in words(text) if len(word) > 1 or without_spaces(word)]
 
 
 def losses_of(probs: np.ndarray, gold: np.ndarray, multi_label: bool) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Score summaries: ROUGE, novelty and length, with baselines and a test of significance."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from datasets import Dataset
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
+from common.data.words import composed, letters, words
 from common.errors import tell
 from common.run.report import print_table, write_json_lines, write_samples
 from common.run.significance import bootstrap_p
@@ -26,17 +26,23 @@ HEADLINE = (*KINDS, "lead_rouge1", "oracle_rouge1")
 DRAWS = 5
 #: maximum number of sentences that `best_count` tries
 MOST_SENTENCES = 5
-#: scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese
-_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-#: a sequence of letters and digits, or one character of a script without spaces
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
+
+
+class EnglishWords(DefaultTokenizer):
+    """The words of rouge_score, a to z and digits, with Porter stems; of texts in composed form."""
+
+    def __init__(self) -> None:
+        super().__init__(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        return super().tokenize(composed(text))
 
 
 class UnicodeWords(Tokenizer):
     """Split text into lower-case words of any script; the tokenizer of rouge_score keeps only a to z and digits."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text.lower())
+        return words(text.lower())
 
 
 class Rouge:
@@ -46,21 +52,21 @@ class Rouge:
     Source: Lin 2004, https://aclanthology.org/W04-1013.
 
     Args:
-        words: "english" (words of rouge_score, Porter stemmer), "unicode" (words of any script, no stemmer), or "auto"
+        kind: "english" (words of rouge_score, Porter stemmer), "unicode" (words of any script, no stemmer), or "auto"
             ("english" if at least 99 % of the letters in `texts` are ASCII).
         texts: texts for "auto".
     """
 
-    def __init__(self, words: str, texts: Sequence[str]):
-        if words == "auto":
-            letters = [c for text in texts for c in text if c.isalpha()]
-            words = "english" if sum(map(str.isascii, letters)) >= 0.99 * len(letters) else "unicode"
-            tell(f"ROUGE counts {words} words, from the alphabet of the summaries")
-        stemmer = words == "english"
-        self.tokenizer = DefaultTokenizer(use_stemmer=stemmer) if stemmer else UnicodeWords()
+    def __init__(self, kind: str, texts: Sequence[str]):
+        if kind == "auto":
+            found = [letter for text in texts for letter in letters(text) if letter[0].isalpha()]
+            kind = "english" if sum(map(str.isascii, found)) >= 0.99 * len(found) else "unicode"
+            tell(f"ROUGE counts {kind} words, from the alphabet of the summaries")
+        stemmer = kind == "english"
+        self.tokenizer = EnglishWords() if stemmer else UnicodeWords()
         self.scorer = rouge_scorer.RougeScorer(KINDS, tokenizer=self.tokenizer)
         stems = "porter" if stemmer else "no"
-        self.signature = f"rouge_score:{version('rouge_score')}|words:{words}|stemmer:{stems}|references:best"
+        self.signature = f"rouge_score:{version('rouge_score')}|words:{kind}|stemmer:{stems}|references:best"
         self._cache: dict[tuple, list[float]] = {}
 
     def __call__(self, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

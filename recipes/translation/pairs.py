@@ -1,6 +1,5 @@
 """Read and check pairs of sentences from parallel lines, objects by language, or columns."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from common.data.corpus import files_of
 from common.data.files import NOT_UTF8, Located, Row, numbered_lines, read_file
 from common.data.language_codes import two_letters
+from common.data.words import words
 from common.errors import InputError, tell, warn
 
 #: rows that `swapped` reads
@@ -36,7 +36,6 @@ FREQUENT = {
     "sv": "och det är som att på inte jag för med har den ett också",
     "tr": "bir ve bu için çok ama daha gibi değil olarak kadar sonra",
 }
-_WORD = re.compile(r"[^\W\d_]+")
 #: prefixes of other scores, which no group may use
 OTHERS = ("copy", "compared")
 
@@ -242,7 +241,7 @@ def swapped(rows: Dataset, source_lang: str, target_lang: str) -> str | None:
     if source_lang not in FREQUENT or target_lang not in FREQUENT or source_lang == target_lang:
         return None
     source, target = (set(FREQUENT[language].split()) for language in (source_lang, target_lang))
-    counts = [Counter(_WORD.findall(text.lower())) for text in sides]
+    counts = [Counter(words(text.lower())) for text in sides]
     right = sum(counts[0][w] for w in source - target) + sum(counts[1][w] for w in target - source)
     wrong = sum(counts[0][w] for w in target - source) + sum(counts[1][w] for w in source - target)
     if wrong > 10 and wrong > 3 * right:

@@ -16,7 +16,7 @@ from common.args import DEFAULT_ENCODER
 from common.errors import InputError
 from common.models.load import load_tokenizer, resolve_model
 from recipes.qa import predict, train
-from recipes.qa.scoring import answers, best_threshold, overlap_baseline, pair_scores, question_type, scores
+from recipes.qa.scoring import answers, best_threshold, overlap_baseline, pair_scores, question_type, scores, unit_of
 from recipes.qa.spans import (
     CANDIDATES,
     NULL,
@@ -591,3 +591,22 @@ def test_predict_refuses_bad_rows_with_their_line(tmp_path, row, message):
     with pytest.raises(InputError, match=message) as error:
         predict.main(["--model", "nowhere", "--input", file, "--output", str(tmp_path / "out.jsonl")])
     assert str(error.value).startswith(f"{file}:2")
+
+
+# Scripts
+
+
+def test_f1_keeps_the_marks_of_letters_and_takes_both_normal_forms_as_equal():
+    assert pair_scores("ม้า", ["มา"], "character") == (0.0, 0.5)
+    assert pair_scores("ม้า", ["ม้า"], "character") == (1.0, 1.0)
+    assert pair_scores("cafe\u0301", ["café"]) == (1.0, 1.0)
+    assert pair_scores("काली", ["काला"]) == (0.0, 0.0)
+    assert question_type("Où est-il? Who?") == "who"
+
+
+def test_the_unit_of_f1_follows_the_script(capsys):
+    assert unit_of("auto", ["東京は日本の首都です。NLP"]) == "character"
+    assert unit_of("auto", ["กรุงเทพ"]) == "character"
+    assert unit_of("auto", ["서울은 한국의 수도이다", "हिन्दी"]) == "word"
+    assert unit_of("word", ["東京"]) == "word"
+    assert "F1 counts each character, from the script" in capsys.readouterr().out

@@ -553,3 +553,12 @@ class Rows(dict):
 
     def __init__(self):
         super().__init__(document=["a b"], summary=["a"], references=[["a"]])
+
+
+def test_rouge_keeps_the_marks_of_letters():
+    rouge = Rouge("auto", ["हिन्दी भाषा"])
+    assert rouge(["काली", "हिन्दी भाषा"], [["काला"], ["हिन्दी भाषा"]])[:, 0].tolist() == [0.0, 100.0]
+    for kind in ("english", "unicode"):
+        rouge = Rouge(kind, [])
+        assert rouge(["le cafe\u0301"], [["le café"]])[0, 0] == pytest.approx(100)
+    assert "words:unicode" in Rouge("auto", ["e\u0301te\u0301 e\u0301toile"]).signature
