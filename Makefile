@@ -28,12 +28,12 @@ endif
 .PHONY: help setup test soak bench lint format predict compare sweep $(RECIPES)
 
 help: ## list the targets
-	@echo "Recipes: make NAME ARGS=\"--argument value ...\""
+	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
 	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
-	@echo "Commands:"
+	@echo "Commands: predict, compare, sweep, test and bench take ARGS too, compare also GPUS; predict uses a GPU if there is one"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=entities.jsonl
+predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=new.jsonl
 	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the file to read, and OUTPUT=, the file to write))
 	$(BIN)/python -m recipes.$(RECIPE).predict --model "$(MODEL)" --input "$(INPUT)" --output "$(OUTPUT)" $(ARGS)
 
@@ -53,7 +53,7 @@ $(INSTALLED): requirements.txt
 		{ echo "$(PYTHON): Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=/path/to/python3.13"; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -n 's/^Collecting \(.*\)/  \1/p; /^Successfully/p'
+	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -n 's/^Collecting \(.*\)/  \1/p; s/^Successfully installed .*/  installed/p'
 	touch $@
 
 $(RECIPES): $(INSTALLED)
@@ -66,7 +66,7 @@ soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; half a
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --soak
 
-bench: $(INSTALLED) ## measure speed and memory against the stock Trainer, an hour; RECIPE=ner: one recipe; ARGS=--scaling: by size
+bench: $(INSTALLED) ## measure speed against the stock Trainer, an hour: RECIPE=ner, ARGS=--scaling (by size), ARGS=--busy (busy machine)
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)
 
 lint: $(INSTALLED) ## check format and rules (ruff)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import difflib
 import errno
+import inspect
 import json
 import os
 import re
@@ -71,6 +72,38 @@ COMMON_TRAINING_ARGUMENTS = frozenset({
 })  # fmt: skip
 
 
+#: name of an argument in other training scripts -> names here; the message shows the first that the program has
+ALIASES: dict[str, tuple[str, ...]] = {
+    "model": ("model_name_or_path",), "model_name": ("model_name_or_path", "model"),
+    "model_path": ("model_name_or_path", "model"), "model_id": ("model_name_or_path", "model"),
+    "model_name_or_path": ("model",), "pretrained_model_name_or_path": ("model_name_or_path", "model"),
+    "checkpoint": ("resume_from_checkpoint", "model"), "resume": ("resume_from_checkpoint",),
+    "lr": ("learning_rate",), "epochs": ("num_train_epochs",), "num_epochs": ("num_train_epochs",),
+    "n_epochs": ("num_train_epochs",), "steps": ("max_steps",), "max_train_steps": ("max_steps",),
+    "num_train_steps": ("max_steps",), "wd": ("weight_decay",), "warmup": ("warmup_steps",),
+    "warmup_ratio": ("warmup_steps",), "num_warmup_steps": ("warmup_steps",), "scheduler": ("lr_scheduler_type",),
+    "batch_size": ("per_device_train_batch_size", "batch_tokens"),
+    "train_batch_size": ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",),
+    "per_device_eval_batch_size": ("batch_tokens",), "accumulation_steps": ("gradient_accumulation_steps",),
+    "grad_accum": ("gradient_accumulation_steps",), "grad_clip": ("max_grad_norm",), "clip_grad": ("max_grad_norm",),
+    "label_smoothing": ("label_smoothing_factor",), "patience": ("early_stopping_patience",),
+    "optimizer": ("optim",), "evaluation_strategy": ("eval_strategy",), "metric": ("metric_for_best_model",),
+    "output": ("output_dir",), "out": ("output_dir", "output"), "out_dir": ("output_dir", "output"),
+    "output_dir": ("output",), "output_file": ("output",), "save_dir": ("output_dir",), "input_file": ("input",),
+    "overwrite_output_dir": ("overwrite",), "data": ("train_file", "input"), "data_path": ("train_file", "input"),
+    "data_dir": ("train_file", "input"), "file": ("train_file", "input"), "train_data": ("train_file",),
+    "train": ("train_file",), "train_path": ("train_file",), "dataset": ("dataset_name", "input"),
+    "dataset_path": ("dataset_name",), "val_file": ("validation_file",), "valid_file": ("validation_file",),
+    "dev_file": ("validation_file",), "eval_file": ("validation_file",), "validation": ("validation_file",),
+    "predict_file": ("test_file",), "test": ("test_file",), "max_samples": ("max_train_samples",),
+    "device": ("use_cpu",), "no_cuda": ("use_cpu",), "cpu": ("use_cpu",), "dtype": ("precision",),
+    "mixed_precision": ("precision",), "fp32": ("precision",), "bf16": ("precision",), "fp16": ("precision",),
+    "workers": ("dataloader_num_workers",),
+    "num_workers": ("dataloader_num_workers",), "lora": ("tuning",), "use_lora": ("tuning",), "peft": ("tuning",),
+    "beams": ("num_beams",),
+}  # fmt: skip
+
+
 class _Parser(HfArgumentParser):
     """Turn dataclasses into arguments. Unlike its parent, accept no abbreviations and raise `InputError`."""
 
@@ -108,9 +141,13 @@ class _Parser(HfArgumentParser):
         """Return the end of a message about the unknown argument `name`: the nearest known name."""
         if "trust_remote_code" in name.replace("-", "_"):
             return ": code in a checkpoint or data set is never run; choose a model type built into transformers"
-        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
-        nearest = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
-        return f"; did you mean {nearest[0]}?" if nearest else "; --help_all lists all arguments"
+        known = {option.lstrip("-") for action in self._actions for option in action.option_strings}
+        asked = name.lstrip("-").split("=")[0].replace("-", "_").lower()
+        nearest = [other for other in ALIASES.get(asked, ()) if other in known]
+        nearest += difflib.get_close_matches(asked, sorted(known), n=1)
+        nearest += sorted(option for option in known if asked in option.split("_"))
+        dashes = "--" if name.startswith("-") else ""
+        return f"; did you mean {dashes}{nearest[0]}?" if nearest else "; --help_all lists all arguments"
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse `argv`; raise `InputError` for an unknown argument or a value without a name."""
@@ -173,7 +210,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
             the nearest valid name.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _Parser(dataclass_types, description, show_all="--help_all" in argv)
+    parser = _Parser(dataclass_types, description and _of_copy(description, dataclass_types), "--help_all" in argv)
     if "--help_all" in argv:
         parser.print_help()
         sys.exit(0)
@@ -185,6 +222,17 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
         return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
     except (ValueError, ImportError, OSError) as error:  # from transformers, or from an unreadable folder
         raise InputError(one_line(error)) from None
+
+
+def _of_copy(description: str, dataclass_types: tuple[type, ...]) -> str:
+    """Return the docstring of a recipe with the name of the folder that it is in: the recipe may be a copy."""
+    written = re.search(r"\brecipes\.(\w+)\.", description)
+    folders = [Path(inspect.getfile(t)).resolve().parent for t in dataclass_types]
+    names = [folder.name for folder in folders if folder.parent.name == "recipes"]
+    if written is None or not names:
+        return description
+    before = r"((?:make |recipes[./]|RECIPE=|outputs/))"
+    return re.sub(rf"{before}{re.escape(written[1])}\b", rf"\g<1>{names[0]}", description)
 
 
 def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:

@@ -299,7 +299,9 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is no regular file; name a file to write")
         if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists already; choose another name, or add --overwrite")
+            raise InputError(
+                f"{path}: exists already; choose another name, or add --overwrite (with make: ARGS=--overwrite)"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:

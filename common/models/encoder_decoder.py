@@ -228,7 +228,7 @@ def new_encoder_decoder(
         raise InputError(
             f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
         ) from None
-    tell(f"new model: {model.num_parameters() / 1e6:.1f} million parameters, initialised by the seed")
+    tell(f"new model: {model.num_parameters() / 1e6:.1f} million parameters, no pretrained weights")
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
@@ -324,7 +324,7 @@ def load_encoder_decoder(
             f"{name}: cannot be loaded as an encoder-decoder: {reason}; choose another --model_name_or_path"
         ) from None
     if untrained:
-        tell(f"new weights, initialised by the seed: {untrained}")
+        tell(f"new weights, which the pretrained model lacks: {untrained}")
     model.name_or_path = name
     return LoadedModel(model, tokenizer, frozenset(new), name, max(source_length, target_length), kernel)
 

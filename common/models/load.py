@@ -81,6 +81,8 @@ def resolve_model(name: str, revision: str | None = None) -> str:
     """
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
+            if any(Path(name).glob("checkpoint-*")):
+                raise _stopped_run(Path(name))
             raise InputError(
                 f"{name}: not a checkpoint, because config.json is missing; name the folder that contains it"
             )
@@ -90,6 +92,17 @@ def resolve_model(name: str, revision: str | None = None) -> str:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such folder; check the name")
     return _from_hub(name, revision)
+
+
+def _stopped_run(folder: Path) -> InputError:
+    """Return the error for a folder that has checkpoints and no model."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+    newest = max(whole, key=lambda path: (len(path.name), path.name), default=None)
+    other = f", or name a checkpoint: {newest}" if newest else ""  # that of an adapter is no model
+    return InputError(
+        f"{folder}: has the checkpoints of a stopped run and no model; resume the run (its train command with "
+        f"--resume_from_checkpoint true){other}"
+    )
 
 
 def _embedded(name: str) -> str:
@@ -306,7 +319,7 @@ def load_model(
     if labels != known_labels:
         new |= _initialise_heads(model)
     if new:
-        tell(f"new weights, initialised by the seed: {', '.join(sorted(new))}")
+        tell(f"new weights, which the pretrained model lacks: {', '.join(sorted(new))}")
     set_dropout(model, dropout, args.attention_dropout)
     # an adapter stores this name of its base: keep the given name, not a path on this machine
     model.name_or_path = args.model_name_or_path

@@ -217,7 +217,7 @@ def new_model(
             f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
         ) from None
     size = model.num_parameters() / 1e6
-    tell(f"new {config.model_type} model: {size:.1f} million parameters, initialised by the seed")
+    tell(f"new {config.model_type} model: {size:.1f} million parameters, no pretrained weights")
     set_dropout(model, dropout, model_args.attention_dropout)
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 

@@ -261,6 +261,7 @@ class Run:
         metrics: dict[str, float],
         usage: str,
         base_model: str | None = None,
+        example: str | Path | None = None,
         **record: Any,
     ) -> None:
         """Save the model with its model card, finish the record, and push both to the hub under `--push_to_hub`.
@@ -274,6 +275,7 @@ class Run:
             metrics: all scores of the run, for the record.
             usage: lines of Python that load and use the model.
             base_model: the checkpoint on the card; default: `--model_name_or_path`.
+            example: the file of rows in the printed command; default: the test rows, or else the validation rows.
             **record: further entries of `run.json`.
         """
         args, tuning = trainer.args, trainer.tuned.tuning
@@ -294,7 +296,16 @@ class Run:
         if args.push_to_hub:
             trainer.push_to_hub()
         tell(f"\nmodel, scores and predictions: {self.folder}")
-        tell(f"use it: make predict RECIPE={self.recipe} MODEL={shlex.quote(str(self.folder))} INPUT=FILE OUTPUT=FILE")
+        tell(f"use it: {self._predict_command(example)}")
+
+    def _predict_command(self, example: str | Path | None) -> str:
+        """Return a command that runs the saved model, on a file that exists if the run has read one."""
+        files = [self.record["data"].get(f"{split}_file", {}).get("file") for split in ("test", "validation", "train")]
+        file = example or next(filter(None, files), None)
+        output = f"{self.folder}-predicted.jsonl" if file else "NEW_FILE.jsonl"
+        names = {"MODEL": str(self.folder), "INPUT": _from_here(file) if file else "YOUR_FILE", "OUTPUT": output}
+        words = [f"{name}={shlex.quote(value)}" for name, value in names.items()]
+        return " ".join(["make predict", f"RECIPE={self.recipe}", *words])
 
     def predict_unlabeled(self, rows: Dataset | None, predict: Callable[[list[Row]], Iterable[Row]]) -> None:
         """Write `predictions_test.jsonl` for test rows without gold values, after `publish`.
@@ -461,6 +472,12 @@ def _local_weights(model: str | None) -> list[Path]:
     if model is None or not Path(model).is_dir():
         return []
     return [*Path(model).glob("*.safetensors"), *Path(model).glob("*.json")]
+
+
+def _from_here(path: str | Path) -> str:
+    """Return the short name of a file in or below the working directory."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _git_commit() -> str | None:

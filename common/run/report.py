@@ -44,6 +44,11 @@ def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None
         tell("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
 
 
+def rows_named(split: str) -> str:
+    """Return the name of a split for people: the Trainer calls the validation rows `eval`."""
+    return {"eval": "validation"}.get(split, split)
+
+
 def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows to a JSON Lines file, from the main process only."""
     if is_main_process():
@@ -155,7 +160,7 @@ def write_model_card(
                 task_type=task,
                 dataset_type="custom",
                 dataset_name=data,
-                dataset_split=split,
+                dataset_split=rows_named(split),
                 metric_type=name,
                 metric_value=round(v, 4),
             )
@@ -171,7 +176,7 @@ def write_model_card(
         "",
         f"{_markdown(base_model)} fine-tuned for {task} on {_markdown(data)}.",
         "",
-        f"| score on the {split} rows | value |",
+        f"| score on the {rows_named(split)} rows | value |",
         "| --- | ---: |",
         *(f"| {_markdown(name)} | {value:.4f} |" for name, value in scores.items()),
         "",

@@ -82,8 +82,13 @@ class Speed:
 
     def line(self) -> str:
         """Return `applied` and `fell_back` as one line for the terminal."""
-        fell_back = ", ".join(f"{name} ({reason})" for name, reason in self.fell_back.items())
-        return f"speed: {', '.join(self.applied) or 'nothing applied'}" + (f"; not {fell_back}" if fell_back else "")
+        if not self.applied:
+            return "speed: plain transformers" + (f" ({self._reasons()})" if self.fell_back else "")
+        rest = f"; not used: {self._reasons()}" if self.fell_back else ""
+        return f"speed: faster code, same results (--speed off: plain transformers): {', '.join(self.applied)}{rest}"
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{name}: {reason}" for name, reason in self.fell_back.items())
 
 
 def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:

@@ -62,10 +62,19 @@ class Progress(TrainerCallback):
         if shown:
             if self.bar is not None:
                 self.bar.clear()
-            when = f"epoch {state.epoch:.4g}, step {state.global_step}: " if self.training else ""
-            tell(f"{when}validation {shown}")
+            tell(f"{self.evaluated(args, state)}: validation {shown}")
             if self.bar is not None:
                 self.bar.refresh()
+
+    def evaluated(self, args, state) -> str:
+        """Return in words which weights the present evaluation is of."""
+        if self.training:
+            return f"epoch {state.epoch:.4g}, step {state.global_step}"
+        if not state.global_step:
+            return "before training"
+        if args.load_best_model_at_end and state.best_global_step:
+            return f"best checkpoint, step {state.best_global_step}"
+        return f"after training, step {state.global_step}"
 
     def on_predict(self, args, state, control, **kwargs):
         self.end_evaluation()

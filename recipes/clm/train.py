@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
         base_model=loaded.source or "A new model",
+        example=Path(args.output_dir, "completions.jsonl"),
     )
     return metrics
 

@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
         base_model=loaded.source or "A new model",
+        example=Path(args.output_dir, "fill_ins.jsonl"),
     )
     return metrics
 

@@ -13,7 +13,7 @@ from seqeval.scheme import IOB2
 from transformers import EvalPrediction
 
 from common.errors import tell
-from common.run.report import print_table
+from common.run.report import print_table, rows_named
 
 from .schemes import invalid_tags
 from .tagging import entity_spans
@@ -172,5 +172,5 @@ def print_scores(metrics: dict[str, float], split: str) -> None:
     rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
     if f"{split}_gazetteer_f1" in metrics:
         rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
-    tell(f"\n{split} scores of entities (seqeval, strict IOB2)")
+    tell(f"\n{rows_named(split)} scores of entities (seqeval, strict IOB2)")
     print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from common.data.words import WORD, composed, letters, without_spaces
 from common.data.words import words as words_of
 from common.errors import tell
-from common.run.report import print_table
+from common.run.report import print_table, rows_named
 
 from .spans import Spans, trimmed
 
@@ -246,5 +246,5 @@ def print_scores(metrics: dict[str, float], split: str) -> None:
     rows.append(["all", of_split["exact_match"], of_split["f1"], total])
     if "baseline_f1" in of_split:
         rows.append(["word overlap", of_split["baseline_exact_match"], of_split["baseline_f1"], total])
-    tell(f"\n{split} scores (exact match and F1 of SQuAD)")
+    tell(f"\n{rows_named(split)} scores (exact match and F1 of SQuAD)")
     print_table(["questions", "exact match", "F1", "number"], rows, last=4)

@@ -22,7 +22,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from common.data.files import Row
 from common.data.words import without_spaces, words
-from common.run.report import print_table, write_json_lines
+from common.run.report import print_table, rows_named, write_json_lines
 
 BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 
@@ -223,6 +223,8 @@ def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> Non
     shown = [
         k for k in ("accuracy", "mcc", "roc_auc", "average_precision", "calibration_error") if f"{split}_{k}" in metrics
     ]
-    print_table(["score", split], [[k.replace("_", " "), metrics[f"{split}_{k}"]] for k in shown])
+    print_table(["score", rows_named(split)], [[k.replace("_", " "), metrics[f"{split}_{k}"]] for k in shown])
     if f"{split}_bag_of_words_accuracy" in metrics:
-        print_table(["baseline", split], [["bag of words, accuracy", metrics[f"{split}_bag_of_words_accuracy"]]])
+        print_table(
+            ["baseline", rows_named(split)], [["bag of words, accuracy", metrics[f"{split}_bag_of_words_accuracy"]]]
+        )

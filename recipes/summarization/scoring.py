@@ -12,7 +12,7 @@ from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from common.data.words import composed, letters, words
 from common.errors import tell
-from common.run.report import print_table, write_json_lines, write_samples
+from common.run.report import print_table, rows_named, write_json_lines, write_samples
 from common.run.significance import bootstrap_p
 
 from .articles import is_dialogue, units
@@ -283,7 +283,7 @@ def print_scores(metrics: dict[str, float], split: str, signature: str) -> None:
     for name in groups:
         rows.append([name, *(values[f"{name}_{kind}"] for kind in KINDS), "", "", values[f"{name}_support"]])
     rows.append(["model", *(values[kind] for kind in KINDS), values["novel_2grams"], values["words"], number])
-    tell(f"\n{split} scores, {signature}")
+    tell(f"\n{rows_named(split)} scores, {signature}")
     print_table(["summaries", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "new 2-grams", "words", "number"], rows, 1)
     if values.get("hit_max_length"):
         tell(f"{values['hit_max_length']:.1%} of the outputs are cut off at --max_target_length")

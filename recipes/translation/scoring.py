@@ -10,7 +10,7 @@ from sacrebleu.significance import PairedTest
 
 from common.data.language_codes import two_letters
 from common.errors import tell
-from common.run.report import print_table, write_json_lines, write_samples
+from common.run.report import print_table, rows_named, write_json_lines, write_samples
 
 #: scores of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
@@ -172,7 +172,7 @@ def print_scores(metrics: dict[str, float], split: str, signature: str) -> None:
     columns = ("bleu", "chrf", "ter", "exact")
     rows.append(["mean of the pairs" if pairs else "all", *(values[name] for name in columns), values["samples"]])
     rows.append(["source, copied", *(values[f"copy_{name}"] for name in columns), values["samples"]])
-    tell(f"\n{split} scores, {signature}")
+    tell(f"\n{rows_named(split)} scores, {signature}")
     print_table(["rows", "BLEU", "chrF", "TER", "exact", "number"], rows, last=2)
     if values["hit_max_length"]:
         tell(f"{values['hit_max_length']:.1%} of the outputs are cut off at --max_target_length")

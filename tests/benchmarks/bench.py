@@ -4,6 +4,7 @@
     make bench RECIPE=ner ARGS="--rounds 3"
     make bench ARGS="--fp32"                    # ours in float32 too, as on a CPU without bfloat16
     make bench ARGS="--scaling"                 # cost against size: tests/benchmarks/scaling.py
+    make bench ARGS="--busy"                    # beside other programs: tests/benchmarks/busy.py
     python -m tests.benchmarks.bench ner --data data/wnut17 --epochs 3 --rounds 3
     python -m tests.benchmarks.bench sentiment qa --table
 
@@ -18,6 +19,7 @@ measured.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -239,8 +241,15 @@ def start_of(recipe: str, job: Job) -> Path:
     return folder
 
 
-def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cache: Path) -> dict[str, Any]:
-    folder = FOLDER / f"{recipe}-ours"
+def training(
+    arm: str, recipe: str, about: dict, data: Path, model: str | None, folder: Path
+) -> tuple[str, list[str | Path]]:
+    """Return the module and the words of arguments that train `arm` on the rows in `data`, into `folder`."""
+    job = JOBS[recipe]
+    if arm == "stock":
+        words = [word for name in ("epochs", "batch", "learning_rate", "seed") for word in (f"--{name}", about[name])]
+        words += ["--data", data, "--output_dir", folder, *job.stock_words, *(["--model", model] if model else [])]
+        return f"tests.benchmarks.stock_{job.stock}", words
     files = [word for s in SPLITS if (data / f"{s}.jsonl").is_file() for word in (f"--{s}_file", data / f"{s}.jsonl")]
     words = [
         *files, "--num_train_epochs", about["epochs"], "--per_device_train_batch_size", about["batch"],
@@ -249,7 +258,12 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
     ]  # fmt: skip
     words += ["--model_name_or_path", model] if model else []
     words += ["--precision", "fp32"] if about["fp32"] else []
-    found = watched(f"recipes.{recipe}.{JOBS[recipe].script}", words, cache, folder.with_suffix(".log"))
+    return f"recipes.{recipe}.{job.script}", words
+
+
+def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cache: Path) -> dict[str, Any]:
+    folder = FOLDER / f"{recipe}-ours"
+    found = watched(*training("ours", recipe, about, data, model, folder), cache, folder.with_suffix(".log"))
     scores = json.loads((folder / "run.json").read_text(encoding="utf-8"))["scores"]
     record = record_of(found) | {"score": scores[job.score], "baseline": scores[job.baseline]}
     test = data / "test.jsonl"
@@ -267,9 +281,7 @@ def ours(recipe: str, job: Job, about: dict, data: Path, model: str | None, cach
 def stock(recipe: str, job: Job, about: dict, data: Path, model: str | None, cache: Path) -> dict[str, Any]:
     folder = FOLDER / f"{recipe}-stock"
     shutil.rmtree(folder, ignore_errors=True)
-    words = [word for name in ("epochs", "batch", "learning_rate", "seed") for word in (f"--{name}", about[name])]
-    words += ["--data", data, "--output_dir", folder, *job.stock_words, *(["--model", model] if model else [])]
-    found = watched(f"tests.benchmarks.stock_{job.stock}", words, cache, folder.with_suffix(".log"))
+    found = watched(*training("stock", recipe, about, data, model, folder), cache, folder.with_suffix(".log"))
     record = record_of(found) | json.loads((folder / "stock.json").read_text(encoding="utf-8"))
     test = _evaluation(found, "test")
     if job.predicts and test:
@@ -314,8 +326,8 @@ def code_of(recipe: str, *more: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
-def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
-    """Return the records of a recipe for these options; run and store missing records."""
+def settings_of(recipe: str, folder: Path | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return all that a measurement depends on, except seed and arm."""
     job = JOBS[recipe]
     whole = options.full or folder is not None
     counts = {
@@ -323,7 +335,7 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
         "validation": options.validation_rows or (None if whole else options.test_rows or job.test_rows),
         "test": options.test_rows or (None if whole else job.test_rows),
     }
-    settings = {
+    return {
         "recipe": recipe,
         "data": folder.name if folder else "sample",
         "digest": digest_of(recipe, folder),
@@ -337,12 +349,17 @@ def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept:
         "cores": cores(),
         "code": code_of(recipe),
     }
+
+
+def measure(recipe: str, folder: Path | None, options: argparse.Namespace, kept: Kept) -> list[dict]:
+    """Return the records of a recipe for these options; run and store missing records."""
+    job, settings = JOBS[recipe], settings_of(recipe, folder, options)
     orders = {seed: ARMS if seed % 2 else ARMS[::-1] for seed in range(1, options.rounds + 1)}
     found = []
     for about in (settings | {"seed": seed, "arm": arm} for seed, order in orders.items() for arm in order):
         record = kept.find(about)
         if record is None and not options.table:
-            data = written(recipe, folder, counts, settings["digest"])
+            data = written(recipe, folder, settings["rows"], settings["digest"])
             model = options.model or (str(start_of(recipe, job)) if job.start else None)
             cache = FOLDER / "cache" / f"{recipe}-{about['arm']}"
             if about["seed"] % 2:
@@ -505,9 +522,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if "--scaling" in sys.argv:
-        from tests.benchmarks import scaling
-
-        scaling.main([word for word in sys.argv[1:] if word != "--scaling"])
+    other = next((name for name in ("scaling", "busy") if f"--{name}" in sys.argv), None)
+    if other:
+        importlib.import_module(f"tests.benchmarks.{other}").main([w for w in sys.argv[1:] if w != f"--{other}"])
     else:
         main()

@@ -1,7 +1,9 @@
 """Test arguments: precedence, names, types and help."""
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -11,8 +13,10 @@ from common import cli as arguments
 from common.args import DataArguments, TrainingArguments, resume_rules
 from common.errors import InputError
 from common.training.language_model import LanguageArguments
+from recipes.ner.predict import ARGUMENTS as PREDICT
 from recipes.ner.train import ARGUMENTS, NerDataArguments, NerTrainingArguments
 from recipes.sentiment.train import SentimentTrainingArguments
+from recipes.translation.predict import ARGUMENTS as TRANSLATION
 
 
 def parse(*argv: str) -> tuple:
@@ -38,8 +42,10 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--learning_rat", "1"], "unknown argument --learning_rat; did you mean learning_rate?"),
+        (["--learning_rat", "1"], "unknown argument --learning_rat; did you mean --learning_rate?"),
         (["--learn", "1"], "unknown argument --learn"),  # no abbreviations
+        (["--epochs", "3"], "unknown argument --epochs; did you mean --num_train_epochs?"),
+        (["--epochs=3"], "unknown argument --epochs=3; did you mean --num_train_epochs?"),
         (["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
         (["--precision", "int8"], "invalid choice"),
         (["--train_file", "none.jsonl"], "--train_file none.jsonl: no such file"),
@@ -70,6 +76,64 @@ def test_bad_arguments_fail_with_the_nearest_name(argv, message):
     with pytest.raises(InputError) as error:
         parse(*argv)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("alias", "train", "predict"),
+    [
+        ("lr", "learning_rate", None),
+        ("epochs", "num_train_epochs", None),
+        ("batch-size", "per_device_train_batch_size", "batch_tokens"),
+        ("model", "model_name_or_path", None),
+        ("model_name_or_path", None, "model"),
+        ("output", "output_dir", None),
+        ("output_dir", None, "output"),
+        ("max_length", "max_seq_length", None),
+        ("data", "train_file", "input"),
+        ("dataset", "dataset_name", "input"),
+        ("dev_file", "validation_file", None),
+        ("evaluation_strategy", "eval_strategy", None),
+        ("overwrite_output_dir", "overwrite", "overwrite"),
+        ("warmup_ratio", "warmup_steps", None),
+    ],
+)
+def test_names_of_other_scripts_are_answered_with_ours_and_not_accepted(alias, train, predict):
+    for name, groups in ((train, ARGUMENTS), (predict, PREDICT)):
+        if name is not None:
+            with pytest.raises(InputError, match=f"unknown argument --{alias}; did you mean --{name}\\?"):
+                arguments.parse(groups, [f"--{alias}", "x"])
+
+
+def test_every_alias_leads_to_an_argument_and_is_none_where_it_leads():
+    known = [{f.name for group in groups for f in fields(group)} for groups in (ARGUMENTS, PREDICT)]
+    translation = {f.name for group in TRANSLATION for f in fields(group)}
+    for alias, names in arguments.ALIASES.items():
+        assert set(names) <= set.union(translation, *known), alias
+        assert any(alias not in some and some & set(names) for some in (*known, translation)), alias
+
+
+def test_the_help_of_a_copied_recipe_has_the_name_of_the_copy(capsys, monkeypatch):
+    text = """Fine-tune.
+
+    make ner
+    make ner ARGS="--output_dir outputs/ner"
+    python -m recipes.ner.train --config my.yaml
+    make predict RECIPE=ner MODEL=outputs/ner INPUT=manner.jsonl
+
+The sample of recipes/ner, ner and dinner."""
+
+    @dataclass
+    class MineArguments(TrainingArguments):
+        pass
+
+    monkeypatch.setitem(sys.modules, "copied", SimpleNamespace(__file__="recipes/mine/train.py"))
+    MineArguments.__module__ = "copied"
+    with pytest.raises(SystemExit):
+        arguments.parse((MineArguments,), ["--help"], text)
+    shown = capsys.readouterr().out
+    for line in ("    make mine\n", "recipes.mine.train", "RECIPE=mine MODEL=outputs/mine INPUT=manner.jsonl"):
+        assert line in shown
+    assert "The sample of recipes/mine, ner and dinner." in shown
 
 
 def test_a_missing_file_is_answered_with_the_nearest_name_there(tmp_path):

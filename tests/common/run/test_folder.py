@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +17,13 @@ from common.cli import parse
 from common.data import load_splits
 from common.data.files import fresh_file
 from common.errors import InputError
+from common.models.load import resolve_model
 from common.run.folder import Run, sha256
 from common.run.report import draw_history, write_samples
 from common.training import checkpoints
-from recipes.ner import train
+from recipes.ner import predict, train
 from recipes.ner.reading import check_row
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_jsonl
 
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
 
@@ -244,6 +247,9 @@ def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_pa
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
+    with pytest.raises(InputError, match="checkpoints of a stopped run and no model; resume") as error:
+        resolve_model(str(tmp_path / "out"))
+    assert resolve_model(str(error.value).split("name a checkpoint: ")[1]) == str(tmp_path / "out" / "checkpoint-8")
     with pytest.raises(
         InputError, match="holds a stopped run; resume it with --resume_from_checkpoint true, drop it with --overwrite"
     ):
@@ -319,8 +325,16 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(arguments, tmp_path):
         train.main([*arguments, "--output_dir", str(tmp_path / "file" / "out")])
 
 
-def test_the_record_tells_what_was_run(arguments, small, tmp_path):
+def test_the_record_tells_what_was_run_and_the_printed_command_runs(arguments, small, tmp_path, capsys):
     train.main(arguments)
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("epoch 2, step 8: validation loss ")]
+    assert [line for line in said if re.match(r"best checkpoint, step [48]: validation loss .*, f1 ", line)]
+    (command,) = (line.removeprefix("use it: make predict ") for line in said if line.startswith("use it: "))
+    given = dict(word.split("=", 1) for word in shlex.split(command))
+    assert (given["RECIPE"], given["INPUT"]) == ("ner", small["test"])
+    predict.main(["--model", given["MODEL"], "--input", given["INPUT"], "--output", given["OUTPUT"]])
+    assert len(read_jsonl(Path(given["OUTPUT"]))) == 20
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["finished"] >= record["started"]
     assert record["arguments"]["num_train_epochs"] == 2

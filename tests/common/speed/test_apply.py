@@ -211,7 +211,10 @@ def test_a_sequence_classifier_computes_first_tokens_in_its_last_layer():
     plain = copy.deepcopy(model)
     speed = apply(LoadedModel(model, None), SpeedArguments())
     assert speed.applied == ["padding_free", "last_layer_at_first_token", "dropout"]
-    assert speed.line() == "speed: padding_free, last_layer_at_first_token, dropout"
+    assert speed.line() == (
+        "speed: faster code, same results (--speed off: plain transformers): "
+        "padding_free, last_layer_at_first_token, dropout"
+    )
     batch = collate_for("ner")(rows().to_list())
     batch.pop("labels")
     with torch.no_grad():

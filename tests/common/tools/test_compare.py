@@ -198,7 +198,7 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
     assert len(asked) > 8
     for words in asked.values():
         parse(train.ARGUMENTS, words)
-    with pytest.raises(InputError, match="unknown argument --lerning_rate; did you mean learning_rate"):
+    with pytest.raises(InputError, match="unknown argument --lerning_rate; did you mean --learning_rate"):
         compare.check_arguments("ner", [[], ["--lerning_rate", "1"]])
 
 
