@@ -422,7 +422,8 @@ class TextStream(TorchDataset):
                 raise InputError(f"{checkpoint}: its run had {shares} shares; give --stream_shares {shares}")
             for state in states:
                 places |= {int(share): place for share, place in state["places"].items()}
-            self._number = states[0]["row"] + self.rank
+            row = states[0]["row"]
+            self._number = row + (self.rank - row) % self.processes
             self._warn_of_changes(states[0]["bytes"])
         self._places = places
         assigned = [share for share in range(self.shares) if share % self.processes == self.rank]
@@ -436,7 +437,7 @@ class TextStream(TorchDataset):
             )
 
     def save(self, folder: str | Path, row: int) -> None:
-        """Write the position of each share of this process at `row`, a multiple of the processes, into `folder`."""
+        """Write the position of each share of this process at `row` into `folder`."""
         places = {}
         for share, windows in self._windows.items():
             taken = max(0, -(-(row - share) // self.shares))  # rows of the share before `row`

@@ -33,6 +33,12 @@ def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> No
 
 def spare_workers(loader: DataLoader) -> DataLoader:
     """Make the workers of `loader` start with `ignore_group_signals`. Return `loader`."""
-    if getattr(loader.worker_init_fn, "func", None) is not ignore_group_signals:  # a reused loader has it already
-        loader.worker_init_fn = partial(ignore_group_signals, loader.worker_init_fn)
+    inner = inner_loader(loader)
+    if getattr(inner.worker_init_fn, "func", None) is not ignore_group_signals:  # a reused loader has it already
+        inner.worker_init_fn = partial(ignore_group_signals, inner.worker_init_fn)
     return loader
+
+
+def inner_loader(loader: DataLoader) -> DataLoader:
+    """Return the loader whose attributes count: accelerate wraps a loader and reads its attributes, but sets its own."""
+    return getattr(loader, "base_dataloader", loader)

@@ -130,7 +130,7 @@ class LanguageTrainer(Trainer):
         if args.max_steps < 1:
             full = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             bound = math.ceil(rows / full) + args.batch_ramp_steps
-            starts = step_starts(bound, full, args.ramp, args.world_size)
+            starts = step_starts(bound, full, args.ramp)
             args.max_steps = int(np.searchsorted(starts, rows))
         args.dataloader_num_workers = 0  # a stream has its own workers, and rows in memory need none
         args.dataloader_prefetch_factor, args.dataloader_persistent_workers = None, False

@@ -108,7 +108,7 @@ class MeanLoss(transformers.Trainer):
             if is_adalora(model) and training and not parts:
                 total = total + orthogonality(model) * real.sum()  # its sum over batches counts once a step
             if self.args.r_drop and training:  # the batch holds each label twice
-                total = total + 2 * self.args.r_drop * divergence(logits, values)
+                total = total + 2 * self.args.r_drop * divergence(logits, values) * real.any()
             count = real.sum() if counts is None else counts[name]
             parts[name] = total / count.clamp(min=1)  # a step may have no labels
         if counts is not None:  # gradients are averaged over processes

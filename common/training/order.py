@@ -1,11 +1,12 @@
 """Promise: seed and epoch alone decide which rows an optimizer step takes. Evaluation sorts rows by length."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from common.data.workers import spare_workers
+from common.data.workers import inner_loader, spare_workers
+from common.errors import InputError
 
 #: steps whose rows are sorted together by length (50 in LengthGroupedSampler of transformers)
 STEPS_SORTED_TOGETHER = 50
@@ -29,10 +31,8 @@ def row_lengths(dataset: Dataset, name: str = "input_ids") -> np.ndarray:
 def share(rows: np.ndarray, parts: int) -> list[list[int]]:
     """Cut `rows` into `parts` contiguous parts whose sizes differ by at most one.
 
-    With fewer rows than parts the last row is repeated, because every process must take every step.
+    With fewer rows than parts, the last parts are empty: `TrainingCollator` makes a batch without labels from them.
     """
-    if len(rows) < parts:
-        rows = np.concatenate([rows, np.repeat(rows[-1:], parts - len(rows))])
     return [part.tolist() for part in np.array_split(rows, parts)]
 
 
@@ -42,7 +42,7 @@ class TrainingBatches(BatchRebalanceSampler):
     An optimizer step takes `step_rows` rows: the batch of a device, times processes, times gradient accumulation. The
     rows of a step depend on `step_rows`, `seed` and epoch only. One process with batch 32, two with batch 16, and batch
     8 accumulated 4 times therefore make the same steps. Each epoch takes every row once. A last step of less than half
-    the size would be noisy; it shares rows with the step before.
+    the size would be noisy; it shares rows with the step before. A step may have fewer rows than parts (see `share`).
 
     With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. Otherwise they are
     random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
@@ -63,6 +63,7 @@ class TrainingBatches(BatchRebalanceSampler):
     ):
         self.lengths, self.step_rows, self.seed, self.by_length = np.asarray(lengths), step_rows, seed, by_length
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.shortest = int(self.lengths.argmin())
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,7 +83,7 @@ class TrainingBatches(BatchRebalanceSampler):
             steps += [rows[i : i + self.step_rows] for i in range(0, len(rows), self.step_rows)]
         last = steps.pop() if len(steps[-1]) < self.step_rows else None
         random.shuffle(steps)
-        if last is not None and steps and self._are_evened(len(last)):
+        if last is not None and steps and len(last) < self.step_rows / 2:
             both = np.concatenate([steps.pop(), last])
             both = both[np.argsort(-self.lengths[both], kind="stable")]
             steps.append(both[: len(both) // 2])
@@ -99,20 +100,12 @@ class TrainingBatches(BatchRebalanceSampler):
     def __len__(self) -> int:
         """Return the number of batches of one process in an epoch."""
         full, rest = divmod(len(self.lengths), self.step_rows)
-        if rest and full and self._are_evened(rest):
+        if full and 0 < rest < self.step_rows / 2:
             rest = self.step_rows + rest - (self.step_rows + rest) // 2
         return (full if rest else full - 1) * self.accumulation + self._last_batches(rest or self.step_rows)
 
-    def _are_evened(self, rest: int) -> bool:
-        """Return whether the last two steps share their rows, because the last step has only `rest` rows.
-
-        They do not if the second last step, which has the full number of batches, would have more batches than rows: a
-        row would then count several times.
-        """
-        least = (self.step_rows + rest) // 2
-        return rest < self.step_rows / 2 and least >= self.accumulation * self.processes
-
     def _last_batches(self, rows: int) -> int:
+        """Return the batches of a last step; only there the Trainer accepts fewer than `accumulation`."""
         return -(-rows * self.accumulation // self.step_rows)
 
 
@@ -127,7 +120,7 @@ class TokenBudgetBatches(BatchRebalanceSampler):
 
     Rows are sorted by length rounded up to `multiple`, the multiple of padding; rows of equal rounded length have a
     random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs.
-    The number of rows is a multiple of 8 if 8 rows fit. Each epoch takes every row once.
+    Each epoch takes every row once. A step may have fewer rows than parts (see `share`).
 
     The base class is that of `TrainingBatches`, for the same reason.
 
@@ -154,20 +147,20 @@ class TokenBudgetBatches(BatchRebalanceSampler):
         self.lengths, self.seed = np.asarray(lengths), seed
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
         self.padded = -(-self.lengths // multiple) * multiple
+        self.shortest = int(self.lengths.argmin())
         self.epoch = 0
-        self.sizes = self._sizes(step_tokens, accumulation * processes)
+        self.sizes = self._sizes(step_tokens)
 
-    def _sizes(self, step_tokens: int, parts: int) -> list[int]:
+    def _sizes(self, step_tokens: int) -> list[int]:
         """Return the number of rows of each step, longest rows first; it is equal in all epochs."""
         longest_first = np.sort(self.padded)[::-1]
         sizes, start = [], 0
         while start < len(longest_first):
             fit = max(1, step_tokens // int(longest_first[start]))
-            even = fit - fit % 8
-            sizes.append(min(even if even >= parts else fit, len(longest_first) - start))
+            sizes.append(min(fit, len(longest_first) - start))
             start += sizes[-1]
         # a small last step would be noisy
-        if len(sizes) > 1 and sizes[-1] < sizes[-2] / 2 and sizes[-1] + sizes[-2] >= 2 * parts:
+        if len(sizes) > 1 and sizes[-1] < sizes[-2] / 2:
             both = sizes.pop() + sizes.pop()
             sizes += [both - both // 2, both // 2]
         return sizes
@@ -183,21 +176,15 @@ class TokenBudgetBatches(BatchRebalanceSampler):
         steps = np.split(order, np.cumsum(self.sizes)[:-1])
         steps = [rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in steps]
         random.shuffle(steps)
-        # a step with fewer rows than batches comes last: only there the Trainer accepts fewer batches
-        return sorted(steps, key=lambda rows: self._batches(len(rows)) < self.accumulation)
+        return steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self.steps():
-            batches = self._batches(len(rows))
-            for batch in range(batches):
-                yield share(rows, batches * self.processes)[batch * self.processes + self.rank]
+            yield from share(rows, self.accumulation * self.processes)[self.rank :: self.processes]
 
     def __len__(self) -> int:
         """Return the number of batches of one process in an epoch."""
-        return sum(map(self._batches, self.sizes))
-
-    def _batches(self, rows: int) -> int:
-        return min(self.accumulation, -(-rows // self.processes))
+        return len(self.sizes) * self.accumulation
 
 
 class StepBatches(BatchRebalanceSampler):
@@ -215,30 +202,27 @@ class StepBatches(BatchRebalanceSampler):
         self, steps: int, step_rows: int, ramp: tuple[int, int] | None, accumulation: int, processes: int, rank: int
     ):
         self.steps, self.accumulation, self.processes, self.rank = steps, accumulation, processes, rank
-        self.starts = step_starts(steps, step_rows, ramp, processes)
+        self.starts = step_starts(steps, step_rows, ramp)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: the run is one epoch."""
 
     def __iter__(self) -> Iterator[list[int]]:
         for start, end in pairwise(self.starts.tolist()):
-            rows = np.arange(start + self.rank, end, self.processes)
+            rows = np.arange(start + (self.rank - start) % self.processes, end, self.processes)
             yield from (part.tolist() for part in np.array_split(rows, self.accumulation))
 
     def __len__(self) -> int:
         return self.steps * self.accumulation
 
 
-def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None, processes: int) -> np.ndarray:
-    """Return the first row of each step of `StepBatches`, then the number of all rows; shape (steps + 1,).
-
-    The size of a step is a multiple of `processes`.
-    """
+def step_starts(steps: int, step_rows: int, ramp: tuple[int, int] | None) -> np.ndarray:
+    """Return the first row of each step of `StepBatches`, then the number of all rows; shape (steps + 1,)."""
     sizes = np.full(steps, step_rows)
     if ramp is not None:
         first, growing = ramp
         grown = first + (step_rows - first) * np.arange(min(steps, growing)) / growing
-        sizes[: len(grown)] = np.floor(grown / processes).astype(int) * processes
+        sizes[: len(grown)] = np.floor(grown).astype(int)
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
@@ -311,7 +295,7 @@ def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.nd
 
 @runtime_checkable
 class EpochSeeded(Protocol):
-    """A collator that draws random numbers: they must follow from its seed, the epoch and the row.
+    """A collator or data set that draws random numbers: they must follow from its seed, the epoch and the row.
 
     The trainer sets the epoch before the first batch. With the global random state the masks of a resumed run would
     differ from those of the uninterrupted run.
@@ -320,8 +304,41 @@ class EpochSeeded(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
 
 
+class TrainingCollator:
+    """Collate training batches by a collator, which gets the epoch of the run before each batch.
+
+    The epoch is in shared memory, because a worker that lives for several epochs has a copy of the collator.
+
+    A part of a step without rows becomes a batch of one row whose labels are -100. The process then takes part in the
+    step, and adds nothing to the loss and the gradient.
+
+    Args:
+        collate: the collator of the loader.
+        seeded: the collator of the recipe, which `collate` may wrap.
+        filler: the row of an empty part.
+        labels: names of the labels in a batch.
+    """
+
+    def __init__(self, collate: Callable, seeded: Callable, filler: list[dict], labels: Iterable[str]):
+        self.collate, self.seeded, self.filler, self.labels = collate, seeded, filler, list(labels)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch in this process and its workers."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, rows: list[dict]) -> Mapping[str, Tensor]:
+        if isinstance(self.seeded, EpochSeeded):
+            self.seeded.set_epoch(int(self.epoch))
+        batch = self.collate(rows or self.filler)
+        for name in () if rows else self.labels:
+            if name in batch:
+                batch[name] = torch.full_like(batch[name], -100)
+        return batch
+
+
 class SetEpoch(TrainerCallback):
-    """Set the epoch of the batch sampler and the collator before the first batch of each epoch.
+    """Set the epoch of the batch sampler, the collator and the training set before the first batch of each epoch.
 
     The training loop sets the epoch through one wrapper of the sampler, but a resumed epoch on several processes has
     two wrappers.
@@ -331,7 +348,7 @@ class SetEpoch(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        for part in (self.trainer.train_batches, self.trainer.data_collator):
+        for part in (self.trainer.train_batches, self.trainer.train_collator, self.trainer.train_dataset):
             if isinstance(part, EpochSeeded):
                 part.set_epoch(int(state.epoch))
 
@@ -342,6 +359,7 @@ class SeededOrder(transformers.Trainer):
     #: rows of an optimizer step, and its batch sampler; None for a sampler of transformers
     step_rows: int
     train_batches: Sampler | None = None
+    train_collator: TrainingCollator
 
     def cut(self) -> dict[str, int]:
         """Return the arguments of a batch sampler that describe accumulation, processes and seed."""
@@ -367,5 +385,20 @@ class SeededOrder(transformers.Trainer):
         return self.train_batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training set; its workers ignore signals to the process group."""
-        return spare_workers(super().get_train_dataloader())
+        """Return the loader of the training set; its workers ignore signals to the process group.
+
+        Raises:
+            InputError: the training set draws by epoch, but persistent workers keep the copy of the first epoch.
+        """
+        loader = spare_workers(super().get_train_dataloader())
+        if loader.persistent_workers and isinstance(loader.dataset, EpochSeeded):
+            raise InputError(
+                "--dataloader_persistent_workers true: the training set has a set_epoch, which persistent workers do "
+                "not see; leave it out"
+            )
+        shortest = getattr(self.train_batches, "shortest", None)
+        filler = [] if shortest is None else loader.dataset.__getitems__([shortest])
+        labels = ["labels"] if self.by_task else self.losses
+        self.train_collator = TrainingCollator(loader.collate_fn, self.data_collator, filler, labels)
+        inner_loader(loader).collate_fn = self.train_collator
+        return loader

@@ -49,6 +49,7 @@ class TaskBatches(BatchRebalanceSampler):
     def __init__(self, rows: TaskRows, step_rows: int, accumulation: int, processes: int, rank: int, seed: int):
         self.rows, self.step_rows, self.seed = rows, step_rows, seed
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.shortest = int(rows.lengths.argmin())
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -113,12 +114,8 @@ class SeveralTasks(transformers.Trainer):
             names = ", ".join(sorted(unmatched))
             raise InputError(f"losses: differ from the tasks of train_dataset ({names}); give one for each task")
         self.by_task = True
-        least = args.gradient_accumulation_steps * args.world_size
-        if few := [name for name, rows in train_dataset.items() if len(rows) < least]:
-            raise InputError(
-                f"train_dataset[{few[0]!r}]: has {len(train_dataset[few[0]])} rows, and a step takes one on each of "
-                f"{least} (accumulation x processes); give more rows, or a smaller --gradient_accumulation_steps"
-            )
+        if empty := [name for name, rows in train_dataset.items() if not len(rows)]:
+            raise InputError(f"train_dataset[{empty[0]!r}]: has no rows; add some, or leave the task out")
         if isinstance(eval_dataset, dict):
             eval_dataset = {n: rows.add_column("task", [n] * len(rows)) for n, rows in eval_dataset.items()}
         collator = TaskCollator(data_collator)

@@ -135,10 +135,11 @@ def loss_with(weights: Tensor | None, multi_label: bool) -> Callable[..., Tensor
 
 def _class_losses(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
     losses = label_losses(logits, labels, label_smoothing)
-    return losses if weights is None else losses * weights.to(losses.device)[labels]
+    return losses if weights is None else losses * weights.to(losses.device)[labels.clamp(min=0)]
 
 
 def _binary_losses(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
     target = labels * (1 - label_smoothing) + label_smoothing / 2
     losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    losses = losses.masked_fill(labels == -100, 0)
     return losses if weights is None else losses * torch.where(labels > 0, weights.to(losses.device), 1.0)

@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
+from common.args import TrainingArguments
 from common.training.order import (
     LengthSortedSampler,
+    SeededOrder,
+    SetEpoch,
     TokenBudgetBatches,
     TrainingBatches,
     in_dataset_order,
     row_lengths,
-    share,
 )
 
 LENGTHS = np.random.default_rng(0).integers(3, 90, size=500)
@@ -58,14 +61,20 @@ def test_a_small_rest_is_shared_with_the_step_before_it():
     assert sorted(map(len, steps)) == [16, 17, 32]
 
 
-@pytest.mark.parametrize("rows", [1000, 513, 34, 65])
-@pytest.mark.parametrize(("accumulation", "processes"), [(32, 1), (16, 2)])
-def test_no_row_is_repeated_where_batches_have_one_row(rows, accumulation, processes):
-    steps = steps_of(np.resize(LENGTHS, rows), accumulation, processes, 0)
-    assert len(steps) == -(-rows // 32)
-    assert [len(step) for step in steps[:-1]] == [32] * (len(steps) - 1)
-    assert set(range(rows)) == {row for step in steps for row in step}
-    assert len(steps[-1]) - rows % 32 in range(processes)  # each process has a row in the last batch
+def divisions(size: int) -> list[tuple[int, int]]:
+    """Return each (accumulation, processes) whose product divides `size`."""
+    return [(a, p) for a in range(1, size + 1) for p in range(1, size + 1) if size % (a * p) == 0]
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_steps_depend_on_their_size_alone_even_with_one_row_a_device(by_length):
+    for step_rows in (4, 6, 12):
+        for rows in (1, 2, 3, 5, 7, 9, 13, 25):
+            lengths = np.resize(LENGTHS, rows)
+            alone = steps_of(lengths, 1, 1, 1, step_rows, by_length)
+            assert sorted(row for step in alone for row in step) == list(range(rows))
+            for accumulation, processes in divisions(step_rows):
+                assert steps_of(lengths, accumulation, processes, 1, step_rows, by_length) == alone
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -101,11 +110,6 @@ def test_small_data_meets_other_neighbours_in_each_epoch():
     assert not set.intersection(*compositions)
 
 
-def test_share_repeats_a_row_only_when_there_are_fewer_rows_than_parts():
-    assert share(np.arange(5), 2) == [[0, 1, 2], [3, 4]]
-    assert share(np.arange(2), 4) == [[0], [1], [1], [1]]
-
-
 def test_evaluation_order_is_sorted_and_undone():
     rows = [[1] * n for n in (3, 9, 5, 9, 1)]
     dataset = Dataset.from_dict({"input_ids": rows})
@@ -129,11 +133,10 @@ def budget_steps(lengths, tokens, accumulation, processes, epoch) -> list[list[i
         batches.set_epoch(epoch)
         ranks.append(list(batches))
         assert len(ranks[-1]) == len(batches)
-        longest = [-(-lengths[batch].max() // 8) * 8 for batch in ranks[-1]]
         limit = tokens / accumulation / processes
-        for batch, padded in zip(ranks[-1], longest, strict=True):
+        for batch in filter(None, ranks[-1]):
+            padded = -(-lengths[batch].max() // 8) * 8
             assert (len(batch) - 1) * padded <= limit or len(batch) * padded <= limit
-            assert len(batch) > 0
     assert len({len(batches) for batches in ranks}) == 1
     return [
         sorted(row for batches in ranks for batch in batches[i : i + accumulation] for row in batch)
@@ -142,16 +145,15 @@ def budget_steps(lengths, tokens, accumulation, processes, epoch) -> list[list[i
 
 
 @pytest.mark.parametrize("rows", [500, 513, 70, 9, 1])
-@pytest.mark.parametrize("tokens", [512, 2048, 100_000])
+@pytest.mark.parametrize("tokens", [96, 1536, 2048, 100_000])
 def test_budget_steps_do_not_depend_on_processes_or_accumulation(rows, tokens):
     lengths = np.resize(LENGTHS, rows)
     for epoch in (0, 3):
         alone = budget_steps(lengths, tokens, 1, 1, epoch)
         assert sorted(row for step in alone for row in step) == list(range(rows))
         assert len(alone) == len(TokenBudgetBatches(lengths, tokens, 1, 1, 0, seed=1))  # the same in each epoch
-        for accumulation, processes in [(4, 1), (1, 2), (2, 2)]:
-            if rows > 9:  # with fewer rows than batches, the step is divided differently
-                assert budget_steps(lengths, tokens, accumulation, processes, epoch) == alone
+        for accumulation, processes in [(4, 1), (1, 2), (2, 2), (1, 12), (12, 1), (3, 4)]:
+            assert budget_steps(lengths, tokens, accumulation, processes, epoch) == alone
 
 
 def test_budget_batches_hold_little_padding_and_other_neighbours_each_epoch():
@@ -161,3 +163,47 @@ def test_budget_batches_hold_little_padding_and_other_neighbours_each_epoch():
     assert LENGTHS.sum() / size > 0.85
     batches.set_epoch(1)
     assert len(first & {tuple(sorted(batch)) for batch in batches}) < len(first) / 4
+
+
+class Drawing:
+    """A collator that draws by epoch and row; labels follow the rows."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        draws = [np.random.default_rng([self.epoch, len(row["input_ids"])]).integers(1000) for row in rows]
+        return {"draws": torch.tensor(draws), "labels": torch.tensor([[len(row["input_ids"])] * 2 for row in rows])}
+
+
+class Loaded(SeededOrder):
+    """The part of a trainer that loads batches."""
+
+    losses, by_task = {"labels": None}, False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.seen.append((int(self.state.epoch), inputs["draws"].tolist(), inputs["labels"].tolist()))
+        return sum(value.sum() for value in model.parameters())
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True), (2, False), (2, True)])
+def test_draws_follow_the_epoch_in_every_worker_and_a_part_without_a_row_has_no_labels(tmp_path, workers, persistent):
+    rows = Dataset.from_dict({"input_ids": [[1] * n for n in range(2, 11)]})
+    args = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=1, gradient_accumulation_steps=4, num_train_epochs=3,
+        dataloader_num_workers=workers, dataloader_persistent_workers=persistent, save_strategy="no",
+        eval_strategy="no", remove_unused_columns=False, disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = Loaded(torch.nn.Linear(1, 1), args, train_dataset=rows, data_collator=Drawing())
+    trainer.step_rows, trainer.seen = 4, []
+    trainer.args.train_sampling_strategy = "random"
+    trainer.add_callback(SetEpoch(trainer))
+    trainer.train()
+    assert [epoch for epoch, _, _ in trainer.seen] == [e for e in range(3) for _ in range(11)]
+    real = [seen for seen in trainer.seen if seen[2] != [[-100, -100]]]
+    assert len(real) == 27  # two steps of 2 and 3 rows have 3 and 4 batches
+    for epoch, draws, labels in real:
+        assert draws == [np.random.default_rng([epoch, labels[0][0]]).integers(1000)]

@@ -164,9 +164,8 @@ def test_what_does_not_fit_the_tasks_is_told(tasks, tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"BertModel\.forward: takes no argument `task`"):
         Trainer(encoder, arguments(tmp_path), train_dataset=tasks, losses={"tags": label_losses, "topic": label_losses})
 
-    few = {"tags": tasks["tags"], "topic": tasks["topic"].select(range(3))}
-    with pytest.raises(InputError, match=r"train_dataset\['topic'\]: has 3 rows, and a step takes one on each of 8"):
-        of_tasks(few, tokenizer, tmp_path, gradient_accumulation_steps=8)
+    with pytest.raises(InputError, match=r"train_dataset\['topic'\]: has no rows"):
+        of_tasks(tasks | {"topic": tasks["topic"].select([])}, tokenizer, tmp_path)
     rows = Dataset.from_list([{"input_ids": [2, 7, 3], "task": name} for name in tasks])
     with pytest.raises(InputError, match=r"task: one batch has rows of \w+ and \w+; evaluate or predict each task"):
         of_tasks(tasks, tokenizer, tmp_path).predict(rows)

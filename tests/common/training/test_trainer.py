@@ -50,18 +50,31 @@ def trained(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[dict]]:
     return {k: v.clone() for k, v in trainer.model.state_dict().items()}, steps
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_accumulation_changes_neither_loss_nor_gradient_nor_weights(tiny, tokenizer, tmp_path, rows, smoothing):
-    common = {"label_smoothing_factor": smoothing}
-    whole, whole_log = trained(make(tiny, tokenizer, tmp_path, rows, per_device_train_batch_size=32, **common))
-    parts, parts_log = trained(
-        make(tiny, tokenizer, tmp_path, rows, per_device_train_batch_size=8, gradient_accumulation_steps=4, **common)
-    )
-    assert len(whole_log) == len(parts_log) == 3
-    for a, b in zip(whole_log, parts_log, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    assert max((whole[k] - parts[k]).abs().max().item() for k in whole) < 1e-6
+@pytest.mark.parametrize(
+    ("count", "divisions", "more"),
+    [
+        (90, [(32, 1), (8, 4)], {}),
+        (90, [(32, 1), (8, 4)], {"label_smoothing_factor": 0.1}),
+        (9, [(4, 1), (2, 2), (1, 4)], {}),  # parts without a row
+        (9, [(4, 1), (1, 4)], {"r_drop": 1.0}),
+        (9, [(4, 1), (1, 4)], {"adversarial": "fgm", "adversarial_epsilon": 0.1}),
+        (9, [(4, 1), (1, 4)], {"train_sampling_strategy": "group_by_length"}),
+    ],
+)
+def test_accumulation_changes_neither_loss_nor_gradient_nor_weights(
+    tiny, tokenizer, tmp_path, rows, count, divisions, more
+):
+    runs = []
+    for batch, accumulation in divisions:
+        cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        runs.append(trained(make(tiny, tokenizer, tmp_path, rows.select(range(count)), **cut, **more)))
+    (whole, whole_log), *others = runs
+    assert len(whole_log) == 3
+    for parts, log in others:
+        for a, b in zip(whole_log, log, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+        assert max((whole[k] - parts[k]).abs().max().item() for k in whole) < 1e-6
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
