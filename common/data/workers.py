@@ -40,5 +40,5 @@ def spare_workers(loader: DataLoader) -> DataLoader:
 
 
 def inner_loader(loader: DataLoader) -> DataLoader:
-    """Return the loader whose attributes count: accelerate wraps a loader and reads its attributes, but sets its own."""
+    """Return the loader inside a wrapper of accelerate: an attribute set on the wrapper has no effect."""
     return getattr(loader, "base_dataloader", loader)

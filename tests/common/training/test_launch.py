@@ -13,7 +13,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 
+from recipes.clm import train as clm
+from recipes.mlm import train as mlm
 from recipes.ner import train
+from recipes.qa import train as qa
+from recipes.sentiment import train as sentiment
+from recipes.summarization import train as extractive
+from recipes.translation import train as translation
 from tests.conftest import ROOT, read_jsonl, run
 from tests.faults import Job
 from tests.margins import assert_same_but_for_a_tie
@@ -84,6 +90,56 @@ def test_accelerate_launch_gives_what_one_process_gives(two_and_one):
 def test_the_last_small_batch_counts_every_row_once_under_two_processes(two_and_one, arguments):
     arguments += ["--max_train_samples", "37", "--max_predict_samples", "19", "--max_eval_samples", "13"]
     same(*two_and_one())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        (train, []),
+        (sentiment, ["--class_weights", "balanced"]),
+        (sentiment, ["--long_texts", "windows", "--max_seq_length", "16"]),
+        (qa, ["--max_question_length", "24", "--doc_stride", "8"]),
+        (mlm, ["--text_unit", "paragraph"]),
+        (mlm, ["--objective", "mlm+nsp", "--text_unit", "paragraph"]),
+        (clm, ["--vocab_size", "300", "--config_overrides", "n_layer=1"]),
+        (extractive, []),
+        (translation, ["--max_tokens_per_batch", "64"]),
+        (translation, []),
+    ],
+)
+def test_rows_divide_among_processes_in_every_recipe(tiny, tmp_path, recipe, more):
+    """Train on steps of six rows, in one batch, and on two processes with one row at a time."""
+    words = [
+        "--max_train_samples",
+        "19",
+        "--max_eval_samples",
+        "6",
+        "--max_predict_samples",
+        "6",
+        "--precision",
+        "fp32",
+    ]
+    words += ["--logging_steps", "1", "--optim", "sgd", "--learning_rate", "0.1", "--disable_tqdm", "true"]
+    words += ["--eval_strategy", "no", "--save_strategy", "no", "--use_cpu", "true", "--num_train_epochs", "2"]
+    if recipe is translation:
+        words += ["--from_scratch", "tiny", "--vocab_size", "300", "--dropout", "0", "--max_source_length", "56"]
+        words += ["--max_target_length", "56", "--config_overrides", "d_model=32", "--num_beams", "1"]
+    else:
+        words += ["--max_source_length" if recipe is extractive else "--max_seq_length", "64"]
+        words += [] if recipe is clm else ["--model_name_or_path", tiny]
+    histories = []
+    for processes, batch, accumulation in ((1, 6, 1), (2, 1, 3)):
+        out = tmp_path / f"{processes}"
+        cut = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
+        budget = ["--max_tokens_per_batch", "384"] if processes == 1 and "--max_tokens_per_batch" in more else []
+        arguments = [*words, *more, *cut, *budget, "--output_dir", str(out)]
+        Job(arguments, tmp_path / "log", processes=processes, main=recipe.main).succeeds()
+        log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+        histories.append([(entry["loss"], entry["grad_norm"]) for entry in log if "grad_norm" in entry])
+    assert len(histories[0]) == len(histories[1]) > 2
+    for one, two in zip(*histories, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_lora_under_two_processes(two_and_one, arguments, tmp_path):
