@@ -31,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -442,11 +443,22 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     return parser.parse_known_args(argv)
 
 
+def check_seeds(seeds: list[str]) -> None:
+    """Raise `InputError` if a seed is no integer or is repeated: runs of one seed are equal and have no spread."""
+    for seed in seeds:
+        if not seed.isdecimal():
+            raise InputError(f"--seeds {seed}: must be an integer of at least 0")
+    repeated = [number for number, count in Counter(map(int, seeds)).items() if count > 1]
+    if repeated:
+        raise InputError(f"--seeds: {repeated[0]} is repeated, and its runs would be equal; name each seed once")
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Run a comparison, and return the rows of its table."""
     options, common = read_options(argv)
     if options.at_once < 1 or (options.at_once > 1 and options.gpus):
         raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
+    check_seeds(options.seeds)
     argument, points = options.over[0].removeprefix("--") if options.over else "", along(options.over, options.steps)
     names, asked = configurations(options.methods, options.settings, common), {}
     for name, words in names.items():

@@ -1,20 +1,20 @@
 """Score translations: BLEU, chrF and TER of sacreBLEU with their signatures, and a test of significance."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.significance import PairedTest
 
 from common.data.language_codes import two_letters
 from common.errors import tell
 from common.run.report import print_table, rows_named, write_json_lines, write_samples
+from common.run.significance import bootstrap_p
 
 #: scores of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
-RESAMPLES = 1000
 #: sacreBLEU tokenizers of languages without spaces between words
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char", "ko": "char"}
 TOKENIZE = ("13a", "intl", "zh", "char", "none")
@@ -132,17 +132,23 @@ def by_pair(
 
 
 def compare(bleu: BLEU, other: list[str], predicted: list[str], gold: list[str]) -> dict[str, float]:
-    """Compute the BLEU of `other`, and the p-value of its difference from `predicted`.
-
-    The test is a paired bootstrap with `RESAMPLES` samples of the rows (Koehn 2004, https://aclanthology.org/W04-3250).
-    """
+    """Compute the BLEU of `other`, and the p-value of its difference from `predicted` (see `bootstrap_p`)."""
     other, predicted = ([" ".join(text.split()) for text in texts] for texts in (other, predicted))
-    if other == predicted:  # sacreBLEU reports a small p-value for equal predictions
-        return {"compared_bleu": bleu.corpus_score(other, [gold]).score, "compared_p": 1.0}
-    systems = [("theirs", other), ("ours", predicted)]
-    _, results = PairedTest(systems, {"BLEU": bleu}, [gold], test_type="bs", n_samples=RESAMPLES)()
-    theirs, ours = results["BLEU"]
-    return {"compared_bleu": theirs.score, "compared_p": ours.p_value}
+    counts = (bleu_counts(bleu, texts, gold) for texts in (other, predicted))
+    p = bootstrap_p(*counts, score=partial(bleu_of_counts, bleu))
+    return {"compared_bleu": bleu.corpus_score(other, [gold]).score, "compared_p": p}
+
+
+def bleu_counts(bleu: BLEU, predicted: list[str], gold: list[str]) -> np.ndarray:
+    """Return the statistics of each row, (rows, 10): matches and n-grams of each order, both lengths."""
+    scored = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(predicted, gold, strict=True)]
+    return np.array([[*row.counts, *row.totals, row.sys_len, row.ref_len] for row in scored])
+
+
+def bleu_of_counts(bleu: BLEU, counts: np.ndarray) -> float:
+    """Return the corpus BLEU of rows of `bleu_counts`."""
+    sums = counts.sum(0).tolist()
+    return BLEU.compute_bleu(sums[:4], sums[4:8], *sums[8:], smooth_method=bleu.smooth_method).score
 
 
 def predictions(rows: Dataset, predicted: list[str], whole: list[bool]) -> Iterator[dict]:

@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from common.errors import InputError
-from common.run.significance import bootstrap_p
 from recipes.summarization import predict, train, train_abstractive
 from recipes.summarization.arguments import SummarizationDataArguments
 from recipes.summarization.articles import as_text, check_row, check_splits, flatten, units
@@ -245,14 +244,6 @@ def test_the_oracle_is_greedy_and_stops_where_nothing_is_gained():
     assert oracle(parts, ["A fox ran over the hill, and it rained."], rouge) == [1, 2]
     assert oracle(parts, ["Nobody", "It rained"], rouge) == [2]
     assert oracle(parts, ["zzz"], rouge) == []
-
-
-def test_the_bootstrap_tells_chance_from_difference():
-    random = np.random.default_rng(0)
-    theirs = random.normal(30, 10, 200)
-    assert bootstrap_p(theirs, theirs) == 1
-    assert bootstrap_p(theirs, theirs + random.normal(3, 5, 200)) < 0.01
-    assert bootstrap_p(theirs, theirs + random.normal(0, 5, 200)) > 0.05
 
 
 # Windows
