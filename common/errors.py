@@ -29,6 +29,7 @@ class RunStopped(Exception):
     LOST_RANK = 4
     NOT_SAVED = 5
     OUT_OF_MEMORY = 6
+    AFTER_TRAINING = 7
 
     def __init__(self, message: str, code: int):
         super().__init__(message)

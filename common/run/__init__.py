@@ -9,6 +9,7 @@ from common.run.report import (
     write_json_lines,
     write_samples,
 )
+from common.run.rescue import keep_trained_model
 from common.run.significance import bootstrap_p, other_predictions
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "bootstrap_p",
     "draw_curve",
     "draw_history",
+    "keep_trained_model",
     "other_predictions",
     "print_perplexities",
     "print_table",

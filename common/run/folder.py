@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -55,7 +55,11 @@ class Run:
         recipe: name of the recipe's folder.
         record: the content of `run.json`.
         checkpoint: the checkpoint folder to resume from; None for a run from the start.
+        trained: the run of this process whose model is trained and not saved yet; None without one.
     """
+
+    trained: "ClassVar[Run | None]" = None
+    _trainer: Trainer
 
     def __init__(self, args: TrainingArguments, data_args: DataArguments, *more: Any, rows: DatasetDict):
         """Lock and check the folder.
@@ -223,13 +227,19 @@ class Run:
             shutil.move(self.folder / name, self._previous / name)
 
     def train(self, trainer: Trainer) -> None:
-        """Start the run, train from `checkpoint` on, and save the state and metrics of training."""
+        """Start the run, train from `checkpoint` on, and save the state and metrics of training.
+
+        Raises:
+            InputError: the trained model could not be saved.
+        """
         args = trainer.args
+        trainer.check_saving()
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         precision = self.record["hardware"]["precision"]
         tell(f"training for {length} of {trainer.step_rows} rows a step, in {precision}, into {self.folder}")
         with self.phase("train"):
             result = trainer.train(resume_from_checkpoint=self.checkpoint)
+            self._trainer, Run.trained = trainer, self
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
 
@@ -292,6 +302,7 @@ class Run:
             usage=NOT_MERGED.format(tuning=tuning.tuning) if apart else f"```python\n{fenced(usage)}\n```",
         )
         trainer.save_model(_internal_call=True)  # do not push yet; pushed below once the folder is complete
+        Run.trained = None
         self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()
@@ -319,6 +330,23 @@ class Run:
             write_json_lines(file, predict(rows.to_list()))
             tell(f"{file}: predictions for {len(rows):,} test rows without gold values, which are not scored")
             self.save()
+
+    def rescue(self) -> str:
+        """Save the trained model after a failure; return a message with its folder and the commands to go on with."""
+        trainer = self._trainer
+        existing = checkpoints.in_order(self.folder)
+        again = "run the command again with --resume_from_checkpoint true, which repeats only the rest"
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # saving needs all processes
+            return f"{self.folder}: the trained model is in {existing[0].name}; {again}" if existing else ""
+        trainer.model = merge(trainer.tuned, str(self.folder), save=trainer.args.should_save)
+        trainer.save_model(_internal_call=True)
+        self.save()
+        splits = [self.record["data"].get(f"{split}_file") for split in ("test", "validation")]
+        file = next((data["file"] for data in splits if data), "FILE")
+        words = {"RECIPE": self.recipe, "MODEL": self.folder, "INPUT": file, "OUTPUT": self.folder / "predicted.jsonl"}
+        command = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words.items())
+        rest = f"; for the scores {again}" if existing else ""
+        return f"{self.folder}: the trained model is saved here; use it: make predict {command}{rest}"
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
         """Raise `InputError` for changed arguments that a checkpoint cannot resume with; warn about the others."""

@@ -1,9 +1,12 @@
 """Promise: a checkpoint is whole or absent, and two checkpoints are `--save_min_seconds` apart or more.
 
+`check_saving` saves once before training: what cannot be saved is reported before the hours of training.
+
 `common.training.checkpoints` writes and checks the files.
 """
 
 import os
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -12,14 +15,21 @@ import torch
 import torch.distributed
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from common.errors import InputError, in_main_process, one_line
+from common.models.structure import transformer_of
 from common.training import checkpoints
 from common.tuning.peft_methods import allocation, is_adalora
 from common.tuning.tune import is_beside, is_gradual
+
+#: a model up to this size is saved in full before training; it takes about a second
+SCRATCH_BYTES = 2**28
 
 
 class WholeCheckpoints(transformers.Trainer):
@@ -102,6 +112,57 @@ class WholeCheckpoints(transformers.Trainer):
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(soon, src=0)  # all processes use the clock of rank 0
         return bool(soon)
+
+    def check_saving(self) -> None:
+        """Save the model into a scratch folder below the output folder, as after training, and remove it again.
+
+        Weights of more than `SCRATCH_BYTES` are not written; only their shared memory is checked.
+
+        Raises:
+            InputError: the model cannot be saved, or the disk has too little room for the model and a checkpoint.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # no process has all the weights
+            in_main_process(self._try_saving)
+
+    def _try_saving(self) -> None:
+        folder, model = Path(self.args.output_dir), self.model
+        folder.mkdir(parents=True, exist_ok=True)
+        size = sum(weight.nbytes for weight in model.parameters())
+        trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+        checkpoint = (trained if is_beside(model) else size) + 2 * trained  # with the two moments of AdamW
+        needed = size + (checkpoint if self.args.save_strategy != "no" else 0)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise InputError(
+                f"--output_dir {folder}: the disk has {free:,} bytes free, and the model with a checkpoint needs about "
+                f"{needed:,}; free disk space, or choose another --output_dir"
+            )
+        scratch = folder / checkpoints.STAGING / "scratch"
+        try:
+            if size <= SCRATCH_BYTES and not isinstance(model, PeftModel):
+                self._save(str(scratch / "model"))
+                return
+            plain = model.get_base_model() if isinstance(model, PeftModel) else model
+            if isinstance(model, PeftModel):
+                model.save_pretrained(str(scratch / "adapter"))
+            elif isinstance(model, PreTrainedModel):
+                remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+            if isinstance(plain, PreTrainedModel):
+                plain.config.save_pretrained(scratch)
+                if plain.can_generate():
+                    plain.generation_config.save_pretrained(scratch)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(scratch)
+        except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+            name = getattr(transformer_of(model), "name_or_path", "") or type(model).__name__
+            raise InputError(
+                f"{name}: cannot be saved after training: {one_line(error)}; correct the files of the checkpoint, or "
+                "choose another --model_name_or_path"
+            ) from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not any(scratch.parent.iterdir()):
+                scratch.parent.rmdir()
 
     def changing_weights(self) -> dict[str, Tensor]:
         """Return the tensors that training changes: trained parameters, those still frozen, and buffers."""

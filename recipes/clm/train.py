@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, set_seed
 from common import data, models
 from common.args import check_best_metric
 from common.cli import command_line, parse
-from common.run import Run, draw_curve, print_perplexities, write_json_lines
+from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
 
@@ -60,6 +60,7 @@ def encode(
     return texts.encode_corpus(corpus, loaded.tokenizer, data_args, args), packing
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)

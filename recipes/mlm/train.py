@@ -22,11 +22,10 @@ from transformers import (
     set_seed,
 )
 
-from common import data, models
+from common import cli, data, models
 from common.args import ModelArguments, check_best_metric
-from common.cli import command_line, parse
 from common.errors import InputError
-from common.run import Run, draw_curve, print_perplexities, write_json_lines
+from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
 
@@ -78,9 +77,10 @@ def encode(
     return rows, packing
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, scratch_args, data_args, tuning_args, args = cli.parse(ARGUMENTS, argv, __doc__)
     tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.learning_rate is None:  # the rate of full fine-tuning is already high
         args.learning_rate = min(tuning_args.rate(full=1e-3), 5e-3)
@@ -156,4 +156,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    cli.command_line(main)

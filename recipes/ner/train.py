@@ -26,7 +26,7 @@ from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
 from common.models import load_model
-from common.run import Run, write_json_lines
+from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, tune
 
@@ -76,6 +76,7 @@ def encode(
     return windows
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)

@@ -21,7 +21,7 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.models import load_model
-from common.run import Run, write_json_lines
+from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
@@ -69,6 +69,7 @@ def encode(
     return spans.label_windows(windows, rows["answers"], indices)
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)

@@ -25,7 +25,7 @@ from transformers import (
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.models import load_model
-from common.run import Run
+from common.run import Run, keep_trained_model
 from common.tuning import TuningArguments, tune
 
 from . import scoring, texts, windows
@@ -74,6 +74,7 @@ def encode(
     return columns
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)

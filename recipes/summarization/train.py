@@ -24,7 +24,7 @@ from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.errors import InputError
 from common.models import load_model
-from common.run import Run, draw_history, other_predictions
+from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Trainer
 from common.tuning import TuningArguments, tune
 
@@ -73,6 +73,7 @@ class ExtractiveTrainingArguments(TrainingArguments):
 ARGUMENTS = (ModelArguments, ExtractiveDataArguments, TuningArguments, ExtractiveTrainingArguments)
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
@@ -91,6 +92,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     length = data_args.max_source_length
     options = {"argument": "max_source_length", "quantize": tuning_args.quantize, "dropout": args.dropout}
     loaded = load_model(AutoModelForTokenClassification, model_args, [extractive.LABEL], length, **options)
+    settings = {"method": "extractive", "document_column_name": data_args.document_column_name}
+    settings["sentences"] = data_args.summary_sentences or 3  # chosen on the validation rows after training
+    loaded.model.config.update({"summarization": settings, "max_source_length": length})  # for predict
     windows = extractive.marked(data, rouge).map(
         extractive.encode_windows,
         batched=True,
@@ -148,8 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     scoring.print_scores(metrics, scored, rouge.signature)
 
     # Save
-    saved = {"method": "extractive", "document_column_name": data_args.document_column_name, "sentences": count}
-    loaded.model.config.update({"summarization": saved, "max_source_length": length})  # for predict
+    settings["sentences"] = count
     run.publish(
         trainer,
         task="summarization",

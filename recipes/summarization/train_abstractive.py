@@ -7,8 +7,7 @@
 The default adds a decoder to the embedded encoder (--warm_start both); training needs many rows.
 
 SciTLDR, all-MiniLM-L6-v2 on both sides, 3 epochs, one core (AMD EPYC, bf16), 11 minutes: test ROUGE-1 27.2 ± 1.6,
-baseline (the first sentences) 31.4 (2026-11-23).
-More in README.md.
+baseline (the first sentences) 31.4 (2026-11-23). More in README.md.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 from common.cli import command_line, parse
 from common.data.language_codes import set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
-from common.run import Run, draw_history, other_predictions
+from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import tune
 
@@ -78,6 +77,7 @@ def encode(
     }
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
@@ -96,12 +96,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     lengths = generation_args.max_source_length, generation_args.max_target_length
     texts = (text for side in ("document", "summary") for text in data["train"][side])
-    saved = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
-    loaded = load_seq2seq(model_args, texts, *lengths, **saved)
+    options = {"checkpoint": run.checkpoint, "dropout": args.dropout, "quantize": tuning_args.quantize}
+    loaded = load_seq2seq(model_args, texts, *lengths, **options)
     model, tokenizer = loaded.model, loaded.tokenizer
     direction = abstractive.direction_of(tokenizer, model, data_args.language, data_args.source_prefix)
     abstractive.set_search(model, generation_args)
     set_direction(tokenizer, model, direction)
+    settings = {"method": "abstractive", "document_column_name": data_args.document_column_name}
+    settings |= {"source_code": direction.source_code, "prefix": direction.source_prefix}
+    model.config.update({"summarization": settings, "max_source_length": lengths[0]})  # for predict
     start = model.generation_config.decoder_start_token_id
     options = {"tokenizer": tokenizer, "prefix": direction.source_prefix, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=options)
@@ -151,9 +154,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     scoring.print_scores(metrics, scored, rouge.signature)
 
     # Save
-    saved = {"method": "abstractive", "document_column_name": data_args.document_column_name}
-    saved |= {"source_code": direction.source_code, "prefix": direction.source_prefix}
-    model.config.update({"summarization": saved, "max_source_length": lengths[0]})  # for predict
     run.publish(
         trainer,
         task="summarization",

@@ -6,8 +6,7 @@
     python -m recipes.translation.train --config my.yaml
 
 The sample (localisation from English to German), tiny model from scratch, 2 cores (Intel Xeon, bf16), 2.5 minutes:
-test BLEU 74.9, copied source 10.9 (2026-11-28).
-More in README.md.
+test BLEU 74.9, copied source 10.9 (2026-11-28). More in README.md.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -17,10 +16,10 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
-from common.cli import command_line, parse
+from common import cli
 from common.data import language_codes
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
-from common.run import Run, draw_history, other_predictions
+from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
 from common.tuning import TuningArguments, tune
 
@@ -80,9 +79,10 @@ def encode(
     return encoded
 
 
+@keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, generation_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, generation_args, tuning_args, args = cli.parse(ARGUMENTS, argv, __doc__)
     if args.learning_rate is None:
         new = 7e-4 if model_args.from_scratch == "base" else 1e-3
         args.learning_rate = new if model_args.from_scratch else tuning_args.rate(full=5e-5)
@@ -167,4 +167,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    cli.command_line(main)
