@@ -61,7 +61,61 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class FileArguments:
+    """Say how input files are read, in training and in predict."""
+
+    encoding: str | None = field(
+        default=None, metadata={"help": "encoding of text files, such as cp1252, gb18030, utf-16; default: UTF-8"}
+    )
+    csv_delimiter: str | None = field(
+        default=None, metadata={"help": "between the cells of .csv and .tsv; default: a comma in .csv, a tab in .tsv"}
+    )
+    csv_quoting: Literal["auto", "csv", "none"] = field(
+        default="auto",
+        metadata={
+            "help": 'csv: "a ""b""" is the cell a "b"; none: quotation marks are text; auto: csv in .csv, by the file '
+            "in .tsv"
+        },
+    )
+    csv_header: bool = field(default=True, metadata={"help": "line 1 of .csv and .tsv holds the column names"})
+    column_names: list[str] | None = field(
+        default=None, metadata={"help": "with --csv_header false: names of the columns, such as text,label"}
+    )
+    skip_bad_rows: int = field(
+        default=0, metadata={"help": "drop up to N rows with a problem, named and counted; default: reject the file"}
+    )
+    max_chars: int = field(default=1_000_000, metadata={"help": "most characters of a row; longer rows are rejected"})
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None:
+            try:
+                b"".decode(self.encoding)
+            except LookupError:
+                raise InputError(
+                    f"--encoding {self.encoding}: no encoding of text; give utf-8, utf-16, cp1252, gb18030, ..."
+                ) from None
+        if self.csv_delimiter is not None:
+            delimiter = {"\\t": "\t", "tab": "\t"}.get(self.csv_delimiter, self.csv_delimiter)
+            if len(delimiter) != 1 or delimiter in '\r\n"':
+                raise InputError(f"--csv_delimiter {self.csv_delimiter!r}: must be one character, such as ; or tab")
+            self.csv_delimiter = delimiter
+        if self.column_names is not None:
+            self.column_names = [name.strip() for names in self.column_names for name in names.split(",")]
+            if self.csv_header:
+                raise InputError("--column_names: names the columns of files without a header; add --csv_header false")
+            named = [name for name in self.column_names if name]
+            if len(set(named)) < len(named):
+                raise InputError(f"--column_names {','.join(self.column_names)}: a name is repeated; rename one column")
+        elif not self.csv_header:
+            raise InputError("--csv_header false: name the columns by --column_names, such as text,label")
+        if self.skip_bad_rows < 0:
+            raise InputError(f"--skip_bad_rows {self.skip_bad_rows}: must be at least 0")
+        if self.max_chars < 1:
+            raise InputError(f"--max_chars {self.max_chars}: must be at least 1")
+
+
+@dataclass
+class DataArguments(FileArguments):
     """Choose the rows. Recipes subclass this to name their columns.
 
     Attributes:
@@ -82,7 +136,6 @@ class DataArguments:
     validation_split_percentage: int = field(
         default=10, metadata={"help": "percent of the training rows split off if there are no validation rows"}
     )
-    max_chars: int = field(default=1_000_000, metadata={"help": "most characters of a row; longer rows are rejected"})
     max_train_samples: int | None = field(
         default=None, metadata={"help": "use only N random training rows, the same for each --seed"}
     )
@@ -94,6 +147,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.has_source():
             if self.validation_file or self.test_file:
                 raise InputError("--validation_file and --test_file: no training rows; add --train_file")
@@ -109,7 +163,7 @@ class DataArguments:
             raise InputError(
                 f"--validation_split_percentage {self.validation_split_percentage}: must be between 1 and 99"
             )
-        for name in ("max_chars", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
 

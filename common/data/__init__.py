@@ -1,26 +1,15 @@
 """Read files into checked rows."""
 
-from common.data.files import (
-    NOT_UTF8,
-    READERS,
-    TABLES,
-    Located,
-    Readers,
-    Row,
-    check_file,
-    json_fault,
-    numbered_lines,
-    parse_json,
-    read_file,
-)
+from common.data.files import READERS, TABLES, Reader, Readers, check_file, read_file, read_text
+from common.data.json_files import json_fault, parse_cell, parse_json
 from common.data.labels import MOST_LABELS, label_names
 from common.data.packing import Blocks, find_blocks
 from common.data.rows import UNLABELED, Gold, load_splits
+from common.data.source import Located, Row, Source
 from common.data.stream import Corpus, open_corpus
 
 __all__ = [
     "MOST_LABELS",
-    "NOT_UTF8",
     "READERS",
     "TABLES",
     "UNLABELED",
@@ -28,15 +17,18 @@ __all__ = [
     "Corpus",
     "Gold",
     "Located",
+    "Reader",
     "Readers",
     "Row",
+    "Source",
     "check_file",
     "find_blocks",
     "json_fault",
     "label_names",
     "load_splits",
-    "numbered_lines",
     "open_corpus",
+    "parse_cell",
     "parse_json",
     "read_file",
+    "read_text",
 ]

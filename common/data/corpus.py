@@ -23,15 +23,15 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.args import DataArguments
-from common.data.files import NOT_UTF8, Located, Row, read_file
+from common.args import DataArguments, FileArguments
+from common.data.files import READERS, read_file, read_text
 from common.data.rows import accepted, checked, load_splits
 from common.data.samples import sample
+from common.data.source import Located, Row, Source, ending_of
 from common.errors import InputError, Problems, nearest_file, tell
 
 PLAIN = (".txt", ".text")
 ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-BINARY = "contains zero bytes: a binary file, or UTF-16 text; convert text by: iconv -f UTF-16 -t UTF-8"
 #: tokens of the shortest text, and of the shortest piece of a split text, that is trained on
 SHORTEST_TEXT, SHORTEST_PIECE = 3, 8
 
@@ -146,7 +146,7 @@ def files_of(path: str) -> list[Path]:
     if Path(path).is_file():
         return [Path(path)]
     if Path(path).is_dir():
-        texts = [p for p in Path(path).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
+        texts = [p for p in Path(path).rglob("*") if ending_of(p) in ENDINGS and p.is_file()]
         visible = sorted(p for p in texts if not any(part.startswith(".") for part in p.relative_to(path).parts))
         if not visible:
             raise InputError(f"{path}: no text file in this folder; add files with these endings: {' '.join(ENDINGS)}")
@@ -159,32 +159,30 @@ def files_of(path: str) -> list[Path]:
     raise InputError(f"{path}: no such file{nearest_file(path)}")
 
 
-def read_texts(path: str, unit: str, max_chars: int) -> Iterator[Located]:
+def read_texts(path: str, unit: str, args: FileArguments) -> Iterator[Located]:
     """Yield the rows of all files that `path` names, each with its place.
 
     Args:
         path: file, folder or pattern.
         unit: line, paragraph or document, the part of a `.txt` file that becomes a row with column `text`.
-        max_chars: most characters of a line.
+        args: how to read the files.
 
     Raises:
         InputError: there is no such file, or a file is unreadable.
     """
+    readers = READERS | dict.fromkeys(PLAIN, partial(_read_plain, unit=unit))
     for file in files_of(path):
-        try:
-            yield from _read_plain(file, unit, max_chars) if file.suffix.lower() in PLAIN else read_file(file)
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror or error}") from None
+        yield from read_file(file, readers, args)
 
 
-def _read_plain(path: Path, unit: str, max_chars: int) -> Iterator[Located]:
+def _read_plain(source: Source, unit: str) -> Iterator[Located]:
+    if unit == "line":
+        yield from read_text(source)
+        return
     first, lines = "", []
-    for where, text, problem in _bounded_lines(path, max_chars):
+    for where, text, problem in source.lines(bounded=True, carriage_returns=True):
         if problem:
             yield where, problem
-        elif unit == "line":
-            if text.strip():
-                yield where, {"text": text}
         elif text.strip() or (unit == "document" and lines):
             first = first if lines else where
             lines.append(text)
@@ -193,35 +191,6 @@ def _read_plain(path: Path, unit: str, max_chars: int) -> Iterator[Located]:
             lines = []
     if lines:
         yield first, {"text": "\n".join(lines).rstrip("\n")}
-
-
-def _bounded_lines(path: Path, max_chars: int) -> Iterator[tuple[str, str, str | None]]:
-    """Yield place, text and problem of each line. A line that is too long is never held in memory completely."""
-    most = 4 * max_chars + 2  # bytes: a character takes up to 4 in UTF-8
-    with open(path, "rb") as file:
-        if b"\0" in file.read(8192):
-            yield str(path), "", BINARY
-            return
-        file.seek(0)
-        number = 0
-        while raw := file.readline(most):
-            number += 1
-            where = f"{path}:{number}"
-            if len(raw) == most and not raw.endswith(b"\n"):
-                while (raw := file.readline(most)) and not raw.endswith(b"\n"):
-                    pass
-                yield (
-                    where,
-                    "",
-                    f"more than --max_chars {max_chars:,} characters in one line; split it, or raise --max_chars",
-                )
-                continue
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                yield where, "", NOT_UTF8
-            else:
-                yield where, text, BINARY if "\0" in text else None
 
 
 def check_text(row: Row) -> Iterator[str]:
@@ -245,7 +214,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
             if limit is not None:
                 data[split] = data[split].select(sample([None] * len(data[split]), limit))
         return data
-    read = partial(read_texts, unit=args.text_unit, max_chars=args.max_chars)
+    read = partial(read_texts, unit=args.text_unit, args=args)
     data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
     for split, rows in data.items():
         data[split] = _without_blank(rows, split)
@@ -255,7 +224,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
 def load_texts(path: str, args: CorpusArguments) -> Dataset:
     """Load the texts of one more file, folder or pattern; columns and errors as for `load_corpus`."""
     problems = Problems()
-    source = read_texts(path, args.text_unit, args.max_chars)
+    source = read_texts(path, args.text_unit, args)
     columns = {"text": args.text_column_name}
     texts = accepted(checked(source, columns, check_text, (), args.max_chars), problems)
     if not texts and not problems.count:

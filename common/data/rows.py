@@ -12,17 +12,11 @@ from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
 from common.args import SPLITS, DataArguments
-from common.data.files import (
-    FileReader,
-    Located,
-    Readers,
-    Row,
-    _class_label_decoder,
-    _too_long,
-    parse_json,
-    read_file,
-)
+from common.data.files import FileReader, Readers, read_file, too_long
+from common.data.json_files import parse_cell
 from common.data.samples import carve, rarest, sample
+from common.data.source import Located, Row, ending_of
+from common.data.tables import class_label_decoder, missing_columns
 from common.errors import InputError, Problems, brief, tell, warn
 
 #: name of a test split in which no row has a gold value
@@ -48,7 +42,7 @@ def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
 
     def rows(split: Dataset, title: str) -> Iterator[Located]:
-        decode = _class_label_decoder(split.features)
+        decode = class_label_decoder(split.features)
         for number, row in enumerate(split, 1):
             yield f"{name} [{title}], row {number}", decode(row)
 
@@ -142,7 +136,7 @@ def load_splits(
         InputError: up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    read = read or partial(read_file, readers=readers)
+    read = read or partial(read_file, readers=readers, args=args)
     sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
@@ -157,7 +151,7 @@ def load_splits(
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
-            in_cells = tuple(list_columns) if Path(place).suffix.lower() in (".csv", ".tsv") else ()
+            in_cells = tuple(list_columns) if ending_of(Path(place)) in (".csv", ".tsv") else ()
             found = checked(
                 sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert
             )
@@ -210,14 +204,15 @@ def checked(
             continue
         missing = [theirs for ours, theirs in columns.items() if theirs not in item]
         if missing and not (gold and {columns.get(name) for name in gold.columns}.issuperset(missing)):
-            yield Rejected(where, [_lacks(missing, item)])
+            place, problem = missing_columns(item, where, missing)
+            yield Rejected(place, [problem])
             continue
         row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])
         unlabeled = gold is not None and gold.missing(row)
-        messages = list((gold.check if unlabeled else check)(row)) or list(_too_long(row, max_chars))
+        messages = list((gold.check if unlabeled else check)(row)) or list(too_long(row, max_chars))
         row["id"] = str(item.get("id", number))
         if unique_ids and places.setdefault(row["id"], where) != where:
             messages.append(f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id")
@@ -225,7 +220,7 @@ def checked(
             yield Rejected(where, messages)
         elif unlabeled:
             values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in gold.columns)
-            lacks = _lacks(missing, item) if missing else f"no {gold.name}{values and f': {values}'}"
+            lacks = missing_columns(item, where, missing)[1] if missing else f"no {gold.name}{values and f': {values}'}"
             yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
         else:
             yield convert(row) if convert else row
@@ -260,13 +255,6 @@ def _classes(rows: list[Row | Rejected], gold: Gold | None) -> list[str | None]:
     return rarest([gold.classes(row) if gold and isinstance(row, dict) else [] for row in rows])
 
 
-def _lacks(missing: list[str], item: Row) -> str:
-    return (
-        f"no column {' nor '.join(missing)}; columns here: {', '.join(map(str, item)) or 'none'}; "
-        "name yours with the arguments that end in _column_name"
-    )
-
-
 def accepted(entries: Iterable[Row | Rejected], problems: Problems) -> list[Row]:
     """Return the rows among `entries`; add the problems of the others to `problems`."""
     rows = []
@@ -281,8 +269,8 @@ def accepted(entries: Iterable[Row | Rejected], problems: Problems) -> list[Row]
 
 def _list_of_cell(cell: str) -> Any:
     try:
-        return parse_json(cell) if cell.startswith("[") else cell.split()
-    except (ValueError, RecursionError):
+        return parse_cell(cell) if cell.startswith("[") else cell.split()
+    except ValueError:
         return cell.split()
 
 

@@ -34,9 +34,9 @@ from common.data.corpus import (
     load_texts,
     read_texts,
 )
-from common.data.files import Located, Row
 from common.data.rows import UNREADABLE, accepted, checked
 from common.data.samples import sample
+from common.data.source import Located, Row, ending_of
 from common.data.workers import ignore_group_signals
 from common.errors import InputError, Problems, tell, warn
 
@@ -193,9 +193,9 @@ def open_texts(args: CorpusArguments) -> Texts:
 
 
 def _file_shard(path: Path, args: CorpusArguments) -> Shard:
-    if path.suffix.lower() == ".json":
+    if ending_of(path) == ".json":
         raise InputError(f"{path}: a .json file cannot be streamed; convert it to .jsonl")
-    return Shard(str(path), partial(read_texts, str(path), args.text_unit, args.max_chars), path.stat().st_size)
+    return Shard(str(path), partial(read_texts, str(path), args.text_unit, args), path.stat().st_size)
 
 
 def _hold_out(shards: list[Shard], args: CorpusArguments) -> Dataset:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
-from common.args import SpeedArguments
-from common.data.files import FileReader, Row, fresh_file, read_file
+from common.args import FileArguments, SpeedArguments
+from common.data.files import FileReader, fresh_file, read_file
+from common.data.source import Row
 from common.errors import InputError, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
@@ -23,14 +24,13 @@ from common.tuning.adapters import load_adapters
 
 
 @dataclass
-class PredictArguments(SpeedArguments):
+class PredictArguments(SpeedArguments, FileArguments):
     """Define the arguments of every `predict`."""
 
     model: str | None = field(default=None, metadata={"help": "folder that train saved, or a hub id"})
     input: str | None = field(default=None, metadata={"help": "file of rows: .jsonl, .json, .csv, .parquet or .txt"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output file"})
-    max_chars: int = field(default=1_000_000, metadata={"help": "longest row, in characters; longer rows are rejected"})
     buffer_rows: int = field(default=4096, metadata={"help": "rows read and sorted by length at a time"})
     batch_tokens: int = field(default=4096, metadata={"help": "tokens in a batch, padding included"})
     precision: Literal["auto", "bf16", "fp32"] = field(
@@ -38,10 +38,11 @@ class PredictArguments(SpeedArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.input is None or self.output is None:
             raise InputError("give --input FILE and --output FILE (with make: INPUT=FILE OUTPUT=FILE)")
-        if min(self.buffer_rows, self.batch_tokens, self.max_chars) < 1:
-            raise InputError("--buffer_rows, --batch_tokens and --max_chars must be at least 1")
+        if min(self.buffer_rows, self.batch_tokens) < 1:
+            raise InputError("--buffer_rows and --batch_tokens must be at least 1")
 
 
 def load_saved(auto_class: type, folder: str) -> PreTrainedModel:

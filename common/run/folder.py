@@ -26,7 +26,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from common.args import DataArguments, TrainingArguments, resume_rules
-from common.data.files import Row
+from common.data.source import Row
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
 from common.run.report import fenced, write_json_lines, write_model_card

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from common.data.files import parse_json
+from common.data.json_files import parse_json
 from common.errors import InputError
 
 RESAMPLES = 1000

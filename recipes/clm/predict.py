@@ -14,7 +14,8 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, set_seed
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data.files import check_file
+from common.data.source import Row
 from common.errors import InputError
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 

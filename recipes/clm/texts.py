@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
 from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data.files import TABLES, Row
+from common.data.files import TABLES
 from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits
+from common.data.source import Row
 from common.data.stream import Corpus, TextStream
 from common.errors import InputError, tell
 from common.models.trial import trial

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from common.data import NOT_UTF8, Located
+from common.args import FileArguments
+from common.data import Located, Source
+from common.errors import InputError
 
 _SPAN = re.compile(r"(T\d+)\t(\S+) (\d+ \d+(?:;\d+ \d+)*)\t(.*)")
 
@@ -19,11 +21,12 @@ def _files(folder: Path, ending: str) -> list[Path]:
     return [path for pattern in (f"*.{ending}", f"*/*.{ending}") for path in folder.glob(pattern)]
 
 
-def read_brat(folder: Path, annotated: bool = True) -> Iterator[Located]:
+def read_brat(folder: Path, args: FileArguments, annotated: bool = True) -> Iterator[Located]:
     """Yield each document of a folder, and of the folders in it, as a row of `id`, `text` and `spans`.
 
     Args:
         folder: the folder.
+        args: the encoding of the files.
         annotated: whether each text must have an `.ann` file.
     """
     names = sorted({path.with_suffix("") for ending in ("txt", "ann") for path in _files(folder, ending)})
@@ -36,10 +39,11 @@ def read_brat(folder: Path, annotated: bool = True) -> Iterator[Located]:
             yield str(text_file), f"has no file {notes.name} beside it; add an empty file if the text has no entities"
             continue
         try:
-            raw = text_file.read_bytes().decode("utf-8-sig")
-            lines = notes.read_text(encoding="utf-8-sig").split("\n") if notes.is_file() else []
-        except UnicodeDecodeError:
-            yield str(text_file), NOT_UTF8
+            raw = Source(text_file, args).text()
+            lines = Source(notes, args).text().split("\n") if notes.is_file() else []
+        except InputError as error:
+            where, _, problem = str(error).partition(": ")
+            yield where, problem
             continue
         spans, wrong = [], False
         for number, line in enumerate(lines, 1):

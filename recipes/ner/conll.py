@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data import NOT_UTF8, Located, numbered_lines
+from common.data import Located, Source
 from common.errors import InputError, tell
 
 UNIVERSAL = (".conllu", ".conllup")
@@ -39,7 +39,7 @@ class _Unclear(Exception):
 
 
 def read_conll(
-    path: Path, columns: Columns = BY_CONTENT, names: tuple[str, str] = ("tokens", "ner_tags")
+    source: Source, columns: Columns = BY_CONTENT, names: tuple[str, str] = ("tokens", "ner_tags")
 ) -> Iterator[Located]:
     """Yield each sentence of a file as a row of words and tags, with the line of its first word.
 
@@ -49,12 +49,16 @@ def read_conll(
     skipped.
 
     Args:
-        path: the file.
+        source: the file.
         columns: columns of the word and the tag.
         names: names of the words and the tags in the rows.
     """
-    universal = path.suffix.lower() in UNIVERSAL
-    lines = [(where, text, _cells(text)) for where, text in numbered_lines(path)]
+    path, universal = source.path, source.ending in UNIVERSAL
+    lines, problems = [], {}
+    for where, text, problem in source.lines(carriage_returns=True):
+        lines.append((where, None if problem else text, _cells(text)))
+        if problem:
+            problems[where] = problem
     words = [cells for _, text, cells in lines if cells and not text.startswith("#") and not _skipped(cells, universal)]
     width = len(words[0]) if words else 0
     try:
@@ -67,7 +71,7 @@ def read_conll(
     first, broken, identity, count, single = "", False, None, 0, 0
     for where, text, cells in [*lines, ("", "", [])]:
         if text is None:
-            yield where, NOT_UTF8
+            yield where, problems[where]
             broken = True
         elif not cells or "-DOCSTART-" in cells:
             if row[names[0]] and not broken:
@@ -95,14 +99,14 @@ def read_conll(
         )
 
 
-def looks_tagged(path: Path, lines: int = 1000) -> bool:
+def looks_tagged(source: Source, lines: int = 1000) -> bool:
     """Return whether each of the first lines of a file has several columns with a BIO tag in the last one."""
     found = 0
-    for number, (_, text) in enumerate(numbered_lines(path)):
-        cells = _cells(text) if text is not None and not text.startswith("#") else []
+    for number, (_, text, problem) in enumerate(source.lines(carriage_returns=True)):
+        cells = _cells(text) if not text.startswith("#") else []
         if number == lines:
             break
-        if text is None or (cells and "-DOCSTART-" not in cells and (len(cells) < 2 or not _BIO.fullmatch(cells[-1]))):
+        if problem or (cells and "-DOCSTART-" not in cells and (len(cells) < 2 or not _BIO.fullmatch(cells[-1]))):
             return False
         found += len(cells) > 1
     return found > 0

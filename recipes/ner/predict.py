@@ -123,7 +123,7 @@ def with_entities(rows: list[Row], tagger: Tagger, column: str = "entities") -> 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), (WORDS, TAGS), predicting=True)
+    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), (WORDS, TAGS), args, predicting=True)
     column = "entities"
 
     def check(row: Row) -> Iterator[str]:

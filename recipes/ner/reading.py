@@ -8,7 +8,19 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from common.data import READERS, Located, Readers, Row, json_fault, load_splits, numbered_lines, parse_json, read_file
+from common.args import FileArguments
+from common.data import (
+    READERS,
+    Located,
+    Readers,
+    Row,
+    Source,
+    json_fault,
+    load_splits,
+    parse_cell,
+    parse_json,
+    read_file,
+)
 from common.data.files import FileReader
 from common.errors import tell
 
@@ -22,24 +34,25 @@ from .spans import SpanConverter
 _PAIRS = re.compile(r'\s*(\[\s*\[\s*"|\[\s*"|\{\s*"(classes|annotations)"\s*:\s*\[)')
 
 
-def _read_json(path: Path) -> Iterator[Located]:
+def _read_json(source: Source) -> Iterator[Located]:
     """Yield the rows of a JSON file; a pair of spaCy becomes a row of `text` and, for example, `entities`."""
-    head = "\n".join(text or "" for _, text in islice(numbered_lines(path), 20))
+    path = source.path
+    head = "\n".join(line.text for line in islice(source.lines(), 20))
     if not _PAIRS.match(head):
-        yield from READERS[path.suffix.lower()](path)
+        yield from READERS[source.ending](source)
         return
-    if path.suffix.lower() == ".jsonl":
-        for where, text in numbered_lines(path):
-            if text is not None and not text.strip():
-                continue
-            try:
-                yield where, _row_of_pair(parse_json(text or ""))
-            except (ValueError, RecursionError) as error:
-                yield where, f"not JSON: {error}; write each line with json.dumps"
+    if source.ending == ".jsonl":
+        for where, text, problem in source.lines():
+            if problem:
+                yield where, problem
+            elif text.strip():
+                try:
+                    yield where, _row_of_pair(parse_json(text))
+                except (ValueError, RecursionError) as error:
+                    yield where, f"not JSON: {error}; write each line with json.dumps"
         return
-    text = "\n".join(line or "" for _, line in numbered_lines(path))
     try:
-        pairs = parse_json(text)
+        pairs = parse_json(source.text())
     except (ValueError, RecursionError) as error:
         where, fault = json_fault(path, error)
         yield where, f"not JSON: {fault}; write it with json.dump"
@@ -56,27 +69,30 @@ def _row_of_pair(pair: object) -> Row | str:
     return 'not a pair ["text", {"entities": [[0, 4, "TYPE"]]}]; correct the row'
 
 
-def file_reader(columns: Columns, names: tuple[str, str], predicting: bool = False) -> FileReader:
+def file_reader(
+    columns: Columns, names: tuple[str, str], args: FileArguments | None = None, predicting: bool = False
+) -> FileReader:
     """Return a function that reads a file or a folder of brat as rows with their places.
 
     Args:
         columns: columns of the word and the tag in CoNLL files.
         names: names of the words and the tags in the rows.
+        args: how to read the files; the defaults if None.
         predicting: a `.txt` file may hold a text per line, and brat texts need no annotations.
     """
     conll = partial(read_conll, columns=columns, names=names)
     readers: Readers = READERS | dict.fromkeys(ENDINGS, conll) | dict.fromkeys((".json", ".jsonl"), _read_json)
 
-    def text(path: Path) -> Iterator[Located]:
-        tagged = not predicting or columns != BY_CONTENT or looks_tagged(path)
-        yield from (conll if tagged else READERS[".txt"])(path)
+    def text(source: Source) -> Iterator[Located]:
+        tagged = not predicting or columns != BY_CONTENT or looks_tagged(source)
+        yield from (conll if tagged else READERS[".txt"])(source)
 
     readers |= dict.fromkeys((".txt", ".text"), text)
 
     def read(path: str | Path) -> Iterator[Located]:
         if Path(path).is_dir():
-            return read_brat(Path(path), annotated=not predicting)
-        return read_file(path, readers)
+            return read_brat(Path(path), args or FileArguments(), annotated=not predicting)
+        return read_file(path, readers, args)
 
     return read
 
@@ -109,8 +125,8 @@ def _tags_of(cell: object) -> list:
     """Return the tags in a cell, which in a table is JSON or words separated by spaces."""
     if isinstance(cell, str):
         try:
-            cell = parse_json(cell) if cell.startswith("[") else cell.split()
-        except (ValueError, RecursionError):
+            cell = parse_cell(cell) if cell.startswith("[") else cell.split()
+        except ValueError:
             return cell.split()
     return cell if isinstance(cell, list) else []
 
@@ -154,7 +170,7 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Scheme]:
     def check(row: Row) -> Iterator[str]:
         return check_row(row, args.repair_bio, convert.scheme)
 
-    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()))
+    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()), args)
     data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert)
     if args.repair_bio and convert.scheme.name != "none":
         data = data.map(partial(repair_tags, scheme=convert.scheme))

@@ -19,7 +19,8 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data.files import check_file
+from common.data.source import Row
 from common.errors import InputError
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 

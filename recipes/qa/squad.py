@@ -10,26 +10,28 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from common.args import DataArguments
-from common.data.files import Located, Row, json_fault, parse_json, read_file
+from common.args import DataArguments, FileArguments
+from common.data.files import read_file
+from common.data.json_files import json_fault, parse_cell, parse_json
 from common.data.rows import load_splits
+from common.data.source import Located, Row, Source
 from common.errors import brief, tell, warn
 
 KEYS = ("text", "answer_start")
 NESTED = re.compile(r'\s*\{\s*"(version|data)"')
 
 
-def read_squad(path: str | Path, answers: str = "answers") -> Iterator[Located]:
+def read_squad(path: str | Path, answers: str = "answers", args: FileArguments | None = None) -> Iterator[Located]:
     """Yield rows of `id`, `title`, `context`, `question` and `answers`, each with its file and line.
 
     Reads the nested `.json` of SQuAD 1.1 and 2.0 (https://rajpurkar.github.io/SQuAD-explorer/) and flat rows in any
     format. The column `answers` of a flat row holds `{"text": [...], "answer_start": [...]}` or a list of
     `{"text", "answer_start"}`. A CSV cell holds either as JSON.
     """
-    path = Path(path)
-    rows = _nested(path) if path.suffix.lower() == ".json" else None
+    source = Source(Path(path), args or FileArguments())
+    rows = _nested(source) if source.ending == ".json" else None
     flat = rows is None
-    for where, row in read_file(path) if flat else rows:
+    for where, row in read_file(path, args=args) if flat else rows:
         if isinstance(row, str):
             yield where, row
             continue
@@ -56,7 +58,7 @@ def load_questions(args: DataArguments) -> DatasetDict:
         "answers": args.answer_column_name,
     }
     check = partial(check_row, fix_offsets=args.fix_answer_offsets)
-    read = partial(read_squad, answers=args.answer_column_name)
+    read = partial(read_squad, answers=args.answer_column_name, args=args)
     data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context").map(fix_offsets)
     if args.fix_answer_offsets:
         tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} offsets corrected")
@@ -73,8 +75,8 @@ def as_lists(answers: Any) -> Any:
     """Convert answers to `{"text": [...], "answer_start": [...]}`; return values in unknown formats unchanged."""
     if isinstance(answers, str):
         try:
-            answers = parse_json(answers)
-        except (ValueError, RecursionError):
+            answers = parse_cell(answers)
+        except ValueError:
             return answers
     if isinstance(answers, list) and all(isinstance(a, dict) and all(k in a for k in KEYS) for a in answers):
         return {key: [answer[key] for answer in answers] for key in KEYS}
@@ -83,19 +85,20 @@ def as_lists(answers: Any) -> Any:
     return answers
 
 
-def _nested(path: Path) -> Iterator[Located] | None:
+def _nested(source: Source) -> Iterator[Located] | None:
     """Return the questions of a nested file; None if the file is not nested."""
+    path, text = source.path, source.text()
     try:
-        text = path.read_text(encoding="utf-8-sig")
         content = parse_json(text)
-    except (OSError, UnicodeDecodeError):
-        return None  # `read_file` reports the error
     except (ValueError, RecursionError) as error:
         if not NESTED.match(text):
             return None
         where, fault = json_fault(path, error)
         return iter([(where, f"not JSON: {fault}; write it with json.dump")])
-    return _questions(path, text, content["data"]) if isinstance(content, dict) and "data" in content else None
+    articles = content.get("data") if isinstance(content, dict) else None
+    if isinstance(articles, list) and all(isinstance(a, dict) and "paragraphs" not in a for a in articles):
+        return None
+    return None if articles is None else _questions(path, text, articles)
 
 
 def _questions(path: Path, text: str, articles: Any) -> Iterator[Located]:

@@ -10,9 +10,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from common.data import TABLES, load_splits
-from common.data.files import Row, parse_json
+from common.data.json_files import parse_json
 from common.data.labels import check_number, label_counts, warn_of_alike, warn_of_few, warn_of_unseen
 from common.data.rows import UNLABELED, Gold
+from common.data.source import Row
 from common.errors import InputError, brief, tell, warn
 
 from .arguments import SentimentDataArguments

@@ -16,7 +16,8 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data.files import check_file
+from common.data.source import Row
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
 from .scoring import predictions, probabilities

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from common.data.files import Row
+from common.data.source import Row
 from common.data.words import without_spaces, words
 from common.run.report import print_table, rows_named, write_json_lines
 

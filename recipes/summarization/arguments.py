@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 from datasets import DatasetDict
 
 from common.args import DataArguments
-from common.data.files import Located, parse_json, read_file
+from common.data.files import read_file
+from common.data.json_files import parse_cell
 from common.data.rows import load_splits
+from common.data.source import Located, ending_of
 
 from .articles import as_text, check_row, check_splits, flatten
 
@@ -55,9 +57,9 @@ class SummarizationDataArguments(DataArguments):
         return data
 
     def read(self, path: str) -> Iterator[Located]:
-        """Yield the rows of a file, with turns joined as lines and references in CSV cells parsed as JSON."""
-        in_cells = Path(path).suffix.lower() in (".csv", ".tsv")
-        for where, row in read_file(path):
+        """Yield the rows of a file, with turns joined as lines and references in CSV cells parsed as lists."""
+        in_cells = ending_of(Path(path)) in (".csv", ".tsv")
+        for where, row in read_file(path, args=self):
             if isinstance(row, dict):
                 text = as_text(row.get(self.document_column_name))
                 row = row | ({} if text is None else {self.document_column_name: text})
@@ -68,8 +70,8 @@ class SummarizationDataArguments(DataArguments):
 
 
 def _parse_cell(cell: str) -> Any:
-    """Parse a JSON cell; return invalid JSON unchanged, because `check_row` reports the cell."""
+    """Parse the list in a cell; return another cell unchanged, because `check_row` reports the cell."""
     try:
-        return parse_json(cell)
-    except (ValueError, RecursionError):
+        return parse_cell(cell)
+    except ValueError:
         return cell

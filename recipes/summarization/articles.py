@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from common.data.files import Row
 from common.data.sentences import sentences
+from common.data.source import Row
 from common.errors import tell, warn
 
 #: keys of a turn for its speaker and its text

@@ -28,9 +28,10 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data.files import check_file
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import pieces
+from common.data.source import Row
 from common.errors import InputError
 from common.inference.generation import Generator, SearchArguments
 from common.inference.predictor import Predictor, predict_file

@@ -138,7 +138,7 @@ class TranslationDataArguments(DataArguments):
     def load(self) -> DatasetDict:
         """Load and check the splits; the columns are `source`, `target`, `pair` and optionally `group`."""
         pairs = self.directions()
-        read, check = reader(pairs, targets=self.targets()), partial(check_row, directions=pairs)
+        read, check = reader(pairs, self.targets(), self), partial(check_row, directions=pairs)
         data = flatten(load_splits(self, self.columns(), check, read=read), pairs)
         check_splits(data, pairs)
         return data

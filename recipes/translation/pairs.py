@@ -3,16 +3,18 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from babel.core import get_global
 from datasets import Dataset, DatasetDict
 
+from common.args import FileArguments
 from common.data.corpus import files_of
-from common.data.files import NOT_UTF8, Located, Row, numbered_lines, read_file
+from common.data.files import read_file
 from common.data.language_codes import two_letters
+from common.data.source import Located, Row, Source
 from common.data.words import words
 from common.errors import InputError, tell, warn
 
@@ -40,7 +42,9 @@ FREQUENT = {
 OTHERS = ("copy", "compared")
 
 
-def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callable[[str], Iterator[Located]]:
+def reader(
+    directions: list[tuple[str, str]], targets: dict[str, str], args: FileArguments | None = None
+) -> Callable[[str], Iterator[Located]]:
     """Return a reader of rows `{"translation": {source: ..., target: ...}}` in the languages of `directions`.
 
     The reader also accepts rows with one column for each language. With several pairs, a null language counts as
@@ -49,14 +53,15 @@ def reader(directions: list[tuple[str, str]], targets: dict[str, str]) -> Callab
     Args:
         directions: pairs of source and target language.
         targets: file of source lines -> file of target lines. `common.data.files.read_file` reads all other files.
+        args: how to read the files; the defaults if None.
     """
     languages = list(dict.fromkeys(name for direction in directions for name in direction))
 
     def read(path: str) -> Iterator[Located]:
         if path in targets:
-            yield from parallel_lines(path, targets[path], *directions[0])
+            yield from parallel_lines(path, targets[path], *directions[0], args=args)
             return
-        for where, row in chain.from_iterable(map(read_file, files_of(path))):
+        for where, row in chain.from_iterable(read_file(file, args=args) for file in files_of(path)):
             if isinstance(row, dict):
                 translation = row.get("translation")
                 columns = _texts_in(languages, row)
@@ -75,22 +80,25 @@ def _texts_in(languages: list[str], row: Row) -> Row:
     return {name: row[name] for name in languages if name in row and (row[name] is not None or len(languages) == 2)}
 
 
-def parallel_lines(source: str, target: str, source_lang: str, target_lang: str) -> Iterator[Located]:
+def parallel_lines(
+    source: str, target: str, source_lang: str, target_lang: str, args: FileArguments | None = None
+) -> Iterator[Located]:
     """Pair line n of `source` with line n of `target`; an empty line is an error.
 
     If one file has more lines, the reader reports only that problem, as the pairs above it may be wrong too.
     """
-    counts = [sum(1 for _ in numbered_lines(Path(path))) for path in (source, target)]
+    one, other = (Source(Path(path), args or FileArguments()) for path in (source, target))
+    counts = [sum(1 for _ in side.lines()) for side in (one, other)]
+    for problem in (line for side in (one, other) for line in side.lines() if line.problem):
+        yield problem.where, problem.problem
+        return
     if counts[0] != counts[1]:
         longer, shorter = (source, target) if counts[0] > counts[1] else (target, source)
         lines = f"{longer} has {max(counts):,} lines and {shorter} {min(counts):,}"
         yield f"{longer}:{min(counts) + 1}", f"{lines}: the files are not parallel; align them line by line"
         return
-    for (where, one), (other_where, other) in zip_longest(numbered_lines(Path(source)), numbered_lines(Path(target))):
-        if one is None or other is None:
-            yield (where if one is None else other_where), NOT_UTF8
-        else:
-            yield (other_where if one.strip() else where), {"translation": {source_lang: one, target_lang: other}}
+    for a, b in zip(one.lines(), other.lines(), strict=True):
+        yield (b.where if a.text.strip() else a.where), {"translation": {source_lang: a.text, target_lang: b.text}}
 
 
 def check_row(row: Row, directions: list[tuple[str, str]]) -> Iterator[str]:

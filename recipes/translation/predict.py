@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.cli import command_line, parse
-from common.data.files import Row, check_file
+from common.data.files import check_file
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import joined, pieces
+from common.data.source import Row
 from common.errors import InputError
 from common.inference.generation import Generator, SearchArguments
 from common.inference.predictor import predict_file
