@@ -1,12 +1,9 @@
 """Lock the output folder of a run, and keep its record `run.json`."""
 
-import dataclasses
 import fcntl
 import hashlib
-import inspect
 import json
 import os
-import platform
 import re
 import resource
 import shlex
@@ -18,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,16 +25,24 @@ from common.args import DataArguments, TrainingArguments, resume_rules
 from common.data.source import Row
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
+from common.run.fingerprint import (
+    COMMON,
+    code_hash,
+    files_below,
+    model_hash,
+    path_hash,
+    plain,
+    precision,
+    recipe_folder,
+    versions,
+)
 from common.run.report import fenced, write_json_lines, write_model_card
 from common.training import checkpoints
-from common.training.checkpoints import sha256
 from common.training.trainer import Trainer
 from common.tuning import merge
 from common.tuning.methods import METHODS
 
-COMMON = Path(__file__).resolve().parents[1]
 RECORD = "run.json"
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers", "seqeval")
 NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` has the model, `adapter/` the trained parameters.
 The `predict` of the recipe and `common.inference.predictor.load_saved` load this folder with both."""
 
@@ -77,25 +81,24 @@ class Run:
         """
         self.folder = Path(args.output_dir)
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
-        self.recipe = _folder_of(data_args).name
+        self.recipe = recipe_folder(data_args).name
         self._rules = resume_rules(map(type, (data_args, *more, args)))
-        arguments = {k: v for a in (data_args, *more) for k, v in dataclasses.asdict(a).items()} | _plain(args)
+        arguments = {k: v for part in (data_args, *more, args) for k, v in plain(part).items()}
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "finished": None,
             "command": _command(),
             "arguments": arguments,
             "data": {
-                n: {"file": f, "sha256": _sha256_of_path(Path(f)), "bytes": sum(p.stat().st_size for p in _below(f))}
+                n: {"file": f, "sha256": path_hash(f), "bytes": sum(p.stat().st_size for p in files_below(f))}
                 for n, f in data_args.files().items()
             },
             "rows": {split: _sha256_of_rows(data) for split, data in rows.items()},
-            "code": _sha256_of([*COMMON.rglob("*.py"), *_folder_of(data_args).rglob("*.py")]),
-            "base_model": _sha256_of(_local_weights(arguments["model_name_or_path"])),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "code": code_hash(data_args),
+            "base_model": model_hash(arguments["model_name_or_path"]),
+            "versions": versions(),
             "git_commit": _git_commit(),
-            "hardware": hardware()
-            | {"processes": args.world_size, "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"},
+            "hardware": hardware() | {"processes": args.world_size, "precision": precision(args)},
             "phases": {},
             "files": [],
         }
@@ -462,44 +465,12 @@ def _command() -> list[str]:
     return [spec.name if spec else sys.argv[0], *filter(None, words)]
 
 
-def _plain(args: TrainingArguments) -> dict[str, Any]:
-    # to_dict masks the hub token; devices and paths become text
-    return json.loads(json.dumps(args.to_dict(), default=str))
-
-
 def _sha256_of_rows(data: Dataset) -> str:
     """Return a hash of the rows of a data set, independent of file names."""
     digest = hashlib.sha256()
     for row in data:
         digest.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def _below(path: str | Path) -> list[Path]:
-    """Return a file, or the files in and below a folder."""
-    path = Path(path)
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-def _sha256_of_path(path: Path) -> str:
-    return sha256(path) if path.is_file() else _sha256_of(_below(path)) or ""
-
-
-def _sha256_of(files: Iterable[Path]) -> str | None:
-    """Return one hash over several files; None without files."""
-    hashes = [sha256(file) for file in sorted(files)]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
-
-
-def _folder_of(arguments: Any) -> Path:
-    """Return the folder of the recipe that defines the class of `arguments`."""
-    return Path(inspect.getfile(type(arguments))).parent
-
-
-def _local_weights(model: str | None) -> list[Path]:
-    if model is None or not Path(model).is_dir():
-        return []
-    return [*Path(model).glob("*.safetensors"), *Path(model).glob("*.json")]
 
 
 def _from_here(path: str | Path) -> str:

@@ -14,8 +14,9 @@ for each; a run then has ten evaluations.
 
 The runs follow one another; `--at_once n` starts n at a time, each with its share of the cores. The same command, given
 again, skips the finished runs in `outputs/compare/RECIPE/results.jsonl` and resumes a stopped run, whose seconds are
-then left out. The results are in the same folder: `comparison.md`, `comparison.json` and `comparison.png`. With
-`--over ARGUMENT` the table starts with the score at each value, drawn in `ARGUMENT.png`; the rest shows the last value.
+then left out. A warning says if code, files, arguments, packages or machine changed since; `--fresh` runs all again.
+The results are in the same folder: `comparison.md`, `comparison.json` and `comparison.png`. With `--over ARGUMENT` the
+table starts with the score at each value, drawn in `ARGUMENT.png`; the rest shows the last value.
 
 (`make bench` compares the recipes with the stock Trainer.)
 """
@@ -47,6 +48,7 @@ from matplotlib.figure import Figure
 from common.cli import command_line, training_module
 from common.errors import InputError, RunStopped, one_line, tell, warn
 from common.hardware import cores, described
+from common.run.fingerprint import NAMES, differences
 
 #: arguments that a comparison sets
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
@@ -54,13 +56,14 @@ OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
 EVALUATIONS = 10
 #: prefixes of the name of a score; the first that exists is shown
 PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
-#: parses the arguments of all runs, because a mistake in the last run must stop the first
+#: parses the arguments of all runs, because a mistake in the last run must stop the first; prints their fingerprints
 CHECK = """
 import importlib, json, sys
-from common.cli import parse
-from common.cli import command_line, training_module
+from common.cli import command_line, parse
+from common.run.fingerprint import fingerprint
 arguments = importlib.import_module(sys.argv[1]).ARGUMENTS
-command_line(lambda: [parse(arguments, words) for words in json.load(sys.stdin)])
+found = lambda: [fingerprint(parse(arguments, words)) for words in json.load(sys.stdin)]
+command_line(lambda: print(json.dumps(found()), flush=True))
 """
 
 
@@ -127,8 +130,8 @@ def along(over: list[str], steps: list[int]) -> dict[str, tuple[list[str], list[
     return words
 
 
-def check_arguments(recipe: str, all_words: list[list[str]]) -> None:
-    """Raise `InputError` if the recipe rejects the arguments of any run."""
+def check_arguments(recipe: str, all_words: list[list[str]]) -> list[dict[str, Any]]:
+    """Return the fingerprint of each run by its arguments. Raises `InputError` if the recipe rejects any of them."""
     done = subprocess.run(
         [sys.executable, "-c", CHECK, training_module(recipe)],
         input=json.dumps(all_words),
@@ -137,6 +140,7 @@ def check_arguments(recipe: str, all_words: list[list[str]]) -> None:
     )
     if done.returncode:
         raise InputError(done.stderr.strip().removeprefix("error: ") or done.stdout.strip())
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # A run
@@ -404,13 +408,23 @@ def draw_over(path: Path, title: str, argument: str, by_value: dict[str, list[di
     figure.savefig(path, dpi=120)
 
 
+def warn_of_changes(changes: list[list[str]]) -> None:
+    """Warn of finished runs that would not be made in the same way now; `changes` names the differences of each."""
+    names = [name for name in NAMES.values() if any(name in of_run for of_run in changes)]
+    if names:
+        warn(
+            f"{sum(map(bool, changes))} of {len(changes)} finished runs were made with other {', '.join(names)}; their "
+            "results are taken as they are; --fresh runs all again"
+        )
+
+
 def tell_differences(groups: list[list[dict[str, Any]]]) -> None:
     """Warn if code or machine differ between runs, or rows differ within a group."""
     together = [record for group in groups for record in group]
     for key, name in (("code", "code"), ("rows", "rows"), ("hardware", "hardware")):
         for records in groups if key == "rows" else [together]:
             if len({json.dumps(record[key], sort_keys=True) for record in records}) > 1:
-                warn(f"the runs differ in their {name}; remove results.jsonl to run all of them again")
+                warn(f"the runs differ in their {name}; --fresh runs all of them again")
                 break
     if len({record.get("at_once", 1) for record in together}) > 1:
         warn("the runs differ in --at_once; their seconds cannot be compared")
@@ -439,6 +453,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument("--at_once", type=int, default=1, help="number of runs at a time; they share the cores")
     parser.add_argument("--gpus", type=int, help="start each run by accelerate launch with this number of processes")
+    parser.add_argument("--fresh", action="store_true", help="run all again, finished and stopped runs too")
     parser.add_argument("--folder", type=Path, help="folder of the results; default: outputs/compare/RECIPE")
     return parser.parse_known_args(argv)
 
@@ -480,11 +495,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         asked_for = about(*which)
         return next((r for r in reversed(known) if asked_for.items() <= r.items() and "error" not in r), None)
 
+    def output_of(name: str, value: str, seed: str) -> Path:
+        key = hashlib.sha256(json.dumps([asked[name, value], options.gpus]).encode()).hexdigest()[:8]
+        return folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
+
     def begin(name: str, value: str, seed: str, slot: int) -> Child:
-        words = asked[name, value]
-        key = hashlib.sha256(json.dumps([words, options.gpus]).encode()).hexdigest()[:8]
-        output = folder / "runs" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{key}-{seed}"
-        return start(options.recipe, [*words, "--seed", seed], output, options.gpus, options.at_once, slot)
+        words = [*asked[name, value], "--seed", seed]
+        return start(options.recipe, words, output_of(name, value, seed), options.gpus, options.at_once, slot)
+
+    def keep(records: list[dict[str, Any]]) -> None:
+        new = results.with_suffix(".new")  # a kill must not leave half a file
+        new.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+        new.replace(results)
 
     def report(which: tuple[str, str, str], record: dict[str, Any]) -> None:
         name, value, seed = which
@@ -498,20 +520,25 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         tell(f"{len(records)} of {len(runs)}: {name}{at}, seed {seed}: {outcome}")
 
     # Runs
-    if any(finished(which) is None for which in runs):
-        check_arguments(options.recipe, list(asked.values()))
-    records: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for which in runs:
-        if (record := finished(which)) is not None:
-            records[which] = record
-            report(which, record)
+    now = dict(zip(asked, check_arguments(options.recipe, list(asked.values())), strict=True))
+    if options.fresh:
+        known = [r for r in known if not any(about(*which).items() <= r.items() for which in runs)]
+        for which in runs:
+            shutil.rmtree(output_of(*which), ignore_errors=True)
+        if results.exists():
+            keep(known)
+    records: dict[tuple[str, str, str], dict[str, Any]] = {
+        which: record for which in runs if (record := finished(which)) is not None
+    }
+    warn_of_changes([differences(r.get("made_with", {}), now[which[:2]]) for which, r in records.items()])
+    for which, record in list(records.items()):
+        report(which, record)
     jobs = {which: partial(begin, *which) for which in runs if which not in records}
     for which, child in in_turn(jobs, options.at_once):
-        record = about(*which) | child.outcome() | ({"at_once": options.at_once} if options.at_once > 1 else {})
+        record = about(*which) | {"made_with": now[which[:2]]} | child.outcome()
+        record |= {"at_once": options.at_once} if options.at_once > 1 else {}
         known.append(record)
-        new = results.with_suffix(".new")  # a kill must not leave half a file
-        new.write_text("".join(json.dumps(one) + "\n" for one in known), encoding="utf-8")
-        new.replace(results)
+        keep(known)
         if "error" not in record:  # a failed run keeps its checkpoints for the next call
             for path in [*child.folder.rglob("*.safetensors"), *child.folder.glob("checkpoint-*")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ of earlier trials at the same evaluation (Golovin et al. 2017, section 3.2.2). T
 proposes values (Bergstra et al. 2011, https://papers.nips.cc/paper/4443).
 
 The folder `outputs/sweep/RECIPE` holds all trials in `journal.log`, and the best arguments so far in `best.yaml`, which
-`--config` takes. The same command resumes a stopped sweep in the middle of its trial. Machines that share the folder
+`--config` takes. The same command resumes a stopped sweep in the middle of its trial; a warning says if code, files or
+packages changed since the earlier trials, and `--fresh` begins again. Machines that share the folder
 work on one sweep. To use one process per GPU: `CUDA_VISIBLE_DEVICES=0 make sweep &`.
 """
 
@@ -40,7 +41,8 @@ from transformers import TrainerCallback
 
 from common.args import TrainingArguments
 from common.cli import command_line, given_values, parse, training_module
-from common.errors import InputError, Problems, RunStopped, one_line, tell
+from common.errors import InputError, Problems, RunStopped, one_line, tell, warn
+from common.run.fingerprint import NAMES, differences, fingerprint
 from common.training import checkpoints
 
 #: arguments that a sweep sets
@@ -192,6 +194,27 @@ def done(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in ended if t.state != TrialState.FAIL or t.user_attrs.get("failed")]
 
 
+def forget(storage: JournalStorage, name: str, folder: Path) -> None:
+    """Remove a study and the folders of its trials."""
+    if name not in optuna.get_all_study_names(storage):
+        return
+    for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False):
+        if "folder" in trial.user_attrs:
+            shutil.rmtree(folder / trial.user_attrs["folder"], ignore_errors=True)
+    optuna.delete_study(study_name=name, storage=storage)
+
+
+def warn_of_changes(study: optuna.Study, now: dict[str, Any]) -> None:
+    """Warn of ended trials that would not be made in the same way now; `now` is the fingerprint of a trial."""
+    changes = [differences(trial.user_attrs.get("made_with", {}), now) for trial in done(study)]
+    names = [name for name in NAMES.values() if any(name in of_trial for of_trial in changes)]
+    if names:
+        warn(
+            f"{sum(map(bool, changes))} of {len(changes)} trials were made with other {', '.join(names)}; the sweep "
+            "continues with their results; --fresh begins again"
+        )
+
+
 # Best arguments
 
 
@@ -214,6 +237,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("recipe")
     parser.add_argument("--trials", type=int, default=20, help="total number of trials, earlier calls included")
     parser.add_argument("--unpruned", type=int, default=5, help="number of complete trials before pruning starts")
+    parser.add_argument("--fresh", action="store_true", help="remove the trials of earlier calls and begin again")
     parser.add_argument("--space", type=Path, help="YAML file of the search space; default: recipes/RECIPE/sweep.yaml")
     parser.add_argument("--folder", type=Path, help="folder of the sweep; default: outputs/sweep/RECIPE")
     return parser.parse_known_args(argv)
@@ -226,7 +250,8 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     taken = [word for word in words if word.split("=")[0] in OWN]
     if taken:
         raise InputError(f"{taken[0]}: is set by the sweep; leave it out")
-    args = next(a for a in parse(recipe.ARGUMENTS, words) if isinstance(a, TrainingArguments))
+    parsed = parse(recipe.ARGUMENTS, words)
+    args = next(a for a in parsed if isinstance(a, TrainingArguments))
     if args.eval_strategy == "no":
         raise InputError("--eval_strategy no: a sweep needs evaluations; leave it out")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -247,6 +272,8 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     direction = "maximize" if args.greater_is_better else "minimize"
+    if options.fresh:
+        forget(storage, options.recipe, folder)
     study = optuna.create_study(study_name=options.recipe, storage=storage, direction=direction, load_if_exists=True)
     about = json.loads(json.dumps({"recipe": options.recipe, "arguments": given, "space": space}))
     if study.user_attrs.get("about", about) != about:
@@ -254,6 +281,9 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     if study.direction.name.lower() != direction:
         raise InputError(f"{folder}: holds a sweep of another score; give another --folder")
     study.set_user_attr("about", about)
+    now = fingerprint(parsed)
+    del now["hardware"]  # machines share a sweep
+    warn_of_changes(study, now)
     go_on_with_stopped(study)
     first = {name: about["first"] for name, about in space.items() if "first" in about}
     if first and not study.get_trials(deepcopy=False):
@@ -266,6 +296,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     def objective(trial: Trial) -> float:
         if "folder" not in trial.user_attrs:
             trial.set_user_attr("folder", f"trial-{trial.number}")
+        trial.set_user_attr("made_with", now)
         trial.set_user_attr("process", os.getpid())
         trial.set_user_attr("machine", socket.gethostname())  # set last: its presence implies the other attributes
         output = folder / trial.user_attrs["folder"]

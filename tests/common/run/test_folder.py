@@ -18,9 +18,10 @@ from common.data import load_splits
 from common.data.files import fresh_file
 from common.errors import InputError
 from common.models.load import resolve_model
-from common.run.folder import Run, sha256
+from common.run.folder import Run
 from common.run.report import draw_history, write_samples
 from common.training import checkpoints
+from common.training.checkpoints import sha256
 from recipes.ner import predict, train
 from recipes.ner.reading import check_row
 from tests.conftest import ROOT, read_jsonl
@@ -196,7 +197,7 @@ def test_edited_code_runs_again_and_is_warned_of_by_a_run_that_resumes(arguments
     resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
     train.main(resumed)
     assert "resuming with changed code" not in capsys.readouterr().err
-    monkeypatch.setattr("common.run.folder._folder_of", lambda arguments: ROOT / "tests" / "bad_inputs")
+    monkeypatch.setattr("common.run.fingerprint.recipe_folder", lambda arguments: ROOT / "tests" / "bad_inputs")
     train.main(resumed)
     assert "warning: resuming with changed code; results may differ" in capsys.readouterr().err
     train.main(arguments)

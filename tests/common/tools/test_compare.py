@@ -65,8 +65,15 @@ def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, caps
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
     written(tmp_path, "plain:\n")
     made = (tmp_path / "out" / "results.jsonl").read_bytes()
+    data = Path(words[words.index("--train_file") + 1])
+    data.write_text(data.read_text() * 2)
+    capsys.readouterr()
     assert compare.main(command) == [bias, plain]
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == made
+    assert (
+        "warning: 2 of 2 finished runs were made with other data files; their results are taken as they are; --fresh "
+        "runs all again\n"
+    ) in capsys.readouterr().err
     table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in table[-2:]] == ["| bias", "| plain"]
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"] == [bias, plain]
@@ -94,8 +101,14 @@ def test_a_method_by_number_of_rows_two_runs_at_once(no_epochs, tmp_path, capsys
     for name in ("comparison.png", "max_train_samples.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     made = (tmp_path / "out" / "results.jsonl").read_bytes()
+    capsys.readouterr()
     assert compare.main(command) == rows
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == made
+    assert "were made with other" not in capsys.readouterr().err
+    assert [row["values"] for row in compare.main([*command, "--fresh"])] == [row["values"] for row in rows]
+    again = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(again) == 2
+    assert all(one["finished"] > other["finished"] for one, other in zip(again, records, strict=True))
 
 
 def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):

@@ -40,7 +40,7 @@ def study_in(folder: Path) -> optuna.Study:
     )
 
 
-def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_path, capsys):
+def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_path, capsys, monkeypatch):
     first = sweep.main([*command, "--trials", "1"]).trials[0]
     assert first.params == {"learning_rate": "1e-2"}
     assert sorted(first.intermediate_values) == list(range(1, 10))
@@ -51,7 +51,9 @@ def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_
     second = sweep.main([*command, "--trials", "2"]).trials[1]
     assert second.state == TrialState.PRUNED
     assert len(second.intermediate_values) < 9
-    told = capsys.readouterr().out
+    printed = capsys.readouterr()
+    told = printed.out
+    assert "were made with other" not in printed.err
     assert f"1 of 2: trial 0: learning_rate 1e-2: {first.value:.4f} (best {first.value:.4f}, trial 0)" not in told
     assert f"1 of 1: trial 0: learning_rate 1e-2: {first.value:.4f} (best {first.value:.4f}, trial 0)" in told
     assert f"pruned after evaluation {second.last_step} (best {first.value:.4f}, trial 0)" in told
@@ -61,6 +63,13 @@ def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_
     assert args.optim == "sgd"
     train.main(["--config", str(best), "--output_dir", str(tmp_path / "best")])
     assert json.loads((tmp_path / "best" / "trainer_state.json").read_text())["best_metric"] == first.value
+    monkeypatch.setattr("common.run.fingerprint.recipe_folder", lambda arguments: ROOT / "tests" / "bad_inputs")
+    sweep.main([*command, "--trials", "2"])
+    assert "2 of 2 trials were made with other code; the sweep continues" in capsys.readouterr().err
+    sweep.forget(study_in(tmp_path)._storage, "ner", tmp_path / "sweep")
+    assert not (tmp_path / "sweep" / "trial-0").exists()
+    with pytest.raises(KeyError):
+        study_in(tmp_path)
 
 
 def test_a_sweep_that_was_killed_goes_on_in_the_middle_of_its_trial(command, tmp_path):

@@ -124,7 +124,7 @@ def test_rows_divide_among_processes_in_every_recipe(tiny, tmp_path, recipe, mor
     words += ["--eval_strategy", "no", "--save_strategy", "no", "--use_cpu", "true", "--num_train_epochs", "2"]
     if recipe is translation:
         words += ["--from_scratch", "tiny", "--vocab_size", "300", "--dropout", "0", "--max_source_length", "56"]
-        words += ["--max_target_length", "56", "--config_overrides", "d_model=32", "--num_beams", "1"]
+        words += ["--max_target_length", "56", "--config_overrides", "d_model=48", "--num_beams", "1"]
     else:
         words += ["--max_source_length" if recipe is extractive else "--max_seq_length", "64"]
         words += [] if recipe is clm else ["--model_name_or_path", tiny]
@@ -137,7 +137,7 @@ def test_rows_divide_among_processes_in_every_recipe(tiny, tmp_path, recipe, mor
         Job(arguments, tmp_path / "log", processes=processes, main=recipe.main).succeeds()
         log = json.loads((out / "trainer_state.json").read_text())["log_history"]
         histories.append([(entry["loss"], entry["grad_norm"]) for entry in log if "grad_norm" in entry])
-    assert len(histories[0]) == len(histories[1]) > 2
+    assert len(histories[0]) == len(histories[1]) > 1
     for one, two in zip(*histories, strict=True):
         assert two == pytest.approx(one, rel=1e-3)
 
