@@ -27,7 +27,8 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, Dataset
 # Hub data sets and folders saved by datasets
 
 
-def _read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
+def read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
+    """Return the rows of each split of `--dataset_name`, with their places."""
     name = args.dataset_name
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
@@ -137,7 +138,7 @@ def load_splits(
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     read = read or partial(read_file, readers=readers, args=args)
-    sources = _read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
+    sources = read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
         warn(f"unused splits: {', '.join(unused)}; the recipe reads {', '.join(SPLITS)}")

@@ -23,10 +23,17 @@ class ClmScratchArguments(ScratchArguments):
 
 @dataclass
 class ClmDataArguments(CorpusArguments):
-    loss_on: Literal["all", "completion"] = field(
-        default="all",
+    loss_on: Literal["auto", "all", "completion"] = field(
+        default="auto",
         metadata={
-            "help": "tokens in the loss: all, or only the completions of rows with prompt and completion",
+            "help": "tokens in the loss: all; completion: completions and answers only; auto: by the columns",
+            "resume": "fixed",
+        },
+    )
+    chat_template: Literal["auto", "plain"] = field(
+        default="auto",
+        metadata={
+            "help": "form of dialogues: auto (the tokenizer's template, plain if it has none) or plain",
             "resume": "fixed",
         },
     )
@@ -35,9 +42,9 @@ class ClmDataArguments(CorpusArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.streaming and self.loss_on != "all":
+        if self.streaming and self.loss_on == "completion":
             raise InputError("--loss_on completion: does not work with --streaming; leave --streaming out")
         if self.forgetting_file:
-            if self.loss_on != "all":
+            if self.loss_on == "completion":
                 raise InputError("--forgetting_file: does not work with --loss_on completion; leave one out")
             self.check_path("forgetting_file", self.forgetting_file)

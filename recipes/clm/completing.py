@@ -10,7 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from common.errors import printable, quiet, tell
 from common.speed.padding_free import leaves_out_padding
 
+from .dialogues import DialogueEncoder, Message, set_template
 from .texts import beginning
+
+#: a text to complete, or messages to answer
+Prompt = str | list[Message]
 
 
 class Completer:
@@ -22,19 +26,27 @@ class Completer:
 
     @torch.inference_mode()
     def __call__(
-        self, prompts: list[str], new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, rows: int = 16
+        self, prompts: list[Prompt], new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, rows: int = 16
     ) -> list[str]:
         """Return one completion for each prompt, in the order of `prompts`.
 
         Args:
-            prompts: texts to complete. The model reads only the end of a prompt that is too long.
+            prompts: texts to complete, or the messages of dialogues to answer. The model reads only the end of a prompt
+                that is too long.
             new_tokens: maximum number of tokens in a completion.
             temperature: 0 decodes greedily; above 0 samples with the global random state.
             top_p: sample from the most probable tokens that sum to this probability.
             rows: prompts in a batch.
         """
         room = max(1, self.max_length - new_tokens)
-        encoded = self.tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+        set_template(self.tokenizer)
+        encoder = DialogueEncoder(self.tokenizer)
+        encoded = [
+            self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if isinstance(prompt, str)
+            else encoder.prompt(prompt)
+            for prompt in prompts
+        ]
         ids = [(self.start + row)[-room:] for row in encoded]
         completions = [""] * len(ids)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -77,8 +89,11 @@ def _use_cache(model: PreTrainedModel) -> Iterator[None]:
             model.set_attn_implementation("packed")
 
 
-def prompts_from(rows: dict[str, list], count: int = 5, words: int = 8) -> list[str]:
+def prompts_from(rows: dict[str, list], count: int = 5, words: int = 8) -> list[Prompt]:
     """Choose `count` prompts from the rows of a split: their prompts, or the first `words` words of longer texts."""
+    if "messages" in rows:
+        drawn = np.random.default_rng(0).permutation(len(rows["messages"]))[:count]
+        return [rows["messages"][i][:-1] for i in drawn if len(rows["messages"][i]) > 1]
     texts = rows["prompt"] if "prompt" in rows else rows["text"]
     rng = np.random.default_rng(0)
     prompts = []
@@ -93,8 +108,9 @@ def prompts_from(rows: dict[str, list], count: int = 5, words: int = 8) -> list[
     return prompts
 
 
-def compare_completions(prompts: list[str], before: list[str], after: list[str]) -> list[dict]:
+def compare_completions(prompts: list[Prompt], before: list[str], after: list[str]) -> list[dict]:
     """Print the completions before and after training, and return one row for each prompt."""
+    prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
     if prompts:
         tell("\ngreedy completions before and after training")
     for prompt, old, new in zip(prompts, before, after, strict=True):

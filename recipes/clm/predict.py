@@ -3,8 +3,10 @@
     make predict RECIPE=clm MODEL=outputs/clm INPUT=prompts.jsonl OUTPUT=completed.jsonl
     python -m recipes.clm.predict --model outputs/clm --input prompts.txt --output completed.jsonl --temperature 0.8
 
-The input is JSON Lines of {"prompt": ...} or {"text": ...}, or a .txt file with one prompt per line. The output has
-the same rows in the same order, each with `completion`. Memory use does not grow with the file.
+The input has rows of {"prompt": ...} or {"text": ...}, dialogues or instructions as in training, or is a .txt file with
+one prompt per line. A dialogue that ends with an answer is completed without this answer. The output has the same rows
+in the same order, each with `completion` (`predicted_completion` if the input has that column).
+Memory use does not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -16,10 +18,11 @@ from transformers import AutoModelForCausalLM, set_seed
 from common.cli import command_line, parse
 from common.data.files import check_file
 from common.data.source import Row
-from common.errors import InputError
+from common.errors import InputError, tell
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
-from .completing import Completer
+from .completing import Completer, Prompt
+from .dialogues import is_dialogue, to_messages
 
 
 @dataclass
@@ -55,28 +58,53 @@ class Completion(Predictor):
         self.rows = max(1, batch_tokens // self.max_length)
 
 
+def prompt_of(row: Row) -> Prompt | None:
+    """Return the text to complete or the messages to answer, or None if the row has neither.
+
+    Raises:
+        InputError: the row has no valid dialogue.
+    """
+    if not isinstance(row.get("prompt"), str) and (is_dialogue(row) or "instruction" in row):
+        return to_messages(row, answered=False)
+    text = row.get("prompt", row.get("text"))
+    return text if isinstance(text, str) else None
+
+
 def check_row(row: Row) -> Iterator[str]:
     """Yield a message for each problem in an input row."""
-    if "completion" in row:
-        yield 'has "completion" already, and predict would overwrite it; rename that column'
-    if not isinstance(row.get("prompt", row.get("text")), str):
-        yield f'needs "prompt" or "text" (a string); columns here: {", ".join(map(str, row)) or "none"}'
+    try:
+        if prompt_of(row) is None:
+            columns = ", ".join(map(str, row)) or "none"
+            yield f'needs "prompt" or "text" (a string), or messages; columns here: {columns}'
+    except InputError as error:
+        yield str(error)
 
 
-def with_completions(rows: list[Row], model: Completion, args: ClmPredictArguments) -> Iterator[Row]:
-    """Yield the rows, each with its `completion`."""
-    prompts = [row.get("prompt", row.get("text")) for row in rows]
+def with_completions(
+    rows: list[Row], model: Completion, args: ClmPredictArguments, column: str = "completion"
+) -> Iterator[Row]:
+    """Yield the rows, each with its completion in `column`."""
+    prompts = [prompt_of(row) for row in rows]
     completions = model.complete(prompts, args.max_new_tokens, args.temperature, args.top_p, model.rows)
     for row, completion in zip(rows, completions, strict=True):
-        yield row | {"completion": completion}
+        yield row | {column: completion}
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row, args.max_chars)
+    column = "completion"
+
+    def check(row: Row) -> Iterator[str]:
+        nonlocal column
+        column = "predicted_completion" if "completion" in row else column
+        yield from check_row(row)
+
+    check_file(args.input, check, args.max_chars)
+    if column != "completion":
+        tell(f"{args.input}: has a column completion, which is kept; the predictions are in {column}")
     set_seed(args.seed)
     model = Completion(args.model, args.batch_tokens, args.speed)
-    return predict_file(args, lambda rows: with_completions(rows, model, args))
+    return predict_file(args, lambda rows: with_completions(rows, model, args, column))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
-from common.data.corpus import SHORTEST_TEXT, CorpusArguments, Marked, pieces, rows_of
-from common.data.files import TABLES
+from common.data.corpus import PLAIN, SHORTEST_TEXT, CorpusArguments, Marked, files_of, pieces, rows_of
+from common.data.files import TABLES, read_file
 from common.data.packing import Blocks, to_batch
-from common.data.rows import load_splits
-from common.data.source import Row
-from common.data.stream import Corpus, TextStream
+from common.data.rows import load_splits, read_dataset
+from common.data.source import Located, Row, ending_of
+from common.data.stream import Corpus, TextStream, open_corpus
 from common.errors import InputError, tell
 from common.models.trial import trial
 
+from . import dialogues
 from .arguments import ClmDataArguments
 
 COUNTED = 10_000_000  # training tokens that the five-gram model counts
@@ -87,7 +89,16 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
             rows.append((ids, [GIVEN] * len(kept) + [LEARNED] * (len(ids) - len(kept))))
         return rows
 
-    encoded = rows_of(data, encode_completions, ends, args, least=1, whole=True)
+    def encode_dialogues(rows: dict[str, list]) -> list[Marked]:
+        encoder = dialogues.DialogueEncoder(tokenizer)
+        return [_cut_dialogue(*encoder.marked(messages, LEARNED, GIVEN), room, cut) for messages in rows["messages"]]
+
+    encode = encode_completions
+    if "messages" in data["train"].column_names:
+        if dialogues.set_template(tokenizer, args.chat_template):
+            tell("dialogues are written with '### User:' and '### Assistant:', a plain chat template that is saved")
+        encode = encode_dialogues
+    encoded = rows_of(data, encode, ends, args, least=1, whole=True)
     for name, count in cut.items():
         if count:
             tell(f"{count} rows exceed --max_seq_length: their {name} is cut")
@@ -108,19 +119,66 @@ def encode_corpus(
 def texts_to_learn(corpus: Corpus, args: ClmDataArguments) -> Dataset:
     """Return the texts for training a new tokenizer, prompts joined with their completions."""
     texts = corpus.training_texts(args)
-    return texts.map(joined) if args.loss_on == "completion" else texts
+    return texts if "text" in texts.column_names else texts.map(joined)
 
 
-def load_completions(args: ClmDataArguments) -> Corpus:
-    """Load rows with `prompt` and `completion`.
+def load(args: ClmDataArguments, training: TrainingArguments) -> Corpus:
+    """Load texts, prompts with completions, or dialogues; replace `--loss_on auto` by its meaning for these rows.
 
     Raises:
         InputError: a row is invalid; the message names file and line.
     """
+    first = _first_row(args)
+    kind = "texts" if first is None else kind_of(first, args)
+    if kind != "texts" and args.text_column_name in first and args.loss_on == "auto":
+        tell(f"rows have {args.text_column_name} and {kind}: training on all of {args.text_column_name}; --loss_on "
+             "completion trains on the answers")  # fmt: skip
+        kind = "texts"
+    if args.loss_on == "auto":
+        args.loss_on = "all" if kind == "texts" else "completion"
+        if kind != "texts":
+            tell(f"rows have {kind}: the loss is on the answers (--loss_on completion)")
+    if args.loss_on == "all":
+        if kind == "dialogues" and args.text_column_name not in first:
+            raise InputError("--loss_on all: the rows are dialogues without a text; give --loss_on completion")
+        return open_corpus(args, training)
+    if args.streaming:
+        raise InputError("--streaming: does not work with prompts and dialogues; leave --streaming out")
+    if args.forgetting_file:
+        raise InputError("--forgetting_file: does not work with prompts and dialogues; leave it out")
     if not (args.train_file or args.dataset_name):
         raise InputError("--loss_on completion: needs rows with prompt and completion; add --train_file")
+    read = partial(_read, args=args)
+    if kind == "dialogues":
+        return Corpus(load_splits(args, {"messages": "messages"}, lambda row: (), read=read, prepare=dialogues.prepare))
     columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
-    return Corpus(load_splits(args, columns, check_completion, readers=TABLES))
+    return Corpus(load_splits(args, columns, check_completion, read=read))
+
+
+def kind_of(row: Row, args: ClmDataArguments) -> str:
+    """Return whether rows like `row` are "texts", "prompts" with completions, or "dialogues"."""
+    prompt = all(isinstance(row.get(name), str) for name in (args.prompt_column_name, args.completion_column_name))
+    if dialogues.is_dialogue(row) and not (prompt and not {"input", "context"} & row.keys()):
+        return "dialogues"
+    return "prompts" if prompt else "texts"
+
+
+def _read(path: str, args: ClmDataArguments) -> Iterator[Located]:
+    """Read the rows of a table, or of all files of a folder or pattern."""
+    return chain.from_iterable(read_file(file, TABLES, args) for file in files_of(path))
+
+
+def _first_row(args: ClmDataArguments) -> Row | None:
+    """Return the first training row of a table or data set; None for texts and unreadable files."""
+    if args.streaming:
+        return None
+    if args.dataset_name:
+        rows = read_dataset(args).get("train", iter(()))
+    elif args.train_file and ending_of(files_of(args.train_file)[0]) not in PLAIN:
+        rows = read_file(files_of(args.train_file)[0], args=args)
+    else:
+        return None
+    return next((row for _, row in rows if isinstance(row, dict)), None)
 
 
 def check_completion(row: Row) -> Iterator[str]:
@@ -130,6 +188,16 @@ def check_completion(row: Row) -> Iterator[str]:
             yield f"{name} is {row[name]!r}, not a string; change the value or remove the row"
     if isinstance(row["completion"], str) and not row["completion"].strip():
         yield "completion is blank; fill it or remove the row"
+
+
+def _cut_dialogue(ids: list[int], marks: list[int], room: int, cut: Counter) -> Marked:
+    """Leave out the begin of a dialogue that is too long, up to its last answer, then the end of that answer."""
+    last = len(marks) - 1 - marks[::-1].index(LEARNED)  # the last token in the loss
+    begin = next((i + 1 for i in range(last, -1, -1) if marks[i] == GIVEN), 0)
+    first = min(max(0, len(ids) - room), begin)
+    cut["begin"] += first > 0
+    cut["completion"] += len(ids) - first > room
+    return ids[first : first + room], marks[first : first + room]
 
 
 class NextTokenCollator:
@@ -150,7 +218,9 @@ class NextTokenCollator:
 
 
 def joined(row: Row) -> Row:
-    """Join prompt and completion as `text`."""
+    """Join prompt and completion, or the messages of a dialogue, as `text`."""
+    if "messages" in row:
+        return {"text": dialogues.plain_text(row["messages"])}
     return {"text": row["prompt"] + row["completion"]}
 
 

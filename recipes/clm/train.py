@@ -2,7 +2,7 @@
 
     make clm
     make clm ARGS="--train_file 'texts/**/*.txt' --model_size small --num_train_epochs 4 --output_dir outputs/mine"
-    make clm ARGS="--train_file dialogues.jsonl --loss_on completion --model_name_or_path outputs/mine --lora_r 16"
+    make clm ARGS="--train_file dialogues.jsonl --model_name_or_path outputs/mine --lora_r 16"
     python -m recipes.clm.train --config my.yaml
 
 The documentation of Python, a GPT-2 of two layers from scratch, 2 cores (AMD EPYC, bf16), 3.2 minutes: 1.947 bits per
@@ -75,8 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    on_completions = data_args.loss_on == "completion"
-    corpus = texts.load_completions(data_args) if on_completions else data.open_corpus(data_args, args)
+    corpus = texts.load(data_args, args)
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=corpus.recorded())
 
     # Model
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_collator=texts.NextTokenCollator(tokenizer.pad_token_id, packing),
         losses=losses_at_labels,
     )
-    complete = completing.Completer(loaded.model, tokenizer, length)
+    complete = completing.Completer(loaded.model, loaded.tokenizer, length)
     prompts = completing.prompts_from(corpus.texts["validation"][:])
 
     # Train
@@ -116,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics |= trainer.scores(blocks, "after")
         completions = completing.compare_completions(prompts, before, complete(prompts, new_tokens=24))
     scored = "test" if "test" in blocks else "validation"
-    if not on_completions:
+    if data_args.loss_on == "all":
         metrics |= texts.bits_of(blocks, corpus.texts, metrics, scored, tokenizer)
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)
