@@ -3,11 +3,11 @@
 import regex
 from transformers import PreTrainedTokenizerFast
 
+from common.data.words import NO_SPACES
+
 from .schemes import invalid_tags
 
-#: scripts without spaces: each character, with its combining marks, is a word
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_PART = rf"(?:(?![{_CJK}])[\p{{L}}\p{{M}}\p{{N}}_])+"
+_PART = rf"(?:(?![{NO_SPACES}])[\p{{L}}\p{{M}}\p{{N}}_])+"
 WORD = regex.compile(
     rf"""https?://\S+ | www\.\S+                        # addresses
     | [@\#]{_PART}                                      # user names and hashtags
