@@ -69,9 +69,10 @@ soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; half a
 bench: $(INSTALLED) ## measure speed against the stock Trainer, an hour: RECIPE=ner, ARGS=--scaling (by size), ARGS=--busy (busy machine)
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)
 
-lint: $(INSTALLED) ## check format and rules (ruff)
+lint: $(INSTALLED) ## check format and rules (ruff), and the types of common/ (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
 
 format: $(INSTALLED) ## format the code (ruff)
 	$(BIN)/ruff format .

@@ -333,7 +333,7 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
         default="auto", metadata={"help": "auto: bf16 if the hardware computes it natively, else fp32"}
     )
-    bf16: bool | None = field(default=None)  # None: set from --precision
+    bf16: bool | None = field(default=None)  # type: ignore[assignment]  # None: `__post_init__` reads --precision
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without a better score"}
     )
@@ -392,6 +392,12 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         },
     )
 
+    @property
+    def folder(self) -> Path:
+        """Return `output_dir` as a path."""
+        assert self.output_dir is not None  # `__post_init__` replaces None
+        return Path(self.output_dir)
+
     def __post_init__(self) -> None:
         if self.output_dir is None:  # named after the recipe's folder: a copied recipe writes to another folder
             self.output_dir = f"outputs/{Path(inspect.getfile(type(self))).resolve().parent.name}"
@@ -404,7 +410,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
         if self.resume_from_checkpoint in ("true", "True"):
-            self.resume_from_checkpoint = True  # the Trainer takes True as the newest checkpoint in output_dir
+            # the Trainer takes True as the newest checkpoint in output_dir; argparse allows one type in the annotation
+            self.resume_from_checkpoint = True  # type: ignore[assignment]
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise InputError("--early_stopping_patience: needs evaluations; remove --eval_strategy no")
         self._check_numbers()
@@ -454,7 +461,7 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
 Resume = Literal["fixed", "splits_step", "incidental"]
 
 
-def resume_rules(groups: Iterable[type]) -> dict[str, Resume]:
+def resume_rules(groups: Iterable[type[Any]]) -> dict[str, Resume]:
     """Return argument -> rule for a changed value when a run resumes; see the top of this module.
 
     A field that a subclass redeclares, for example with another default, keeps the rule of its parent.

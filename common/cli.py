@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import datasets
@@ -107,7 +108,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 class _Parser(HfArgumentParser):
     """Turn dataclasses into arguments. Unlike its parent, accept no abbreviations and raise `InputError`."""
 
-    def __init__(self, dataclass_types: tuple[type, ...], description: str | None, show_all: bool):
+    def __init__(self, dataclass_types: tuple[Any, ...], description: str | None, show_all: bool):
         super().__init__(
             dataclass_types,
             description=description,
@@ -130,10 +131,10 @@ class _Parser(HfArgumentParser):
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
         """Add a field without the metadata key `resume` of `common.args`, which argparse does not know."""
         plain = copy.copy(field)
-        plain.metadata = {key: value for key, value in field.metadata.items() if key != "resume"}
+        plain.metadata = MappingProxyType({key: value for key, value in field.metadata.items() if key != "resume"})
         HfArgumentParser._parse_dataclass_field(parser, plain)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raise `InputError` instead of exiting."""
         raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
 
@@ -264,7 +265,7 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
         raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: {getattr(error, 'problem', error)}") from None
     if values is None:
         return []
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or root is None:
         raise InputError(f"{path}: not a mapping; write lines of `name: value`")
     problems, words, seen = Problems(), [], set()
     known = {option for action in parser._actions for option in action.option_strings}

@@ -17,7 +17,7 @@ from common.errors import RunStopped, one_line
 
 def cores() -> int:
     """Return the number of cores that this process may use (a scheduler or `taskset` can restrict them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def configure_allocator() -> None:
     # pages again in each step takes time: the process keeps blocks up to 48 MiB. Larger blocks go back, because keeping
     # them would waste more memory in holes than the page faults cost.
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):  # musl lacks it
+    if libc is not None and hasattr(libc, "mallopt"):  # musl lacks it
         if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
             libc.mallopt(MMAP_THRESHOLD, 48 * MIB)
         if "MALLOC_TRIM_THRESHOLD_" not in os.environ:

@@ -179,7 +179,8 @@ def _read_plain(source: Source, unit: str) -> Iterator[Located]:
     if unit == "line":
         yield from read_text(source)
         return
-    first, lines = "", []
+    first = ""
+    lines: list[str] = []
     for where, text, problem in source.lines(bounded=True, carriage_returns=True):
         if problem:
             yield where, problem

@@ -77,11 +77,11 @@ def likely_encoding(sample: bytes) -> str | None:
     if latin:
         return max(latin, key=latin.__getitem__)
     found = from_bytes(sample, cp_isolation=[*EAST_ASIAN, *OTHERS], threshold=0.5).best()
-    name = found.encoding if found else None
-    if name in OTHERS:
-        return name
+    guess = found.encoding if found else None
+    if guess in OTHERS:
+        return guess
     shares = {name: share for name in EAST_ASIAN if (share := _east_asian_share(sample, name)) > 0.5}
-    return max(shares, key=shares.__getitem__) if shares else name
+    return max(shares, key=shares.__getitem__) if shares else guess
 
 
 def _wide(sample: bytes) -> str | None:

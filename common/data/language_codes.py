@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 from babel.core import Locale, UnknownLocaleError, get_global
 from transformers import (
@@ -157,7 +158,7 @@ def target_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int:
     """Return the id of the token of a language."""
     if isinstance(tokenizer, M2M100Tokenizer):
         return tokenizer.get_lang_id(code)
-    return tokenizer.convert_tokens_to_ids(code)
+    return cast(int, tokenizer.convert_tokens_to_ids(code))  # a list for a list of tokens
 
 
 def language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,6 +1,6 @@
 """Load rows from files or the hub and check them before training. Problems name file and line."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, Dataset
 def read_dataset(args: DataArguments) -> dict[str, Iterator[Located]]:
     """Return the rows of each split of `--dataset_name`, with their places."""
     name = args.dataset_name
+    assert name is not None  # the caller checks it
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             loaded = datasets.load_from_disk(name)
@@ -138,6 +139,7 @@ def load_splits(
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     read = read or partial(read_file, readers=readers, args=args)
+    sources: Mapping[str, Iterable[Located]]
     sources = read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
     unused = [split for split in sources if split not in SPLITS]
     if unused:
@@ -148,7 +150,7 @@ def load_splits(
     if prepare is not None:
         sources = prepare({split: rows for split, rows in sources.items() if split in SPLITS})
     problems = Problems()
-    splits: dict[str, list[Row | Rejected]] = {}
+    splits: dict[str, list[Entry]] = {}
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
@@ -208,31 +210,31 @@ def checked(
             place, problem = missing_columns(item, where, missing)
             yield Rejected(place, [problem])
             continue
-        row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
+        row: Row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = _list_of_cell(row[name])
-        unlabeled = gold is not None and gold.missing(row)
-        messages = list((gold.check if unlabeled else check)(row)) or list(too_long(row, max_chars))
+        lacking = gold if gold is not None and gold.missing(row) else None
+        messages = list((lacking.check if lacking else check)(row)) or list(too_long(row, max_chars))
         row["id"] = str(item.get("id", number))
         if unique_ids and places.setdefault(row["id"], where) != where:
             messages.append(f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id")
         if messages:
             yield Rejected(where, messages)
-        elif unlabeled:
-            values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in gold.columns)
-            lacks = missing_columns(item, where, missing)[1] if missing else f"no {gold.name}{values and f': {values}'}"
+        elif lacking:
+            values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in lacking.columns)
+            lacks = (
+                missing_columns(item, where, missing)[1] if missing else f"no {lacking.name}{values and f': {values}'}"
+            )
             yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
         else:
             yield convert(row) if convert else row
 
 
-def _without_unlabeled(
-    split: str, place: str, found: list[Entry], gold: Gold | None
-) -> tuple[str, list[Row | Rejected]]:
+def _without_unlabeled(split: str, place: str, found: list[Entry], gold: Gold | None) -> tuple[str, list[Entry]]:
     """Return the name of a split, `UNLABELED` if no test row has a gold value, and its rows.
 
-    Rows without a gold value are dropped and counted if `gold` says so, else rejected.
+    Rows without a gold value are dropped and counted if `gold` says so; else `accepted` reports them.
     """
     missing = sum(isinstance(entry, Unlabeled) for entry in found)
     if gold is None or not missing:
@@ -240,27 +242,30 @@ def _without_unlabeled(
     labeled = any(isinstance(entry, dict) for entry in found)
     if split == "test" and not labeled:
         warn(f"{place}: no row has a {gold.name}; the rows are predicted and not scored")
-        rows = [e.row if isinstance(e, Unlabeled) else e for e in found]
+        rows: list[Entry] = [e.row if isinstance(e, Unlabeled) else e for e in found]
         for row in rows:
-            for name in gold.columns if isinstance(row, dict) else ():
-                del row[name]
+            if isinstance(row, dict):
+                for name in gold.columns:
+                    del row[name]
         return UNLABELED, rows
     if gold.drop and labeled:
         tell(f"{place}: dropped {missing:,} of {len(found):,} rows without a {gold.name}")
         return split, [entry for entry in found if not isinstance(entry, Unlabeled)]
-    return split, [Rejected(e.place, [e.problem]) if isinstance(e, Unlabeled) else e for e in found]
+    return split, found
 
 
-def _classes(rows: list[Row | Rejected], gold: Gold | None) -> list[str | None]:
+def _classes(rows: list[Entry], gold: Gold | None) -> list[str | None]:
     """Return the rarest class of each row; None for rows without a class."""
     return rarest([gold.classes(row) if gold and isinstance(row, dict) else [] for row in rows])
 
 
-def accepted(entries: Iterable[Row | Rejected], problems: Problems) -> list[Row]:
+def accepted(entries: Iterable[Entry], problems: Problems) -> list[Row]:
     """Return the rows among `entries`; add the problems of the others to `problems`."""
     rows = []
     for entry in entries:
-        if isinstance(entry, Rejected):
+        if isinstance(entry, Unlabeled):
+            problems.add(entry.place, entry.problem)
+        elif isinstance(entry, Rejected):
             for message in entry.problems:
                 problems.add(entry.place, message)
         else:
@@ -275,9 +280,7 @@ def _list_of_cell(cell: str) -> Any:
         return cell.split()
 
 
-def _carve_validation(
-    splits: dict[str, list[Row | Rejected]], percentage: int, by: str | None, gold: Gold | None
-) -> None:
+def _carve_validation(splits: dict[str, list[Entry]], percentage: int, by: str | None, gold: Gold | None) -> None:
     """Move rows, or whole groups of rows with the same value in column `by`, from train to validation.
 
     Rejected rows stay in train.

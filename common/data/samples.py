@@ -53,7 +53,8 @@ def _shuffled(classes: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, np.n
     """Return the rows in random order; for each of them its rank among the rows of its class, and their number."""
     order = np.random.default_rng(SEED).permutation(len(classes))
     number = _first_rows(classes)[order]
-    rank, seen = np.zeros(len(order)), Counter()
+    rank = np.zeros(len(order))
+    seen: Counter[int] = Counter()
     for place, name in enumerate(number.tolist()):
         rank[place] = seen[name]
         seen[name] += 1

@@ -50,7 +50,7 @@ def joined(translated: list[str], cut: list[Piece]) -> str:
     return "".join(text + after for text, (_, after) in zip(translated, cut, strict=True))
 
 
-def _parts(text: str, places: re.Pattern) -> list[Piece]:
+def _parts(text: str, places: re.Pattern[str] | regex.Pattern[str]) -> list[Piece]:
     parts, start = [], 0
     for place in places.finditer(text):
         if place.end() < len(text) and place.start() > start:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -33,7 +33,7 @@ class Line(NamedTuple):
     problem: str | None = None
 
 
-def _open_zip(path: Path) -> BinaryIO:
+def _open_zip(path: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(path)
     return archive.open(_member(archive, path))
 
@@ -49,7 +49,7 @@ def _member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
 
 
 def _open_zstandard(path: Path) -> BinaryIO:
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))  # type: ignore[arg-type]
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
 
 
 #: ending of a compressed file -> its name, and what opens it

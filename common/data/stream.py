@@ -167,12 +167,13 @@ def open_texts(args: CorpusArguments) -> Texts:
     limits = {"validation": args.max_eval_samples, "test": args.max_predict_samples}
     splits = {}
     if args.dataset_name:
-        streams = _hub_splits(args)
+        streams = _hub_splits(args.dataset_name, args)
         shards = streams.pop("train")
         for split in limits.keys() & streams.keys():
             texts = chain.from_iterable(shard.texts(args) for shard in streams[split])
             splits[split] = _dataset(islice(texts, limits[split] or HELD_OUT), split)
     else:
+        assert args.train_file is not None  # `check_streaming` asks for one of both
         shards = [_file_shard(path, args) for path in files_of(args.train_file)]
         for split in limits:
             if path := getattr(args, f"{split}_file"):
@@ -225,8 +226,7 @@ def _dataset(texts: Iterator[str] | list[str], split: str) -> Dataset:
     return Dataset.from_dict({"text": kept, "id": [str(i) for i in range(1, len(kept) + 1)]})
 
 
-def _hub_splits(args: CorpusArguments) -> dict[str, list[Shard]]:
-    name = args.dataset_name
+def _hub_splits(name: str, args: CorpusArguments) -> dict[str, list[Shard]]:
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             loaded = datasets.load_from_disk(name)
@@ -292,7 +292,8 @@ class _Share:
             )
             left = _copied(start["left"])
             rows = fill_rows(self._long_enough(encoded), stream.ends, args.max_seq_length, args.pack, row=left)
-            number, given = start["rows"], start
+            number = start["rows"]
+            given: dict[str, Any] | None = start
             while True:
                 try:
                     row = next(rows)
@@ -379,6 +380,10 @@ class TextStream(TorchDataset):
         InputError: `--stream_shares` is not a multiple of the readers.
     """
 
+    #: rows that the data loader can be ahead of the weights; the trainer sets it
+    ahead = 0
+    _source: Iterator | None
+
     def __init__(
         self,
         texts: Texts,
@@ -412,9 +417,9 @@ class TextStream(TorchDataset):
             InputError: the checkpoint has another number of shares.
         """
         self.close()
-        start = {"next": [0, 0, 0], "window": 0, "rows": 0, "left": empty_row()}
+        start: dict[str, Any] = {"next": [0, 0, 0], "window": 0, "rows": 0, "left": empty_row()}
         self._number = self.rank
-        places = {share: {"start": start, "taken": 0} for share in range(self.shares)}
+        places: dict[int, dict[str, Any]] = {share: {"start": start, "taken": 0} for share in range(self.shares)}
         if checkpoint is not None:
             states = [json.loads(path.read_text(encoding="utf-8")) for path in Path(checkpoint).glob(STATE.format("*"))]
             if not states or {state["shares"] for state in states} != {self.shares}:
@@ -485,9 +490,6 @@ class TextStream(TorchDataset):
         oldest = (number - self.ahead) // self.shares
         while len(windows) > 1 and windows[1]["rows"] < oldest:
             windows.pop(0)
-
-    #: rows that the data loader can be ahead of the weights; the trainer sets it
-    ahead = 0
 
     def close(self) -> None:
         """Stop the workers."""

@@ -127,14 +127,16 @@ def read_csv(source: Source) -> Iterator[Located]:
     quoted = source.args.csv_quoting == "csv" or (
         source.args.csv_quoting == "auto" and (source.ending != ".tsv" or _is_quoted(source))
     )
-    names, table, kept = source.args.column_names, None, []
+    given = source.args.column_names
+    names: list[str] = []
+    table, kept = None, []
     for where, cells in (_quoted_records if quoted else _plain_records)(source):
         if isinstance(cells, str):
             yield where, cells
             continue
         if table is None:
-            first = names is None
-            names = [cell.strip() for cell in cells] if names is None else names
+            first = given is None
+            names = [cell.strip() for cell in cells] if given is None else given
             repeated = {name: SAME_NAME for name in names if names.count(name) > 1}
             table = Table(where if first else str(source.path), names, repeated, source)
             kept = [i for i, name in enumerate(names) if name and name not in repeated]

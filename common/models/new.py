@@ -73,8 +73,10 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
         texts: training texts, in column `text`.
         special: role (pad, unk, cls, sep, mask; or bos, eos) -> special token. cls and sep enclose each text.
     """
+    kind = args.tokenizer_train
+    assert kind is not None
     batches = (texts[i : i + 1000]["text"] for i in range(0, len(texts), 1000))
-    trained = learn(_untrained(args.tokenizer_train), args.tokenizer_train, args.vocab_size, special, batches)
+    trained = learn(_untrained(kind), kind, args.vocab_size, special, batches)
     if "cls" in special:
         cls, sep = special["cls"], special["sep"]
         trained.post_processor = processors.TemplateProcessing(
@@ -82,7 +84,7 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(token, trained.token_to_id(token)) for token in (cls, sep)],
         )
-    tell(f"--tokenizer_train {args.tokenizer_train}: {trained.get_vocab_size():,} tokens")
+    tell(f"--tokenizer_train {kind}: {trained.get_vocab_size():,} tokens")
     roles = {f"{role}_token": token for role, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
 
@@ -165,7 +167,7 @@ def learn(
 
 
 def new_model(
-    auto_class: type,
+    auto_class: type[Any],
     family: type[PretrainedConfig],
     args: ScratchArguments,
     model_args: ModelArguments,

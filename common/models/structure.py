@@ -6,7 +6,7 @@ Depth 0 is the embeddings, depths 1 to n are the layers (encoder before decoder)
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,7 +35,6 @@ class Layer:
         key: key projections.
         value: value projections.
         attention_output: linear module after each attention.
-        output: last linear module of the layer, the end of its feed-forward part.
         linear: all linear modules, in order of execution.
     """
 
@@ -45,8 +44,12 @@ class Layer:
     key: list[str] = field(default_factory=list)
     value: list[str] = field(default_factory=list)
     attention_output: list[str] = field(default_factory=list)
-    output: str | None = None
     linear: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """Return the last linear module, the end of the feed-forward part."""
+        return self.linear[-1]
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -69,7 +72,12 @@ def transformer_of(model: nn.Module) -> PreTrainedModel:
     pretrained = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     if pretrained is None:
         raise InputError(f"{type(model).__name__}: contains no PreTrainedModel of transformers; add one as a submodule")
-    return pretrained.base_model
+    return cast(PreTrainedModel, pretrained.base_model)
+
+
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Return the layer that embeds the tokens."""
+    return cast(nn.Embedding, model.get_input_embeddings())
 
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:
@@ -83,7 +91,7 @@ def head_names(model: nn.Module) -> list[str]:
     if transformer is not model:
         inside = {id(weight) for weight in transformer.parameters()}
         return [name for name, weight in model.named_parameters() if id(weight) not in inside]
-    output, tied = model.get_output_embeddings(), model.get_input_embeddings().weight
+    output, tied = transformer.get_output_embeddings(), input_embeddings(transformer).weight
     head = {id(weight) for weight in output.parameters() if weight is not tied} if output is not None else set()
     return [name for name, weight in model.named_parameters() if id(weight) in head]
 
@@ -96,7 +104,7 @@ def fresh_names(model: nn.Module, new_parameters: Collection[str]) -> list[str]:
     fresh = set(new_parameters)
     if output_embeddings(model) is None:
         fresh |= set(head_names(model))
-    embeddings = transformer_of(model).get_input_embeddings().weight
+    embeddings = input_embeddings(transformer_of(model)).weight
     return [name for name, weight in model.named_parameters() if name in fresh and weight is not embeddings]
 
 
@@ -212,7 +220,6 @@ def _run(model: nn.Module, attention: str | None = None) -> None:
 def _sort_events(layer: Layer, events: list[tuple[str, Any]], names: dict[int, str]) -> Layer:
     """Fill the lists of `layer` from the events of its forward pass; `names` maps module ids to names."""
     layer.linear = [n for kind, n in events if kind == "linear" and n.startswith(f"{layer.name}.")]
-    layer.output = layer.linear[-1] if layer.linear else None
     pending: list[str] = []
     after = False
     for kind, item in events:
@@ -233,7 +240,7 @@ def _sort_events(layer: Layer, events: list[tuple[str, Any]], names: dict[int, s
     return layer
 
 
-def set_dropout(model: PreTrainedModel, share: float | None, attention: float | None = None) -> None:
+def set_dropout(model: nn.Module, share: float | None, attention: float | None = None) -> None:
     """Set the rate of every dropout in `model`; None changes nothing.
 
     The configuration keeps its rates for later fine-tuning. Call this before adding modules with a different dropout,
@@ -260,4 +267,4 @@ def set_dropout(model: PreTrainedModel, share: float | None, attention: float | 
                 setattr(module, name, share)
                 changed = True
     if share and not changed:
-        raise InputError(f"--dropout: a {model.config.model_type} model has no dropout; remove it")
+        raise InputError(f"--dropout: a {transformer_of(model).config.model_type} model has no dropout; remove it")

@@ -76,7 +76,7 @@ def recipe_folder(arguments: Any) -> Path:
     return Path(inspect.getfile(type(arguments))).parent
 
 
-def code_hash(arguments: Any) -> str:
+def code_hash(arguments: Any) -> str | None:
     """Return one hash over the code of `common` and of the recipe that defines the class of `arguments`."""
     return _hash_of([*COMMON.rglob("*.py"), *recipe_folder(arguments).rglob("*.py")])
 

@@ -79,7 +79,7 @@ class Run:
                 it holds a stopped run, and neither `--overwrite` nor `--resume_from_checkpoint` is given; the run
                 reads a model, a checkpoint or a data file that it would replace; or it cannot resume as asked.
         """
-        self.folder = Path(args.output_dir)
+        self.folder = args.folder
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name
         self._rules = resume_rules(map(type, (data_args, *more, args)))
@@ -120,7 +120,7 @@ class Run:
         self._check(args, checkpoint)
         if checkpoint:
             checkpoints.tell_of(checkpoint)
-        return checkpoint and str(checkpoint)
+        return str(checkpoint) if checkpoint else None
 
     def _checkpoint(self, args: TrainingArguments) -> Path | None:
         if not args.resume_from_checkpoint:
@@ -139,7 +139,7 @@ class Run:
             warn(f"{where}: no record of its run (run.json); data and arguments may differ from the original run")
         elif before is None:
             raise InputError(f"{where}: holds files that no run of a recipe wrote; choose another --output_dir")
-        elif inside:
+        elif checkpoint is not None and inside:
             self._check_resume(before, args, checkpoint)
             self.record["files"] = before["files"]
         else:
@@ -413,9 +413,8 @@ class Run:
     def save(self) -> None:
         """Write `run.json`, with the names of the files written until now."""
         if is_main_process():
-            written = {
-                n for n, time in _files(self.folder).items() if self._initial_files.get(n, 0) not in (None, time)
-            }
+            before = self._initial_files or {}
+            written = {n for n, time in _files(self.folder).items() if before.get(n, 0) not in (None, time)}
             self.record["files"] = sorted(written | set(self.record["files"]))
             new = self.folder / f"{RECORD}.new"
             with open(new, "w", encoding="utf-8") as file:

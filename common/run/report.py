@@ -149,11 +149,12 @@ def write_model_card(
     if len(files) > FILES_NAMED:
         files[FILES_NAMED:] = [f"{len(files) - FILES_NAMED} more files"]
     data = record["arguments"].get("dataset_name") or ", ".join(files) or "the documentation of Python"
+    name = printable(Path(folder).resolve().name, 200)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
         base_model=base_model if base_model.count("/") == 1 and not Path(base_model).exists() else None,
-        model_name=printable(Path(folder).resolve().name, 200),
+        model_name=name,
         tags=["generated_from_trainer"],
         eval_results=[
             EvalResult(
@@ -172,7 +173,7 @@ def write_model_card(
         metadata.to_yaml(),
         "---",
         "",
-        f"# {_markdown(metadata.model_name)}",
+        f"# {_markdown(name)}",
         "",
         f"{_markdown(base_model)} fine-tuned for {task} on {_markdown(data)}.",
         "",

@@ -110,7 +110,7 @@ def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
     plain = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
     if not torch.accelerator.is_available():
         _apply_to_layers(speed, loaded, plain, args)
-    if output_embeddings(plain) is not None:
+    if isinstance(plain, PreTrainedModel) and output_embeddings(plain) is not None:
         _apply_to_head(speed, plain, args)
     if isinstance(args, TrainingArguments):
         tell(speed.line())
@@ -119,16 +119,17 @@ def apply(loaded: LoadedModel, args: SpeedArguments) -> Speed:
 
 def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: SpeedArguments) -> None:
     """Choose the kernel of attention, skip padding, and use the faster dropout; on a CPU only."""
-    training = isinstance(args, TrainingArguments)
+    training = args if isinstance(args, TrainingArguments) else None
     transformer = transformer_of(plain)
     both_sides = transformer.config.is_encoder_decoder
     eager = False
-    if training and loaded.attn_implementation is None and not leaves_out_padding(transformer):
+    reason: str | None
+    if training is not None and loaded.attn_implementation is None and not leaves_out_padding(transformer):
         eager = _choose_kernel(transformer, loaded.read_length or LONG)
     if isinstance(loaded.model, PeftModel) and loaded.model.active_peft_config.is_prompt_learning:
         reason = "batches lack the virtual tokens"
     elif both_sides:
-        reason = _leave_out_padding_of_pairs(speed, loaded, plain, args) if training else "generation keeps padding"
+        reason = _leave_out_padding_of_pairs(speed, loaded, plain, training) if training else "generation keeps padding"
     elif loaded.attn_implementation is not None:
         reason = f"attn_implementation is {loaded.attn_implementation}"
     else:
@@ -139,8 +140,8 @@ def _apply_to_layers(speed: Speed, loaded: LoadedModel, plain: nn.Module, args: 
         speed.note("eager_attention", None)
     quicken_dropout(loaded.model)
     speed.note("dropout", None)
-    if training and both_sides:
-        speed.note("functional_dropout", RECOMPUTES if args.gradient_checkpointing else None)
+    if training is not None and both_sides:
+        speed.note("functional_dropout", RECOMPUTES if training.gradient_checkpointing else None)
 
 
 def _leave_out_padding_of_pairs(
@@ -172,7 +173,7 @@ def _choose_kernel(transformer: PreTrainedModel, length: int) -> bool:
     return eager
 
 
-def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None:
+def _apply_to_head(speed: Speed, plain: PreTrainedModel, args: SpeedArguments) -> None:
     """Compute the head of a language model at labels only, and losses in place of scores in training."""
     both_sides = plain.config.is_encoder_decoder
     if is_deepspeed_zero3_enabled():
@@ -181,14 +182,14 @@ def _apply_to_head(speed: Speed, plain: nn.Module, args: SpeedArguments) -> None
     if both_sides and torch.accelerator.is_available():
         speed.note("head_at_labels", "measured on CPUs only")
         return
-    training = isinstance(args, TrainingArguments)
+    training = args if isinstance(args, TrainingArguments) else None
     chunk = getattr(args, "loss_chunk", None)
-    losses = training and not args.r_drop and (both_sides or chunk is not None)
+    losses = training is not None and not training.r_drop and (both_sides or chunk is not None)
     head = HeadAtLabels(plain, losses, chunk)
     if not speed.note("head_at_labels", head.reason):
         return
     speed.head = head
     if leaves_out_padding(plain) and not type(plain).__name__.endswith(DECODERS):
         speed.note("last_layer_at_labels", head.last_layer_reason)
-    if training:
-        speed.note("head_losses", head.losses_reason if not args.r_drop else "--r_drop compares scores")
+    if training is not None:
+        speed.note("head_losses", head.losses_reason if not training.r_drop else "--r_drop compares scores")

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from common.errors import one_line
-from common.models.structure import attention_by, layer_names
+from common.models.structure import attention_by, input_embeddings, layer_names
 from common.models.trial import FAILURES, trial
 from common.speed.padding_free import (
     PackedBatch,
@@ -74,13 +74,14 @@ class PaddingFreePairs:
     #: the instance whose batch is being computed; the mask function reads it
     current: "PaddingFreePairs | None" = None
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: nn.Module):
         self._pairs: PackedPairs | None = None
         self._sources: tuple[Tensor, Tensor] | None = None  # encoder output, padded and packed
-        self._model = model
         self.reason = untested(model, PADDING_FREE)
         if self.reason is not None:
             return
+        assert isinstance(model, PreTrainedModel)  # `untested` gives a reason for others
+        self._model = model
         encoder, decoder = model.get_encoder(), model.get_decoder()
         if any(getattr(part, "layerdrop", 0.0) for part in (encoder, decoder)):
             self.reason = "layerdrop leaves out layers"
@@ -139,6 +140,7 @@ class PaddingFreePairs:
 
     def mask(self, mask_function: Callable) -> PackedBatch | PackedPairs:
         """Return the object that replaces the mask of the encoder, the decoder, or attention between them."""
+        assert self._pairs is not None  # the model runs within `at`
         if self._sources is None:
             return self._pairs.source
         return self._pairs.target if mask_function is causal_mask_function else self._pairs
@@ -146,7 +148,7 @@ class PaddingFreePairs:
     def _try(self) -> str | None:
         """Return why the layers must compute padding, from a trial on a test batch; None if the scores agree."""
         random = torch.Generator().manual_seed(0)
-        size = self._model.get_input_embeddings().num_embeddings
+        size = input_embeddings(self._model).num_embeddings
         ids = torch.randint(0, size, (2, 4, 13), generator=random)
         places = torch.arange(13)
         mask = (places < torch.tensor([[5], [13], [2], [9]])).long()
@@ -164,6 +166,7 @@ class PaddingFreePairs:
 
 
 def _mask(mask_function, **kwargs) -> PackedBatch | PackedPairs:
+    assert PaddingFreePairs.current is not None  # the kernel is in use within `at` only
     return PaddingFreePairs.current.mask(mask_function)
 
 

@@ -7,6 +7,7 @@ An encoder without padding (`common.speed.padding_free`) computes its last layer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from common.errors import one_line
-from common.models.structure import watch
+from common.models.structure import input_embeddings, transformer_of, watch
 from common.models.trial import FAILURES, trial
 from common.speed.padding_free import PackedBatch, leaves_out_padding, model_types, packed_batch, untested
 
@@ -73,7 +74,8 @@ class HeadAtLabels:
         self._smoothing = 0.0
         self._body = _body(model)
         self._layer = model.get_output_embeddings()
-        self.losses_reason = self.last_layer_reason = "scores are needed at every position"
+        self.losses_reason: str | None = "scores are needed at every position"
+        self.last_layer_reason: str | None = self.losses_reason
         self.reason = untested(model, HEAD_AT_LABELS)
         if self.reason is not None:
             return
@@ -121,7 +123,9 @@ class HeadAtLabels:
     def _begin_in_last_layer(self, model: PreTrainedModel) -> str | None:
         if not leaves_out_padding(model):
             return "the layers compute padding"
-        ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            0, transformer_of(model).config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0)
+        )
         mask = (torch.arange(13) < torch.tensor([[5], [13], [7]])).long()
         labels = ids.masked_fill(mask * ids % 3 != 1, -100)
 
@@ -182,9 +186,9 @@ class HeadAtLabels:
         chosen = torch.zeros(3, 13, dtype=torch.bool)
         chosen[[0, 0, 1, 2, 2], [1, 12, 5, 0, 7]] = True
         ids, labels = ids.to(model.device), labels.masked_fill(~chosen, -100).to(model.device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if model.config.is_encoder_decoder:
-            inputs["input_ids"] = ids % model.get_input_embeddings().num_embeddings
+            inputs["input_ids"] = ids % input_embeddings(model).num_embeddings
             inputs |= {"decoder_input_ids": ids, "use_cache": False}
         try:
             with trial(model):
@@ -204,13 +208,13 @@ class HeadAtLabels:
 
 def _body(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of `model` whose first output its head reads."""
-    return (model.get_decoder() if model.config.is_encoder_decoder else model).base_model
+    return transformer_of(model.get_decoder() if model.config.is_encoder_decoder else model)
 
 
 # The last layer
 
 
-def read_first_tokens(model: PreTrainedModel) -> str | None:
+def read_first_tokens(model: nn.Module) -> str | None:
     """Let the last layer of a sequence classifier compute the first token of each row only.
 
     Returns:
@@ -218,7 +222,7 @@ def read_first_tokens(model: PreTrainedModel) -> str | None:
     """
     if not leaves_out_padding(model):
         return "the layers compute padding"
-    ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, transformer_of(model).config.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(13) < torch.tensor([[5], [13], [2]])).long()
     return limit_last_layer(model, first_tokens, lambda: [model(input_ids=ids, attention_mask=mask).logits])
 
@@ -229,7 +233,7 @@ def first_tokens(batch: PackedBatch) -> Tensor:
 
 
 def limit_last_layer(
-    model: PreTrainedModel, choose: Callable[[PackedBatch], Tensor | None], run: Callable[[], list[Tensor]]
+    model: nn.Module, choose: Callable[[PackedBatch], Tensor | None], run: Callable[[], list[Tensor]]
 ) -> str | None:
     """Let the last layer of a model without padding compute chosen tokens only. Keys and values are of all tokens.
 
@@ -363,7 +367,7 @@ class _HeadLosses(torch.autograd.Function):
 
 def scores_of(output: ModelOutput) -> Tensor:
     """Return the scores of the vocabulary in the output of a model."""
-    return output.prediction_logits if "prediction_logits" in output else output.logits
+    return output["prediction_logits"] if "prediction_logits" in output else output["logits"]
 
 
 def losses_at_labels(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

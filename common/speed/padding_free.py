@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
 from common.errors import one_line, quiet
+from common.models.structure import transformer_of
 from common.models.trial import FAILURES, trial
 from common.speed.dropout import quick_dropout
 
@@ -119,8 +120,8 @@ class PackedBatch:
         self.groups: list[tuple[int, Tensor]] = []
         #: for each group the greatest number of rows in a bin, and the places of its rows if each bin had this number
         self._places: list[tuple[int, Tensor]] = []
-        order: list[int] = []
-        starts: list[int] = []
+        rows_in_order: list[int] = []
+        starts_in_order: list[int] = []
         size = 0
         for sides, bins in in_bins([(n,) for n in lengths]) if groups is None else groups:
             owners = torch.full((len(bins), sides[side]), -1)
@@ -128,16 +129,16 @@ class PackedBatch:
             places = []
             for i, members in enumerate(bins):
                 at = 0
-                for k, row in enumerate(members):
-                    owners[i, at : at + lengths[row]] = len(order)
-                    starts.append(size + at)
+                for k, member in enumerate(members):
+                    owners[i, at : at + lengths[member]] = len(rows_in_order)
+                    starts_in_order.append(size + at)
                     places.append(i * most + k)
-                    order.append(row)
-                    at += lengths[row]
+                    rows_in_order.append(member)
+                    at += lengths[member]
                 size += sides[side]
             self.groups.append((sides[side], owners))
             self._places.append((most, torch.tensor(places)))
-        order, starts = torch.tensor(order), torch.tensor(starts)
+        order, starts = torch.tensor(rows_in_order), torch.tensor(starts_in_order)
         row, column = mask[order].nonzero(as_tuple=True)
         self.real = len(row)
         packed = (self.real // TOKEN_MULTIPLE + 1) * TOKEN_MULTIPLE
@@ -145,14 +146,14 @@ class PackedBatch:
         self.padded_of_packed[: self.real] = order[row] * length + column
         self.packed_of_padded = self._inverse(self.padded_of_packed, rows * length)
 
-        lengths = mask.sum(1)[order]
-        starts_of_rows = lengths.cumsum(0) - lengths
+        lengths_in_order = mask.sum(1)[order]
+        starts_of_rows = lengths_in_order.cumsum(0) - lengths_in_order
         within = torch.arange(self.real) - starts_of_rows[row]
         self.slot_of_packed = torch.zeros(packed, dtype=torch.int64)
         self.slot_of_packed[: self.real] = starts[row] + within
         self.packed_of_slot = self._inverse(self.slot_of_packed, size)
         #: packed position of the first token of each row: in packed order, and in the order of the rows
-        self.sorted_firsts = starts_of_rows.masked_fill(lengths == 0, self.real)  # an empty row has the filler
+        self.sorted_firsts = starts_of_rows.masked_fill(lengths_in_order == 0, self.real)  # an empty row has the filler
         self.firsts = torch.empty_like(order).scatter_(0, order, self.sorted_firsts)
         #: for the last layer: packed positions that it computes (None: all); its whole input; whether it attends from
         #: first tokens only
@@ -327,13 +328,13 @@ def model_types(model: PreTrainedModel) -> set[str]:
 
 def untested(model: nn.Module, tested: frozenset[str]) -> str | None:
     """Return why `model` is not one of the `tested` model types with a head of transformers; None if it is."""
-    if not type(model).__module__.startswith("transformers."):
+    if not isinstance(model, PreTrainedModel) or not type(model).__module__.startswith("transformers."):
         return f"not tested with {type(model).__name__}"
     unknown = sorted(model_types(model) - tested)
     return f"not tested with {', '.join(unknown)}" if unknown else None
 
 
-def leave_out_padding(model: PreTrainedModel) -> str | None:
+def leave_out_padding(model: nn.Module) -> str | None:
     """Let the layers of an encoder or decoder compute real tokens only.
 
     Attention goes through `PackedBatch.attend`. The first layer packs its input and the last layer unpacks its output,
@@ -346,6 +347,7 @@ def leave_out_padding(model: PreTrainedModel) -> str | None:
     reason = untested(model, PADDING_FREE)
     if reason is not None or leaves_out_padding(model):  # an earlier trainer of this model changed it
         return reason
+    assert isinstance(model, PreTrainedModel)  # `untested` gives a reason for others
     if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return "attention covers only part of the row"
     if getattr(model.config, "layerdrop", 0.0):
@@ -381,4 +383,4 @@ def _differs(model: PreTrainedModel) -> str | None:
 
 def leaves_out_padding(model: nn.Module) -> bool:
     """Return whether `leave_out_padding` has changed this model, with or without LoRA."""
-    return model.config._attn_implementation == "packed"
+    return transformer_of(model).config._attn_implementation == "packed"

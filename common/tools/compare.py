@@ -33,7 +33,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -202,7 +202,7 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
     return Child(child, folder, log, went_on)
 
 
-def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
+def in_turn(jobs: Mapping[Any, Callable[[int], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
     """Start the jobs, `at_once` at a time, and yield each run that ends.
 
     Ctrl-C and SIGTERM are passed on: the running processes save a checkpoint, and `RunStopped` is raised.
@@ -211,7 +211,8 @@ def in_turn(jobs: dict[Any, Callable[[int], Child]], at_once: int) -> Iterator[t
         jobs: key -> function that starts a run in the slot that it gets.
         at_once: number of slots.
     """
-    waiting, running, stopped = dict(jobs), {}, []
+    waiting, stopped = dict(jobs), []
+    running: dict[Any, Child] = {}
     slots: dict[Any, int] = {}
 
     def hand_on(number: int, frame: Any = None) -> None:
@@ -475,7 +476,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
     check_seeds(options.seeds)
     argument, points = options.over[0].removeprefix("--") if options.over else "", along(options.over, options.steps)
-    names, asked = configurations(options.methods, options.settings, common), {}
+    names = configurations(options.methods, options.settings, common)
+    asked: dict[tuple[str, str], list[str]] = {}
     for name, words in names.items():
         for taken in ([argument] if argument else []) + (["max_steps", "num_train_epochs"] if options.steps else []):
             if any(word.split("=")[0] == f"--{taken}" for word in words):

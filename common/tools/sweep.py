@@ -29,7 +29,7 @@ import socket
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import transformers
@@ -65,7 +65,7 @@ class Report(TrainerCallback):
     def __init__(self, trial: Trial, so_far: dict[int, float]):
         self.trial, self.scores = trial, so_far
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         name = (args.metric_for_best_model or "loss").removeprefix("eval_")
         number = sum(f"eval_{name}" in entry for entry in state.log_history)  # includes the evaluations before a resume
         if number in self.scores:
@@ -148,14 +148,15 @@ def run(main: Callable, words: list[str], folder: Path, trial: Trial, so_far: di
     report = Report(trial, so_far)
     again = ["--resume_from_checkpoint", "true"] if checkpoints.in_order(folder) else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.trainer.DEFAULT_CALLBACKS.append(report)
+    callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS  # may hold objects as well as classes
+    callbacks.append(report)
     try:
         with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
             main([*words, "--output_dir", str(folder), *again])
     except Trained:
         pass
     finally:
-        transformers.trainer.DEFAULT_CALLBACKS.remove(report)
+        callbacks.remove(report)
     return report.scores
 
 
@@ -271,7 +272,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     # Study
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    direction = "maximize" if args.greater_is_better else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if args.greater_is_better else "minimize"
     if options.fresh:
         forget(storage, options.recipe, folder)
     study = optuna.create_study(study_name=options.recipe, storage=storage, direction=direction, load_if_exists=True)

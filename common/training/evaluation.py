@@ -8,10 +8,10 @@
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any, cast
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,37 +22,53 @@ from transformers.trainer_utils import EvalLoopOutput
 from common.data.workers import spare_workers
 from common.hardware import reraise_out_of_memory
 from common.training.interrupts import HOW_TO_RESUME, reraise_lost_ranks
+from common.training.loss import MeanLoss
 from common.training.order import LengthSortedSampler, in_dataset_order, row_parts
+from common.training.regularisation import Logits, Regularised
 from common.training.resume import early_stopping
 
 #: tokens that a CPU evaluates at a time
 EVALUATED_TOGETHER = 4096
 
+#: reduce(logits, labels) -> the part of the logits of a batch that the scores need; labels is None if there are none
+Reducer = Callable[[Any, Any], Any]
 
-class RowEvaluation(transformers.Trainer):
+
+class RowLoader(DataLoader):
+    """A loader that also has the whole data set, with the columns that the model does not take."""
+
+    full_dataset: Dataset
+
+
+def batches_of(output: EvalLoopOutput | EvalPrediction) -> tuple[list, list | None]:
+    """Return predictions and labels as lists of batches, which they are under `eval_do_concat_batches` false."""
+    return cast(list, output.predictions), cast("list | None", output.label_ids)
+
+
+class RowEvaluation(Regularised, MeanLoss):
     """Evaluate and predict with one result a row.
 
     With several label columns, predictions, labels and losses are each a dictionary by column.
     """
 
-    #: by label column or task: reduce(logits, labels) on the device; None keeps the logits
-    reducers: dict[str, Callable[[Tensor, Tensor | None], Tensor] | None]
+    #: by label column or task; None keeps the logits
+    reducers: dict[str, Reducer | None]
     user_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> LengthSortedSampler:
         # upstream: `get_eval_dataloader` and `get_test_dataloader` call it with the data set
         return LengthSortedSampler(eval_dataset)
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Return the loader of an evaluation set; its `full_dataset` keeps the columns that the model does not take."""
-        loader = spare_workers(super().get_eval_dataloader(eval_dataset))
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> RowLoader:
+        """Return the loader of an evaluation set."""
+        loader = cast(RowLoader, spare_workers(super().get_eval_dataloader(eval_dataset)))
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         loader.full_dataset = self.eval_dataset if named is None else named
         return loader
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the loader of a data set to predict, with `full_dataset` as in `get_eval_dataloader`."""
-        loader = spare_workers(super().get_test_dataloader(test_dataset))
+    def get_test_dataloader(self, test_dataset: Dataset) -> RowLoader:
+        """Return the loader of a data set to predict."""
+        loader = cast(RowLoader, spare_workers(super().get_test_dataloader(test_dataset)))
         loader.full_dataset = test_dataset
         return loader
 
@@ -68,7 +84,7 @@ class RowEvaluation(transformers.Trainer):
 
     def evaluation_loop(self, dataloader: DataLoader, *args, **kwargs) -> EvalLoopOutput:
         """Evaluate as the parent does, and return the rows in data set order."""
-        self._evaluated = dataloader.full_dataset
+        self._evaluated = cast(RowLoader, dataloader).full_dataset
         self._order = LengthSortedSampler(self._evaluated).order
         where = (
             f"in an evaluation with {self.args.per_device_eval_batch_size} rows at a time; give a smaller "
@@ -77,8 +93,8 @@ class RowEvaluation(transformers.Trainer):
         with reraise_out_of_memory(lambda: where), reraise_lost_ranks(), self.averaged():
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.pop(f"{prefix}_model_preparation_time", None)
-        predictions, labels, _ = self.rows_of(output.predictions, output.label_ids)
+        (output.metrics or {}).pop(f"{prefix}_model_preparation_time", None)
+        predictions, labels, _ = self.rows_of(*batches_of(output))
         return output._replace(predictions=predictions, label_ids=labels)
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys=None) -> tuple:
@@ -115,8 +131,9 @@ class RowEvaluation(transformers.Trainer):
             results[name] = (reduced, losses, counts)
         return (results, labels) if len(labels) > 1 else (next(iter(results.values())), next(iter(labels.values())))
 
-    def _reduce(self, name: str, logits: Tensor, labels: Tensor | None) -> Tensor:
-        return logits if self.reducers[name] is None else self.reducers[name](logits, labels)
+    def _reduce(self, name: str, logits: Logits, labels: Tensor | None) -> Any:
+        reducer = self.reducers[name]
+        return logits if reducer is None else reducer(logits, labels)
 
     def rows_of(self, predictions: list, labels: list | None) -> tuple:
         """Return predictions, labels and mean loss from the batches of `prediction_step`, in data set order."""
@@ -135,7 +152,7 @@ class RowEvaluation(transformers.Trainer):
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the loss and the scores of `compute_metrics`, and `loss_<column>` for several label columns."""
-        rows, labels, loss = self.rows_of(prediction.predictions, prediction.label_ids)
+        rows, labels, loss = self.rows_of(*batches_of(prediction))
         metrics = {"loss": loss}
         if isinstance(loss, dict):
             metrics = {"loss": sum(loss.values())} | {f"loss_{name}": value for name, value in loss.items()}

@@ -4,17 +4,14 @@ import math
 from itertools import islice
 
 import torch
-import transformers
 from torch import Tensor
 
 from common.errors import RunStopped
+from common.training.order import SeededOrder
 
 
-class FiniteCheck(transformers.Trainer):
+class FiniteCheck(SeededOrder):
     """Check the losses of all batches of a step, and the norm of its gradient."""
-
-    #: losses of the batches of the step so far
-    step_losses: list[Tensor]
 
     def _get_grad_norm(self, model, grad_norm=None):
         # upstream: called once a step, with the norm before clipping, before `optimizer.step`

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
-import transformers
 from transformers.trainer_utils import TrainOutput
 
 from common.errors import RunStopped, one_line
+from common.training.saving import WholeCheckpoints
 
 HOW_TO_RESUME = "resume with the same command and --resume_from_checkpoint true"
 #: a launcher repeats a signal that its processes got already; only a later one is a second request
@@ -35,7 +36,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number = 0
         self._since = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
@@ -134,19 +135,17 @@ def _state(host: str, process: int) -> str | None:
 # In the trainer
 
 
-class OrderlyStop(transformers.Trainer):
+class OrderlyStop(WholeCheckpoints):
     """Save a checkpoint after the step in which a signal came, and raise `RunStopped`."""
 
     _signals: StopSignals
-    #: the signal that the processes agreed on; 0 for none
-    stop_asked = 0
     _seen_step, _save_at_end = -1, False
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
+    def train(self, *args, **kwargs) -> TrainOutput:
         """Train as the parent does; raise `RunStopped` if the run ends early."""
         try:
             with StopSignals() as self._signals, reraise_lost_ranks():
-                result = super().train(resume_from_checkpoint, **kwargs)
+                result = super().train(*args, **kwargs)
                 if self._signals.number:
                     raise RunStopped(
                         f"{signal.Signals(self._signals.number).name} after the last step; {HOW_TO_RESUME}",

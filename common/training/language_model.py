@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback
 
 from common.args import TrainingArguments
@@ -18,7 +17,7 @@ from common.errors import InputError, tell
 from common.speed.head import hits_at_labels, losses_at_labels, scores_of
 from common.training.interrupts import HOW_TO_RESUME
 from common.training.loss import Logits, Losses
-from common.training.order import Repeated, StepBatches, step_starts
+from common.training.order import Repeated, StepBatches, StepSampler, step_starts
 from common.training.resume import reading
 from common.training.trainer import Trainer
 from common.tuning import TunedModel
@@ -50,7 +49,7 @@ class LanguageArguments(TrainingArguments):
             raise InputError("--loss_chunk must be at least 1")
         if (self.batch_ramp_start is None) != (self.batch_ramp_steps is None):
             raise InputError("--batch_ramp_start and --batch_ramp_steps: give both or neither")
-        if self.batch_ramp_start is None:
+        if self.batch_ramp_start is None or self.batch_ramp_steps is None:
             return
         batches = self.gradient_accumulation_steps * self.world_size
         full = self.per_device_train_batch_size * batches
@@ -67,7 +66,9 @@ class LanguageArguments(TrainingArguments):
     @property
     def ramp(self) -> tuple[int, int] | None:
         """Return rows of the first step and steps of growth; None without growth."""
-        return None if self.batch_ramp_start is None else (self.batch_ramp_start, self.batch_ramp_steps)
+        if self.batch_ramp_start is None or self.batch_ramp_steps is None:
+            return None
+        return self.batch_ramp_start, self.batch_ramp_steps
 
 
 class SeekStream(TrainerCallback):
@@ -94,6 +95,8 @@ class LanguageTrainer(Trainer):
 
     A run on a `TextStream`, or with a growing batch, is one epoch with consecutive row numbers.
     """
+
+    args: LanguageArguments
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class LanguageTrainer(Trainer):
         if changed:
             tell(f"{' and '.join(changed)}: every {args.save_steps:g} steps, because the run is one epoch")
 
-    def make_batches(self, dataset: Dataset | TextStream | Repeated) -> Sampler:
+    def make_batches(self, dataset: Dataset | TextStream | Repeated) -> StepSampler:
         """Return the batch sampler: `StepBatches` for a stream or a growing batch."""
         if isinstance(dataset, Dataset):
             return super().make_batches(dataset)
@@ -159,6 +162,7 @@ class LanguageTrainer(Trainer):
     def save_beside(self, folder: Path) -> None:
         """Save the position of a stream."""
         if isinstance(self.train_dataset, TextStream):
+            assert isinstance(self.train_batches, StepBatches)  # of `make_batches`
             self.train_dataset.save(str(folder), int(self.train_batches.starts[self.state.global_step]))
 
     def get_batch_samples(self, *args, **kwargs):
@@ -218,16 +222,17 @@ class LanguageTrainer(Trainer):
 
     def scores(self, splits: DatasetDict, when: str) -> dict[str, float]:
         """Return loss, perplexity and accuracy of each split except train, named `<when>_<split>_<score>`."""
-        scores = {}
+        scores: dict[str, float] = {}
         for split in splits:
             if split != "train":
                 name = f"{when}_{split}"
-                scores |= self.predict(splits[split], metric_key_prefix=name).metrics
+                scores |= self.predict(splits[split], metric_key_prefix=name).metrics or {}
         return {k: v for k, v in scores.items() if k.endswith(("_loss", "_perplexity", "_accuracy"))}
 
     @staticmethod
     def _accuracy(prediction: EvalPrediction, dataset: Dataset) -> dict[str, float]:
-        hits, counts = prediction.predictions, prediction.label_ids
+        hits: Any = prediction.predictions
+        counts: Any = prediction.label_ids
         if not isinstance(hits, dict):
             hits, counts = {"labels": hits}, {"labels": counts}
         return {

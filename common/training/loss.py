@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor
 
 from common.errors import InputError
+from common.training.base import TrainerBase
 from common.training.regularisation import Logits, divergence
 from common.tuning.peft_methods import is_adalora, orthogonality
 
@@ -39,7 +39,7 @@ def label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return flat.view(labels.shape)
 
 
-class MeanLoss(transformers.Trainer):
+class MeanLoss(TrainerBase):
     """Compute the loss of a step by `losses`, for each label column or task.
 
     A function of `losses` gets the logits of its column: the output of the model with the name of the column, else
@@ -57,7 +57,9 @@ class MeanLoss(transformers.Trainer):
             return {inputs["task"]: inputs.pop("labels")} if "labels" in inputs else {}
         return {name: inputs.pop(name) for name in self.losses if name in inputs}
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, dict]:
+    def get_batch_samples(  # type: ignore[override]  # the parent passes the counts to `compute_loss`, of any type
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, dict[str, Tensor]]:
         """Return the batches of a step, and the number of its labels on all processes by column or task."""
         batches = list(islice(epoch_iterator, num_batches))
         counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.losses}
@@ -95,7 +97,7 @@ class MeanLoss(transformers.Trainer):
         if not labels:
             raise InputError(f"training rows: no column {' or '.join(self.losses)}; add the labels")
         model, training = self.model, self.model.training
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, values in labels.items():
             logits = self.logits_of(outputs, name)
             losses, real = self.losses[name](logits, values, self.args.label_smoothing_factor), values != -100

@@ -9,24 +9,25 @@ import time
 
 import numpy as np
 import torch
-import transformers
 from accelerate.utils import release_memory
 from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 
 from common.errors import tell
 from common.hardware import is_out_of_memory, out_of_memory
+from common.training.order import SeededOrder
 from common.training.resume import early_stopping
+from common.training.saving import WholeCheckpoints
 from common.tuning.tune import is_gradual
 
 
-class BatchThatFits(transformers.Trainer):
+class BatchThatFits(WholeCheckpoints, SeededOrder):
     """Train again from the last checkpoint or the start after running out of memory, if the user allows it."""
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Train as the parent does; raise `RunStopped` if memory runs out."""
-        args, shrinks = self.args, self.args.auto_find_batch_size
-        args.auto_find_batch_size = False
+        assert not isinstance(resume_from_checkpoint, bool)  # `ExactResume.train` passes the folder
+        shrinks, self.args.auto_find_batch_size = self.args.auto_find_batch_size, False
         if shrinks:
             weights = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
             states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
@@ -34,11 +35,11 @@ class BatchThatFits(transformers.Trainer):
             self._forget_steps()
             self.resumed_from = resume_from_checkpoint
             try:
-                return super().train(resume_from_checkpoint, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                batch = args.per_device_train_batch_size
+                batch = self.args.per_device_train_batch_size
                 if not shrinks or batch == 1:
                     raise out_of_memory(self._where(batch), error) from None
             # outside of `except` the traceback no longer holds the tensors of the failed step
@@ -47,8 +48,8 @@ class BatchThatFits(transformers.Trainer):
             if resume_from_checkpoint is None:
                 self._begin_again(weights, states)
             tell(
-                f"out of memory with {batch} rows at a time: takes {args.per_device_train_batch_size}, and "
-                f"{args.gradient_accumulation_steps} batches a step; starts again from "
+                f"out of memory with {batch} rows at a time: takes {self.args.per_device_train_batch_size}, and "
+                f"{self.args.gradient_accumulation_steps} batches a step; starts again from "
                 f"{resume_from_checkpoint or 'the initial weights'}"
             )
 
@@ -61,7 +62,7 @@ class BatchThatFits(transformers.Trainer):
         # several processes would train alone
         if self.args.world_size > 1 and getattr(self.model, "_is_accelerate_prepared", False):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model._is_accelerate_prepared = False
+            vars(self.model)["_is_accelerate_prepared"] = False
             self.accelerator._models.clear()
 
     def _where(self, batch: int) -> str:

@@ -1,12 +1,12 @@
 """Promise: under `--layerwise_lr_decay` the learning rate of a layer follows from its depth."""
 
 import torch
-import transformers
 
+from common.training.base import TrainerBase
 from common.tuning.tune import layer_rates
 
 
-class LayerRates(transformers.Trainer):
+class LayerRates(TrainerBase):
     """Group the parameters by learning rate and weight decay."""
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -19,7 +19,10 @@ class LayerRates(transformers.Trainer):
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
                 groups.setdefault((shares[name], name in decays), []).append(weight)
-        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(
+            self.args,
+            self.model,  # type: ignore[arg-type]  # any module will do
+        )
         # the head comes first, because the rate of the first group is logged
         self.optimizer = optimizer_class(
             [

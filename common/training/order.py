@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
-import transformers
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -17,6 +16,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from common.data.workers import inner_loader, spare_workers
 from common.errors import InputError
+from common.training.loss import MeanLoss
 
 #: steps whose rows are sorted together by length (50 in LengthGroupedSampler of transformers)
 STEPS_SORTED_TOGETHER = 50
@@ -36,7 +36,17 @@ def share(rows: np.ndarray, parts: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(rows, parts)]
 
 
-class TrainingBatches(BatchRebalanceSampler):
+class StepSampler(BatchRebalanceSampler):
+    """Sample training batches: rows of the data set for each batch of an optimizer step.
+
+    The base class is BatchRebalanceSampler, because the Trainer passes a sampler of this type to the data loader
+    without sharding it again. Nothing else is inherited.
+    """
+
+    lengths: np.ndarray  # type: ignore[assignment]  # a list in the parent, whose methods are not called
+
+
+class TrainingBatches(StepSampler):
     """Sample training batches in an order that follows from `seed` and epoch.
 
     An optimizer step takes `step_rows` rows: the batch of a device, times processes, times gradient accumulation. The
@@ -46,9 +56,6 @@ class TrainingBatches(BatchRebalanceSampler):
 
     With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. Otherwise they are
     random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
-
-    The base class is BatchRebalanceSampler, because the Trainer passes a sampler of this type to the data loader
-    without sharding it again. Nothing else is inherited.
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class TrainingBatches(BatchRebalanceSampler):
         return -(-rows * self.accumulation // self.step_rows)
 
 
-class TokenBudgetBatches(BatchRebalanceSampler):
+class TokenBudgetBatches(StepSampler):
     """Sample training batches by a budget of tokens, padding included.
 
     The tokens of a batch are rows times the longest row, as for `max-tokens` of fairseq (Ott et al. 2019,
@@ -121,8 +128,6 @@ class TokenBudgetBatches(BatchRebalanceSampler):
     Rows are sorted by length rounded up to `multiple`, the multiple of padding; rows of equal rounded length have a
     random order. Steps then mix rows in each epoch, and each epoch has the same number of steps, which resuming needs.
     Each epoch takes every row once. A step may have fewer rows than parts (see `share`).
-
-    The base class is that of `TrainingBatches`, for the same reason.
 
     Args:
         lengths: tokens of each row, shape (rows,); of the longer side for a pair of texts.
@@ -187,15 +192,13 @@ class TokenBudgetBatches(BatchRebalanceSampler):
         return len(self.sizes) * self.accumulation
 
 
-class StepBatches(BatchRebalanceSampler):
+class StepBatches(StepSampler):
     """Sample batches of consecutive rows for a run whose rows are numbered from 0.
 
     A step takes `step_rows` rows. With `ramp` = (rows, steps) the first step takes `rows` rows, and the size grows
     linearly to `step_rows` over `steps` steps: small batches cost less while the gradient is large (Smith et al. 2018,
     https://arxiv.org/abs/1711.00489). The rows of a step do not depend on its batches. A process takes the rows whose
     number modulo `processes` is its rank.
-
-    The base class is that of `TrainingBatches`, for the same reason.
     """
 
     def __init__(
@@ -353,12 +356,12 @@ class SetEpoch(TrainerCallback):
                 part.set_epoch(int(state.epoch))
 
 
-class SeededOrder(transformers.Trainer):
+class SeededOrder(MeanLoss):
     """Order the training rows by seed and epoch under `--train_sampling_strategy random` and `group_by_length`."""
 
     #: rows of an optimizer step, and its batch sampler; None for a sampler of transformers
     step_rows: int
-    train_batches: Sampler | None = None
+    train_batches: StepSampler | None = None
     train_collator: TrainingCollator
 
     def cut(self) -> dict[str, int]:
@@ -371,7 +374,7 @@ class SeededOrder(transformers.Trainer):
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
 
-    def make_batches(self, dataset: Dataset) -> Sampler:
+    def make_batches(self, dataset: Dataset) -> StepSampler:
         """Return the batch sampler of a training set."""
         by_length = self.args.train_sampling_strategy == "group_by_length"
         return TrainingBatches(row_lengths(dataset), self.step_rows, by_length=by_length, **self.cut())
@@ -397,7 +400,8 @@ class SeededOrder(transformers.Trainer):
                 "not see; leave it out"
             )
         shortest = getattr(self.train_batches, "shortest", None)
-        filler = [] if shortest is None else loader.dataset.__getitems__([shortest])
+        dataset: Any = loader.dataset
+        filler = [] if shortest is None else dataset.__getitems__([shortest])
         labels = ["labels"] if self.by_task else self.losses
         self.train_collator = TrainingCollator(loader.collate_fn, self.data_collator, filler, labels)
         inner_loader(loader).collate_fn = self.train_collator

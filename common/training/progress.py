@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -43,7 +42,7 @@ class Progress(TrainerCallback):
             self.evaluation = tqdm(total=len(eval_dataloader), unit="batch", dynamic_ncols=True, leave=False)
         self.evaluation.update()
 
-    def on_log(self, args, state, control, logs: dict[str, Any], **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs):
         losses = {name: value for name, value in logs.items() if name.startswith("loss")}
         if not losses:
             return
@@ -54,7 +53,7 @@ class Progress(TrainerCallback):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
             tell(f"step {state.global_step} of {state.max_steps}: {shown}")
 
-    def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.end_evaluation()
         best = (args.metric_for_best_model or "loss").removeprefix("eval_")
         names = dict.fromkeys(("loss", best))
@@ -76,7 +75,7 @@ class Progress(TrainerCallback):
             return f"best checkpoint, step {state.best_global_step}"
         return f"after training, step {state.global_step}"
 
-    def on_predict(self, args, state, control, **kwargs):
+    def on_predict(self, args, state, control, metrics=None, **kwargs):
         self.end_evaluation()
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError
-from common.models.structure import transformer_of
+from common.models.structure import input_embeddings, transformer_of
+from common.training.base import TrainerBase
 
 Logits = Tensor | tuple[Tensor, ...]
 
@@ -72,7 +72,7 @@ class Adversary:
     def __init__(self, model: nn.Module, epsilon: float, steps: int | None, step_size: float | None, seed: int):
         transformer = transformer_of(model)
         reader = transformer.get_encoder() if transformer.config.is_encoder_decoder else transformer
-        self.embeddings = reader.get_input_embeddings()
+        self.embeddings = input_embeddings(reader)
         self.embeddings.register_forward_hook(self._move)
         self.random, self.seed = steps is not None, seed
         self.epsilon, self.passes = epsilon, steps or 2
@@ -301,7 +301,7 @@ class RegularisedSteps(TrainerCallback):
     def __init__(self, average: WeightAverage | None, mixout: Mixout | None):
         self.average, self.mixout = average, mixout
 
-    def on_train_begin(self, args, state, control, model, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.average:
             self.average.begin(state.max_steps)
             self.average.load(model, self.average.resumed)
@@ -309,22 +309,22 @@ class RegularisedSteps(TrainerCallback):
         if self.mixout:
             self.mixout.forget()
 
-    def on_step_begin(self, args, state, control, model, **kwargs):
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
         if self.average:
             self.average.before_step(model)
         if self.mixout:
             self.mixout.mix(state.global_step)
 
-    def on_step_end(self, args, state, control, model, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.average:
             self.average.after_step(model, state.global_step)
 
-    def on_train_end(self, args, state, control, model, **kwargs):
+    def on_train_end(self, args, state, control, model=None, **kwargs):
         if self.average:
             self.average.apply_mean(model)
 
 
-class Regularised(transformers.Trainer):
+class Regularised(TrainerBase):
     """Train with the regularisers that the arguments select."""
 
     average: WeightAverage | None = None
@@ -348,6 +348,7 @@ class Regularised(transformers.Trainer):
             self.mixout = Mixout(self.model, pretrained, args.mixout, seed)
         if args.adversarial:
             freelb = args.adversarial_steps, args.adversarial_step_size
+            assert args.adversarial_epsilon is not None  # `check_regularisation` replaces None
             self.adversary = Adversary(self.model, args.adversarial_epsilon, *freelb, seed)
             self.passes = self.adversary.passes
         if args.ema_decay is not None or args.swa_start is not None:

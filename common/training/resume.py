@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from common.errors import InputError, one_line, warn
 from common.hardware import is_out_of_memory
 from common.training import checkpoints
+from common.training.saving import WholeCheckpoints
 from common.tuning.peft_methods import is_adalora, restore_allocation
 
 
@@ -63,25 +64,24 @@ class RestoreState(TrainerCallback):
             elif best and state.best_model_checkpoint is None:
                 state.best_metric = None
                 warn(f"{best}: the best checkpoint is missing; only later checkpoints can be chosen as best")
-            for callback in early_stopping(trainer):
-                callback.early_stopping_patience = args.early_stopping_patience
+            for stopping in early_stopping(trainer):
+                stopping.early_stopping_patience = args.early_stopping_patience
         for callback in (c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)):
             state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
 
 
-class ExactResume(transformers.Trainer):
+class ExactResume(WholeCheckpoints):
     """Resume from the newest whole checkpoint, or from a given one."""
 
-    #: the checkpoint that the run resumed from
-    resumed_from: str | None = None
     #: epochs of the whole run
     epochs = 0
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Train from the start or from a checkpoint.
 
         Args:
             resume_from_checkpoint: a checkpoint folder; True for the newest whole one; None to train from the start.
+            *args: passed to the parent.
             **kwargs: passed to the parent.
 
         Raises:
@@ -90,13 +90,13 @@ class ExactResume(transformers.Trainer):
         """
         if resume_from_checkpoint is True:
             accept = self.args.accept_unverified_checkpoint
-            resume_from_checkpoint = str(checkpoints.newest_whole(self.args.output_dir, accept))
+            resume_from_checkpoint = str(checkpoints.newest_whole(self.args.folder, accept))
         if self.is_world_process_zero():
-            checkpoints.clear_staging(self.args.output_dir)
-        if resume_from_checkpoint is not None:
-            self._check_order(Path(resume_from_checkpoint))
-        self.last_whole = resume_from_checkpoint
-        return super().train(resume_from_checkpoint, **kwargs)
+            checkpoints.clear_staging(self.args.folder)
+        self.last_whole = resume_from_checkpoint or None
+        if self.last_whole is not None:
+            self._check_order(Path(self.last_whole))
+        return super().train(self.last_whole, *args, **kwargs)
 
     def _check_order(self, checkpoint: Path) -> None:
         """Raise `InputError` if the run took its rows in another order; warn if it cannot resume exactly."""
@@ -114,12 +114,14 @@ class ExactResume(transformers.Trainer):
 
     def saved_state(self) -> dict:
         """Return the trainer state of the checkpoint that the run resumed from."""
+        assert self.resumed_from is not None
         return json.loads(Path(self.resumed_from, checkpoints.STATE).read_text(encoding="utf-8"))
 
     def set_initial_training_values(self, args, dataloader: DataLoader) -> tuple:
         """Return the values of the parent, with 0 epochs for a run that had ended: the parent would train a step."""
-        self.epochs, *rest = super().set_initial_training_values(args, dataloader)
-        return (0 if self._was_over(max_steps=rest[-1]) else self.epochs, *rest)
+        values = super().set_initial_training_values(args, dataloader)
+        self.epochs = values[0]
+        return (0 if self._was_over(max_steps=values[-1]) else self.epochs, *values[1:])
 
     def _was_over(self, max_steps: int) -> bool:
         if self.resumed_from is None:
@@ -145,11 +147,12 @@ class ExactResume(transformers.Trainer):
                 self._load_trained(trained)
             elif not self._load_whole(Path(resume_from_checkpoint)):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if unaveraged.is_file():
+            if self.average is not None and unaveraged.is_file():
                 self.average.resumed = load_file(unaveraged)
 
     def _load_best_model(self) -> None:
         # upstream: called at the end of the training, before `on_train_end`
+        assert self.state.best_model_checkpoint is not None
         best = Path(self.state.best_model_checkpoint)
         damage = checkpoints.damage(best, self.args.accept_unverified_checkpoint)
         if damage:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-import transformers
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -25,6 +24,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from common.errors import InputError, in_main_process, one_line
 from common.models.structure import transformer_of
 from common.training import checkpoints
+from common.training.regularisation import Regularised
 from common.tuning.peft_methods import allocation, is_adalora
 from common.tuning.tune import is_beside, is_gradual
 
@@ -32,7 +32,7 @@ from common.tuning.tune import is_beside, is_gradual
 SCRATCH_BYTES = 2**28
 
 
-class WholeCheckpoints(transformers.Trainer):
+class WholeCheckpoints(Regularised):
     """Write checkpoints to a staging folder and publish whole ones; raise `RunStopped` if the disk is full."""
 
     #: the newest whole checkpoint of this run, or the one that it resumed from
@@ -62,7 +62,7 @@ class WholeCheckpoints(transformers.Trainer):
                 with self.averaged():
                     self._unsaved_best = self.trained_weights()
             return
-        folder = Path(self.args.output_dir)
+        folder = self.args.folder
         staged = folder / checkpoints.STAGING / f"checkpoint-{self.state.global_step}"
         torch.serialization.set_crc32_options(False)  # slower and weaker than SHA-256 in the manifest
         try:
@@ -125,7 +125,7 @@ class WholeCheckpoints(transformers.Trainer):
             in_main_process(self._try_saving)
 
     def _try_saving(self) -> None:
-        folder, model = Path(self.args.output_dir), self.model
+        folder, model = self.args.folder, self.model
         folder.mkdir(parents=True, exist_ok=True)
         size = sum(weight.nbytes for weight in model.parameters())
         trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
@@ -196,7 +196,7 @@ class WholeCheckpoints(transformers.Trainer):
             state_dict = {n: v for n, v in state.items() if not v.numel() or first[v.data_ptr()] == n}
         elif Path(output_dir or "").parent.name == checkpoints.STAGING and isinstance(model, PreTrainedModel):
             # resume needs the names of `state_dict`; `save_pretrained` renames those of some models, such as Mixtral
-            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+            vars(model)["save_pretrained"] = partial(model.save_pretrained, save_original_format=False)
         try:
             super()._save(output_dir, state_dict)
         finally:
@@ -207,7 +207,7 @@ class WholeCheckpoints(transformers.Trainer):
 
         A checkpoint of a model with separate trained parameters (LoRA, adapters, prompts) holds these parameters only.
         """
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.folder)
         if folder.parent.name == checkpoints.STAGING and is_beside(self.model):
             if self.args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ class WholeCheckpoints(transformers.Trainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
             return
-        with checkpoints.clear_disk_errors(self.args.output_dir, self._checkpoint_bytes):
+        with checkpoints.clear_disk_errors(self.args.folder, self._checkpoint_bytes):
             super().save_model(str(folder), _internal_call=True)
         if self.args.should_save:
             # a pickle; run.json holds the arguments. FSDP with sharded states does not write it

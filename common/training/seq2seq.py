@@ -10,17 +10,16 @@ In addition to the promises of `common.training.trainer`:
   resumes bit for bit.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import (
     EvalPrediction,
     LogitsProcessorList,
@@ -38,8 +37,9 @@ from common.models.encoder_decoder import Seq2SeqModelArguments
 from common.models.trial import FAILURES, trial
 from common.speed.head import losses_at_labels
 from common.training import checkpoints
+from common.training.evaluation import batches_of
 from common.training.loss import Losses
-from common.training.order import TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
+from common.training.order import StepSampler, TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
 from common.training.trainer import Trainer
 from common.tuning.methods import TuningArguments
 
@@ -154,21 +154,23 @@ class Seq2SeqCollator:
         search = model.generation_config
         start = search.bos_token_id if search.decoder_start_token_id is None else search.decoder_start_token_id
         self.pad = tokenizer.pad_token_id
+        self.shift: Callable[[Tensor], Tensor]
         # not every model has a function for the shift; only mBART starts with the last label, the language
         if model.config.model_type == "mbart":
-            self.shift = model.prepare_decoder_input_ids_from_labels
+            # torch annotates what it does not know of a module as a tensor or a module
+            self.shift = model.prepare_decoder_input_ids_from_labels  # type: ignore[assignment]
         else:
             self.shift = partial(shift_right, start=start, pad=self.pad)
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
         sources, labels = [row["input_ids"] for row in rows], [row["labels"] for row in rows]
-        ids, mask = padded(sources, self.pad), padded([[1] * len(source) for source in sources], 0)
-        labels = padded(labels, -100)
+        mask = padded([[1] * len(source) for source in sources], 0)
+        padded_labels = padded(labels, -100)
         return {
-            "input_ids": ids,
+            "input_ids": padded(sources, self.pad),
             "attention_mask": mask,
-            "labels": labels,
-            "decoder_input_ids": self.shift(labels),
+            "labels": padded_labels,
+            "decoder_input_ids": self.shift(padded_labels),
         }
 
 
@@ -183,6 +185,8 @@ class Seq2SeqTrainer(Trainer):
     input, or the "first" label. None: as the generation configuration says.
     """
 
+    args: Seq2SeqTrainingArguments
+
     def __init__(self, *args, losses: Losses, begins: Literal["start", "first"] | None = None, **kwargs):
         super().__init__(*args, losses=losses, **kwargs)
         if self.args.average_checkpoints and self.is_fsdp_enabled:
@@ -195,9 +199,10 @@ class Seq2SeqTrainer(Trainer):
 
     def _try_search(self) -> None:
         """Generate two tokens with the final settings; raise `InputError` if the search fails, before training."""
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        whole: Any = self.model
+        model: Any = whole.get_base_model() if isinstance(whole, PeftModel) else whole
         ids = torch.arange(1, 5, device=self.args.device)[None]
-        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self._begins == "start":
             arguments["decoder_start_token_id"] = [1]
         if self.args.speed != "off":
@@ -206,14 +211,14 @@ class Seq2SeqTrainer(Trainer):
                 self.speed.note("beams_share_source", why_not_shared(model))
         try:
             with trial(self.model):
-                self.model.generate(**arguments, max_new_tokens=2)
+                whole.generate(**arguments, max_new_tokens=2)
         except FAILURES as error:
             raise InputError(
                 f"{model.name_or_path}: cannot generate: {one_line(error)}; choose another --model_name_or_path, or "
                 "correct its generation_config.json"
             ) from None
 
-    def make_batches(self, dataset: Dataset) -> Sampler:
+    def make_batches(self, dataset: Dataset) -> StepSampler:
         """Return the batch sampler, by rows or by a budget of tokens; a pair has the length of its longer side."""
         lengths = np.maximum(row_lengths(dataset), row_lengths(dataset, "labels"))
         if self.args.max_tokens_per_batch:
@@ -242,7 +247,7 @@ class Seq2SeqTrainer(Trainer):
 
     def _take_average(self, n: int) -> None:
         """Load the mean of the weights of the last `n` checkpoints into the model."""
-        folders = checkpoints.in_order(self.args.output_dir)
+        folders = checkpoints.in_order(self.args.folder)
         last = [path for path in folders if checkpoints.step_of(path) <= self.state.global_step][:n]
         if len(last) < n:
             raise InputError(
@@ -300,5 +305,5 @@ class Seq2SeqTrainer(Trainer):
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the scores of generated outputs, or the loss only."""
         if len(prediction.predictions[0]) > 1:
-            return {"loss": self.rows_of(prediction.predictions, prediction.label_ids)[2]}
+            return {"loss": self.rows_of(*batches_of(prediction))[2]}
         return {name: value for name, value in super().score(prediction).items() if value is not None}

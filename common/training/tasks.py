@@ -5,15 +5,12 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
-import transformers
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from common.errors import InputError
-from common.training.order import row_lengths, share
+from common.training.order import SeededOrder, StepSampler, row_lengths, share
 
 
 class TaskRows(TorchDataset):
@@ -36,14 +33,12 @@ class TaskRows(TorchDataset):
         ]
 
 
-class TaskBatches(BatchRebalanceSampler):
+class TaskBatches(StepSampler):
     """Sample training batches of several tasks, in an order that follows from `seed` and epoch.
 
     The rows of each task are shuffled and cut into even steps of at least `step_rows` rows. The steps of all tasks are
     shuffled: the share of a task follows from its size (Liu et al. 2019, arXiv:1901.11504, algorithm 1).
     Each epoch takes every row once. A task with fewer rows than two steps makes one larger step.
-
-    The base class is that of `TrainingBatches`, for the same reason.
     """
 
     def __init__(self, rows: TaskRows, step_rows: int, accumulation: int, processes: int, rank: int, seed: int):
@@ -95,7 +90,7 @@ class TaskCollator:
         return {**collator([{k: v for k, v in row.items() if k != "task"} for row in rows]), "task": task}
 
 
-class SeveralTasks(transformers.Trainer):
+class SeveralTasks(SeededOrder):
     """Train on a dictionary of training sets, by task.
 
     `losses` has a function for each task, for its column `labels`. `data_collator` may have a collator for each task.
@@ -121,7 +116,7 @@ class SeveralTasks(transformers.Trainer):
         collator = TaskCollator(data_collator)
         return {"train_dataset": TaskRows(train_dataset), "eval_dataset": eval_dataset, "data_collator": collator}
 
-    def make_batches(self, dataset: Dataset | TaskRows) -> Sampler:
+    def make_batches(self, dataset: Dataset | TaskRows) -> StepSampler:
         """Return the batch sampler of several tasks, or of one training set."""
         if isinstance(dataset, TaskRows):
             return TaskBatches(dataset, self.step_rows, **self.cut())

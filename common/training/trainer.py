@@ -4,10 +4,9 @@
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -15,7 +14,7 @@ from common.args import TrainingArguments
 from common.errors import InputError, one_line
 from common.models.structure import transformer_of
 from common.speed import apply
-from common.training.evaluation import RowEvaluation
+from common.training.evaluation import Reducer, RowEvaluation
 from common.training.finite import FiniteCheck
 from common.training.interrupts import OrderlyStop
 from common.training.loss import Losses, MeanLoss, named_losses
@@ -41,8 +40,8 @@ class Trainer(
     WholeCheckpoints,
     FiniteCheck,
     LayerRates,
-    Regularised,
     RowEvaluation,
+    Regularised,
     SeveralTasks,
     SeededOrder,
     MeanLoss,
@@ -71,7 +70,7 @@ class Trainer(
         *,
         losses: Losses | dict[str, Losses],
         compute_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None = None,
-        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | dict[str, Callable] | None = None,
+        preprocess_logits_for_metrics: Reducer | dict[str, Reducer] | None = None,
         **kwargs,
     ):
         self.tuned = model if isinstance(model, TunedModel) else TunedModel(model, kwargs.get("processing_class"))
@@ -123,5 +122,5 @@ class Trainer(
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Draft a model card before a push to the hub, unless the recipe wrote one."""
-        if not Path(self.args.output_dir, "README.md").exists():
+        if not (self.args.folder / "README.md").exists():
             super().create_model_card(*args, **kwargs)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError
-from common.models.structure import transformer_of, watch
+from common.models.structure import LINEAR, transformer_of, watch
 
 WEIGHTS, ABOUT = "adapter.safetensors", "adapter.json"
 MARK = "bottleneck_adapter"
@@ -48,7 +48,7 @@ def _adapt(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | t
     return adapter(output) if isinstance(output, Tensor) else (adapter(output[0]), *output[1:])
 
 
-def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
+def insert_adapters(model: nn.Module, shape: Shape) -> list[str]:
     """Insert new adapters into each layer of `model`, initialised from the global random state.
 
     - `houlsby` (Houlsby et al. 2019): an adapter follows each attention output projection and each feed-forward part,
@@ -78,9 +78,10 @@ def insert_adapters(model: PreTrainedModel, shape: Shape) -> list[str]:
         else:
             adapted.append((layer.name, layer.output))
     for name, linear in adapted:
-        module, weight = model.get_submodule(name), model.get_submodule(linear).weight
-        width = getattr(model.get_submodule(linear), "out_features", None) or model.get_submodule(linear).nf
-        adapter = Bottleneck(width, max(1, width // shape.reduction)).to(weight.device)
+        module, projection = model.get_submodule(name), model.get_submodule(linear)
+        assert isinstance(projection, LINEAR)  # `watch` names no other modules
+        width = projection.nf if isinstance(projection, Conv1D) else projection.out_features
+        adapter = Bottleneck(width, max(1, width // shape.reduction)).to(projection.weight.device)
         module.add_module(MARK, adapter)
         # before the hook that unpacks the output of the last layer (common.speed.padding_free)
         module.register_forward_hook(_adapt, prepend=True)
@@ -92,7 +93,7 @@ def adapter_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if f".{MARK}." in name]
 
 
-def save_adapters(model: PreTrainedModel, shape: Shape, folder: Path) -> None:
+def save_adapters(model: nn.Module, shape: Shape, folder: Path) -> None:
     """Save the adapters as safetensors, and their shape as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict()
@@ -100,7 +101,7 @@ def save_adapters(model: PreTrainedModel, shape: Shape, folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps(asdict(shape), indent=1) + "\n", encoding="utf-8")
 
 
-def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+def load_adapters(model: nn.Module, folder: Path) -> None:
     """Insert the adapters that `save_adapters` wrote; raise `InputError` if they do not fit `model`."""
     try:
         shape = Shape(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import peft
 import torch
@@ -16,12 +16,20 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError, one_line
 from common.models.load import LoadedModel
-from common.models.structure import Layer, fresh_names, norm_names, output_embeddings, transformer_of, watch
+from common.models.structure import (
+    Layer,
+    fresh_names,
+    input_embeddings,
+    norm_names,
+    output_embeddings,
+    transformer_of,
+    watch,
+)
 from common.tuning.methods import TuningArguments
 from common.tuning.virtual_tokens import hide_virtual_tokens
 
@@ -52,10 +60,10 @@ def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
     layers = watch(model)
     fresh = [dict(model.named_parameters())[name] for name in fresh_names(model, loaded.new_parameters)]
     config = _from_file(args.peft_config) if args.peft_config else _config(model, args, layers)
-    if config.is_prompt_learning:
+    if isinstance(config, peft.PromptLearningConfig):
         _check_room(loaded, args, config.num_virtual_tokens)
         only_keys = config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
-        width = transformer.config.hidden_size if only_keys else transformer.get_input_embeddings().embedding_dim
+        width = transformer.config.hidden_size if only_keys else input_embeddings(transformer).embedding_dim
         config.token_dim = config.token_dim or width
         config.num_attention_heads = config.num_attention_heads or transformer.config.num_attention_heads
         lm = task_type in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
@@ -84,15 +92,15 @@ def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
     return wrapped
 
 
-def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> PeftConfig:
+def _config(model: nn.Module, args: TuningArguments, layers: list[Layer]) -> PeftConfig:
     method, rank = args.method, args.lora_r or RANK.get(args.method, 8)
     if method in ("prefix", "prompt", "ptuning"):
-        tokens = {"num_virtual_tokens": args.num_virtual_tokens}
+        tokens: dict[str, Any] = {"num_virtual_tokens": args.num_virtual_tokens}
         if method == "prefix":
             return peft.PrefixTuningConfig(**tokens)
         if method == "prompt":  # embeddings of tokens are the better initialisation (Lester et al. 2021)
             return peft.PromptTuningConfig(**tokens, prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB)
-        width = transformer_of(model).get_input_embeddings().embedding_dim
+        width = input_embeddings(transformer_of(model)).embedding_dim
         return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=width)
     targets: Any = args.lora_target_modules
     if targets == ["all-linear"]:
@@ -102,16 +110,15 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
     if method == "ia3":
         return _ia3(model, args, layers)
     transposed = any(isinstance(m, Conv1D) and n in targets for n, m in model.named_modules())
-    common = {"target_modules": targets}
+    common: dict[str, Any] = {"target_modules": targets}
     if method == "vera":
         return peft.VeraConfig(**common, r=rank, vera_dropout=args.lora_dropout, fan_in_fan_out=transposed)
     alpha = args.lora_alpha
     common |= {"lora_dropout": args.lora_dropout, "fan_in_fan_out": transposed}
     if method == "adalora":  # RankSchedule sets the schedule once the number of steps is known
         first = math.ceil(1.5 * rank)
-        return peft.AdaLoraConfig(
-            **common, target_r=rank, init_r=first, lora_alpha=alpha or 2 * first, total_step=1_000_000, tfinal=0
-        )
+        common["lora_alpha"] = alpha or 2 * first
+        return peft.AdaLoraConfig(**common, target_r=rank, init_r=first, total_step=1_000_000, tfinal=0)
     more: dict[str, Any] = {"lora_alpha": alpha or 2 * rank}
     if method == "rslora":  # scales by alpha / sqrt(r); equals the default of LoRA at rank 16
         more = {"lora_alpha": alpha or 8, "use_rslora": True}
@@ -122,7 +129,7 @@ def _config(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) 
     return peft.LoraConfig(**common, r=rank, **more)
 
 
-def _aim(config: PeftConfig, model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> None:
+def _aim(config: Any, model: nn.Module, args: TuningArguments, layers: list[Layer]) -> None:
     """Set the target layers of a `--peft_config` that names none."""
     if config.peft_type == PeftType.LN_TUNING:
         config.target_modules = [*dict.fromkeys(name.rpartition(".")[0] for name in norm_names(model))]
@@ -133,7 +140,7 @@ def _aim(config: PeftConfig, model: PreTrainedModel, args: TuningArguments, laye
         config.target_modules = _attention(layers) or _all(layers)
 
 
-def _ia3(model: PreTrainedModel, args: TuningArguments, layers: list[Layer]) -> PeftConfig:
+def _ia3(model: nn.Module, args: TuningArguments, layers: list[Layer]) -> peft.IA3Config:
     scaled = [name for layer in layers for name in [*layer.key, *layer.value]]
     if not scaled:
         raise InputError(
@@ -239,7 +246,8 @@ class RankSchedule(TrainerCallback):
     """
 
     def __init__(self, model: PeftModel):
-        self.model, self.config = model, model.peft_config["default"]
+        self.model = model
+        self.tuner, self.config = _adalora(model)
 
     def on_train_begin(self, args, state, control, **kwargs):
         steps = state.max_steps
@@ -248,19 +256,20 @@ class RankSchedule(TrainerCallback):
         if steps - self.config.tfinal - self.config.tinit < 2:
             raise InputError(f"--tuning adalora: {steps} steps are too few to choose ranks; raise --num_train_epochs")
         if state.global_step == 0:
-            self.model.base_model.rankallocator.reset_ipt()
+            self.tuner.rankallocator.reset_ipt()
             self.config.rank_pattern = None
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         for name, weight in self.model.named_parameters():
             if "lora_" in name and weight.requires_grad and weight.grad is None:  # its layer was left out of this step
                 weight.grad = torch.zeros_like(weight)
-        self.model.base_model.update_and_allocate(state.global_step + 1)
+        self.tuner.update_and_allocate(state.global_step + 1)
 
 
 def allocation(model: PeftModel) -> dict[str, Tensor]:
     """Return the state of the rank allocation of AdaLoRA, which a resumed run needs to choose the same ranks."""
-    allocator, pattern = model.base_model.rankallocator, model.peft_config["default"].rank_pattern
+    tuner, config = _adalora(model)
+    allocator, pattern = tuner.rankallocator, config.rank_pattern
     kept = {f"{kind}:{n}": t for kind in ("exp_avg_ipt", "exp_avg_unc") for n, t in getattr(allocator, kind).items()}
     kept |= {f"rank_pattern:{name}": torch.tensor(mask) for name, mask in (pattern or {}).items()}
     return {name: value.detach().cpu().contiguous() for name, value in kept.items()}
@@ -268,7 +277,8 @@ def allocation(model: PeftModel) -> dict[str, Tensor]:
 
 def restore_allocation(model: PeftModel, kept: dict[str, Tensor]) -> None:
     """Restore the state that `allocation` returned."""
-    allocator, pattern = model.base_model.rankallocator, {}
+    tuner, config = _adalora(model)
+    allocator, pattern = tuner.rankallocator, {}
     allocator.reset_ipt()
     for key, value in kept.items():
         kind, _, name = key.partition(":")
@@ -277,7 +287,7 @@ def restore_allocation(model: PeftModel, kept: dict[str, Tensor]) -> None:
         else:
             getattr(allocator, kind)[name] = value.to(model.device)
             allocator.ipt[name] = torch.zeros_like(value)
-    model.peft_config["default"].rank_pattern = pattern or None
+    config.rank_pattern = pattern or None
 
 
 def orthogonality(model: PeftModel) -> Tensor:
@@ -287,9 +297,17 @@ def orthogonality(model: PeftModel) -> Tensor:
         if "lora_A.default" in name or "lora_B.default" in name:
             product = weight @ weight.T if "lora_A" in name else weight.T @ weight
             parts.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
-    return model.peft_config["default"].orth_reg_weight * torch.stack(parts).mean()
+    return _adalora(model)[1].orth_reg_weight * torch.stack(parts).mean()
 
 
-def is_adalora(model: nn.Module) -> bool:
+def is_adalora(model: nn.Module) -> TypeGuard[PeftModel]:
     """Return whether `model` is tuned by AdaLoRA."""
     return isinstance(model, PeftModel) and model.peft_type == PeftType.ADALORA
+
+
+def _adalora(model: PeftModel) -> tuple[peft.AdaLoraModel, peft.AdaLoraConfig]:
+    """Return the layers of AdaLoRA and their configuration."""
+    tuner, config = model.base_model, model.peft_config["default"]
+    assert isinstance(tuner, peft.AdaLoraModel)
+    assert isinstance(config, peft.AdaLoraConfig)
+    return tuner, config

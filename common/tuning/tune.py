@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, TaskType
@@ -230,11 +231,13 @@ def _merge_quantized(model: PeftModel) -> PreTrainedModel:
     return plain.to(quantized.device)
 
 
-def _saved_apart(model: PreTrainedModel) -> PreTrainedModel:
+def _saved_apart(model: Any) -> nn.Module:
+    """Make `save_pretrained` of a model write the weights into `base/`, without those of adapters."""
+
     def save(folder: str, state_dict: dict | None = None, **more) -> None:
         weights = {n: w for n, w in (state_dict or model.state_dict()).items() if f".{MARK}." not in n}
         type(model).save_pretrained(model, str(Path(folder, BASE)), state_dict=weights, **more)
         model.config.save_pretrained(folder)
 
-    model.save_pretrained = save
+    vars(model)["save_pretrained"] = save
     return model

@@ -7,6 +7,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.models.structure import transformer_of
 from common.models.trial import FAILURES, trial
 
 
@@ -22,12 +23,13 @@ def hide_virtual_tokens(model: PeftModel) -> None:
     """
     warnings.filterwarnings("ignore", message="(Token type|Position) ids are not supported")
     config, base = model.active_peft_config, model.get_base_model()
-    if base.config.is_encoder_decoder:
+    transformer = transformer_of(base)
+    if transformer.config.is_encoder_decoder:
         return
     if config.peft_type not in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE):  # these add keys and values only
-        _hide(model, base.base_model, config.num_virtual_tokens)
-    ids = torch.randint(0, base.config.vocab_size, (1, 5), generator=torch.Generator().manual_seed(0))
-    padded = torch.cat([ids, torch.full((1, 3), base.config.pad_token_id or 0)], 1)
+        _hide(model, transformer, config.num_virtual_tokens)
+    ids = torch.randint(0, transformer.config.vocab_size, (1, 5), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([ids, torch.full((1, 3), transformer.config.pad_token_id or 0)], 1)
     device = model.device
     try:
         with trial(model):
@@ -36,9 +38,9 @@ def hide_virtual_tokens(model: PeftModel) -> None:
                 input_ids=padded.to(device), attention_mask=(torch.arange(8) < 5).long()[None].to(device)
             )
     except FAILURES:
+        kind = config.peft_type.value.lower()
         raise InputError(
-            f"--tuning: a {base.config.model_type} model takes no virtual tokens of {config.peft_type.value.lower()}; "
-            "give --tuning lora"
+            f"--tuning: a {transformer.config.model_type} model takes no virtual tokens of {kind}; give --tuning lora"
         ) from None
     if any(
         isinstance(v, Tensor) and v.shape[1:2] == (5 + config.num_virtual_tokens,) for v in without_padding.values()

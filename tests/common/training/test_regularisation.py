@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     DataCollatorForTokenClassification,
+    MambaConfig,
     TrainerCallback,
 )
 
@@ -148,10 +149,9 @@ def test_dropout_is_set_everywhere_and_not_saved():
     assert bart.encoder.dropout == bart.decoder.layers[0].activation_dropout == 0.3
     with pytest.raises(InputError, match=r"--attention_dropout 0\.1: --dropout 0\.3 includes attention"):
         set_dropout(model, 0.3, 0.1)
-    none = nn.Linear(2, 2)
-    none.config = BertConfig()
+    none = AutoModel.from_config(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=20, state_size=4))
     set_dropout(none, 0.0)
-    with pytest.raises(InputError, match="--dropout: a bert model has no dropout"):
+    with pytest.raises(InputError, match="--dropout: a mamba model has no dropout"):
         set_dropout(none, 0.3)
 
 
