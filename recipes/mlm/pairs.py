@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import BLOCKS, encode, sentences_of
 from common.errors import InputError, tell
+from common.models.room import room_of
 from common.models.trial import trial
 
 from .masking import SPECIAL, word_marks
@@ -34,7 +35,7 @@ def to_pairs(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, length: int,
         InputError: a split has fewer than two texts with two sentences.
     """
     before, between, after = _ends(tokenizer)
-    room = length - len(before) - len(between) - len(after)
+    room = room_of(tokenizer, length, pair=True, least=2)
     features = Features(BLOCKS | {"token_type_ids": BLOCKS["marks"], "pair": Value("int64"), "row": Value("int64")})
     pairs = {}
     for split, rows in data.items():

@@ -55,7 +55,10 @@ class NerDataArguments(DataArguments):
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:
-            raise InputError(f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length")
+            raise InputError(
+                f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length "
+                f"{self.max_seq_length}; give at most {self.max_seq_length // 2}"
+            )
 
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path` is a file or a folder of brat."""

@@ -4,6 +4,8 @@ import regex
 from transformers import PreTrainedTokenizerFast
 
 from common.data.words import NO_SPACES
+from common.errors import InputError
+from common.models.room import room_of
 
 from .schemes import invalid_tags
 
@@ -37,7 +39,16 @@ def cut_windows(
         sentence: index of the sentence in `sentences`.
         positions: positions in `input_ids` of the first tokens of the window's words. The windows of a sentence give
             each word exactly once, in order.
+
+    Raises:
+        InputError: a window has no room for `doc_stride` tokens and one more.
     """
+    room = room_of(tokenizer, max_seq_length)
+    if doc_stride >= room:
+        raise InputError(
+            f"--doc_stride {doc_stride}: a window of --max_seq_length {max_seq_length} has {room} tokens that are not "
+            f"special; give at most {room - 1}"
+        )
     encoded = tokenizer(
         sentences,
         is_split_into_words=True,
@@ -46,7 +57,7 @@ def cut_windows(
         stride=doc_stride,
         return_overflowing_tokens=True,
     )
-    step = max_seq_length - tokenizer.num_special_tokens_to_add() - doc_stride
+    step = room - doc_stride
     columns = {name: encoded[name] for name in encoded if name != "overflow_to_sample_mapping"}
     columns["sentence"] = encoded["overflow_to_sample_mapping"]
     columns["positions"] = []

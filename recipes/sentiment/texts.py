@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import InputError
+from common.models.room import room_of
 from common.training import label_losses
 
 
@@ -33,7 +34,8 @@ def cut(
     Returns:
         The columns of the model's inputs, and `cut`: whether the row was cut.
     """
-    room = room_of(tokenizer, max_seq_length, pairs is not None)
+    pair = pairs is not None
+    room = room_of(tokenizer, max_seq_length, pair=pair, least=1 + pair)
     rows: list[Encoding] = []
     is_cut = []
     for one, other in encoded(tokenizer, texts, pairs):
@@ -46,20 +48,6 @@ def cut(
             other = part_of(other, kept[1], keep) if other else None
         rows.append(tokenizer.backend_tokenizer.post_process(one, other))
     return inputs_of(tokenizer, rows) | {"cut": is_cut}
-
-
-def room_of(tokenizer: PreTrainedTokenizerFast, max_seq_length: int, pair: bool) -> int:
-    """Return the tokens of a row that are not special.
-
-    Raises:
-        InputError: `max_seq_length` has no room for a token of each text.
-    """
-    special, least = tokenizer.num_special_tokens_to_add(pair=pair), 2 if pair else 1
-    if max_seq_length < special + least:
-        raise InputError(
-            f"--max_seq_length {max_seq_length}: a row has {special} special tokens; give at least {special + least}"
-        )
-    return max_seq_length - special
 
 
 def encoded(

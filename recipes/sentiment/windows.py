@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from common import training
 from common.errors import tell, warn
+from common.models.room import room_of
 
-from .texts import cut, encoded, inputs_of, part_of, room_of
+from .texts import cut, encoded, inputs_of, part_of
 
 
 def read(
@@ -49,7 +50,8 @@ def cut_windows(
     Returns:
         The columns of `read`.
     """
-    room = room_of(tokenizer, max_seq_length, pairs is not None)
+    pair = pairs is not None
+    room = room_of(tokenizer, max_seq_length, pair=pair, least=1 + pair)
     stride = max_seq_length // 4 if doc_stride is None else doc_stride
     rows: list[Encoding] = []
     flags: dict[str, list[bool]] = {"cut": [], "first_window": []}

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.data.corpus import ends_of
 from common.models.decoding import padded
+from common.models.room import room_of
 
 from .articles import units
 from .scoring import Rouge, extract, oracle
@@ -53,9 +54,10 @@ def encode_windows(
     windows: dict[str, list] = {"input_ids": [], "labels": [], "sentences": [], "row": []}
     before, after = ends_of(tokenizer)
     mark = tokenizer(CONTINUES, add_special_tokens=False)["input_ids"]
+    room = room_of(tokenizer, max_length, least=len(mark) + 1, argument="max_source_length")
     for row, texts, chosen in zip(indices, rows["parts"], rows["oracle"], strict=True):
         parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        for ids, spans, numbers in cut(parts, max_length - len(before) - len(after), mark):
+        for ids, spans, numbers in cut(parts, room, mark):
             labels = [
                 [start + len(before), end + len(before), int(number in chosen)]
                 for (start, end), number in zip(spans, numbers, strict=True)
