@@ -81,6 +81,9 @@ class FileArguments:
     column_names: list[str] | None = field(
         default=None, metadata={"help": "with --csv_header false: names of the columns, such as text,label"}
     )
+    sheet: str | None = field(
+        default=None, metadata={"help": "sheet of .xlsx, .xls and .ods files; default: the first"}
+    )
     skip_bad_rows: int = field(
         default=0, metadata={"help": "drop up to N rows with a problem, named and counted; default: reject the file"}
     )
@@ -126,7 +129,7 @@ class DataArguments(FileArguments):
     _argument_group_name = "data"
     sample: ClassVar[Path | None] = None
 
-    train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .parquet, or a format of the recipe")
+    train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .xlsx .parquet, or a format of the recipe")
     validation_file: str | None = _file("validation rows; split off from the training rows if not given")
     test_file: str | None = _file("test rows, evaluated once at the end")
     dataset_name: str | None = field(

@@ -28,10 +28,11 @@ from common.data.files import READERS, read_file, read_text
 from common.data.rows import accepted, checked, load_splits
 from common.data.samples import sample
 from common.data.source import Located, Row, Source, ending_of
+from common.data.workbooks import WORKBOOKS
 from common.errors import InputError, Problems, nearest_file, tell
 
 PLAIN = (".txt", ".text")
-ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ENDINGS = (*PLAIN, ".jsonl", ".json", ".csv", ".tsv", ".parquet", *WORKBOOKS)
 #: tokens of the shortest text, and of the shortest piece of a split text, that is trained on
 SHORTEST_TEXT, SHORTEST_PIECE = 3, 8
 

@@ -10,6 +10,7 @@ from common.args import FileArguments
 from common.data.json_files import read_json, read_json_lines
 from common.data.source import COMPRESSED, Located, Row, Source
 from common.data.tables import read_csv, read_parquet
+from common.data.workbooks import WORKBOOKS, read_workbook
 from common.errors import InputError, Problems
 
 #: reads the rows of a file: a format
@@ -35,7 +36,10 @@ TABLES: Readers = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    **dict.fromkeys(WORKBOOKS, read_workbook),
 }
+#: endings of tables in which each cell is a text
+TEXT_CELLS = (".csv", ".tsv", *WORKBOOKS)
 READERS: Readers = TABLES | {".txt": read_text, ".text": read_text}
 
 
@@ -43,8 +47,9 @@ def read_file(path: str | Path, readers: Readers | None = None, args: FileArgume
     """Yield the rows of a file, each with its place. The ending of the file name selects the format.
 
     `.jsonl`: one object a line. `.json`: see `common.data.json_files.rows_of`. `.csv`, `.tsv`: a header line, then one
-    row a line. `.parquet`. `.txt`, `.text`: one row a line, in column `text`. Blank lines are skipped. Any of these may
-    be compressed, such as `rows.csv.gz`. Only `.json` files are loaded into memory completely.
+    row a line. `.xlsx`, `.xls`, `.ods`: a sheet. `.parquet`. `.txt`, `.text`: one row a line, in column `text`. Blank
+    lines are skipped. Any of these may be compressed, such as `rows.csv.gz`. Only `.json` files and sheets are loaded
+    into memory completely.
 
     Args:
         path: the file.

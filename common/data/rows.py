@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
 from common.args import SPLITS, DataArguments
-from common.data.files import FileReader, Readers, read_file, too_long
+from common.data.files import TEXT_CELLS, FileReader, Readers, read_file, too_long
 from common.data.json_files import parse_cell
 from common.data.samples import carve, rarest, sample
 from common.data.source import Located, Row, ending_of
@@ -154,7 +154,7 @@ def load_splits(
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
-            in_cells = tuple(list_columns) if ending_of(Path(place)) in (".csv", ".tsv") else ()
+            in_cells = tuple(list_columns) if ending_of(Path(place)) in TEXT_CELLS else ()
             found = checked(
                 sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert
             )

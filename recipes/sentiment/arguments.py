@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import LabeledDataArguments
-from common.errors import InputError
+from common.args import SPLITS, LabeledDataArguments
+from common.errors import InputError, nearest_file
 
 
 @dataclass
@@ -17,6 +17,10 @@ class SentimentDataArguments(LabeledDataArguments):
     label_column_name: str = field(
         default="label",
         metadata={"help": "column with the label or list of labels; or columns of 0 and 1, such as toxic,insult"},
+    )
+    label_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "a label a line, for .txt files: a file for each given file of train, validation and test"},
     )
     label_separator: str | None = field(
         default=None, metadata={"help": "character between several labels in a text, such as | in rude|threat"}
@@ -45,7 +49,12 @@ class SentimentDataArguments(LabeledDataArguments):
     keep: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
 
     def __post_init__(self) -> None:
+        if self.label_file is not None and not self.train_file:
+            raise InputError("--label_file: needs the texts; add --train_file")
         super().__post_init__()
+        for file in self.label_files().values():
+            if not Path(file).is_file():
+                raise InputError(f"--label_file {file}: no such file{nearest_file(file)}")
         self.multi_label = self.multi_label.lower()
         if self.multi_label not in ("auto", "true", "false"):
             raise InputError(f"--multi_label {self.multi_label}: must be auto, true or false")
@@ -68,6 +77,29 @@ class SentimentDataArguments(LabeledDataArguments):
                 f"--doc_stride {self.doc_stride}: must be between 0 and half of --max_seq_length "
                 f"{self.max_seq_length}; give at most {self.max_seq_length // 2}"
             )
+
+    def label_files(self) -> dict[str, str]:
+        """Return split -> file of its labels.
+
+        Raises:
+            InputError: the number of label files differs from that of the text files.
+        """
+        splits = [split for split in SPLITS if getattr(self, f"{split}_file")]
+        if self.label_file is None:
+            return {}
+        if len(self.label_file) != len(splits):
+            needed = ", ".join(f"--{split}_file" for split in splits)
+            raise InputError(f"--label_file: {len(self.label_file)} files; needed: one each for {needed}")
+        return dict(zip(splits, self.label_file, strict=True))
+
+    def check_path(self, name: str, path: str) -> None:
+        """Raise `InputError` unless `path` is a file, or a folder with folders of classes."""
+        if not Path(path).is_dir() or not any(inner.is_dir() for inner in Path(path).iterdir()):
+            super().check_path(name, path)
+
+    def files(self) -> dict[str, str]:
+        """Return argument -> file for the files of the run."""
+        return super().files() | {f"{split}_label_file": file for split, file in self.label_files().items()}
 
     def reading(self) -> dict[str, int | str | None]:
         """Return the arguments of `windows.read`, which the saved configuration keeps for predict."""

@@ -9,14 +9,15 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from common.data import TABLES, load_splits
+from common.data import load_splits
 from common.data.json_files import parse_json
 from common.data.labels import check_number, label_counts, warn_of_alike, warn_of_few, warn_of_unseen
 from common.data.rows import UNLABELED, Gold
-from common.data.source import Row
+from common.data.source import Located, Row
 from common.errors import InputError, brief, tell, warn
 
 from .arguments import SentimentDataArguments
+from .reading import read_rows
 
 #: texts that stand for "no label" (SNLI writes -)
 NO_LABEL = ("", "-")
@@ -206,7 +207,13 @@ def load_labeled(args: SentimentDataArguments) -> tuple[DatasetDict, Dataset | N
         yield from reader.check(row)
 
     gold = Gold("label", tuple(reader.columns), reader.missing, check_texts, reader.classes, bool(args.drop_unlabeled))
-    data = load_splits(args, columns | reader.columns, check, readers=TABLES, gold=gold, convert=reader.convert)
+    names = args.text_column_name, args.label_column_name
+    label_files = {getattr(args, f"{split}_file"): file for split, file in args.label_files().items()}
+
+    def read(path: str) -> Iterator[Located]:
+        return read_rows(path, args, names, label_files.get(path))
+
+    data = load_splits(args, columns | reader.columns, check, read=read, gold=gold, convert=reader.convert)
     unlabeled = data.pop(UNLABELED, None)
     several, hidden = reader.finish(data)
     return data, unlabeled or hidden, several, class_names(data, several)

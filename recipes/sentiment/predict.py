@@ -10,6 +10,7 @@ model writes a list of classes and the probability of each class. Memory use doe
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from common.data.files import check_file
 from common.data.source import Row
 from common.inference.predictor import PredictArguments, Predictor, predict_file
 
+from .reading import read_rows
 from .scoring import predictions, probabilities
 from .windows import pool, read
 
@@ -89,9 +91,10 @@ def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row, args.max_chars)
+    read = partial(read_rows, args=args, columns=("text", "label"), predicting=True)
+    check_file(args.input, check_row, args.max_chars, read)
     classifier = Classifier(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_labels(rows, classifier, args.all_probabilities))
+    return predict_file(args, lambda rows: with_labels(rows, classifier, args.all_probabilities), read)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from datasets import DatasetDict
 
 from common.args import DataArguments
-from common.data.files import read_file
+from common.data.files import TEXT_CELLS, read_file
 from common.data.json_files import parse_cell
 from common.data.rows import load_splits
 from common.data.source import Located, ending_of
@@ -58,7 +58,7 @@ class SummarizationDataArguments(DataArguments):
 
     def read(self, path: str) -> Iterator[Located]:
         """Yield the rows of a file, with turns joined as lines and references in CSV cells parsed as lists."""
-        in_cells = ending_of(Path(path)) in (".csv", ".tsv")
+        in_cells = ending_of(Path(path)) in TEXT_CELLS
         for where, row in read_file(path, args=self):
             if isinstance(row, dict):
                 text = as_text(row.get(self.document_column_name))

@@ -1,0 +1,74 @@
+"""Read rows from tables, from two parallel files, and from a folder with a folder for each class."""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from common.args import FileArguments
+from common.data import READERS, TABLES, Located, Source, read_file
+from common.data.source import Line
+from common.errors import InputError, tell
+
+PLAIN = (".txt", ".text")
+#: folder of texts without a label in the IMDb reviews of Maas et al. 2011
+WITHOUT_LABELS = "unsup"
+
+
+def read_rows(
+    path: str | Path, args: FileArguments, columns: tuple[str, str], labels: str | None = None, predicting: bool = False
+) -> Iterator[Located]:
+    """Yield the rows of a table, of a folder of classes, or of a text file with its file of labels.
+
+    Args:
+        path: the table, folder or text file.
+        args: how to read files.
+        columns: names of the text and the label in the rows of folders and parallel files.
+        labels: file with a label a line; None for other files.
+        predicting: a text file needs no labels.
+
+    Raises:
+        InputError: the file cannot be read, or is not parallel to its labels.
+    """
+    source = Source(Path(path), args)
+    if source.path.is_dir():
+        return _read_folder(source.path, args, columns)
+    if labels is not None:
+        return _read_parallel(source, Source(Path(labels), args), columns)
+    if source.ending in PLAIN and not predicting:
+        raise InputError(
+            f"{path}: plain text has no labels; give --label_file with a label a line, or a table: {' '.join(TABLES)}"
+        )
+    return read_file(path, READERS, args)
+
+
+def _read_parallel(texts: Source, labels: Source, columns: tuple[str, str]) -> Iterator[Located]:
+    ended = Line("", "")
+    for text, label in zip_longest(texts.lines(), labels.lines(), fillvalue=ended):
+        if text.problem or label.problem:
+            yield (text.where, text.problem) if text.problem else (label.where, label.problem or "")
+        elif (text is ended and label.text.strip()) or (label is ended and text.text.strip()):
+            longer, shorter = (labels, texts) if text is ended else (texts, labels)
+            where = label.where if text is ended else text.where
+            raise InputError(f"{where}: {shorter.path} has no line for this line of {longer.path}; make them parallel")
+        elif text.text.strip() or label.text.strip():
+            yield text.where, {columns[0]: text.text, columns[1]: label.text.strip()}
+
+
+def _read_folder(folder: Path, args: FileArguments, columns: tuple[str, str]) -> Iterator[Located]:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise InputError(f"{folder}: has no folder for each class; name a file, or a folder such as with pos and neg")
+    for of_class in classes:
+        if of_class.name == WITHOUT_LABELS:
+            tell(f"{of_class}: left out, as its texts have no label")
+            continue
+        files = sorted(path for path in of_class.iterdir() if path.is_file() and path.suffix.lower() in (*PLAIN, ""))
+        files = [path for path in files if not path.name.startswith(".")]
+        if not files:
+            inner = sorted(path.name for path in of_class.iterdir() if path.is_dir())
+            as_split = f"name it as a split, such as --train_file {of_class}"
+            remedy = as_split if inner else "add some, or remove the folder"
+            raise InputError(f"{of_class}: no .txt file in this folder of a class; {remedy}")
+        for path in files:
+            text = Source(path, args).text()
+            yield str(path), {columns[0]: text, columns[1]: of_class.name, "id": f"{of_class.name}/{path.name}"}
