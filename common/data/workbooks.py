@@ -22,19 +22,18 @@ def read_workbook(source: Source) -> Iterator[Located]:
     Raises:
         InputError: the file is damaged or encrypted, or has no such sheet.
     """
-    path, names = source.path, source.args.column_names
-    table: Table | None = None
+    path, given = source.path, source.args.column_names
+    names, table = given or [], None
     for number, cells in enumerate(_sheet(source), 1):
         texts = [_text(cell) for cell in cells]
         if not any(text.strip() for text in texts):
             continue
         where = f"{path}, row {number}"
         if table is None:
-            first = names is None
-            names = [text.strip() for text in texts] if names is None else names
+            names = given or [text.strip() for text in texts]
             repeated = {name: SAME_NAME for name in names if name and names.count(name) > 1}
-            table = Table(where if first else str(path), names, repeated)
-            if first:
+            table = Table(str(path) if given else where, names, repeated)
+            if given is None:
                 continue
         texts += [""] * (len(names) - len(texts))
         if any(text.strip() for text in texts[len(names) :]):
