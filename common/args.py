@@ -58,6 +58,13 @@ class ModelArguments:
     attention_dropout: float | None = field(
         default=None, metadata={"help": "attention dropout instead of the checkpoint's; 0 is faster on a CPU"}
     )
+    allow_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "a special token in a text, such as </s>, acts as one; otherwise it is read as plain text",
+            "resume": "fixed",
+        },
+    )
 
 
 @dataclass

@@ -7,6 +7,7 @@ from common.data.packing import Blocks, find_blocks
 from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, Row, Source
 from common.data.stream import Corpus, open_corpus
+from common.data.tokens import encode_sources
 
 __all__ = [
     "MOST_LABELS",
@@ -22,6 +23,7 @@ __all__ = [
     "Row",
     "Source",
     "check_file",
+    "encode_sources",
     "find_blocks",
     "json_fault",
     "label_names",

@@ -28,6 +28,7 @@ from common.data.files import READERS, read_file, read_text
 from common.data.rows import accepted, checked, load_splits
 from common.data.samples import sample
 from common.data.source import Located, Row, Source, ending_of
+from common.data.tokens import encodings, ends_of
 from common.data.workbooks import WORKBOOKS
 from common.errors import InputError, Problems, nearest_file, tell
 
@@ -303,14 +304,6 @@ def sentences_of(text: str) -> list[str]:
     return [" ".join(part.split()) for part in _SENTENCE.split(text) if part.strip()]
 
 
-def ends_of(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Return the ids of the special tokens that the tokenizer puts before and after a text."""
-    inside = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(inside)] == inside)
-    return whole[:start], whole[start + len(inside) :]
-
-
 def blocks_of(
     texts: Iterable[Marked],
     ends: tuple[list[int], list[int]],
@@ -378,8 +371,8 @@ def empty_row() -> Row:
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, marks: Marks) -> list[Marked]:
     """Return the tokens of each text, without special tokens, and their marks from `marks(text, encoding)`."""
-    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [(encoding.ids, marks(text, encoding)) for text, encoding in zip(texts, encodings, strict=True)]
+    encoded = encodings(tokenizer, texts)
+    return [(encoding.ids, marks(text, encoding)) for text, encoding in zip(texts, encoded, strict=True)]
 
 
 def to_blocks(

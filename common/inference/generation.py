@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from common.data.tokens import encode_sources
 from common.errors import InputError
 from common.hardware import native_bf16
 from common.inference.predictor import PredictArguments, load_saved, token_batches
@@ -91,11 +92,12 @@ class Generator:
 
     def fits(self, text: str) -> bool:
         """Return whether `text` fits into the maximum source length."""
-        return len(self.tokenizer(self.prefix + text, verbose=False)["input_ids"]) <= self.max_length
+        (ids,) = encode_sources(self.tokenizer, self.prefix, [text])
+        return len(ids) <= self.max_length
 
     def best(self, texts: list[str], n_best: int = 1) -> list[list[Output]]:
         """Return the `n_best` outputs of each text, best first. Every text must fit; a blank text has blank outputs."""
-        rows = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"] if texts else []
+        rows = encode_sources(self.tokenizer, self.prefix, texts)
         results: list[list[Output]] = [[("", 0.0, 0, True)] * n_best for _ in texts]
         nonblank = [i for i, text in enumerate(texts) if text.strip()]
         forced = forced_ids(self.model)

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from common.data.tokens import without_codes
 from common.errors import InputError
 from common.models.generation_settings import unset_contradictions
 from common.models.structure import attention_by
@@ -90,6 +91,7 @@ def label_ids(
         max_length: most tokens of a text; None for no limit.
     """
     repeated = tokenizer(text_target="a")["input_ids"][0] == start
+    texts = without_codes(tokenizer, texts)
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length + repeated}
     return [row[int(repeated) :] for row in tokenizer(text_target=texts, verbose=False, **cut)["input_ids"]]
 

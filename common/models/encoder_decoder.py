@@ -11,7 +11,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     EncoderDecoderModel,
     M2M100Config,
     PretrainedConfig,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, ModelArguments
+from common.data.tokens import set_special_tokens
 from common.errors import InputError, one_line, quiet, tell
 from common.models.generation_settings import loadable_generation
 from common.models.load import (
@@ -28,6 +28,8 @@ from common.models.load import (
     check_whole,
     load_config,
     quantization,
+    read_from_left,
+    read_tokenizer,
     resolve_model,
 )
 from common.models.new import MODELS, learn, overrides
@@ -137,13 +139,19 @@ def load_seq2seq(
         InputError: see the functions below.
     """
     if args.from_scratch:  # a resumed run loads the tokenizer that it trained
-        tokenizer = load_seq2seq_tokenizer(checkpoint) if checkpoint else train_joint_tokenizer(args, texts, tags)
+        if checkpoint:
+            tokenizer = load_seq2seq_tokenizer(checkpoint, allow_special_tokens=args.allow_special_tokens)
+        else:
+            tokenizer = train_joint_tokenizer(args, texts, tags)
+            set_special_tokens(tokenizer, args.allow_special_tokens)
         dropout = 0.1 if dropout is None else dropout
-        return new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
-    assert args.model_name_or_path is not None
-    tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision)
-    loaded = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
-    set_dropout(loaded.model, dropout, args.attention_dropout)
+        loaded = new_encoder_decoder(args, tokenizer, dropout, max(source_length, target_length))
+    else:
+        assert args.model_name_or_path is not None
+        tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision, args.allow_special_tokens)
+        loaded = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
+        set_dropout(loaded.model, dropout, args.attention_dropout)
+    loaded.model.config.allow_special_tokens = args.allow_special_tokens  # saved with the model, for predict
     return loaded
 
 
@@ -237,23 +245,20 @@ def new_encoder_decoder(
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
 
-def load_seq2seq_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_seq2seq_tokenizer(
+    name: str, revision: str | None = None, allow_special_tokens: bool | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, fast or slow (Marian, M2M100 and ByT5 have slow ones only).
 
     The tokenizer of an encoder has no end token: its separator becomes the end token, and its class token the start
-    token of the decoder.
+    token of the decoder. `common.models.load.load_tokenizer` describes `allow_special_tokens`.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or lacks a padding or end token.
     """
     path = resolve_model(name, revision)
-    load_config(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
-        ) from None
+    tokenizer = read_tokenizer(path, allow_special_tokens)
+    read_from_left(tokenizer)
     if tokenizer.eos_token is None and tokenizer.sep_token is not None and tokenizer.cls_token is not None:
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:

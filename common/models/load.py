@@ -11,10 +11,10 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from common.args import DEFAULT_ENCODER, ModelArguments
+from common.data.tokens import set_special_tokens
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
 from common.models.generation_settings import loadable_generation
@@ -176,37 +177,52 @@ def load_config(path: str) -> PretrainedConfig:
     return config
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: str, allow_special_tokens: bool | None = None, *, one_side: bool = True
+) -> PreTrainedTokenizerFast:
     """Load the fast tokenizer of the checkpoint in folder `path`. A slow one cannot map tokens to words.
+
+    A text gets the same tokens as by `AutoTokenizer`, except for special tokens in the text.
+
+    Args:
+        path: folder of the checkpoint.
+        allow_special_tokens: see `ModelArguments`; None to do as in the training of this model.
+        one_side: pad and cut on the right, as training and prediction of a head expect; otherwise as the checkpoint.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or is slow.
     """
-    load_config(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(
-            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
-        ) from None
+    tokenizer = read_tokenizer(path, allow_special_tokens)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{path}: the tokenizer is slow and cannot map tokens to words; choose another model")
-    _put_space_before_words(tokenizer)
     if tokenizer.pad_token is None:  # decoders have none; padding is masked, so any token serves
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if one_side:
+        read_from_left(tokenizer)
     return tokenizer
 
 
-def _put_space_before_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Make byte-level BPE add a space before each word of a list, so that lists and texts give equal tokens."""
-    part = tokenizer.backend_tokenizer.pre_tokenizer
-    parts = [part]
-    if isinstance(part, pre_tokenizers.Sequence):
-        parts = list(part)  # type: ignore[call-overload]  # the annotations of tokenizers lack `__iter__`
-    for inner in parts:
-        if isinstance(inner, pre_tokenizers.ByteLevel):
-            inner.add_prefix_space = True
-            tokenizer.add_prefix_space = True
+def read_tokenizer(path: str, allow_special_tokens: bool | None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the checkpoint in folder `path`, fast or slow; see `load_tokenizer`."""
+    config = load_config(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
+        ) from None
+    if allow_special_tokens is None:
+        allow_special_tokens = getattr(config, "allow_special_tokens", False)
+    set_special_tokens(tokenizer, allow_special_tokens)
+    return tokenizer
+
+
+def read_from_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `tokenizer` pad, and cut long texts, on the right, also after it is saved and loaded again."""
+    for name in ("padding_side", "truncation_side"):
+        if getattr(tokenizer, name) != "right":
+            setattr(tokenizer, name, "right")
+            tokenizer.init_kwargs[name] = "right"
 
 
 def quantization(asked: str | None, auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
@@ -278,8 +294,11 @@ def load_model(
     """
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
-    tokenizer = load_tokenizer(path)
+    # generation pads on the left, and a language model has no other use of the side
+    one_side = auto_class is not AutoModelForCausalLM
+    tokenizer = load_tokenizer(path, args.allow_special_tokens, one_side=one_side)
     config = load_config(path)
+    config.allow_special_tokens = args.allow_special_tokens  # saved with the model: predict reads texts the same way
     known_labels: list[str] | None = None
     if labels is not None:
         id2label = cast(dict[int, str], config.id2label)  # in JSON the keys are texts
@@ -288,6 +307,8 @@ def load_model(
             labels = known_labels  # the head is kept: keep its order of labels
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
+        if config.pad_token_id is None:  # a classifier of texts reads the last token that is no padding
+            config.pad_token_id = tokenizer.pad_token_id
     name = next((n for n in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, n)), None)
     if args.attention_dropout is not None:
         if name is None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from common.args import ModelArguments
+from common.data.tokens import set_special_tokens
 from common.errors import InputError, in_main_process, one_line, tell
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.models.structure import set_dropout
@@ -105,10 +106,14 @@ def load_or_train_tokenizer(
         special: see `train_tokenizer`.
         checkpoint: folder with the new tokenizer of a resumed run; None for a new run.
     """
+    allowed = model_args.allow_special_tokens
     if args.tokenizer_train and checkpoint is None:
-        return train_tokenizer(args, texts(), special)
+        tokenizer = train_tokenizer(args, texts(), special)
+        set_special_tokens(tokenizer, allowed)
+        return tokenizer
     trained = checkpoint if args.tokenizer_train else None
-    return load_tokenizer(trained or resolve_model(model_args.model_name_or_path, model_args.model_revision))
+    path = trained or resolve_model(model_args.model_name_or_path, model_args.model_revision)
+    return load_tokenizer(path, allowed, one_side=False)
 
 
 def _untrained(kind: str) -> Tokenizer:
@@ -201,7 +206,7 @@ def new_model(
         config.update(sizes | {"max_position_embeddings": max(512, max_length)})
         if hasattr(config, "intermediate_size"):
             config.intermediate_size = 4 * width
-    config.update({"vocab_size": len(tokenizer)} | ids)
+    config.update({"vocab_size": len(tokenizer), "allow_special_tokens": model_args.allow_special_tokens} | ids)
     for name, value in overrides(args.config_overrides, config).items():
         setattr(config, name, value)
     positions = getattr(config, "max_position_embeddings", None)

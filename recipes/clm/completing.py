@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from common.data.tokens import encodings
 from common.errors import printable, quiet, tell
 from common.speed.padding_free import leaves_out_padding
 
@@ -32,7 +33,8 @@ class Completer:
 
         Args:
             prompts: texts to complete, or the messages of dialogues to answer. The model reads only the end of a prompt
-                that is too long.
+                that is too long. It does not read the last space of a text, because most tokenizers join a space with
+                the word after it.
             new_tokens: maximum number of tokens in a completion.
             temperature: 0 decodes greedily; above 0 samples with the global random state.
             top_p: sample from the most probable tokens that sum to this probability.
@@ -42,7 +44,7 @@ class Completer:
         set_template(self.tokenizer)
         encoder = DialogueEncoder(self.tokenizer)
         encoded = [
-            self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            encodings(self.tokenizer, [prompt.removesuffix(" ")], offsets=False)[0].ids
             if isinstance(prompt, str)
             else encoder.prompt(prompt)
             for prompt in prompts
@@ -70,8 +72,18 @@ class Completer:
                 inputs, attention = inputs.to(self.model.device), attention.to(self.model.device)
                 output = self.model.generate(inputs, attention_mask=attention, generation_config=config)
                 for i, row in zip(batch, output[:, longest:].tolist(), strict=True):
-                    completions[i] = self.tokenizer.decode(row, skip_special_tokens=True)
+                    completions[i] = self._decoded(ids[i], row)
+                    if isinstance(prompts[i], str) and prompts[i].endswith(" "):
+                        completions[i] = completions[i].removeprefix(" ")
         return completions
+
+    def _decoded(self, prompt: list[int], completion: list[int]) -> str:
+        """Return the text of `completion` after `prompt`; some tokenizers drop the first space of a text."""
+        given, whole = (
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in (prompt, prompt + completion)
+        )
+        return whole[len(given) :]
 
 
 @contextmanager

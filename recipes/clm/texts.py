@@ -18,7 +18,8 @@ from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits, read_dataset
 from common.data.source import Located, Row, ending_of
 from common.data.stream import Corpus, TextStream, open_corpus
-from common.errors import InputError, tell
+from common.data.tokens import encodings
+from common.errors import InputError, tell, warn
 from common.models.trial import trial
 
 from . import dialogues
@@ -53,7 +54,7 @@ def check_causal(model: PreTrainedModel) -> None:
 def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[Marked]:
     """Encode each text with an eos token; all tokens are in the loss."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    encoded = encodings(tokenizer, texts, offsets=False)
     return [(e.ids + end, [LEARNED] * (len(e.ids) + len(end))) for e in encoded]
 
 
@@ -66,8 +67,9 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
     """Encode the texts of each split as rows of `common.data.corpus.blocks_of`.
 
     The column `marks` says which tokens are in the loss. A text ends with the eos token. With `loss_on="completion"`
-    the rows have `prompt` and `completion`, only the completion is in the loss, and no row is split. A row that is too
-    long loses the beginning of its prompt, or the end of its completion; the number of these rows is printed.
+    the rows have `prompt` and `completion`, only the completion is in the loss, and no row is split. Both are encoded
+    as one text, and a token with characters of both is in the loss. A row that is too long loses the beginning of its
+    prompt, or the end of its completion; the number of these rows is printed.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     ends = beginning(tokenizer), []
@@ -76,12 +78,16 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
         return rows_of(data, lambda rows: encode_texts(rows["text"], tokenizer), ends, args, least=shortest(tokenizer))
 
     cut: Counter = Counter()
+    shared = 0  # tokens that predict cannot form, because it encodes the prompt alone
 
     def encode_completions(texts: dict[str, list]) -> list[tuple[list[int], list[int]]]:
-        encode = tokenizer.backend_tokenizer.encode_batch_fast
-        prompts, completions = (encode(texts[name], add_special_tokens=False) for name in ("prompt", "completion"))
+        joined = [prompt + completion for prompt, completion in zip(texts["prompt"], texts["completion"], strict=True)]
+        nonlocal shared
         rows = []
-        for prompt, completion in zip((e.ids for e in prompts), (e.ids + end for e in completions), strict=True):
+        for given, encoding in zip(texts["prompt"], encodings(tokenizer, joined), strict=True):
+            first = next((i for i, (_, after) in enumerate(encoding.offsets) if after > len(given)), len(encoding))
+            prompt, completion = encoding.ids[:first], encoding.ids[first:] + end
+            shared += first < len(encoding) and encoding.offsets[first][0] < len(given.removesuffix(" "))
             kept = prompt[max(0, len(prompt) + len(completion) - room) :] if len(completion) < room else []
             cut["prompt"] += len(kept) < len(prompt)
             cut["completion"] += len(completion) > room
@@ -99,6 +105,11 @@ def to_rows(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, args: CorpusA
             tell("dialogues are written with '### User:' and '### Assistant:', a plain chat template that is saved")
         encode = encode_dialogues
     encoded = rows_of(data, encode, ends, args, least=1, whole=True)
+    if shared:
+        warn(
+            f"{shared} completions begin inside a token of prompt and completion, but predict encodes prompts alone; "
+            "end each prompt with a whole word or a newline"
+        )
     for name, count in cut.items():
         if count:
             tell(f"{count} rows exceed --max_seq_length: their {name} is cut")
@@ -250,7 +261,7 @@ def bits_of(
         split: the split to score.
         tokenizer: the tokenizer of `blocks`.
     """
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts[split]["text"][:], add_special_tokens=False)
+    encoded = encodings(tokenizer, texts[split]["text"][:], offsets=False)
     kept = [text for text, e in zip(texts[split]["text"][:], encoded, strict=True) if len(e.ids) >= SHORTEST_TEXT]
     size = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in kept)
     rows = list(_pieces(blocks[split], None))

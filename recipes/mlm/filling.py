@@ -7,7 +7,8 @@ import regex
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.data.corpus import ends_of, sentences_of
+from common.data.corpus import sentences_of
+from common.data.tokens import encodings, ends_of, with_masks
 from common.errors import printable, tell
 from common.inference.predictor import token_batches
 from common.speed import Speed
@@ -24,6 +25,7 @@ class Filler:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, speed: Speed, max_length: int):
         self.model, self.tokenizer, self.speed = model, tokenizer, speed
         self.ends = ends_of(tokenizer)
+        self.reader = with_masks(tokenizer)
         self.room = max_length - sum(map(len, self.ends))
 
     @torch.inference_mode()
@@ -43,8 +45,8 @@ class Filler:
         self.model.eval()
         device = self.model.device
         rows, text_of_row = [], []  # (tokens, mask positions) of a window; index of its text
-        for i, ids in enumerate(self.tokenizer(texts, add_special_tokens=False)["input_ids"]):
-            for window in self._windows(ids):
+        for i, encoding in enumerate(self.reader.encode_batch_fast(texts, add_special_tokens=False)):
+            for window in self._windows(encoding.ids):
                 rows.append(window)
                 text_of_row.append(i)
         fills_of_text: list[list[Fills]] = [[] for _ in texts]
@@ -99,10 +101,11 @@ def sentences_with_a_gap(texts: list[str], tokenizer: PreTrainedTokenizerFast, c
     gaps: list[tuple[str, str]] = []
     for i in rng.permutation(len(texts)):
         sentences = [s for s in sentences_of(texts[i]) if 6 <= len(s.split()) <= 25 and len(s) <= 160]
+        sentences = [s for s in sentences if tokenizer.mask_token not in s]
         if not sentences:
             continue
         sentence = sentences[rng.integers(len(sentences))]
-        encoding = tokenizer.backend_tokenizer.encode(sentence, add_special_tokens=False)
+        (encoding,) = encodings(tokenizer, [sentence])
         whole = {tuple(span) for span in encoding.offsets} | {(a + 1, b) for a, b in encoding.offsets}
         words = [m for m in _WORD.finditer(sentence) if m.span() in whole]
         if words:

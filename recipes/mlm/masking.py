@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
-from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, ends_of, padded, to_blocks
+from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, padded, to_blocks
 from common.data.packing import Blocks, to_batch
 from common.data.stream import Corpus, TextStream
+from common.data.tokens import ends_of
 
 SPECIAL, START, INSIDE = 0, 1, 2  # marks of tokens: special, first of a word, inside a word
 #: probabilities of span lengths of 1 to 10 words in SpanBERT: geometric, mean 3.8

@@ -26,7 +26,8 @@ from .arguments import TAGS, WORDS
 from .conll import Columns
 from .reading import file_reader
 from .spans import Annotated, Unusable, task_text
-from .tagging import cut_windows, entity_spans, split_words, word_spans
+from .tagging import entity_spans, split_words, stitch, word_spans
+from .train import encode
 
 
 @dataclass
@@ -63,18 +64,15 @@ class Tagger(Predictor):
         """Return, for each list of words, the tag of each word and the probability of the tag."""
         if not sentences:
             return []
-        windows = cut_windows(sentences, self.tokenizer, self.max_length, self.doc_stride)
-        tagged: list = [None] * len(windows["input_ids"])
+        cut = {"max_seq_length": self.max_length, "doc_stride": self.doc_stride}
+        windows = encode({"tokens": sentences}, range(len(sentences)), self.tokenizer, self.config.label2id, **cut)
+        tags: list = [None] * len(windows["input_ids"])
+        scores = tags.copy()
         for batch, logits in self.logits(windows):
-            scores, tags = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
-            for i, row_tags, row_scores in zip(batch, tags, scores, strict=True):
-                positions = windows["positions"][i]
-                tagged[i] = (row_tags[positions].tolist(), row_scores[positions].tolist())
-        results: list[tuple[list[str], list[float]]] = [([], []) for _ in sentences]
-        for sentence, (tags, scores) in zip(windows["sentence"], tagged, strict=True):
-            results[sentence][0].extend(self.labels[tag] for tag in tags)
-            results[sentence][1].extend(scores)
-        return results
+            best = logits.softmax(-1).max(-1)
+            for i, row_scores, row_tags in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
+                tags[i], scores[i] = [self.labels[tag] for tag in row_tags], row_scores
+        return list(zip(stitch(windows, tags), stitch(windows, scores), strict=True))
 
 
 def text_of(row: Row) -> Annotated | None:

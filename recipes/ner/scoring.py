@@ -10,13 +10,12 @@ import numpy as np
 from datasets import Dataset
 from seqeval.metrics import accuracy_score, classification_report
 from seqeval.scheme import IOB2
-from transformers import EvalPrediction
 
 from common.errors import tell
 from common.run.report import print_table, rows_named
 
 from .schemes import invalid_tags
-from .tagging import entity_spans
+from .tagging import entity_spans, stitch
 
 _TAGS = datasets.Features(
     {"predictions": datasets.List(datasets.Value("string")), "references": datasets.List(datasets.Value("string"))}
@@ -89,26 +88,17 @@ def word_entities(tags: list[str]) -> list[str]:
     return [tag if tag == "O" else f"B-{tag}" for tag in tags]
 
 
-def tag_sequences(windows: Dataset, values: list[np.ndarray], prediction: EvalPrediction, labels: list[str]) -> list:
-    """Return the tags of each sentence. `values` holds an array of label ids for each window."""
-    return [[labels[i] for i in ids] for ids in stitch(windows["sentence"], values, prediction.label_ids)]
+def predicted_tags(windows: Dataset, predictions: list[np.ndarray], labels: list[str]) -> list[list[str]]:
+    """Return the predicted tags of each sentence. `predictions` has an array for each window: a label id per token."""
+    return [[labels[i] for i in ids] for ids in stitch(windows, predictions)]
 
 
-def stitch(sentence_of: Iterable[int], values: Iterable[np.ndarray], labels: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Join the values of windows to one array per sentence.
-
-    Args:
-        sentence_of: index of the sentence of each window. The windows of a sentence are in order.
-        values: an array for each window, one value per token.
-        labels: label ids, in the same shape. Tokens with the label -100 are skipped.
-
-    Returns:
-        An array for each sentence, one value per word.
-    """
-    parts: dict[int, list[np.ndarray]] = defaultdict(list)
-    for sentence, value, label in zip(sentence_of, values, labels, strict=True):
-        parts[sentence].append(value[label != -100])
-    return [np.concatenate(parts[sentence]) for sentence in sorted(parts)]
+def gold_tags(windows: Dataset, labels: list[str]) -> list[list[str]]:
+    """Return the gold tags of each sentence, from column `tags` of the windows."""
+    sentences: dict[int, list[str]] = defaultdict(list)
+    for sentence, tags in zip(windows["sentence"], windows["tags"], strict=True):
+        sentences[sentence].extend(labels[i] for i in tags)
+    return [sentences[sentence] for sentence in sorted(sentences)]
 
 
 class Gazetteer:

@@ -1,8 +1,13 @@
 """Split words, cut windows and find entities, for training and prediction."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
 import regex
 from transformers import PreTrainedTokenizerFast
 
+from common.data.tokens import Ends, encode_parts, encodings
 from common.data.words import NO_SPACES
 from common.errors import InputError
 from common.models.room import room_of
@@ -31,8 +36,9 @@ def cut_windows(
 ) -> dict[str, list]:
     """Encode lists of words in windows of at most `max_seq_length` tokens; each word belongs to one window.
 
-    Neighbouring windows of a sentence overlap by `doc_stride` tokens. A word in an overlap belongs to the window where
-    the word has more context (as in the SQuAD code of Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
+    The words are read as a text with single spaces between them. Neighbouring windows of a sentence overlap by
+    `doc_stride` tokens. A word in an overlap belongs to the window where the word has more context (as in the SQuAD
+    code of Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     Returns:
         The columns of the tokenizer, one row per window, with two more columns:
@@ -49,45 +55,42 @@ def cut_windows(
             f"--doc_stride {doc_stride}: a window of --max_seq_length {max_seq_length} has {room} tokens that are not "
             f"special; give at most {room - 1}"
         )
-    encoded = tokenizer(
-        sentences,
-        is_split_into_words=True,
-        truncation=True,
-        max_length=max_seq_length,
-        stride=doc_stride,
-        return_overflowing_tokens=True,
-    )
-    step = room - doc_stride
-    columns = {name: encoded[name] for name in encoded if name != "overflow_to_sample_mapping"}
-    columns["sentence"] = encoded["overflow_to_sample_mapping"]
-    columns["positions"] = []
-    word_counts = [0] * len(sentences)
-    word_before = None
-    for window, sentence in enumerate(columns["sentence"]):
-        opens = window == 0 or columns["sentence"][window - 1] != sentence
-        closes = window + 1 == len(columns["sentence"]) or columns["sentence"][window + 1] != sentence
-        content = [(p, word) for p, word in enumerate(encoded.word_ids(window)) if word is not None]
-        word_before = None if opens else word_before
-        positions = []
-        for position, word in content[0 if opens else doc_stride // 2 : None if closes else step + doc_stride // 2]:
-            if word != word_before:
-                positions.append(position)
-            word_before = word
-        columns["positions"].append(positions)
-        word_counts[sentence] += len(positions)
-    if word_counts != [len(words) for words in sentences]:  # a word, such as a lone variation selector, has no token
-        return cut_windows(_replace_dropped_words(sentences, tokenizer), tokenizer, max_seq_length, doc_stride)
+    ends, step = Ends(tokenizer), room - doc_stride
+    columns: dict[str, list] = {name: [] for name in (*ends.columns, "sentence", "positions")}
+    for sentence, words in enumerate(encode_parts(tokenizer, sentences)):
+        words = [ids or _tokens_of(word, tokenizer) for word, ids in zip(sentences[sentence], words, strict=True)]
+        ids = [token for word in words for token in word]
+        firsts = [end - len(word) for end, word in zip(accumulate(map(len, words)), words, strict=True)]
+        starts = range(0, max(1, len(ids) - doc_stride), step)
+        for start in starts:
+            low = start + doc_stride // 2 if start else 0
+            high = start + step + doc_stride // 2 if start != starts[-1] else len(ids)
+            for name, values in ends.around(ids[start : start + room]).items():
+                columns[name].append(values)
+            columns["sentence"].append(sentence)
+            columns["positions"].append([len(ends.before) + at - start for at in firsts if low <= at < high])
     return columns
 
 
-def _replace_dropped_words(sentences: list[list[str]], tokenizer: PreTrainedTokenizerFast) -> list[list[str]]:
-    """Replace each word that the tokenizer drops by the unknown token."""
-    unknown = tokenizer.unk_token or "?"
-    replaced = []
-    for words in sentences:
-        encoded_words = set(tokenizer(words, is_split_into_words=True, add_special_tokens=False).word_ids())
-        replaced.append([word if i in encoded_words else unknown for i, word in enumerate(words)])
-    return replaced
+def _tokens_of(word: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return tokens for a word that has no token of its own in its sentence, such as a lone variation selector."""
+    (encoding,) = encodings(tokenizer, [f" {word}"])
+    if encoding.ids:
+        return encoding.ids
+    return [tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id]
+
+
+def stitch(windows: Mapping[str, Sequence], values: Iterable[Sequence]) -> list[list]:
+    """Join the values of windows, one for each token, to a list for each sentence, one value for each word.
+
+    Args:
+        windows: columns `sentence` and `positions` of `cut_windows`.
+        values: a sequence for each window. The value of a word is that of its first token.
+    """
+    parts: dict[int, list] = defaultdict(list)
+    for sentence, positions, of_window in zip(windows["sentence"], windows["positions"], values, strict=True):
+        parts[sentence].extend(of_window[position] for position in positions)
+    return [parts[sentence] for sentence in sorted(parts)]
 
 
 def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:

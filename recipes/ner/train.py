@@ -9,6 +9,7 @@ The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 0.5 minutes: test F1 0.7
 More in README.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,23 +56,28 @@ ARGUMENTS = (ModelArguments, NerDataArguments, TuningArguments, NerTrainingArgum
 
 def encode(
     rows: dict[str, list],
-    indices: list[int],
+    indices: Sequence[int],
     tokenizer: PreTrainedTokenizerFast,
     label2id: dict[str, int],
     max_seq_length: int,
     doc_stride: int,
 ) -> dict[str, list]:
-    """Encode sentences as windows with `labels`: the tag at the first token of each word, -100 elsewhere."""
+    """Encode sentences as windows; predict does so too, with rows that have no `ner_tags`.
+
+    Returns:
+        The columns of `cut_windows` with `sentence` numbered by `indices`, and for rows with tags:
+        tags: label ids of the window's words; the scores compare them with the output at the first token of each word.
+        labels: what the loss compares; the tag at the first token of each word, -100 elsewhere.
+    """
     windows = cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride)
-    windows["labels"] = []
-    tags = [iter(sequence) for sequence in rows["ner_tags"]]
-    for ids, sentence, positions in zip(
-        windows["input_ids"], windows["sentence"], windows.pop("positions"), strict=True
-    ):
-        labels = [-100] * len(ids)
-        for position in positions:
-            labels[position] = label2id[next(tags[sentence])]
-        windows["labels"].append(labels)
+    if "ner_tags" in rows:
+        tags = [iter([label2id[tag] for tag in sequence]) for sequence in rows["ner_tags"]]
+        placed = list(zip(windows["sentence"], windows["positions"], strict=True))
+        windows["tags"] = [[next(tags[sentence]) for _ in positions] for sentence, positions in placed]
+        windows["labels"] = [[-100] * len(ids) for ids in windows["input_ids"]]
+        for labels, positions, of_words in zip(windows["labels"], windows["positions"], windows["tags"], strict=True):
+            for position, tag in zip(positions, of_words, strict=True):
+                labels[position] = tag
     windows["sentence"] = [indices[sentence] for sentence in windows["sentence"]]
     return windows
 
@@ -109,9 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_best_metric(args, metric.compute(predictions=gold, references=gold))
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
-        predicted = scoring.tag_sequences(windows, prediction.predictions, prediction, labels)
-        references = scoring.tag_sequences(windows, prediction.label_ids, prediction, labels)
-        return metric.compute(predictions=predicted, references=references)
+        predicted = scoring.predicted_tags(windows, prediction.predictions, labels)
+        return metric.compute(predictions=predicted, references=scoring.gold_tags(windows, labels))
 
     trainer = Trainer(
         model=tuned,
@@ -137,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             output = trainer.predict(windows["test"], metric_key_prefix="test")
         baseline = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
         metrics |= run.save_scores(trainer, "test", output.metrics, baseline)
-        predicted = scoring.tag_sequences(windows["test"], output.predictions, output, labels)
+        predicted = scoring.predicted_tags(windows["test"], output.predictions, labels)
         write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), scoring.compare(data["test"], predicted))
     scoring.print_scores(metrics, scored)
 

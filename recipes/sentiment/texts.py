@@ -10,6 +10,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from common.data.tokens import encodings
 from common.errors import InputError
 from common.models.room import room_of
 from common.training import label_losses
@@ -54,11 +55,8 @@ def encoded(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None
 ) -> Iterator[tuple[Encoding, Encoding | None]]:
     """Yield the whole encodings of each text and its second text, without special tokens."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    first = backend.encode_batch_fast(texts, add_special_tokens=False)
-    second = backend.encode_batch_fast(pairs, add_special_tokens=False) if pairs else [None] * len(texts)
+    first = encodings(tokenizer, texts, offsets=False)
+    second = encodings(tokenizer, pairs, offsets=False) if pairs else [None] * len(texts)
     yield from zip(first, second, strict=True)
 
 

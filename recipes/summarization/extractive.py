@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.data.corpus import ends_of
+from common.data.tokens import encode_parts, ends_of
 from common.models.decoding import padded
 from common.models.room import room_of
 
@@ -55,8 +55,8 @@ def encode_windows(
     before, after = ends_of(tokenizer)
     mark = tokenizer(CONTINUES, add_special_tokens=False)["input_ids"]
     room = room_of(tokenizer, max_length, least=len(mark) + 1, argument="max_source_length")
-    for row, texts, chosen in zip(indices, rows["parts"], rows["oracle"], strict=True):
-        parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    encoded = encode_parts(tokenizer, rows["parts"])
+    for row, parts, chosen in zip(indices, encoded, rows["oracle"], strict=True):
         for ids, spans, numbers in cut(parts, room, mark):
             labels = [
                 [start + len(before), end + len(before), int(number in chosen)]

@@ -20,6 +20,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
+from common.data import encode_sources
 from common.data.language_codes import set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, keep_trained_model, other_predictions
@@ -66,11 +67,10 @@ def encode(
 
     `cut` marks longer documents, `summary_cut` longer summaries. The decoder starts with the token `start`.
     """
-    sources = [prefix + text for text in rows["document"]]
-    whole = tokenizer(sources, verbose=False)["input_ids"]
+    whole = encode_sources(tokenizer, prefix, rows["document"])
     labels = label_ids(tokenizer, rows["summary"], start)
     return {
-        "input_ids": tokenizer(sources, truncation=True, max_length=lengths[0])["input_ids"],
+        "input_ids": encode_sources(tokenizer, prefix, rows["document"], lengths[0]),
         "labels": label_ids(tokenizer, rows["summary"], start, lengths[1]),
         "cut": [len(ids) > lengths[0] for ids in whole],
         "summary_cut": [len(ids) > lengths[1] for ids in labels],

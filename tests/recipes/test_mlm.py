@@ -31,13 +31,13 @@ from transformers import (
 from common.data.corpus import (
     CorpusArguments,
     blocks_of,
-    ends_of,
     load_corpus,
     pieces,
     python_documentation,
     to_blocks,
 )
 from common.data.packing import find_blocks, to_batch
+from common.data.tokens import ends_of
 from common.errors import InputError
 from common.models.new import ScratchArguments, train_tokenizer
 from recipes.mlm import predict, train

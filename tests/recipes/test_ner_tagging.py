@@ -7,8 +7,8 @@ import pytest
 from seqeval.scheme import IOB2, Entities
 
 from recipes.ner.reading import check_row, repair_tags
-from recipes.ner.scoring import Gazetteer, stitch
-from recipes.ner.tagging import cut_windows, entity_spans, split_words
+from recipes.ner.scoring import Gazetteer, gold_tags
+from recipes.ner.tagging import cut_windows, entity_spans, split_words, stitch
 from recipes.ner.train import encode
 from tests.conftest import SAMPLE, read_jsonl
 
@@ -65,9 +65,9 @@ def test_windows_are_stitched_to_the_gold_tags(tokenizer):
     batch = {key: [row[key] for row in rows] for key in ("tokens", "ner_tags")}
     windows = encode(batch, list(range(200)), tokenizer, label2id, max_seq_length=10, doc_stride=3)
     assert len(windows["sentence"]) > 400
-    gold = [np.array(row) for row in windows["labels"]]
-    stitched = stitch(windows["sentence"], gold, gold)
+    stitched = stitch(windows, [np.array(row) for row in windows["labels"]])
     assert [[labels[i] for i in ids] for ids in stitched] == batch["ner_tags"]
+    assert gold_tags(windows, labels) == batch["ner_tags"]
 
 
 def test_words_that_the_tokenizer_drops_still_get_a_tag(tokenizer):

@@ -12,8 +12,9 @@ import pytest
 from datasets import Dataset
 from transformers import TrainerCallback, trainer
 
-from common.data.corpus import CorpusArguments, encode, ends_of
+from common.data.corpus import CorpusArguments, encode
 from common.data.stream import Shard, TextStream, open_texts
+from common.data.tokens import ends_of
 from common.errors import InputError
 from common.training.order import Repeated, StepBatches
 from recipes.clm import train as clm
