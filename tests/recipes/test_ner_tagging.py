@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from seqeval.scheme import IOB2, Entities
 
+from common.errors import InputError
 from recipes.ner.reading import check_row, repair_tags
-from recipes.ner.scoring import Gazetteer, gold_tags
+from recipes.ner.scoring import Gazetteer, compare, gold_tags, predicted_tags
 from recipes.ner.tagging import cut_windows, entity_spans, split_words, stitch
 from recipes.ner.train import encode
 from tests.conftest import SAMPLE, read_jsonl
@@ -68,6 +69,26 @@ def test_windows_are_stitched_to_the_gold_tags(tokenizer):
     stitched = stitch(windows, [np.array(row) for row in windows["labels"]])
     assert [[labels[i] for i in ids] for ids in stitched] == batch["ner_tags"]
     assert gold_tags(windows, labels) == batch["ner_tags"]
+
+
+def test_scores_do_not_follow_from_labels_of_an_edited_encode(tokenizer):
+    """A copier may label every token of a word, or only the last one: scores are of words all the same."""
+    tokens = [["Guadalajara", "greets", "Quillfeather"], ["Oslo"] * 20]
+    rows = {"tokens": tokens, "ner_tags": [["B-LOC", "O", "B-PER"], ["O"] * 20]}
+    windows = encode(rows, [0, 1], tokenizer, LABEL2ID, max_seq_length=12, doc_stride=4)
+    assert any(len(ids) - 2 > len(at) for ids, at in zip(windows["input_ids"], windows["positions"], strict=True))
+    windows["labels"] = [[LABEL2ID["O"]] * len(ids) for ids in windows["input_ids"]]
+    outputs = [np.full(len(ids), LABEL2ID["B-LOC"]) for ids in windows["input_ids"]]
+    predicted = predicted_tags(windows, outputs, LABELS)
+    assert gold_tags(windows, LABELS) == rows["ner_tags"]
+    assert [len(tags) for tags in predicted] == [3, 20]
+    data = [{"id": str(i)} | {name: values[i] for name, values in rows.items()} for i in range(2)]
+    assert [row["differ_at"] for row in compare(data, predicted)] == [[1, 2], list(range(20))]
+
+
+def test_a_stride_without_room_is_an_error(tokenizer):
+    with pytest.raises(InputError, match="--doc_stride 2: must be below 2"):
+        cut_windows([["a"]], tokenizer, max_seq_length=4, doc_stride=2)
 
 
 def test_words_that_the_tokenizer_drops_still_get_a_tag(tokenizer):

@@ -1,16 +1,19 @@
 """Test that texts get the tokens of the checkpoint's tokenizer, over the layouts of published tokenizers."""
 
 import json
+import pickle
 import random
 from functools import cache
 from itertools import accumulate
 
 import pytest
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.data.corpus import encode
-from common.data.tokens import encode_parts, encode_sources, encodings, with_masks
+from common.data.tokens import encode_parts, encode_sources, encodings, set_special_tokens, with_masks
+from common.models.encoder_decoder import Seq2SeqModelArguments, train_joint_tokenizer
 from common.models.load import load_tokenizer
 from recipes.clm import texts as clm
 from recipes.clm.arguments import ClmDataArguments
@@ -145,3 +148,47 @@ def test_answers_and_words_are_found_by_their_characters(layout):
         firsts = accumulate((len(part) for part in parts[:-1]), initial=0)
         assert all(marks[at] == START for at in firsts)
         assert set(marks) <= {START, INSIDE}
+
+
+def test_a_copied_tokenizer_keeps_special_tokens_as_text(tmp_path):
+    own = load_tokenizer(save_tokenizer("roberta", tmp_path))
+    copy = pickle.loads(pickle.dumps(own))  # as for a worker; the copy of the backend forgets the setting
+    assert encodings(copy, ["a</s>"])[0].ids == encodings(own, ["a</s>"])[0].ids == own("a</s>")["input_ids"][1:-1]
+
+
+def test_an_end_token_without_the_mark_of_a_special_token_is_text_too(tmp_path):
+    folder = save_tokenizer("qwen2", tmp_path)
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    described["added_tokens"] = [t | {"special": False} for t in described["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    own = load_tokenizer(folder)
+    assert own.eos_token_id not in own("a<|im_end|>")["input_ids"]
+
+
+def test_a_tag_in_the_prefix_is_special_and_in_a_text_it_is_not():
+    args = Seq2SeqModelArguments(from_scratch="tiny", vocab_size=400)
+    tokenizer = train_joint_tokenizer(args, TEXTS, ["<2de>", "<2fr>"])
+    before = tokenizer("<2de> Mara went")["input_ids"]
+    set_special_tokens(tokenizer, allowed=False)
+    assert encode_sources(tokenizer, "<2de> ", ["Mara went"]) == [before]
+    (ids,) = encode_sources(tokenizer, "<2de> ", ["<2fr> Mara</s>"])
+    tags = tokenizer.convert_tokens_to_ids(["<2de>", "<2fr>"])
+    assert [i for i in ids if i in (*tags, tokenizer.eos_token_id)] == [tags[0], tokenizer.eos_token_id]
+    assert ids[0] == tags[0]
+    (short,) = encode_sources(tokenizer, "<2de> ", ["Mara went " * 20], 8)
+    assert len(short) == 8
+    assert (short[0], short[-1]) == (tags[0], tokenizer.eos_token_id)
+
+
+def test_truncation_and_padding_of_tokenizer_json_do_not_reach_texts(tmp_path):
+    folder = save_tokenizer("bert", tmp_path)
+    backend = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    backend.enable_truncation(4)
+    backend.enable_padding()
+    backend.save(f"{folder}/tokenizer.json")
+    texts = ["Mara went to Oslo", "a"]
+    own = load_tokenizer(folder)
+    assert [len(encoding) for encoding in encodings(own, texts)] == [
+        len(own(text, add_special_tokens=False)["input_ids"]) for text in texts
+    ]
+    assert len(with_masks(load_tokenizer(folder)).encode(texts[0]).ids) > 4

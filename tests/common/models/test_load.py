@@ -15,9 +15,12 @@ from peft import TaskType
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    DataCollatorWithPadding,
     GPT2Config,
     GPT2Model,
     PreTrainedTokenizerFast,
@@ -25,6 +28,7 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, ModelArguments, TrainingArguments
 from common.errors import InputError
+from common.inference.predictor import Predictor
 from common.models import load as models
 from common.models.load import LoadedModel, load_model, load_tokenizer, resolve_model
 from common.speed import apply
@@ -258,8 +262,44 @@ def byte_level(tmp_path) -> str:
     return str(tmp_path)
 
 
-def test_a_tokenizer_without_padding_token_can_pad(byte_level):
-    assert load_tokenizer(byte_level).pad_token == "<|endoftext|>"
+def test_a_decoder_that_pads_left_is_trained_and_predicted_with_one_side(byte_level, tmp_path):
+    path = Path(byte_level, "tokenizer_config.json")
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sides))
+    assert load_tokenizer(byte_level, one_side=False).padding_side == "left"  # of a language model
+    head = AutoModelForSequenceClassification
+    loaded = load_model(head, ModelArguments(byte_level), ["a", "b"], 32)
+    assert (loaded.tokenizer.padding_side, loaded.tokenizer.truncation_side) == ("right", "right")
+    assert loaded.tokenizer.pad_token == "<|endoftext|>"  # the checkpoint has no padding token
+    assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id
+    texts = ["a new york", "b", "new york b a a new"]
+    rows = [{"input_ids": loaded.tokenizer(text)["input_ids"]} for text in texts]
+    batch = DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8)(rows)
+    model = loaded.model.eval()
+    with torch.no_grad():
+        together = model(**batch).logits
+        alone = torch.cat([model(input_ids=torch.tensor([row["input_ids"]])).logits for row in rows])
+    assert torch.allclose(together, alone, atol=1e-5)
+    loaded.tokenizer.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").padding_side == "right"
+    predictor = Predictor(head, "ForSequenceClassification", str(tmp_path / "saved"), precision="fp32")
+    found = torch.zeros_like(together)
+    for numbers, logits in predictor.logits({"input_ids": [row["input_ids"] for row in rows]}):
+        found[numbers] = logits.cpu()
+    assert torch.allclose(found, together, atol=1e-4)
+
+
+def test_predict_reads_special_tokens_as_training_did(byte_level, tmp_path):
+    for allowed in (False, True):
+        arguments = ModelArguments(byte_level, allow_special_tokens=allowed)
+        loaded = load_model(AutoModelForTokenClassification, arguments, LABELS, 32)
+        folder = tmp_path / str(allowed)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        for tokenizer in (loaded.tokenizer, load_tokenizer(str(folder))):
+            found = tokenizer.eos_token_id in tokenizer("a<|endoftext|> b")["input_ids"]
+            assert found is allowed
 
 
 def test_a_decoder_trains_and_predicts(byte_level, arguments, tmp_path):
