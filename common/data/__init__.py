@@ -7,7 +7,6 @@ from common.data.packing import Blocks, find_blocks
 from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, Row, Source
 from common.data.stream import Corpus, open_corpus
-from common.data.tokens import encode_sources
 
 __all__ = [
     "MOST_LABELS",
@@ -23,7 +22,6 @@ __all__ = [
     "Row",
     "Source",
     "check_file",
-    "encode_sources",
     "find_blocks",
     "json_fault",
     "label_names",

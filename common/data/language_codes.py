@@ -1,4 +1,4 @@
-"""Set the source and target language of a translation model, as its model family requires."""
+"""Set the source and target language of a translation model, as its model family requires, and encode its texts."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB_CODES
 
+from common.data.tokens import ends_of
 from common.errors import InputError
 
 
@@ -147,6 +148,38 @@ def mark_texts(tokenizer: PreTrainedTokenizerBase, direction: Direction) -> None
     """Set the languages of `direction` in `tokenizer`, if the tokenizer has language codes."""
     if direction.target_code:
         tokenizer.src_lang, tokenizer.tgt_lang = direction.source_code, direction.target_code
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, texts: list[str], max_length: int | None = None
+) -> list[list[int]]:
+    """Return the tokens of `prefix` with each text, and the special tokens around both.
+
+    A special token in `prefix`, such as the tag `<2de>`, stays a special token, unlike one in a text.
+
+    Args:
+        tokenizer: the tokenizer, fast or slow.
+        prefix: what precedes each text.
+        texts: the texts.
+        max_length: most tokens of a row; the end of a longer text is cut off. None for no limit.
+    """
+    if not texts:
+        return []
+    in_prefix = [token for token in tokenizer.all_special_tokens if token in prefix]
+    end = max((prefix.rfind(token) + len(token) for token in in_prefix), default=0)
+    head = tokenizer(prefix[:end], add_special_tokens=False, split_special_tokens=False)["input_ids"] if end else []
+    rest = [prefix[end:] + text for text in (texts if prefix else without_codes(tokenizer, texts))]
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length - len(head)}
+    rows = tokenizer(rest, verbose=False, **cut)["input_ids"]
+    at = len(ends_of(tokenizer)[0]) if head else 0
+    return [row[:at] + head + row[at:] for row in rows]
+
+
+def without_codes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
+    """Put a space, which has no token, before a language code of Marian that begins a text, such as `>>fra<<`."""
+    if not isinstance(tokenizer, MarianTokenizer) or not tokenizer.split_special_tokens:
+        return texts
+    return [f" {text}" if text.startswith(">>") else text for text in texts]
 
 
 def begins_with_language(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
-from transformers import MarianTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def set_special_tokens(tokenizer: PreTrainedTokenizerBase, allowed: bool) -> None:
@@ -133,35 +133,3 @@ def encode_parts(tokenizer: PreTrainedTokenizerFast, rows: list[list[str]]) -> l
             tokens[part].append(token)
         results.append(tokens)
     return results
-
-
-def encode_sources(
-    tokenizer: PreTrainedTokenizerBase, prefix: str, texts: list[str], max_length: int | None = None
-) -> list[list[int]]:
-    """Return the tokens of `prefix` with each text, and the special tokens around both.
-
-    A special token in `prefix`, such as the tag `<2de>`, stays a special token, unlike one in a text.
-
-    Args:
-        tokenizer: the tokenizer, fast or slow.
-        prefix: what precedes each text.
-        texts: the texts.
-        max_length: most tokens of a row; the end of a longer text is cut off. None for no limit.
-    """
-    if not texts:
-        return []
-    in_prefix = [token for token in tokenizer.all_special_tokens if token in prefix]
-    end = max((prefix.rfind(token) + len(token) for token in in_prefix), default=0)
-    head = tokenizer(prefix[:end], add_special_tokens=False, split_special_tokens=False)["input_ids"] if end else []
-    rest = [prefix[end:] + text for text in (texts if prefix else without_codes(tokenizer, texts))]
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length - len(head)}
-    rows = tokenizer(rest, verbose=False, **cut)["input_ids"]
-    at = len(ends_of(tokenizer)[0]) if head else 0
-    return [row[:at] + head + row[at:] for row in rows]
-
-
-def without_codes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
-    """Put a space, which has no token, before a language code of Marian that begins a text, such as `>>fra<<`."""
-    if not isinstance(tokenizer, MarianTokenizer) or not tokenizer.split_special_tokens:
-        return texts
-    return [f" {text}" if text.startswith(">>") else text for text in texts]

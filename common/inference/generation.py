@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from common.data.tokens import encode_sources
+from common.data.language_codes import encode_sources
 from common.errors import InputError
 from common.hardware import native_bf16
 from common.inference.predictor import PredictArguments, load_saved, token_batches

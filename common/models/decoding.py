@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from common.data.tokens import without_codes
+from common.data.language_codes import without_codes
 from common.errors import InputError
 from common.models.generation_settings import unset_contradictions
 from common.models.structure import attention_by

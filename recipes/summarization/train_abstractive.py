@@ -20,8 +20,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
-from common.data import encode_sources
-from common.data.language_codes import set_direction
+from common.data.language_codes import encode_sources, set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels

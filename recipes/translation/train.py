@@ -17,7 +17,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common import cli
-from common.data import encode_sources, language_codes
+from common.data import language_codes
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
@@ -70,9 +70,9 @@ def encode(
         of_pair = [i for i, name in enumerate(rows["pair"]) if name == pair]
         prefix, sources = directions[pair].source_prefix, [rows["source"][i] for i in of_pair]
         targets = [rows["target"][i] for i in of_pair]
-        ids = encode_sources(tokenizer, prefix, sources, lengths[0])
+        ids = language_codes.encode_sources(tokenizer, prefix, sources, lengths[0])
         labels = label_ids(tokenizer, targets, start, lengths[1])
-        whole = encode_sources(tokenizer, prefix, sources), label_ids(tokenizer, targets, start)
+        whole = language_codes.encode_sources(tokenizer, prefix, sources), label_ids(tokenizer, targets, start)
         for k, i in enumerate(of_pair):
             encoded["input_ids"][i], encoded["labels"][i] = ids[k], labels[k]
             encoded["cut"][i] = len(whole[0][k]) > lengths[0] or len(whole[1][k]) > lengths[1]

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.data.corpus import encode
-from common.data.tokens import encode_parts, encode_sources, encodings, set_special_tokens, with_masks
+from common.data.language_codes import encode_sources
+from common.data.tokens import encode_parts, encodings, set_special_tokens, with_masks
 from common.models.encoder_decoder import Seq2SeqModelArguments, train_joint_tokenizer
 from common.models.load import load_tokenizer
 from recipes.clm import texts as clm
