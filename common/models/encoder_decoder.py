@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -151,7 +151,8 @@ def load_seq2seq(
         tokenizer = load_seq2seq_tokenizer(args.model_name_or_path, args.model_revision, args.allow_special_tokens)
         loaded = load_encoder_decoder(args, tokenizer, source_length, target_length, quantize)
         set_dropout(loaded.model, dropout, args.attention_dropout)
-    loaded.model.config.allow_special_tokens = args.allow_special_tokens  # saved with the model, for predict
+    config = cast(PreTrainedModel, loaded.model).config
+    config.update({"allow_special_tokens": args.allow_special_tokens})  # saved with the model, for predict
     return loaded
 
 
