@@ -87,7 +87,7 @@ def test_scores_do_not_follow_from_labels_of_an_edited_encode(tokenizer):
 
 
 def test_a_stride_without_room_is_an_error(tokenizer):
-    with pytest.raises(InputError, match="--doc_stride 2: must be below 2"):
+    with pytest.raises(InputError, match="--doc_stride 2: a window of --max_seq_length 4 has 2"):
         cut_windows([["a"]], tokenizer, max_seq_length=4, doc_stride=2)
 
 
