@@ -65,7 +65,7 @@ def find_blocks(model: PreTrainedModel, pack_as: Literal["auto", "pieces", "bloc
 
 
 def to_batch(
-    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_id: int, blocks: Blocks | None = None
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_id: int, blocks: Blocks | None = None, multiple: int = 8
 ) -> dict[str, Tensor]:
     """Make a batch from rows.
 
@@ -73,6 +73,7 @@ def to_batch(
         rows: tokens, labels and the lengths of the pieces of each row.
         pad_id: id of the padding token.
         blocks: settings of the block mask; None to make each piece a row of the batch.
+        multiple: rows are padded to a multiple of this length.
 
     Returns:
         Without `blocks`:
@@ -91,7 +92,7 @@ def to_batch(
     else:
         ids, labels = [row[0] for row in rows], [row[1] for row in rows]
     sizes = torch.tensor([len(row) for row in ids])
-    longest = -(-int(sizes.max()) // 8) * 8
+    longest = -(-int(sizes.max()) // multiple) * multiple
     real = (torch.arange(longest) < sizes[:, None]).long()
     batch = {"input_ids": padded(ids, longest, pad_id), "labels": padded(labels, longest, -100)}
     if blocks is None:

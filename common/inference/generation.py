@@ -17,6 +17,7 @@ from common.inference.search import shrinking_search
 from common.models.decoding import decoded, forced_ids, generating, padded
 from common.models.encoder_decoder import load_seq2seq_tokenizer
 from common.models.load import load_config, resolve_model
+from common.models.sizes import pad_multiple
 
 #: a generated text, its log-probability, its number of tokens, and whether it ends with the end token
 Output = tuple[str, float, int, bool]
@@ -103,8 +104,9 @@ class Generator:
         forced = forced_ids(self.model)
         for batch in token_batches([len(rows[i]) for i in nonblank], self.batch_tokens, self.rows):
             batch = [nonblank[i] for i in batch]
-            ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id).to(self.device)
-            mask = padded([[1] * len(rows[i]) for i in batch], 0).to(self.device)
+            multiple = pad_multiple(self.max_length)
+            ids = padded([rows[i] for i in batch], self.tokenizer.pad_token_id, multiple).to(self.device)
+            mask = padded([[1] * len(rows[i]) for i in batch], 0, multiple).to(self.device)
             # under `inference_mode` autocast would cast the weights again at each step
             with torch.no_grad(), generating(self.model, torch.bfloat16 if self.bf16 else None):
                 encoded = None  # peft encodes the source itself, with virtual tokens before it

@@ -19,6 +19,7 @@ from common.errors import InputError, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
+from common.models.sizes import positions_of
 from common.speed import apply
 from common.tuning.adapters import load_adapters
 
@@ -117,7 +118,7 @@ class Predictor:
             raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
         self.model: PreTrainedModel = load_saved(auto_class, path).eval().to(self.device)
         self.speed = apply(LoadedModel(self.model, self.tokenizer), SpeedArguments(speed))
-        positions = min(self.tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", 512))
+        positions = min(self.tokenizer.model_max_length, positions_of(self.model) or 512)
         positions -= virtual_tokens(path)
         self.max_length = getattr(self.config, "max_seq_length", positions)
         self.labels = self.model.config.id2label

@@ -16,9 +16,8 @@ from transformers import (
 from common.data.language_codes import without_codes
 from common.errors import InputError
 from common.models.generation_settings import unset_contradictions
+from common.models.sizes import PAD_MULTIPLE
 from common.models.structure import attention_by
-
-PAD_MULTIPLE = 8
 
 
 @dataclass
@@ -108,9 +107,9 @@ def shift_right(labels: Tensor, start: int, pad: int) -> Tensor:
     return ids.masked_fill(ids == -100, pad)
 
 
-def padded(rows: list[list[int]], value: int) -> Tensor:
-    """Pad rows with `value` to a tensor of shape (rows, a multiple of 8)."""
-    width = -(-max(map(len, rows)) // PAD_MULTIPLE) * PAD_MULTIPLE
+def padded(rows: list[list[int]], value: int, multiple: int = PAD_MULTIPLE) -> Tensor:
+    """Pad rows with `value` to a tensor of shape (rows, a multiple of `multiple`)."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 

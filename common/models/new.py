@@ -14,6 +14,7 @@ from common.args import ModelArguments
 from common.data.tokens import set_special_tokens
 from common.errors import InputError, in_main_process, one_line, tell
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
+from common.models.sizes import check_length, check_vocabulary
 from common.models.structure import set_dropout
 
 #: kind of tokenizer -> model and trainer
@@ -209,9 +210,6 @@ def new_model(
     config.update({"vocab_size": len(tokenizer), "allow_special_tokens": model_args.allow_special_tokens} | ids)
     for name, value in overrides(args.config_overrides, config).items():
         setattr(config, name, value)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and max_length > positions:
-        raise InputError(f"--max_seq_length {max_length}: the new model reads at most {positions} tokens; lower it")
     if model_args.attention_dropout is not None:
         raise InputError(
             "--attention_dropout: does not apply to a new model; use --config_overrides attention_dropout=VALUE"
@@ -223,6 +221,8 @@ def new_model(
         raise InputError(
             f"--config_overrides: invalid model configuration: {one_line(error)}; change the values"
         ) from None
+    check_vocabulary(model, tokenizer, "--config_overrides")
+    check_length(model, "the new model", "max_seq_length", max_length)
     size = model.num_parameters() / 1e6
     tell(f"new {config.model_type} model: {size:.1f} million parameters, no pretrained weights")
     set_dropout(model, dropout, model_args.attention_dropout)

@@ -32,8 +32,9 @@ from transformers.trainer_utils import TrainOutput
 from common.args import TrainingArguments, check_best_metric
 from common.errors import InputError, one_line, tell
 from common.inference.search import shrinking_search, why_not_shared
-from common.models.decoding import PAD_MULTIPLE, BeginWith, GenerationArguments, generating, padded, shift_right
+from common.models.decoding import BeginWith, GenerationArguments, generating, padded, shift_right
 from common.models.encoder_decoder import Seq2SeqModelArguments
+from common.models.sizes import PAD_MULTIPLE, pad_multiple
 from common.models.trial import FAILURES, trial
 from common.speed.head import losses_at_labels
 from common.training import checkpoints
@@ -144,13 +145,17 @@ class Seq2SeqTrainingArguments(TrainingArguments):
 
 
 class Seq2SeqCollator:
-    """Collate rows of `input_ids` and `labels`, each side padded to a multiple of 8.
+    """Collate rows of `input_ids` and `labels`, each side padded to a multiple of 8, if its longest rows are one.
 
     Returns `input_ids`, `attention_mask`, `labels` (-100 at padding) and `decoder_input_ids` (labels shifted right by
     one), each of shape (rows, length of the side).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, lengths: tuple[int | None, int | None]
+    ):
+        """Choose padding and start token; `lengths` are the most tokens of a source and of a target."""
+        self.multiples = [pad_multiple(length) for length in lengths]
         search = model.generation_config
         start = search.bos_token_id if search.decoder_start_token_id is None else search.decoder_start_token_id
         self.pad = tokenizer.pad_token_id
@@ -164,10 +169,11 @@ class Seq2SeqCollator:
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
         sources, labels = [row["input_ids"] for row in rows], [row["labels"] for row in rows]
-        mask = padded([[1] * len(source) for source in sources], 0)
-        padded_labels = padded(labels, -100)
+        of_source, of_target = self.multiples
+        mask = padded([[1] * len(source) for source in sources], 0, of_source)
+        padded_labels = padded(labels, -100, of_target)
         return {
-            "input_ids": padded(sources, self.pad),
+            "input_ids": padded(sources, self.pad, of_source),
             "attention_mask": mask,
             "labels": padded_labels,
             "decoder_input_ids": self.shift(padded_labels),

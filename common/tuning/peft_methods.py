@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError, one_line
 from common.models.load import LoadedModel
+from common.models.sizes import positions_of
 from common.models.structure import (
     Layer,
     fresh_names,
@@ -209,7 +210,8 @@ def _check_ties(model: PeftModel, holders: Counter[int], asked: str) -> None:
 
 def _check_room(loaded: LoadedModel, args: TuningArguments, tokens: int) -> None:
     """Raise `InputError` if virtual tokens and text together exceed the positions of the model."""
-    positions = getattr(transformer_of(loaded.model).config, "max_position_embeddings", None)
+    sides = ("source", "target") if transformer_of(loaded.model).config.is_encoder_decoder else ("source",)
+    positions = min((limit for side in sides if (limit := positions_of(loaded.model, side))), default=None)
     if positions and loaded.read_length and loaded.read_length + tokens > positions:
         raise InputError(
             f"{args.asked}: {tokens} virtual tokens and {loaded.read_length} tokens of text exceed the {positions} "

@@ -214,11 +214,11 @@ def _cut_dialogue(ids: list[int], marks: list[int], room: int, cut: Counter) -> 
 class NextTokenCollator:
     """Collate rows of `to_rows` into a batch of `common.data.packing.to_batch`; each label is the next token."""
 
-    def __init__(self, pad_id: int, blocks: Blocks | None = None):
-        self.pad_id, self.blocks = pad_id, blocks
+    def __init__(self, pad_id: int, blocks: Blocks | None = None, multiple: int = 8):
+        self.pad_id, self.blocks, self.multiple = pad_id, blocks, multiple
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        return to_batch([self._labelled(row) for row in rows], self.pad_id, self.blocks)
+        return to_batch([self._labelled(row) for row in rows], self.pad_id, self.blocks, self.multiple)
 
     @staticmethod
     def _labelled(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

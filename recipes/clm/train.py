@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        data_collator=texts.NextTokenCollator(tokenizer.pad_token_id, packing),
+        data_collator=texts.NextTokenCollator(tokenizer.pad_token_id, packing, loaded.pad_multiple),
         losses=losses_at_labels,
     )
     complete = completing.Completer(loaded.model, loaded.tokenizer, length)

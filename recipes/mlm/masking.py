@@ -165,8 +165,9 @@ class MaskedBatches:
     and pair (rows,).
     """
 
-    def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None):
+    def __init__(self, masker: Masker, pad_id: int, seed: int, blocks: Blocks | None = None, multiple: int = 8):
         self.masker, self.pad_id, self.seed, self.blocks, self.epoch = masker, pad_id, seed, blocks, 0
+        self.multiple = multiple
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that seeds the masks."""
@@ -180,7 +181,7 @@ class MaskedBatches:
             else:
                 rng = np.random.default_rng([self.seed, self.epoch, int(row["row"])])
                 masked.append((*self.masker(row["input_ids"], row["marks"], rng), row["lengths"]))
-        batch = to_batch(masked, self.pad_id, self.blocks)
+        batch = to_batch(masked, self.pad_id, self.blocks, self.multiple)
         if "pair" in rows[0]:
             longest = batch["input_ids"].shape[1]
             batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], longest, 0)

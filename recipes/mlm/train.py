@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"],
-        data_collator=masking.MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing),
+        data_collator=masking.MaskedBatches(masker, tokenizer.pad_token_id, args.seed, packing, loaded.pad_multiple),
         losses={"labels": losses_at_labels} | ({"pair": pairs.pair_losses} if in_pairs else {}),
         preprocess_logits_for_metrics={"pair": pairs.pair_hits},
     )

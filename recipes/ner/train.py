@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=windows["train"],
         eval_dataset=windows["validation"],
-        data_collator=DataCollatorForTokenClassification(loaded.tokenizer, pad_to_multiple_of=8),
+        data_collator=DataCollatorForTokenClassification(loaded.tokenizer, pad_to_multiple_of=loaded.pad_multiple),
         losses=label_losses,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,

@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
+        data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=loaded.pad_multiple),
         losses=texts.loss_with(weights, multi_label),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,

@@ -104,15 +104,19 @@ def cut(parts: list[list[int]], room: int, mark: list[int]) -> list[tuple[list[i
 class WindowCollator:
     """Collate windows: padded `input_ids` and `attention_mask`, and `labels` of shape (windows, sentences, 3)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        self.pad = tokenizer.pad_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, multiple: int = 8):
+        self.pad, self.multiple = tokenizer.pad_token_id, multiple
 
     def __call__(self, rows: list[dict[str, list]]) -> dict[str, Tensor]:
         ids = [row["input_ids"] for row in rows]
         most = max(1, *(len(row["labels"]) for row in rows))
         labels = [row["labels"] + [[-100] * 3] * (most - len(row["labels"])) for row in rows]
-        mask = padded([[1] * len(row) for row in ids], 0)
-        return {"input_ids": padded(ids, self.pad), "attention_mask": mask, "labels": torch.tensor(labels)}
+        mask = padded([[1] * len(row) for row in ids], 0, self.multiple)
+        return {
+            "input_ids": padded(ids, self.pad, self.multiple),
+            "attention_mask": mask,
+            "labels": torch.tensor(labels),
+        }
 
 
 def sentence_logits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     options = {"tokenizer": tokenizer, "prefix": direction.source_prefix, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=options)
     rows, cut = abstractive.drop_cut_summaries(rows)
-    collator, forced = Seq2SeqCollator(tokenizer, model), forced_ids(model)
+    collator, forced = Seq2SeqCollator(tokenizer, model, lengths), forced_ids(model)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = {"tokenizer": tokenizer, "directions": directions, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
     rows = select_rows(rows, data["train"]["pair"][:], data_args.sampling_temperature, args.seed)
-    collator = Seq2SeqCollator(tokenizer, model)
+    collator = Seq2SeqCollator(tokenizer, model, lengths)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
