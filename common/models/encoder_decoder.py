@@ -330,12 +330,12 @@ def load_encoder_decoder(
         raise InputError(
             f"{name}: cannot be loaded as an encoder-decoder: {reason}; choose another --model_name_or_path"
         ) from None
-    check_vocabulary(model, tokenizer, name)
+    model.name_or_path = str(name)
+    check_vocabulary(model, tokenizer, model.name_or_path)
     for side, length in (("source", source_length), ("target", target_length)):
-        check_length(model, name, f"max_{side}_length", length, side)
+        check_length(model, model.name_or_path, f"max_{side}_length", length, side)
     if untrained:
         tell(f"new weights, which the pretrained model lacks: {untrained}")
-    model.name_or_path = name
     return LoadedModel(model, tokenizer, frozenset(new), name, max(source_length, target_length), kernel)
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import InputError
-from common.models.structure import transformer_of
+from common.models.structure import input_embeddings, transformer_of
 
 #: rows are padded to a multiple of this many tokens, because each new shape of matrices costs time
 PAD_MULTIPLE = 8
@@ -57,7 +57,7 @@ def check_length(model: nn.Module, name: str, argument: str, length: int, side: 
 
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `InputError` if the tokenizer has an id without an embedding; training would fail at its first use."""
-    rows = transformer_of(model).get_input_embeddings().weight.shape[0]
+    rows = len(input_embeddings(transformer_of(model)).weight)
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if last >= rows:
         raise InputError(
