@@ -106,6 +106,25 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, inner))
 
 
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Raise `InputError` if `fresh_file` could not write `path`; create nothing."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file; name a file to write")
+        if path.exists() and not overwrite:
+            raise InputError(
+                f"{path}: exists already; choose another name, or add --overwrite (with make: ARGS=--overwrite)"
+            )
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}; name another file") from None
+    if not folder.is_dir():
+        raise InputError(f"{path}: cannot be written: {folder} is a file; name another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written: no permission to write into {folder}; name another folder")
+
+
 @contextmanager
 def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
     """Open a file for writing that appears under its name only after the block completes.
@@ -119,13 +138,8 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
     """
     path = Path(path)
     part = path.parent / f"{path.name}.{os.getpid()}.part"  # no file of the user has this name
+    check_output(path, overwrite)
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is no regular file; name a file to write")
-        if path.exists() and not overwrite:
-            raise InputError(
-                f"{path}: exists already; choose another name, or add --overwrite (with make: ARGS=--overwrite)"
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:

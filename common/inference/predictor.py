@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import ModelOutput
 
 from common.args import FileArguments, SpeedArguments
-from common.data.files import FileReader, fresh_file, read_file
+from common.data.files import FileReader, check_output, fresh_file, read_file
 from common.data.source import Row
 from common.errors import InputError, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
@@ -44,6 +44,7 @@ class PredictArguments(SpeedArguments, FileArguments):
             raise InputError("give --input FILE and --output FILE (with make: INPUT=FILE OUTPUT=FILE)")
         if min(self.buffer_rows, self.batch_tokens) < 1:
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
+        check_output(self.output, self.overwrite)
 
 
 def load_saved(auto_class: type[Any], folder: str) -> PreTrainedModel:

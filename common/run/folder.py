@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,6 +80,8 @@ class Run:
                 it holds a stopped run, and neither `--overwrite` nor `--resume_from_checkpoint` is given; the run
                 reads a model, a checkpoint or a data file that it would replace; or it cannot resume as asked.
         """
+        if find_spec("matplotlib") is None:  # imported after training, because it is slow
+            raise InputError("matplotlib: is not installed, and the run draws pictures with it; run: make setup")
         self.folder = args.folder
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name

@@ -1,5 +1,6 @@
 """Test the output folder: one run at a time, no silent replacement, and a record of the run."""
 
+import importlib
 import json
 import os
 import re
@@ -384,6 +385,32 @@ def test_a_fresh_file_is_whole_or_absent(tmp_path):
     for wrong in (tmp_path, ""):
         with pytest.raises(InputError, match="is no regular file"), fresh_file(wrong, overwrite=True):
             pass
+
+
+RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/predict.py"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_predict_names_an_output_that_cannot_be_written_before_it_loads_a_model(recipe, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    module = importlib.import_module(f"recipes.{recipe}.predict")
+    for output, message in (
+        (tmp_path / "a.txt", "exists already"),
+        (tmp_path, "is no regular file"),
+        (tmp_path / "a.txt" / "b" / "c.jsonl", "cannot be written"),
+        ("/proc/1/new/c.jsonl", "cannot be written"),
+        (tmp_path / ("x" * 300), "cannot be written: File name too long"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module.main(["--model", "none", "--input", str(tmp_path / "a.txt"), "--output", str(output)])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_missing_picture_library_is_told_before_training(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.run.folder.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="matplotlib: is not installed"):
+        train.main(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_average_is_the_mean_in_float32(tmp_path):
