@@ -7,7 +7,7 @@ from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from common.data import Located, Row
+from common.data import Located, Row, parse_cell
 from common.errors import InputError, brief
 
 #: a message has `role`, `content` and `learned`: whether it is in the loss
@@ -101,6 +101,11 @@ def _system(row: Row) -> list[Message]:
 
 
 def _listed(items: Any, name: str) -> list[Message]:
+    if isinstance(items, str) and items.lstrip().startswith("["):  # a cell of a table
+        try:
+            items = parse_cell(items)
+        except ValueError as error:
+            raise _Unusable(f"{name} is no list: {error}") from None
     if not isinstance(items, list) or not items:
         raise _Unusable(f"{name} is {brief(items)}; needed: a list of messages")
     messages = []

@@ -25,6 +25,9 @@ class NerDataArguments(DataArguments):
     label_column_name: str = field(
         default=TAGS, metadata={"help": "column with the list of tags, one per word, or with the spans of a text"}
     )
+    tag_names: list[str] | None = field(
+        default=None, metadata={"help": "names of tags that are numbers from 0, such as O,B-PER,I-PER"}
+    )
     tag_scheme: Name = field(
         default="auto",
         metadata={"help": "scheme of the tags, converted to IOB2; none: each word has a tag of its own (POS)"},
@@ -52,6 +55,8 @@ class NerDataArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         Columns(self.conll_word_column, self.conll_tag_column)  # checks the values
+        if self.tag_names is not None:
+            self.tag_names = [name.strip() for names in self.tag_names for name in names.split(",")]
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:

@@ -165,6 +165,15 @@ def _choose(
         raise _Unclear(f"several columns can be the tag; give --conll_tag_column, such as upos; columns here: {known}")
     whole = [cells for cells in words if len(cells) == width]
     bio = [i for i in range(width) if i != word and all(_BIO.fullmatch(cells[i]) for cells in whole)]
+    named = [i for i in range(width) if any(_BIO.fullmatch(c[i]) and c[i] != "O" for c in whole)]
+    if width - 1 not in bio:  # a tag before its word, or a part of speech after the tag
+        tagged = [i for i in named if all(_BIO.fullmatch(cells[i]) for cells in whole)]
+        if len(tagged) == 1:
+            other = " --conll_word_column 2" if tagged[0] == word else ""
+            raise _Unclear(
+                f"column {tagged[0] + 1} holds BIO tags, and the last column other values; give --conll_tag_column "
+                f"{tagged[0] + 1}{other} or --conll_tag_column {width}"
+            )
     if len(bio) > 1:
         listed = " and ".join(str(i + 1) for i in bio)
         if numbered:

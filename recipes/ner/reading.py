@@ -108,20 +108,31 @@ class TagConverter:
     def __init__(self, args: NerDataArguments):
         names = args.text_column_name, args.label_column_name
         self.spans = SpanConverter(*span_columns(*names), names, args.max_seq_length // 2)
-        self.wanted, self.tags = args.tag_scheme, args.label_column_name
+        self.wanted, self.tags, self.names = args.tag_scheme, args.label_column_name, args.tag_names
         self.scheme = IOB2
 
     def __call__(self, sources: dict[str, Iterable[Located]]) -> dict[str, list[Located]]:
         """Return the rows of each split with spans converted, and recognise the scheme of their tags."""
-        rows = {split: list(self.spans.rows(source)) for split, source in sources.items()}
+        rows = {split: [self._named(*row) for row in self.spans.rows(source)] for split, source in sources.items()}
         self.scheme = recognise(
-            (_tags_of(row.get(self.tags)) for split in rows.values() for _, row in split if isinstance(row, dict)),
+            (_tags_in(row.get(self.tags)) for split in rows.values() for _, row in split if isinstance(row, dict)),
             self.wanted,
         )
         return rows
 
+    def _named(self, where: str, row: Row | str) -> Located:
+        """Return a row with the names of its tags by `--tag_names`, if they are numbers."""
+        cell = row.get(self.tags) if isinstance(row, dict) and self.names else None
+        tags = _tags_in(cell)
+        if not tags or not all(str(tag).isdecimal() for tag in tags):
+            return where, row
+        numbers = [int(tag) for tag in tags]
+        if max(numbers) >= len(self.names):
+            return where, f"tag {max(numbers)}, but --tag_names has {len(self.names)} names, for 0 and up; add names"
+        return where, row | {self.tags: [self.names[number] for number in numbers]}
 
-def _tags_of(cell: object) -> list:
+
+def _tags_in(cell: object) -> list:
     """Return the tags in a cell, which in a table is JSON or words separated by spaces."""
     if isinstance(cell, str):
         try:

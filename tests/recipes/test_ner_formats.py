@@ -164,6 +164,15 @@ def test_rows_with_lists_are_converted_as_files_of_columns(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("tokens,ner_tags\nAnna visited New York City,U-PER O B-LOC I-LOC L-LOC\n", encoding="utf-8")
     assert loaded(table) == [(SENTENCE, TAGS)]
+    names = ["O,B-PER", "B-LOC", "I-LOC"]
+    file = write_jsonl(tmp_path / "b.jsonl", [{"tokens": SENTENCE, "ner_tags": [1, 0, 2, 3, 3]}])
+    assert loaded(file, tag_names=names) == [(SENTENCE, TAGS)]
+    table.write_text("tokens,ner_tags\nAnna visited New York City,1 0 2 3 3\n", encoding="utf-8")
+    assert loaded(table, tag_names=names) == [(SENTENCE, TAGS)]
+    with pytest.raises(InputError, match=r"tag 1 is the number 1; needed: .* --tag_names O,B-PER"):
+        loaded(file)
+    with pytest.raises(InputError, match=r"b\.jsonl:1: tag 3, but --tag_names has 2 names"):
+        loaded(file, tag_names=names[:1])
 
 
 @pytest.mark.parametrize(
@@ -233,6 +242,11 @@ def test_columns_of_conll_files(tmp_path, capsys):
         "5239d808-f300",
         "77ab",
     ]
+    mit = tmp_path / "mit.conll"
+    mit.write_text("B-ACTOR\tAnna\nO\tsings\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"column 1 holds BIO tags, .* --conll_tag_column 1 --conll_word_column 2"):
+        loaded(mit)
+    assert loaded(mit, conll_tag_column="1", conll_word_column="2")[0] == (["Anna", "sings"], ["B-ACTOR", "O"])
     lone = tmp_path / "lone.conll"
     lone.write_text("\n\n".join(["A B-X", "b O"] * 10), encoding="utf-8")
     with pytest.raises(InputError, match="each of the 20 sentences has one word"):
