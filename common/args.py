@@ -15,7 +15,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -25,7 +25,7 @@ import transformers
 from accelerate import PartialState
 from transformers.integrations import get_available_reporting_integrations
 
-from common.errors import InputError, nearest_file, tell
+from common.errors import InputError, check_file_exists, tell
 from common.hardware import native_bf16
 
 SPLITS = ("train", "validation", "test")
@@ -189,9 +189,13 @@ class DataArguments(FileArguments):
 
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path`, the value of argument `name`, is a file."""
-        if not Path(path).is_file():
-            problem = "is a folder, not a file" if Path(path).is_dir() else "no such file"
-            raise InputError(f"--{name} {path}: {problem}{nearest_file(path)}")
+        check_file_exists(name, path)
+
+    def columns(self) -> dict[str, str]:
+        """Return the recipe's name of each column -> its name in the user's data; predict reads the saved names."""
+        ending = "_column_name"
+        named = {f.name.removesuffix(ending): getattr(self, f.name) for f in fields(self) if f.name.endswith(ending)}
+        return {ours: theirs for ours, theirs in named.items() if theirs}
 
     def files(self) -> dict[str, str]:
         """Return argument -> file for the files of the run."""

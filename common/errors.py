@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,29 +37,54 @@ class RunStopped(Exception):
 
 
 class Problems:
-    """Collect problems. One run shows the user up to ten of them."""
+    """Collect problems. One run shows the user up to ten of them.
 
-    def __init__(self) -> None:
+    Args:
+        skip: number of rows with problems that are dropped instead (`--skip_bad_rows`).
+    """
+
+    def __init__(self, skip: int = 0) -> None:
         self.shown: list[str] = []
         self.count = 0
+        self.skip, self.rows, self.other = skip, 0, 0  # rows with problems; problems that are not of a row
 
     def add(self, where: str, message: str) -> None:
-        """Record a problem.
+        """Record a problem of a file or an argument.
 
         Args:
             where: a file, or file:line.
             message: the problem and its remedy.
         """
+        self.other += 1
+        self._show(where, message)
+
+    def reject(self, where: str, messages: Iterable[str]) -> None:
+        """Record the problems of a row."""
+        self.rows += 1
+        for message in messages:
+            self._show(where, message)
+
+    def _show(self, where: str, message: str) -> None:
+        line = f"{printable(where)}: {printable(message)}"
+        if line in self.shown:  # a problem of a header, which each row has
+            return
         self.count += 1
         if self.count <= SHOWN:
-            self.shown.append(f"{printable(where)}: {printable(message)}")
+            self.shown.append(line)
 
     def check(self) -> None:
-        """Raise `InputError` if any problem was recorded."""
-        if self.count > SHOWN:
-            raise InputError(*self.shown, f"... and {self.count - SHOWN} more problems")
+        """Raise `InputError` if any problem was recorded; drop up to `skip` rows instead, with a warning of each."""
+        more = [f"... and {self.count - SHOWN} more problems"] if self.count > SHOWN else []
+        if self.rows <= self.skip and not self.other:
+            for line in [*self.shown, *more]:
+                warn(f"dropped: {line}")
+            if self.rows:
+                tell(f"--skip_bad_rows: {self.rows} rows with a problem are dropped")
+            return
+        if self.count and self.skip and self.rows > self.skip:
+            more.append(f"--skip_bad_rows {self.skip}: {self.rows} rows have a problem; correct them, or raise it")
         if self.count:
-            raise InputError(*self.shown)
+            raise InputError(*self.shown, *more)
 
 
 def is_main_process() -> bool:
@@ -117,9 +142,19 @@ def quiet() -> Iterator[None]:
 def nearest_file(path: str) -> str:
     """Return the end of a message about the missing file `path`: the nearest name in its folder, or nothing."""
     folder = Path(path).parent
-    names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+    names = [f.name for f in folder.iterdir() if f.name != Path(path).name] if folder.is_dir() else []
     nearest = difflib.get_close_matches(Path(path).name, names, n=1)
     return f"; did you mean {folder / nearest[0]}?" if nearest else ""
+
+
+def check_file_exists(name: str, path: str) -> None:
+    """Raise `InputError` unless `path`, the value of argument `name`, is a file."""
+    if Path(path).is_dir():
+        files = sorted(f.name for f in Path(path).iterdir() if f.is_file() and not f.name.startswith("."))
+        inside = f"name a file in it: {', '.join(files[:5])}" if files else "name a file"
+        raise InputError(f"--{name} {path}: is a folder, not a file; {inside}")
+    if not Path(path).is_file():
+        raise InputError(f"--{name} {path}: no such file{nearest_file(path)}")
 
 
 def in_main_process(function: Callable[[], T]) -> T:

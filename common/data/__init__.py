@@ -1,6 +1,7 @@
 """Read files into checked rows."""
 
-from common.data.files import READERS, TABLES, Reader, Readers, check_file, read_file, read_text
+from common.data.columns import Columns
+from common.data.files import READERS, TABLES, Reader, Readers, read_file, read_text
 from common.data.json_files import json_fault, parse_cell, parse_json
 from common.data.labels import MOST_LABELS, label_names
 from common.data.packing import Blocks, find_blocks
@@ -14,6 +15,7 @@ __all__ = [
     "TABLES",
     "UNLABELED",
     "Blocks",
+    "Columns",
     "Corpus",
     "Gold",
     "Located",
@@ -21,7 +23,6 @@ __all__ = [
     "Readers",
     "Row",
     "Source",
-    "check_file",
     "find_blocks",
     "json_fault",
     "label_names",

@@ -226,7 +226,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
 
 def load_texts(path: str, args: CorpusArguments) -> Dataset:
     """Load the texts of one more file, folder or pattern; columns and errors as for `load_corpus`."""
-    problems = Problems()
+    problems = Problems(args.skip_bad_rows)
     source = read_texts(path, args.text_unit, args)
     columns = {"text": args.text_column_name}
     texts = accepted(checked(source, columns, check_text, (), args.max_chars), problems)

@@ -1,7 +1,7 @@
-"""Read rows from files of every format, each with its place; check a file; write files atomically."""
+"""Read rows from files of every format, each with its place; write files atomically."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,7 +11,7 @@ from common.data.json_files import read_json, read_json_lines
 from common.data.source import COMPRESSED, Located, Row, Source
 from common.data.tables import read_csv, read_parquet
 from common.data.workbooks import WORKBOOKS, read_workbook
-from common.errors import InputError, Problems
+from common.errors import InputError
 
 #: reads the rows of a file: a format
 Reader = Callable[[Source], Iterator[Located]]
@@ -68,27 +68,6 @@ def read_file(path: str | Path, readers: Readers | None = None, args: FileArgume
             raise InputError(f"{path}: unknown file type {ending!r}: plain text has no columns; give a table: {known}")
         raise InputError(f"{path}: unknown file type {ending!r}; convert it to one of: {known}")
     yield from readers[ending](source)
-
-
-def check_file(
-    path: str | Path, check: Callable[[Row], Iterable[str]], max_chars: int, read: FileReader = read_file
-) -> None:
-    """Read a file once and check its rows.
-
-    Args:
-        path: the file.
-        check: yields the problems of a row.
-        max_chars: most characters of a row.
-        read: reads the file.
-
-    Raises:
-        InputError: up to ten problems, each with file and line.
-    """
-    problems = Problems()
-    for where, row in read(str(path)):
-        for message in [row] if isinstance(row, str) else [*check(row), *too_long(row, max_chars)]:
-            problems.add(where, message)
-    problems.check()
 
 
 def too_long(row: Row, max_chars: int) -> Iterator[str]:

@@ -61,9 +61,28 @@ def parse_cell(text: str) -> Any:
         kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
         raise ValueError("neither JSON nor a Python list or dict") from None
-    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds):  # Python joins them into one text
-        raise ValueError("two texts without a comma between them; write the cell with json.dumps")
+    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds):
+        raise NoComma("two texts without a comma between them; write the cell with json.dumps")
     return value
+
+
+def list_of_cell(cell: str) -> Any:
+    """Return the list in a cell: as for `parse_cell`, or words separated by spaces.
+
+    A cell in which a comma between two texts is missing is returned unchanged, so that the check of the row reports it.
+    """
+    if not cell.startswith("["):
+        return cell.split()
+    try:
+        return parse_cell(cell)
+    except NoComma:
+        return cell
+    except ValueError:
+        return cell.split()
+
+
+class NoComma(ValueError):
+    """Two texts stand side by side, as numpy prints a list; Python would join them into one text."""
 
 
 class _Arrays(ast.NodeTransformer):

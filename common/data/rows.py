@@ -1,5 +1,6 @@
 """Load rows from files or the hub and check them before training. Problems name file and line."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,11 @@ from pyarrow import ArrowException
 
 from common.args import SPLITS, DataArguments
 from common.data.files import TEXT_CELLS, FileReader, Readers, read_file, too_long
-from common.data.json_files import parse_cell
+from common.data.json_files import list_of_cell
 from common.data.samples import carve, rarest, sample
-from common.data.source import Located, Row, ending_of
+from common.data.source import Located, Row, Source
 from common.data.tables import class_label_decoder, missing_columns
-from common.errors import InputError, Problems, brief, tell, warn
+from common.errors import InputError, Problems, brief, one_line, tell, warn
 
 #: name of a test split in which no row has a gold value
 UNLABELED = "unlabeled"
@@ -149,28 +150,33 @@ def load_splits(
         raise InputError(f"no training rows{known}; give --train_file, or a --dataset_name with a train split")
     if prepare is not None:
         sources = prepare({split: rows for split, rows in sources.items() if split in SPLITS})
-    problems = Problems()
+    problems = Problems(args.skip_bad_rows)
     splits: dict[str, list[Entry]] = {}
+    places: dict[str, str] = {}
     for split in SPLITS:
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
-            in_cells = tuple(list_columns) if ending_of(Path(place)) in TEXT_CELLS else ()
+            in_cells = tuple(list_columns) if Source(Path(place)).ending in TEXT_CELLS else ()
             found = checked(
                 sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert
             )
             name, rows = _without_unlabeled(split, place, list(found), gold)
-            splits[name] = rows
+            splits[name], places[name] = rows, place
             if not rows:
                 problems.add(place, "contains no rows; add some")
     if "validation" not in splits and splits["train"]:
-        _carve_validation(splits, args.validation_split_percentage, carve_by, gold)
+        places["validation"] = places["train"]
+        _carve_validation(splits, places["train"], args.validation_split_percentage, carve_by, gold)
     limits = dict(zip(SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True))
     limits[UNLABELED] = args.max_predict_samples
     data = DatasetDict()
     for name, rows in splits.items():
         limit = limits[name]
         drawn = rows if limit is None else [rows[i] for i in sample(_classes(rows, gold), limit)]
-        data[name] = Dataset.from_list(accepted(drawn, problems))
+        kept = accepted(drawn, problems)
+        if args.skip_bad_rows and drawn and not kept:
+            problems.add(places[name], "each row has a problem")
+        data[name] = _dataset(kept, places[name])
     problems.check()
     _warn_of_shared_files(files)
     return data
@@ -207,13 +213,13 @@ def checked(
             continue
         missing = [theirs for ours, theirs in columns.items() if theirs not in item]
         if missing and not (gold and {columns.get(name) for name in gold.columns}.issuperset(missing)):
-            place, problem = missing_columns(item, where, missing)
-            yield Rejected(place, [problem])
+            problem = missing_columns(item, missing)
+            yield Rejected(problem.place(item, where), [problem])
             continue
         row: Row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
         for name in list_columns:
             if isinstance(row[name], str):
-                row[name] = _list_of_cell(row[name])
+                row[name] = list_of_cell(row[name])
         lacking = gold if gold is not None and gold.missing(row) else None
         messages = list((lacking.check if lacking else check)(row)) or list(too_long(row, max_chars))
         row["id"] = str(item.get("id", number))
@@ -223,9 +229,7 @@ def checked(
             yield Rejected(where, messages)
         elif lacking:
             values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in lacking.columns)
-            lacks = (
-                missing_columns(item, where, missing)[1] if missing else f"no {lacking.name}{values and f': {values}'}"
-            )
+            lacks = missing_columns(item, missing) if missing else f"no {lacking.name}{values and f': {values}'}"
             yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
         else:
             yield convert(row) if convert else row
@@ -259,28 +263,51 @@ def _classes(rows: list[Entry], gold: Gold | None) -> list[str | None]:
     return rarest([gold.classes(row) if gold and isinstance(row, dict) else [] for row in rows])
 
 
+def _dataset(rows: list[Row], place: str) -> Dataset:
+    """Return the rows as a data set.
+
+    Raises:
+        InputError: a value has another type than those above it in its column, or is an integer beyond 64 bits.
+    """
+    try:
+        return Dataset.from_list(rows)
+    except (ArrowException, OverflowError, TypeError, ValueError) as error:
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            # the longest run of values that fits ends before the first that does not
+            end = bisect_left(range(1, len(values) + 1), True, key=lambda count: not _fits(values[:count]))
+            if end < len(values):
+                reason = "differs in type from the rows above; give all values of a column one type"
+                if not _fits([values[end]]):
+                    reason = "has an integer beyond 64 bits; write it as a text"
+                raise InputError(f"{place}, row {rows[end]['id']}: {name} is {brief(values[end])}: {reason}") from None
+        raise InputError(f"{place}: {one_line(error)}; give all values of a column one type") from None
+
+
+def _fits(values: list[Any]) -> bool:
+    try:
+        Dataset.from_dict({"values": values})
+    except (ArrowException, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
 def accepted(entries: Iterable[Entry], problems: Problems) -> list[Row]:
     """Return the rows among `entries`; add the problems of the others to `problems`."""
     rows = []
     for entry in entries:
         if isinstance(entry, Unlabeled):
-            problems.add(entry.place, entry.problem)
+            problems.reject(entry.place, [entry.problem])
         elif isinstance(entry, Rejected):
-            for message in entry.problems:
-                problems.add(entry.place, message)
+            problems.reject(entry.place, entry.problems)
         else:
             rows.append(entry)
     return rows
 
 
-def _list_of_cell(cell: str) -> Any:
-    try:
-        return parse_cell(cell) if cell.startswith("[") else cell.split()
-    except ValueError:
-        return cell.split()
-
-
-def _carve_validation(splits: dict[str, list[Entry]], percentage: int, by: str | None, gold: Gold | None) -> None:
+def _carve_validation(
+    splits: dict[str, list[Entry]], place: str, percentage: int, by: str | None, gold: Gold | None
+) -> None:
     """Move rows, or whole groups of rows with the same value in column `by`, from train to validation.
 
     Rejected rows stay in train.
@@ -296,7 +323,7 @@ def _carve_validation(splits: dict[str, list[Entry]], percentage: int, by: str |
         accepted(rows, problems)
         problems.check()
         few = "one training row" if by is None else f"training rows with one {by}"
-        raise InputError(f"{few}: too few to split off validation rows; give --validation_file")
+        raise InputError(f"{place}: {few}: too few to split off validation rows; give --validation_file")
     classes, firsts = _classes(rows, gold), list(first.values())
     drawn = carve([classes[number] for number in firsts], max(1, len(first) * percentage // 100))
     carved = {firsts[number] for number in drawn.tolist()}

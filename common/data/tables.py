@@ -53,27 +53,38 @@ class TableRow(dict[str, Any]):
         self.table = table
 
 
-def missing_columns(row: Row, where: str, names: Sequence[str]) -> tuple[str, str]:
-    """Return place and message of the problem that `row` lacks the columns `names`."""
-    message = f"no column {' nor '.join(names)}; columns here: {', '.join(map(str, row)) or 'none'}"
-    renaming = "name yours with the arguments that end in _column_name"
-    table = row.table if isinstance(row, TableRow) else None
-    if table is None:
-        return where, f"{message}; {renaming}"
+class MissingColumn(str):
+    """The problem of a row that lacks a column. In a table, it is a problem of the header, told once."""
+
+    def place(self, row: Row, where: str) -> str:
+        """Return the place of the problem of `row`, which is at `where`."""
+        return row.table.where if isinstance(row, TableRow) else where
+
+
+def missing_columns(row: Row, names: Sequence[str]) -> MissingColumn:
+    """Return the problem that `row` lacks the columns `names`."""
+    unusable = row.table.unusable if isinstance(row, TableRow) else {}
     for name in names:
-        if name in table.unusable:
-            return table.where, f"{table.unusable[name]}: {name}"
-    if table.source is None or not table.source.args.csv_header:
-        return table.where, f"{message}; {renaming}"
+        if name in unusable:
+            return MissingColumn(f"{unusable[name]}: {name}")
+    here = f"columns here: {', '.join(map(str, row)) or 'none'}"
+    hint = header_hint(row, names)
+    renaming = "" if "likely" in hint else "; name yours with the arguments that end in _column_name"
+    return MissingColumn(f"no column {' nor '.join(names)}; {here}{renaming}{hint}")
+
+
+def header_hint(row: Row, names: Sequence[str]) -> str:
+    """Return the end of a message about missing columns `names`: another delimiter, no header, or another format."""
+    table = row.table if isinstance(row, TableRow) else None
+    if table is None or table.source is None or not table.source.args.csv_header:
+        return ""
     likely = likely_delimiter(table, names)
     if likely:
-        return table.where, f"{message}; {_delimiter_remedy(likely)}"
+        return f"; {_delimiter_remedy(likely)}"
+    conll = "it looks like CoNLL columns, a word and its tag a line: end the name of the file in .conll; "
     listed = ",".join(names) if len(names) == len(table.names) else f"with a name for each of {len(table.names)}"
     header = f"if this line is a row, give --csv_header false --column_names {listed}, in the order of the columns"
-    if _looks_like_conll(table.source):
-        conll = "it looks like CoNLL columns, a word and its tag a line: end the name of the file in .conll"
-        return table.where, f"{message}; {conll}; {header}"
-    return table.where, f"{message}; {renaming}; {header}"
+    return f"; {conll if _looks_like_conll(table.source) else ''}{header}"
 
 
 def likely_delimiter(table: Table, names: Sequence[str] = ()) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,9 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import ModelOutput
 
 from common.args import FileArguments, SpeedArguments
-from common.data.files import FileReader, check_output, fresh_file, read_file
+from common.data.files import FileReader, check_output, fresh_file, read_file, too_long
 from common.data.source import Row
-from common.errors import InputError, quiet, tell
+from common.data.tables import MissingColumn
+from common.errors import InputError, Problems, check_file_exists, quiet, tell
 from common.hardware import native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
@@ -29,7 +31,7 @@ class PredictArguments(SpeedArguments, FileArguments):
     """Define the arguments of every `predict`."""
 
     model: str | None = field(default=None, metadata={"help": "folder that train saved, or a hub id"})
-    input: str | None = field(default=None, metadata={"help": "file of rows: .jsonl, .json, .csv, .parquet or .txt"})
+    input: str | None = field(default=None, metadata={"help": "file of rows, in a format that train reads, or .txt"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file to write"})
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output file"})
     buffer_rows: int = field(default=4096, metadata={"help": "rows read and sorted by length at a time"})
@@ -42,9 +44,50 @@ class PredictArguments(SpeedArguments, FileArguments):
         super().__post_init__()
         if self.input is None or self.output is None:
             raise InputError("give --input FILE and --output FILE (with make: INPUT=FILE OUTPUT=FILE)")
+        self.check_input()
         if min(self.buffer_rows, self.batch_tokens) < 1:
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
         check_output(self.output, self.overwrite)
+
+    def check_input(self) -> None:
+        """Raise `InputError` unless `--input` is a file."""
+        check_file_exists("input", self.input or "")
+
+
+class InputRows:
+    """The rows of `--input`, without rows that `--skip_bad_rows` drops. Each iteration reads the file again."""
+
+    def __init__(
+        self, args: PredictArguments, check: Callable[[Row], Iterable[str]], read: FileReader | None = None
+    ) -> None:
+        """Read the file once and check its rows.
+
+        Args:
+            args: the arguments of `predict`.
+            check: yields the problems of a row.
+            read: reads the file, instead of `read_file`.
+
+        Raises:
+            InputError: up to ten problems, each with file and line.
+        """
+        self._read = partial(read or partial(read_file, args=args), args.input or "")
+        self._dropped: set[int] = set()
+        problems = Problems(args.skip_bad_rows)
+        for number, (where, row) in enumerate(self._read()):
+            if isinstance(row, str):
+                messages = [row]
+            else:
+                messages = [*check(row), *too_long(row, args.max_chars)]
+                lacks = [message for message in messages if isinstance(message, MissingColumn)]
+                where = lacks[0].place(row, where) if lacks else where
+            if messages:
+                self._dropped.add(number)
+                problems.reject(where, messages)
+        problems.check()
+
+    def __iter__(self) -> Iterator[Row]:
+        rows = (row for number, (_, row) in enumerate(self._read()) if number not in self._dropped)
+        return (row for row in rows if isinstance(row, dict))
 
 
 def load_saved(auto_class: type[Any], folder: str) -> PreTrainedModel:
@@ -174,7 +217,7 @@ def token_batches(lengths: list[int], batch_tokens: int, rows: int | None = None
 def predict_file(
     args: PredictArguments,
     predict: Callable[[list[Row]], Iterable[Row]],
-    read: FileReader = read_file,
+    rows: InputRows,
 ) -> int:
     """Write the rows that `predict` returns for each buffer of input rows.
 
@@ -183,7 +226,7 @@ def predict_file(
     Args:
         args: the arguments of `predict`.
         predict: takes a buffer of rows, and returns them with predictions.
-        read: reads the input file.
+        rows: the rows of the input.
 
     Returns:
         The number of rows.
@@ -203,8 +246,8 @@ def predict_file(
         fresh_file(args.output, args.overwrite) as file,
         tqdm(unit=" rows") as bar,
     ):
-        rows = (cast(Row, row) for _, row in read(args.input))  # `check_file` rejects files with invalid rows
-        while buffer := list(islice(rows, args.buffer_rows)):
+        remaining = iter(rows)
+        while buffer := list(islice(remaining, args.buffer_rows)):
             for row in predict(buffer):
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 empty += not str(row.get("predicted", True)).strip()

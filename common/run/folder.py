@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
 
 from common.args import DataArguments, TrainingArguments, resume_rules
+from common.data.columns import SAVED, described
 from common.data.source import Row
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
@@ -85,6 +87,7 @@ class Run:
         self.folder = args.folder
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name
+        self._columns = described(data_args.columns(), next(iter(rows.values())))
         self._rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for part in (data_args, *more, args) for k, v in plain(part).items()}
         self.record: dict[str, Any] = {
@@ -238,6 +241,7 @@ class Run:
         Raises:
             InputError: the trained model could not be saved.
         """
+        cast(PreTrainedModel, trainer.model).config.update({SAVED: self._columns})  # predict finds the same columns
         args = trainer.args
         trainer.check_saving()
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"

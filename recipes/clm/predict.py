@@ -16,13 +16,16 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, set_seed
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.source import Row
 from common.errors import InputError, tell
-from common.inference.predictor import PredictArguments, Predictor, predict_file
+from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.models.load import load_config, resolve_model
 
 from .completing import Completer, Prompt
 from .dialogues import is_dialogue, to_messages
+
+COLUMNS = {"prompt": ("prompt",), "text": ("text",)}
 
 
 @dataclass
@@ -55,27 +58,28 @@ class Completion(Predictor):
     def __init__(self, model: str, batch_tokens: int = 4096, speed: str = "auto"):
         super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32", speed)
         self.complete = Completer(self.model, self.tokenizer, self.max_length)
+        self.columns = Columns(self.config, **COLUMNS)
         self.rows = max(1, batch_tokens // self.max_length)
 
 
-def prompt_of(row: Row) -> Prompt | None:
+def prompt_of(row: Row, columns: Columns) -> Prompt | None:
     """Return the text to complete or the messages to answer, or None if the row has neither.
 
     Raises:
         InputError: the row has no valid dialogue.
     """
-    if not isinstance(row.get("prompt"), str) and (is_dialogue(row) or "instruction" in row):
+    prompt = columns.value(row, "prompt")
+    if not isinstance(prompt, str) and (is_dialogue(row) or "instruction" in row):
         return to_messages(row, answered=False)
-    text = row.get("prompt", row.get("text"))
+    text = columns.value(row, "text") if prompt is None else prompt
     return text if isinstance(text, str) else None
 
 
-def check_row(row: Row) -> Iterator[str]:
+def check_row(row: Row, columns: Columns) -> Iterator[str]:
     """Yield a message for each problem in an input row."""
     try:
-        if prompt_of(row) is None:
-            columns = ", ".join(map(str, row)) or "none"
-            yield f'needs "prompt" or "text" (a string), or messages; columns here: {columns}'
+        if prompt_of(row, columns) is None:
+            yield columns.problem(row, "prompt", 'a string), "text", or messages (a list')
     except InputError as error:
         yield str(error)
 
@@ -84,7 +88,7 @@ def with_completions(
     rows: list[Row], model: Completion, args: ClmPredictArguments, column: str = "completion"
 ) -> Iterator[Row]:
     """Yield the rows, each with its completion in `column`."""
-    prompts = [prompt_of(row) for row in rows]
+    prompts = [prompt_of(row, model.columns) for row in rows]
     completions = model.complete(prompts, args.max_new_tokens, args.temperature, args.top_p, model.rows)
     for row, completion in zip(rows, completions, strict=True):
         yield row | {column: completion}
@@ -97,14 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     def check(row: Row) -> Iterator[str]:
         nonlocal column
         column = "predicted_completion" if "completion" in row else column
-        yield from check_row(row)
+        yield from check_row(row, columns)
 
-    check_file(args.input, check, args.max_chars)
+    columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
+    rows = InputRows(args, check)
     if column != "completion":
         tell(f"{args.input}: has a column completion, which is kept; the predictions are in {column}")
     set_seed(args.seed)
     model = Completion(args.model, args.batch_tokens, args.speed)
-    return predict_file(args, lambda rows: with_completions(rows, model, args, column))
+    return predict_file(args, lambda some: with_completions(some, model, args, column), rows)
 
 
 if __name__ == "__main__":

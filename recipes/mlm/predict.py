@@ -15,14 +15,16 @@ from pathlib import Path
 from transformers import AutoModelForMaskedLM
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.source import Row
 from common.errors import InputError
-from common.inference.predictor import PredictArguments, Predictor, predict_file
+from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.models.load import load_config, resolve_model
 
 from .filling import Filler
 
 MASK = "[MASK]"
+COLUMNS = {"text": ("text",)}
 
 
 @dataclass
@@ -47,6 +49,7 @@ class FillMask(Predictor):
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
         super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision, speed)
+        self.columns = Columns(self.config, **COLUMNS)
         self.fill = Filler(self.model, self.tokenizer, self.speed, self.max_length)
 
     def __call__(self, texts: list[str], top: int) -> list[list[list[dict]]]:
@@ -59,25 +62,26 @@ class FillMask(Predictor):
         ]
 
 
-def check_row(row: Row) -> Iterator[str]:
+def check_row(row: Row, columns: Columns) -> Iterator[str]:
     """Yield a message for each error in an input row."""
     if "fills" in row:
         yield 'already has "fills", which would be overwritten; rename that column'
-    if not isinstance(row.get("text"), str):
-        yield f'needs "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
+    if not isinstance(columns.value(row, "text"), str):
+        yield columns.problem(row, "text")
 
 
 def with_fills(rows: list[Row], model: FillMask, top: int) -> Iterator[Row]:
     """Yield the rows with their `fills`."""
-    for row, fills in zip(rows, model([row["text"] for row in rows], top), strict=True):
+    for row, fills in zip(rows, model([model.columns.value(row, "text") for row in rows], top), strict=True):
         yield row | {"fills": fills}
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row, args.max_chars)
+    columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
+    rows = InputRows(args, lambda row: check_row(row, columns))
     model = FillMask(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_fills(rows, model, args.top))
+    return predict_file(args, lambda some: with_fills(some, model, args.top), rows)
 
 
 if __name__ == "__main__":

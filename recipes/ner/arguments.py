@@ -65,6 +65,10 @@ class NerDataArguments(DataArguments):
                 f"{self.max_seq_length}; give at most {self.max_seq_length // 2}"
             )
 
+    def columns(self) -> dict[str, str]:
+        """Return the recipe's name of each column -> its name in the user's data."""
+        return {"tokens": self.text_column_name, "ner_tags": self.label_column_name}
+
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path` is a file or a folder of brat."""
         if not Path(path).is_dir():

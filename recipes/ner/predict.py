@@ -18,9 +18,13 @@ from pathlib import Path
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
-from common.data import Row, check_file
+from common.data import Row
+from common.data.columns import Columns as SavedColumns
+from common.data.json_files import list_of_cell
+from common.data.tables import TableRow
 from common.errors import tell
-from common.inference.predictor import PredictArguments, Predictor, predict_file
+from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.models.load import load_config, resolve_model
 
 from .arguments import TAGS, WORDS
 from .conll import Columns
@@ -41,6 +45,11 @@ class NerPredictArguments(PredictArguments):
     )
     conll_tag_column: str | None = field(default=None, metadata={"help": "column of the tag in CoNLL files"})
 
+    def check_input(self) -> None:
+        """Raise `InputError` unless `--input` is a file or a folder of brat."""
+        if not Path(self.input).is_dir():
+            super().check_input()
+
 
 ARGUMENTS = (NerPredictArguments,)
 
@@ -55,6 +64,7 @@ class Tagger(Predictor):
         super().__init__(
             AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed
         )
+        self.columns = SavedColumns(self.config, tokens=(WORDS,))
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
         #: returns the entities of a sequence of tags
@@ -73,6 +83,15 @@ class Tagger(Predictor):
             for i, row_scores, row_tags in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
                 tags[i], scores[i] = [self.labels[tag] for tag in row_tags], row_scores
         return list(zip(stitch(windows, tags), stitch(windows, scores), strict=True))
+
+
+def in_columns(row: Row, columns: SavedColumns) -> Row:
+    """Return the row with its words in `tokens`, or its text in `text`, from a column of the training data."""
+    value = columns.value(row, "tokens")
+    if isinstance(value, str) and isinstance(row, TableRow):
+        value = list_of_cell(value)
+    others = {name: cell for name, cell in row.items() if name != "tokens"}
+    return others | {"text" if isinstance(value, str) else "tokens": value} if value is not None else row
 
 
 def text_of(row: Row) -> Annotated | None:
@@ -105,7 +124,7 @@ def check_row(row: Row) -> Iterator[str]:
 
 def with_entities(rows: list[Row], tagger: Tagger, column: str = "entities") -> Iterator[Row]:
     """Yield the rows with their entities in `column`."""
-    texts = [text_of(row) for row in rows]
+    texts = [text_of(in_columns(row, tagger.columns)) for row in rows]
     tagged = tagger([[row.text[start:end] for start, end in row.words] for row in texts if row.words])
     results = iter(tagged)
     for row, found in zip(rows, texts, strict=True):
@@ -127,13 +146,14 @@ def main(argv: list[str] | None = None) -> int:
     def check(row: Row) -> Iterator[str]:
         nonlocal column
         column = "predicted_entities" if "entities" in row else column
-        yield from check_row(row)
+        yield from check_row(in_columns(row, columns))
 
-    check_file(args.input, check, args.max_chars, read)
+    columns = SavedColumns(load_config(resolve_model(args.model)), tokens=(WORDS,))
+    rows = InputRows(args, check, read)
     if column != "entities":
         tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")
     tagger = Tagger(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_entities(rows, tagger, column), read)
+    return predict_file(args, lambda some: with_entities(some, tagger, column), rows)
 
 
 if __name__ == "__main__":

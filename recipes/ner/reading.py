@@ -17,11 +17,11 @@ from common.data import (
     Source,
     json_fault,
     load_splits,
-    parse_cell,
     parse_json,
     read_file,
 )
 from common.data.files import FileReader
+from common.data.json_files import list_of_cell
 from common.errors import tell
 
 from .arguments import TAGS, WORDS, NerDataArguments
@@ -135,10 +135,7 @@ class TagConverter:
 def _tags_in(cell: object) -> list:
     """Return the tags in a cell, which in a table is JSON or words separated by spaces."""
     if isinstance(cell, str):
-        try:
-            cell = parse_cell(cell) if cell.startswith("[") else cell.split()
-        except ValueError:
-            return cell.split()
+        cell = list_of_cell(cell)
     return cell if isinstance(cell, list) else []
 
 
@@ -175,7 +172,7 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Scheme]:
     Returns:
         The splits, and the scheme of the files. With the scheme none, the tags stay as they are.
     """
-    columns = {"tokens": args.text_column_name, "ner_tags": args.label_column_name}
+    columns = args.columns()
     convert = TagConverter(args)
 
     def check(row: Row) -> Iterator[str]:

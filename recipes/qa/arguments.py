@@ -33,6 +33,11 @@ class QaDataArguments(DataArguments):
         default="auto", metadata={"help": "unit of F1: word, character (Chinese, Japanese, Thai), or auto (by script)"}
     )
 
+    def columns(self) -> dict[str, str]:
+        """Return the recipe's name of each column -> its name in the user's data."""
+        names = self.question_column_name, self.context_column_name, self.answer_column_name
+        return dict(zip(("question", "context", "answers"), names, strict=True))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.f1_unit not in ("auto", *UNITS):

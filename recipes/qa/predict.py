@@ -12,6 +12,7 @@ not grow with the file.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,17 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.source import Row
 from common.errors import InputError
-from common.inference.predictor import PredictArguments, Predictor, predict_file
+from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.models.load import load_config, resolve_model
 
 from .spans import CANDIDATES, Spans, best_positions, best_spans, context_mask, cut_windows, trimmed
 from .squad import read_squad
 
 WRITTEN = ("answer", "score", "start", "end", "n_best")
+COLUMNS = {"question": ("question",), "context": ("context",)}
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Reader(Predictor):
 
     def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
         super().__init__(AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision, speed)
+        self.columns = Columns(self.config, **COLUMNS)
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         self.max_question_length = getattr(self.config, "max_question_length", self.max_length // 4)
         self.max_answer_length = getattr(self.config, "max_answer_length", 30)
@@ -102,28 +106,30 @@ def ranked(contexts: list[str], spans: Spans, threshold: float | None) -> Iterat
         yield options
 
 
-def check_row(row: Row) -> Iterator[str]:
+def check_row(row: Row, columns: Columns) -> Iterator[str]:
     """Yield a message for each error in an input row."""
     for name in WRITTEN:
         if name in row:
             yield f'already has "{name}", which would be overwritten; rename that column'
-    for name in ("question", "context"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            yield f'needs "{name}" (a non-blank text); columns here: {", ".join(map(str, row)) or "none"}'
+    for name in COLUMNS:
+        text = columns.value(row, name)
+        if not isinstance(text, str) or not text.strip():
+            yield columns.problem(row, name, "a non-blank text")
 
 
 def with_answers(rows: list[Row], reader: Reader, n_best: int = 0) -> Iterator[Row]:
     """Yield the rows with `answer`, `score`, `start` and `end`, and with the list `n_best` if `n_best` is above 0."""
-    answers = reader([row["question"] for row in rows], [row["context"] for row in rows])
+    answers = reader(*([reader.columns.value(row, name) for row in rows] for name in COLUMNS))
     for row, options in zip(rows, answers, strict=True):
         yield row | options[0] | ({"n_best": options[:n_best]} if n_best else {})
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    check_file(args.input, check_row, args.max_chars, read=read_squad)
+    columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
+    rows = InputRows(args, lambda row: check_row(row, columns), partial(read_squad, args=args))
     reader = Reader(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_answers(rows, reader, args.n_best), read=read_squad)
+    return predict_file(args, lambda some: with_answers(some, reader, args.n_best), rows)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,7 @@ def read_squad(path: str | Path, answers: str = "answers", args: FileArguments |
 
 def load_questions(args: DataArguments) -> DatasetDict:
     """Load and check the splits with columns `question`, `context` and `answers`; on request correct offsets."""
-    columns = {
-        "question": args.question_column_name,
-        "context": args.context_column_name,
-        "answers": args.answer_column_name,
-    }
+    columns = args.columns()
     check = partial(check_row, fix_offsets=args.fix_answer_offsets)
     read = partial(read_squad, answers=args.answer_column_name, args=args)
     data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context").map(fix_offsets)

@@ -17,15 +17,17 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.source import Row
-from common.inference.predictor import PredictArguments, Predictor, predict_file
+from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.models.load import load_config, resolve_model
 
 from .reading import read_rows
 from .scoring import predictions, probabilities
 from .windows import pool, read
 
 WRITTEN = ("predicted", "probability")
+COLUMNS = {"text": ("text",), "text_pair": ("text_pair",)}
 
 
 @dataclass
@@ -35,6 +37,11 @@ class SentimentPredictArguments(PredictArguments):
         metadata={"help": "folder that train saved, or a hub id"},
     )
     all_probabilities: bool = field(default=False, metadata={"help": "write the probability of each class"})
+
+    def check_input(self) -> None:
+        """Raise `InputError` unless `--input` is a file or a folder of classes."""
+        if not Path(self.input).is_dir():
+            super().check_input()
 
 
 ARGUMENTS = (SentimentPredictArguments,)
@@ -50,6 +57,7 @@ class Classifier(Predictor):
         super().__init__(
             AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision, speed
         )
+        self.columns = Columns(self.config, **COLUMNS)
         names = ("keep", "long_texts", "doc_stride")  # in the configuration of a model that train saved
         self.reading = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
         self.multi_label = self.config.problem_type == "multi_label_classification"
@@ -65,36 +73,48 @@ class Classifier(Predictor):
         return probabilities(pool(all_logits, columns["first_window"], self.multi_label), self.multi_label)
 
 
-def check_row(row: Row) -> Iterator[str]:
-    """Yield a message for each error in an input row."""
+def check_row(row: Row, columns: Columns) -> Iterator[str]:
+    """Yield a message for each error in an input row. A model of text pairs needs both texts."""
     for name in WRITTEN:
         if name in row:
             yield f'already has "{name}", which would be overwritten; rename that column'
-    if not isinstance(row.get("text"), str):
-        yield f'needs "text" (a text); columns here: {", ".join(map(str, row)) or "none"}'
-    if "text_pair" in row and not isinstance(row["text_pair"], str):
-        yield '"text_pair" must be a text'
+    if not isinstance(columns.value(row, "text"), str):
+        yield columns.problem(row, "text")
+    pair = columns.value(row, "text_pair")
+    if columns.trained is None:
+        if not isinstance(pair, str | None):
+            yield '"text_pair" must be a text'
+    elif "text_pair" in columns.trained and not isinstance(pair, str):
+        yield columns.problem(row, "text_pair", "a text: the model was trained on pairs")
+
+
+def pairs_of(rows: list[Row], columns: Columns) -> list[str | None]:
+    """Return the second text of each row; None for a model that was trained on single texts."""
+    paired = columns.trained is None or "text_pair" in columns.trained
+    return [columns.value(row, "text_pair") if paired else None for row in rows]
 
 
 def with_labels(rows: list[Row], classifier: Classifier, all_probabilities: bool = False) -> Iterator[Row]:
     """Yield the rows with `predicted` and `probability`."""
-    pairs = [row.get("text_pair") for row in rows]
+    texts = [classifier.columns.value(row, "text") for row in rows]
+    pairs = pairs_of(rows, classifier.columns)
     single = [i for i, pair in enumerate(pairs) if pair is None]
     paired = [i for i, pair in enumerate(pairs) if pair is not None]
     probs = np.zeros((len(rows), len(classifier.names)))
     if single:
-        probs[single] = classifier([rows[i]["text"] for i in single])
+        probs[single] = classifier([texts[i] for i in single])
     if paired:
-        probs[paired] = classifier([rows[i]["text"] for i in paired], [pairs[i] for i in paired])
+        probs[paired] = classifier([texts[i] for i in paired], [pairs[i] for i in paired])
     return predictions(rows, probs, classifier.names, classifier.thresholds, all_probabilities)
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     read = partial(read_rows, args=args, columns=("text", "label"), predicting=True)
-    check_file(args.input, check_row, args.max_chars, read)
+    columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
+    rows = InputRows(args, lambda row: check_row(row, columns), read)
     classifier = Classifier(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda rows: with_labels(rows, classifier, args.all_probabilities), read)
+    return predict_file(args, lambda some: with_labels(some, classifier, args.all_probabilities), rows)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import pieces
 from common.data.source import Row
 from common.errors import InputError
 from common.inference.generation import Generator, SearchArguments
-from common.inference.predictor import Predictor, predict_file
+from common.inference.predictor import InputRows, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .articles import as_text, units
@@ -42,7 +42,7 @@ from .extractive import best_sentences, document_scores, encode_windows, sentenc
 from .scoring import extract
 
 WRITTEN = ("predicted", "score", "windows", "sentences", "ended", "n_best")
-COLUMNS = ("document", "dialogue", "text")
+COLUMNS = {"document": ("document", "dialogue", "text")}
 
 
 @dataclass
@@ -179,25 +179,18 @@ def load(model: str, **kwargs) -> Extractor | Writer:
     return (Extractor if settings["method"] == "extractive" else Writer)(model, **kwargs)
 
 
-def document_of(row: Row, column: str) -> str | None:
-    """Return the document of an input row as one text, or None."""
-    return next((as_text(row[name]) for name in (column, *COLUMNS) if name in row), None)
-
-
-def check_row(row: Row, column: str) -> Iterator[str]:
+def check_row(row: Row, columns: Columns) -> Iterator[str]:
     """Yield a message for each problem in an input row."""
     for name in WRITTEN:
         if name in row:
             yield f'has "{name}" already, and predict would overwrite it; rename that column'
-    if document_of(row, column) is None:
-        names = dict.fromkeys((column, *COLUMNS))
-        columns = ", ".join(map(str, row)) or "none"
-        yield f"needs a string or a list of turns in one of: {', '.join(names)}; columns here: {columns}"
+    if as_text(columns.value(row, "document")) is None:
+        yield columns.problem(row, "document", "a string or a list of turns")
 
 
-def with_summaries(rows: list[Row], model: Extractor | Writer, column: str, n_best: int = 0) -> Iterator[Row]:
+def with_summaries(rows: list[Row], model: Extractor | Writer, columns: Columns, n_best: int = 0) -> Iterator[Row]:
     """Yield the rows, each with its summary, and with the `n_best` summaries if `n_best` is above 0."""
-    documents = [document_of(row, column) for row in rows]
+    documents = [as_text(columns.value(row, "document")) for row in rows]
     if isinstance(model, Extractor):
         yield from (row | summary for row, summary in zip(rows, model(documents), strict=True))
         return
@@ -207,7 +200,8 @@ def with_summaries(rows: list[Row], model: Extractor | Writer, column: str, n_be
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    settings = getattr(load_config(resolve_model(args.model)), "summarization", None) or {}
+    config = load_config(resolve_model(args.model))
+    settings = getattr(config, "summarization", None) or {}
     options = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
     if settings.get("method") == "extractive":
         if args.n_best or args.num_beams is not None or args.length_penalty is not None or args.long == "join":
@@ -221,9 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         search = {"beams": args.num_beams, "length_penalty": args.length_penalty}
         model = load(args.model, **options, **search, long=args.long)
         model.check_n_best(args.n_best)
-    column = settings["document_column_name"]
-    check_file(args.input, lambda row: check_row(row, column), args.max_chars)
-    return predict_file(args, lambda rows: with_summaries(rows, model, column, args.n_best))
+    columns = Columns(config, **COLUMNS)
+    rows = InputRows(args, lambda row: check_row(row, columns))
+    return predict_file(args, lambda some: with_summaries(some, model, columns, args.n_best), rows)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     length = data_args.max_source_length
     options = {"argument": "max_source_length", "quantize": tuning_args.quantize, "dropout": args.dropout}
     loaded = load_model(AutoModelForTokenClassification, model_args, [extractive.LABEL], length, **options)
-    settings = {"method": "extractive", "document_column_name": data_args.document_column_name}
+    settings = {"method": "extractive"}
     settings["sentences"] = data_args.summary_sentences or 3  # chosen on the validation rows after training
     loaded.model.config.update({"summarization": settings, "max_source_length": length})  # for predict
     windows = extractive.marked(data, rouge).map(

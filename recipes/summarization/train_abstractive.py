@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     direction = abstractive.direction_of(tokenizer, model, data_args.language, data_args.source_prefix)
     abstractive.set_search(model, generation_args)
     set_direction(tokenizer, model, direction)
-    settings = {"method": "abstractive", "document_column_name": data_args.document_column_name}
+    settings = {"method": "abstractive"}
     settings |= {"source_code": direction.source_code, "prefix": direction.source_prefix}
     model.config.update({"summarization": settings, "max_source_length": lengths[0]})  # for predict
     start = model.generation_config.decoder_start_token_id

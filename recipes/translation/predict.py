@@ -20,16 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.cli import command_line, parse
-from common.data.files import check_file
+from common.data.columns import Columns
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import joined, pieces
 from common.data.source import Row
 from common.errors import InputError
 from common.inference.generation import Generator, SearchArguments
-from common.inference.predictor import predict_file
+from common.inference.predictor import InputRows, predict_file
 from common.models.load import load_config, resolve_model
 
 WRITTEN = ("predicted", "score", "pieces", "ended", "n_best")
+COLUMNS = {"source": ("text",)}
 
 
 @dataclass
@@ -57,9 +58,11 @@ class Translator(Generator):
     """
 
     def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
-        directions = getattr(load_config(resolve_model(model)), "translation", None)
+        config = load_config(resolve_model(model))
+        directions = getattr(config, "translation", None)
         if not isinstance(directions, list):
             raise InputError(f"--model {model}: has no languages; use a folder that recipes.translation.train saved")
+        self.columns = Columns(config, **COLUMNS)
         self.direction = pick([Direction(**direction) for direction in directions], source_lang, target_lang)
         super().__init__(model, *args, prefix=self.direction.source_prefix, **kwargs)
         set_direction(self.tokenizer, self.model, self.direction)
@@ -109,29 +112,28 @@ def pick(directions: list[Direction], source_lang: str | None, target_lang: str 
     raise InputError(f"{' '.join(named)}: the model was not trained on this pair; choose one of: {known}")
 
 
-def source_of(row: Row, source_lang: str) -> str | None:
+def source_of(row: Row, columns: Columns, source_lang: str) -> str | None:
     """Return the text of an input row, or None."""
-    text = row.get("text")
+    text = columns.value(row, "source")
     if text is None and isinstance(row.get("translation"), dict):
         text = row["translation"].get(source_lang)
+    text = row.get(source_lang) if text is None else text
     return text if isinstance(text, str) else None
 
 
-def check_row(row: Row, source_lang: str) -> Iterator[str]:
+def check_row(row: Row, columns: Columns, source_lang: str) -> Iterator[str]:
     """Yield a message for each problem in an input row."""
     for name in WRITTEN:
         if name in row:
             yield f'has "{name}" already, and predict would overwrite it; rename that column'
-    if source_of(row, source_lang) is None:
-        yield (
-            f'needs "text" (a string) or "translation" with "{source_lang}"; columns here: '
-            f"{', '.join(map(str, row)) or 'none'}"
-        )
+    if source_of(row, columns, source_lang) is None:
+        others = f'"{source_lang}", or "translation" (an object with "{source_lang}"'
+        yield columns.problem(row, "source", f"a string), {others}")
 
 
 def with_translations(rows: list[Row], translator: Translator, n_best: int = 0) -> Iterator[Row]:
     """Yield the rows, each with its translation, and with the `n_best` translations if `n_best` is above 0."""
-    texts = [source_of(row, translator.direction.source_lang) for row in rows]
+    texts = [source_of(row, translator.columns, translator.direction.source_lang) for row in rows]
     for row, options in zip(rows, translator(texts, max(1, n_best)), strict=True):
         yield row | options[0] | ({"n_best": options} if n_best else {})
 
@@ -142,8 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     search = args.num_beams, args.length_penalty
     translator = Translator(args.model, args.batch_tokens, args.precision, *search, speed=args.speed, **languages)
     translator.check_n_best(args.n_best)
-    check_file(args.input, lambda row: check_row(row, translator.direction.source_lang), args.max_chars)
-    return predict_file(args, lambda rows: with_translations(rows, translator, args.n_best))
+    rows = InputRows(args, lambda row: check_row(row, translator.columns, translator.direction.source_lang))
+    return predict_file(args, lambda some: with_translations(some, translator, args.n_best), rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, pipeline
 
 from common.errors import InputError
-from common.run.folder import sha256
+from common.training.checkpoints import sha256
 from recipes.ner import predict, train
 from recipes.ner.reading import check_row
 from recipes.ner.tagging import entity_spans
