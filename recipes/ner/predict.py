@@ -64,7 +64,6 @@ class Tagger(Predictor):
         super().__init__(
             AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed
         )
-        self.columns = SavedColumns(self.config, tokens=(WORDS,))
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
         #: returns the entities of a sequence of tags
@@ -122,9 +121,11 @@ def check_row(row: Row) -> Iterator[str]:
         yield f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
 
 
-def with_entities(rows: list[Row], tagger: Tagger, column: str = "entities") -> Iterator[Row]:
+def with_entities(
+    rows: list[Row], tagger: Tagger, column: str = "entities", columns: SavedColumns | None = None
+) -> Iterator[Row]:
     """Yield the rows with their entities in `column`."""
-    texts = [text_of(in_columns(row, tagger.columns)) for row in rows]
+    texts = [text_of(in_columns(row, columns) if columns else row) for row in rows]
     tagged = tagger([[row.text[start:end] for start, end in row.words] for row in texts if row.words])
     results = iter(tagged)
     for row, found in zip(rows, texts, strict=True):
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     if column != "entities":
         tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")
     tagger = Tagger(args.model, args.batch_tokens, args.precision, args.speed)
-    return predict_file(args, lambda some: with_entities(some, tagger, column), rows)
+    return predict_file(args, lambda some: with_entities(some, tagger, column, columns), rows)
 
 
 if __name__ == "__main__":
