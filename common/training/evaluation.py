@@ -61,6 +61,8 @@ class RowEvaluation(Regularised, MeanLoss):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> RowLoader:
         """Return the loader of an evaluation set."""
+        if not (eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str)):
+            return self.get_test_dataloader(eval_dataset)  # persistent workers of the parent would keep the first set
         loader = cast(RowLoader, spare_workers(super().get_eval_dataloader(eval_dataset)))
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         loader.full_dataset = self.eval_dataset if named is None else named

@@ -112,6 +112,13 @@ def test_predict_and_metrics_see_rows_in_data_set_order_and_all_columns(tiny, to
             assert predicted[kept].tolist() == alone[1:-1].tolist()
 
 
+def test_workers_that_live_on_evaluate_the_rows_that_are_given(tiny, tokenizer, tmp_path, rows):
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = make(tiny, tokenizer, tmp_path, rows, lambda p, d: {"rows": len(p.predictions)}, **workers)
+    sizes = [trainer.evaluate(data)["eval_rows"] for data in (None, rows.select(range(7)), None)]
+    assert sizes == [90, 7, 90]
+
+
 def test_rows_without_labels_can_be_predicted(tiny, tokenizer, tmp_path, rows):
     trainer = make(tiny, tokenizer, tmp_path, rows)
     trainer.data_collator = lambda batch: dict(tokenizer.pad(batch, return_tensors="pt"))
