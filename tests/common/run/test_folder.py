@@ -245,7 +245,7 @@ def test_a_folder_with_foreign_files_is_refused(arguments, tmp_path):
 
 
 def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.scoring, "print_scores", lambda *_: 1 / 0)  # stops after training, before the end
+    monkeypatch.setattr(train.Trainer, "_load_best_model", lambda _: 1 / 0)  # stops after the last checkpoint
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
