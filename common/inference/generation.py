@@ -54,6 +54,7 @@ class Generator:
         length_penalty: None: as the model was saved.
         prefix: text before each source.
         speed: see `--speed`.
+        allow_special_tokens: whether special tokens in texts act as such; None: as in training.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Generator:
         length_penalty: float | None = None,
         prefix: str = "",
         speed: Literal["auto", "off"] = "auto",
+        allow_special_tokens: bool | None = None,
     ):
         path = resolve_model(model)
         self.prefix = prefix
-        self.tokenizer = load_seq2seq_tokenizer(model)
+        self.tokenizer = load_seq2seq_tokenizer(model, allow_special_tokens=allow_special_tokens)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model: PreTrainedModel = load_saved(AutoModelForSeq2SeqLM, path).eval().to(self.device)
         self.max_length = load_config(path).max_source_length

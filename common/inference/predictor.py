@@ -39,6 +39,9 @@ class PredictArguments(SpeedArguments, FileArguments):
     precision: Literal["auto", "bf16", "fp32"] = field(
         default="auto", metadata={"help": "auto: bf16 if the hardware computes it natively, else fp32"}
     )
+    allow_special_tokens: bool | None = field(
+        default=None, metadata={"help": "a special token in a text, such as </s>, acts as one; default: as in training"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,6 +142,7 @@ class Predictor:
         batch_tokens: int = 4096,
         precision: str = "auto",
         speed: Literal["auto", "off"] = "auto",
+        allow_special_tokens: bool | None = None,
     ):
         """Load the model.
 
@@ -149,13 +153,14 @@ class Predictor:
             batch_tokens: tokens in a batch, padding included.
             precision: "auto" is bf16 if the hardware computes it natively.
             speed: see `--speed`.
+            allow_special_tokens: whether special tokens in texts act as such; None: as in training.
 
         Raises:
             InputError: the model has another head.
         """
         path = resolve_model(model)
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path, allow_special_tokens)
         self.config: PretrainedConfig = load_config(path)
         if not any(name.endswith(head) for name in self.config.architectures or []):
             wanted = head if isinstance(head, str) else " or ".join(head)

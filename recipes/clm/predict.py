@@ -55,8 +55,10 @@ ARGUMENTS = (ClmPredictArguments,)
 class Completion(Predictor):
     """Load a saved model and complete prompts with `self.complete`."""
 
-    def __init__(self, model: str, batch_tokens: int = 4096, speed: str = "auto"):
-        super().__init__(AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32", speed)
+    def __init__(self, model: str, batch_tokens: int = 4096, speed: str = "auto", **more):
+        super().__init__(
+            AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel"), model, batch_tokens, "fp32", speed, **more
+        )
         self.complete = Completer(self.model, self.tokenizer, self.max_length)
         self.columns = Columns(self.config, **COLUMNS)
         self.rows = max(1, batch_tokens // self.max_length)
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     if column != "completion":
         tell(f"{args.input}: has a column completion, which is kept; the predictions are in {column}")
     set_seed(args.seed)
-    model = Completion(args.model, args.batch_tokens, args.speed)
+    model = Completion(args.model, args.batch_tokens, args.speed, allow_special_tokens=args.allow_special_tokens)
     return predict_file(args, lambda some: with_completions(some, model, args, column), rows)
 
 

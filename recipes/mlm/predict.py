@@ -47,8 +47,10 @@ ARGUMENTS = (MlmPredictArguments,)
 class FillMask(Predictor):
     """Fill masks with a saved model. `batch_tokens` limits the tokens of a batch, padding included."""
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
-        super().__init__(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision, speed)
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto", **more):
+        super().__init__(
+            AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), model, batch_tokens, precision, speed, **more
+        )
         self.columns = Columns(self.config, **COLUMNS)
         self.fill = Filler(self.model, self.tokenizer, self.speed, self.max_length)
 
@@ -80,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns))
-    model = FillMask(args.model, args.batch_tokens, args.precision, args.speed)
+    model = FillMask(
+        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
+    )
     return predict_file(args, lambda some: with_fills(some, model, args.top), rows)
 
 

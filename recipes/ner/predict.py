@@ -60,9 +60,9 @@ class Tagger(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto", **more):
         super().__init__(
-            AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed
+            AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed, **more
         )
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
@@ -153,7 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     rows = InputRows(args, check, read)
     if column != "entities":
         tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")
-    tagger = Tagger(args.model, args.batch_tokens, args.precision, args.speed)
+    tagger = Tagger(
+        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
+    )
     return predict_file(args, lambda some: with_entities(some, tagger, column, columns), rows)
 
 

@@ -56,8 +56,10 @@ class Reader(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
-        super().__init__(AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision, speed)
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto", **more):
+        super().__init__(
+            AutoModelForQuestionAnswering, "ForQuestionAnswering", model, batch_tokens, precision, speed, **more
+        )
         self.columns = Columns(self.config, **COLUMNS)
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
         self.max_question_length = getattr(self.config, "max_question_length", self.max_length // 4)
@@ -128,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns), partial(read_squad, args=args))
-    reader = Reader(args.model, args.batch_tokens, args.precision, args.speed)
+    reader = Reader(
+        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
+    )
     return predict_file(args, lambda some: with_answers(some, reader, args.n_best), rows)
 
 

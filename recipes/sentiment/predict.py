@@ -53,9 +53,15 @@ class Classifier(Predictor):
     `batch_tokens` limits the tokens of a batch, padding included.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto"):
+    def __init__(self, model: str, batch_tokens: int = 4096, precision: str = "auto", speed: str = "auto", **more):
         super().__init__(
-            AutoModelForSequenceClassification, "ForSequenceClassification", model, batch_tokens, precision, speed
+            AutoModelForSequenceClassification,
+            "ForSequenceClassification",
+            model,
+            batch_tokens,
+            precision,
+            speed,
+            **more,
         )
         self.columns = Columns(self.config, **COLUMNS)
         names = ("keep", "long_texts", "doc_stride")  # in the configuration of a model that train saved
@@ -113,7 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     read = partial(read_rows, args=args, columns=("text", "label"), predicting=True)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns), read)
-    classifier = Classifier(args.model, args.batch_tokens, args.precision, args.speed)
+    classifier = Classifier(
+        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
+    )
     return predict_file(args, lambda some: with_labels(some, classifier, args.all_probabilities), rows)
 
 

@@ -202,7 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     config = load_config(resolve_model(args.model))
     settings = getattr(config, "summarization", None) or {}
-    options = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
+    names = ("batch_tokens", "precision", "speed", "allow_special_tokens")
+    options = {name: getattr(args, name) for name in names}
     if settings.get("method") == "extractive":
         if args.n_best or args.num_beams is not None or args.length_penalty is not None or args.long == "join":
             raise InputError(

@@ -140,9 +140,10 @@ def with_translations(rows: list[Row], translator: Translator, n_best: int = 0) 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
+    options = {"source_lang": args.source_lang, "target_lang": args.target_lang, "speed": args.speed}
+    options["allow_special_tokens"] = args.allow_special_tokens
     search = args.num_beams, args.length_penalty
-    translator = Translator(args.model, args.batch_tokens, args.precision, *search, speed=args.speed, **languages)
+    translator = Translator(args.model, args.batch_tokens, args.precision, *search, **options)
     translator.check_n_best(args.n_best)
     rows = InputRows(args, lambda row: check_row(row, translator.columns, translator.direction.source_lang))
     return predict_file(args, lambda some: with_translations(some, translator, args.n_best), rows)

@@ -300,6 +300,8 @@ def test_predict_reads_special_tokens_as_training_did(byte_level, tmp_path):
         for tokenizer in (loaded.tokenizer, load_tokenizer(str(folder))):
             found = tokenizer.eos_token_id in tokenizer("a<|endoftext|> b")["input_ids"]
             assert found is allowed
+        tagger = Tagger(str(folder), precision="fp32", allow_special_tokens=not allowed)
+        assert tagger.tokenizer.split_special_tokens is allowed
 
 
 def test_a_decoder_trains_and_predicts(byte_level, arguments, tmp_path):
