@@ -12,7 +12,7 @@ UNIVERSAL = (".conllu", ".conllup")
 ENDINGS = (".conll", ".bio", ".iob", ".iob2", *UNIVERSAL)
 #: columns of CoNLL-U
 _NAMES = ["id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc"]
-_BIO = re.compile(r"O|[BIESMLU][-_]\S+")
+_BIO = re.compile(r"O|[BIESMLUW][-_]\S+")
 _ID = re.compile(r"#\s*(?:sent_)?id\b[\s=:]*(\S+)")
 _RANGE_OR_EMPTY = re.compile(r"\d+[-.]\d+")  # in CoNLL-U: a multiword token, or a word that is not in the text
 _FEWEST_SENTENCES = 10  # of one word each, which are taken for a mistake

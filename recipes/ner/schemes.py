@@ -12,7 +12,7 @@ Name = Literal["auto", "iob2", "iob1", "bioes", "bmes", "bilou", "none"]
 #: letters of a scheme that marks the ends of entities -> their meaning in BIOES
 ROLES = {
     "bioes": {"B": "B", "I": "I", "E": "E", "S": "S"},
-    "bmes": {"B": "B", "M": "I", "E": "E", "S": "S"},
+    "bmes": {"B": "B", "M": "I", "E": "E", "S": "S", "W": "S"},
     "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
 }
 #: type of entities in files whose tags are single letters, such as B, I, O
@@ -34,7 +34,7 @@ PENN = frozenset({
 _NO_ENTITY = frozenset({"0", "o", "Other", "OTHER", "_", "-", "None"})
 #: entities that start with I, from which IOB1 is sure; fewer can be mistakes
 _FEWEST_ENTITIES = 2
-_PREFIXED = re.compile(r"([BIESMLU])([-_])\S(?:.*\S)?")
+_PREFIXED = re.compile(r"([BIESMLUW])([-_])\S(?:.*\S)?")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _name(tags: set[str], sentences: list[list[str]], separator: str) -> str:
             )
         return "iob2"
     letters = {tag[0] for tag in prefixed}
-    for name, needed in (("bioes", set("ES")), ("bmes", {"M"}), ("bilou", set("LU"))):
+    for name, needed in (("bioes", set("ES")), ("bmes", {"M", "W"}), ("bilou", set("LU"))):
         if letters & needed and letters <= set(ROLES[name]):
             return name
     if not letters <= set("BI"):

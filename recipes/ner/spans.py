@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def read_annotated(row: Row, text_column: str, span_column: str | None) -> Annot
     """Return the text and the spans of a row, or None if the row has no spans of characters.
 
     Args:
-        row: a row of doccano, Label Studio (JSON, JSON-MIN or CSV), Prodigy or spaCy, or one that `predict` wrote.
+        row: a row of doccano, Label Studio (JSON, JSON-MIN or CSV), Prodigy, spaCy, CLUENER or GLiNER, or of `predict`.
         text_column: column with the text.
         span_column: column with the spans; None to search `SPAN_COLUMNS`.
 
@@ -71,7 +72,7 @@ def read_annotated(row: Row, text_column: str, span_column: str | None) -> Annot
         return _label_studio(row, text_column)
     text = row.get(text_column)
     if not isinstance(text, str):
-        return None
+        return _gliner(row)
     lists = []
     for name in SPAN_COLUMNS if span_column is None else (span_column,):
         value = row.get(name)
@@ -80,15 +81,44 @@ def read_annotated(row: Row, text_column: str, span_column: str | None) -> Annot
                 value = parse_json(value)
             except (ValueError, RecursionError):
                 continue
+        if isinstance(value, dict):
+            value = _cluener(value)
         if isinstance(value, list) and all(_looks_like_span(item) for item in value):
             lists.append(value)
-    if lists and row.get("answer") in ("reject", "ignore"):
+    words = _words(row.get("tokens"))
+    if (lists or words) and row.get("answer") in ("reject", "ignore"):
         raise Skipped(f"Prodigy's answer is {row['answer']}")
     if lists:
-        return Annotated(text, _spans(next(filter(None, lists), []), text), _words(row.get("tokens")))
-    if "annotation_id" in row and "annotator" in row:  # JSON-MIN leaves the column of an empty annotation out
-        return Annotated(text, [])
+        return Annotated(text, _spans(next(filter(None, lists), []), text), words)
+    if words or ("annotation_id" in row and "annotator" in row):
+        return Annotated(text, [], words)  # Prodigy and JSON-MIN leave the column of an empty annotation out
     return None
+
+
+def _cluener(labels: dict) -> list[dict] | None:
+    """Return the spans of CLUENER, `{"name": {"text of the span": [[first, last]]}}`, or None for other objects."""
+    spans = []
+    for label, texts in labels.items():
+        for text, places in texts.items() if isinstance(texts, dict) else ():
+            for place in places if isinstance(places, list) else ():
+                if not (isinstance(place, list) and len(place) == 2 and all(map(_is_offset, place))):
+                    return None
+                spans.append({"start": place[0], "end": place[1] + 1, "label": label, "text": text})
+    return spans if spans or not labels else None
+
+
+def _gliner(row: Row) -> Annotated | None:
+    """Return a row of GLiNER: words in `tokenized_text`, and `[first word, last word, label]` in `ner`."""
+    tokens, spans = row.get("tokenized_text"), row.get("ner")
+    if not isinstance(tokens, list) or not isinstance(spans, list) or not all(isinstance(t, str) for t in tokens):
+        return None
+    ends = list(accumulate(len(token) + 1 for token in tokens))
+    words = [(end - 1 - len(token), end - 1) for token, end in zip(tokens, ends, strict=True)]
+    for span in spans:
+        if not _looks_like_span(span) or not 0 <= span[0] <= span[1] < len(words) or not isinstance(span[2], str):
+            raise Unusable(f"span {brief(span)}: needed: first word, last word, below {len(words)}, and label")
+    found = [Span(words[span[0]][0], words[span[1]][1], span[2]) for span in spans]
+    return Annotated(" ".join(tokens), found, words)
 
 
 def task_text(row: Row, text_column: str) -> Annotated | None:
@@ -105,7 +135,7 @@ def task_text(row: Row, text_column: str) -> Annotated | None:
             raise Unusable(f"data has the texts {', '.join(texts)}; choose one by --text_column_name")
         name = texts[0] if texts else None
     text = data.get(name)
-    return Annotated(text, [], _words(row.get("tokens"))) if isinstance(text, str) else None
+    return Annotated(text, [], _words(row.get("tokens"))) if isinstance(text, str) else _gliner(row)
 
 
 def _label_studio(task: Row, text_column: str) -> Annotated:

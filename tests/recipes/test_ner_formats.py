@@ -44,7 +44,9 @@ def test_files_of_annotation_tools_become_words_with_tags(capsys):
         in capsys.readouterr().out
     )
 
-    assert loaded("prodigy.jsonl") == [([*words[:5], "-", "Sentrum", "."], [*tags[:5], "O", "O", "O"])]
+    assert loaded("cluener.jsonl")[0] == (list("马云在杭州"), ["B-name", "I-name", "O", "B-address", "I-address"])
+    assert loaded("gliner.json") == [MARA, NOBODY]
+    assert loaded("prodigy.jsonl") == [([*words[:5], "-", "Sentrum", "."], [*tags[:5], "O", "O", "O"]), NOBODY]
     assert "rows left out, because Prodigy's answer is ignore: 1 " in capsys.readouterr().out
 
 
@@ -186,6 +188,7 @@ def test_rows_with_lists_are_converted_as_files_of_columns(tmp_path):
         ([["S-X", "O"]], "bioes"),
         ([["B-X", "I-X", "L-X"], ["U-Y"]], "bilou"),
         ([["B-X", "M-X", "E-X"]], "bmes"),
+        ([["W-X", "B-X", "E-X"]], "bmes"),
         ([["NOUN", "VERB"], ["PUNCT"]], "none"),
         ([["NN", "VBZ", "."]], "none"),
     ],
