@@ -26,10 +26,10 @@ from common.errors import tell
 from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
+from .annotations import Annotated, Unusable, task_text
 from .arguments import TAGS, WORDS
 from .conll import Columns
 from .reading import file_reader
-from .spans import Annotated, Unusable, task_text
 from .tagging import entity_spans, split_words, stitch, word_spans
 from .train import encode
 

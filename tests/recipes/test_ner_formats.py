@@ -5,12 +5,13 @@ import json
 import pytest
 
 from common.errors import InputError
+from recipes.ner.annotations import Span
 from recipes.ner.arguments import NerDataArguments
 from recipes.ner.conll import BY_CONTENT
 from recipes.ner.predict import check_row, with_entities
 from recipes.ner.reading import file_reader, load_tagged
 from recipes.ner.schemes import IOB2, Scheme, recognise
-from recipes.ner.spans import Span, align
+from recipes.ner.spans import align
 from recipes.ner.tagging import split_words
 from tests.conftest import ROOT, write_jsonl
 
