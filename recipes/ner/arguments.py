@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import DataArguments
+from common.args import LabeledDataArguments
 from common.errors import InputError
 
 from .brat import is_brat
@@ -16,7 +16,7 @@ WORDS, TAGS = "tokens", "ner_tags"
 
 
 @dataclass
-class NerDataArguments(DataArguments):
+class NerDataArguments(LabeledDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     text_column_name: str = field(

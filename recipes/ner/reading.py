@@ -1,16 +1,19 @@
 """Read tagged sentences and annotated texts from files and folders, for training and prediction."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from common.args import FileArguments
 from common.data import (
     READERS,
+    UNLABELED,
+    Gold,
     Located,
     Readers,
     Row,
@@ -22,7 +25,8 @@ from common.data import (
 )
 from common.data.files import FileReader
 from common.data.json_files import list_of_cell
-from common.errors import tell
+from common.data.labels import warn_of_alike, warn_of_few
+from common.errors import tell, warn
 
 from .arguments import TAGS, WORDS, NerDataArguments
 from .brat import read_brat
@@ -30,6 +34,8 @@ from .conll import BY_CONTENT, ENDINGS, Columns, looks_tagged, read_conll
 from .schemes import IOB2, Scheme, invalid_tags, recognise, with_begins
 from .spans import SpanConverter
 
+#: tags that stand for "no tag" in columns of class numbers
+NO_TAG = (-1, -100, "-1", "-100")
 #: begin of a JSON file of spaCy's pairs ["text", {"entities": ...}], alone or below "annotations"
 _PAIRS = re.compile(r'\s*(\[\s*\[\s*"|\[\s*"|\{\s*"(classes|annotations)"\s*:\s*\[)')
 
@@ -158,19 +164,38 @@ def check_row(row: dict, repair_bio: bool = False, scheme: Scheme = IOB2) -> Ite
     yield from scheme.problems(tokens, tags, repair_bio)
 
 
+def lacks_tags(row: Row) -> bool:
+    """Return whether a row has no gold tags: none at all, one that stands for "no tag", or a - for each word."""
+    tags = row["ner_tags"]
+    if not isinstance(tags, list):
+        return tags is None or tags == ""
+    return (
+        (not tags and bool(row["tokens"]))
+        or any(tag is None or tag in NO_TAG for tag in tags)
+        or (bool(tags) and all(tag in ("-", "_") for tag in tags))
+    )
+
+
+def check_tokens(row: Row) -> Iterator[str]:
+    """Yield a message for each error in the words of a row without gold tags."""
+    words = row["tokens"]
+    return check_row({"tokens": words, "ner_tags": ["O"] * len(words) if isinstance(words, list) else []})
+
+
 def repair_tags(row: dict, scheme: Scheme = IOB2) -> dict:
     """Convert tags to IOB2 and replace each `I-X` that does not continue an `X` by `B-X`; `repaired` counts these."""
     tags = scheme.to_iob2(row["ner_tags"])
     return {"ner_tags": with_begins(tags), "repaired": len(invalid_tags(tags))}
 
 
-def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Scheme]:
+def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Scheme]:
     """Load and check the splits with columns `tokens` and `ner_tags`, and convert the tags to IOB2.
 
     With `--repair_bio`, tags `I-X` that continue no entity become `B-X`, and their number is printed.
 
     Returns:
-        The splits, and the scheme of the files. With the scheme none, the tags stay as they are.
+        The splits; the test rows if they have no gold tags, else None; the scheme of the files. With the scheme none,
+        the tags stay as they are.
     """
     columns = args.columns()
     convert = TagConverter(args)
@@ -178,11 +203,34 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Scheme]:
     def check(row: Row) -> Iterator[str]:
         return check_row(row, args.repair_bio, convert.scheme)
 
+    def types_of(row: Row) -> list[str]:
+        return entity_types(convert.scheme.to_iob2(row["ner_tags"]))
+
     read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()), args)
-    data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert)
+    gold = Gold("list of tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
+    data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
+    unlabeled = data.pop(UNLABELED, None)
     if args.repair_bio and convert.scheme.name != "none":
         data = data.map(partial(repair_tags, scheme=convert.scheme))
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
     elif convert.scheme != IOB2:
         data = data.map(lambda row: {"ner_tags": convert.scheme.to_iob2(row["ner_tags"])})
-    return data, convert.scheme
+    warn_of_types(data)
+    return data, unlabeled, convert.scheme
+
+
+def entity_types(tags: list[str]) -> list[str]:
+    """Return the types of the entities in IOB2 tags; of tags of single words, the tags."""
+    return sorted({tag[2:] if tag[:2] in ("B-", "I-") else tag for tag in tags if tag != "O"})
+
+
+def warn_of_types(data: DatasetDict) -> None:
+    """Warn of splits without an entity, and of entity types that are hard to learn."""
+    counts = {
+        split: Counter(t for tags in rows["ner_tags"] for t in entity_types(tags)) for split, rows in data.items()
+    }
+    for split in [split for split, of_split in counts.items() if not of_split]:
+        effect = "the model learns to find none" if split == "train" else "its F1 is 0 or says nothing"
+        warn(f"{split}: none of the {len(data[split]):,} rows has an entity; {effect}; add rows with entities")
+    warn_of_few(counts, "entity types")
+    warn_of_alike(counts, "entity types")

@@ -33,6 +33,7 @@ from common.tuning import TuningArguments, tune
 
 from . import scoring
 from .arguments import NerDataArguments
+from .predict import Tagger, with_entities
 from .reading import load_tagged
 from .tagging import cut_windows
 
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    data, scheme = load_tagged(data_args)
+    data, unlabeled, scheme = load_tagged(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -155,6 +156,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
+    run.predict_unlabeled(unlabeled, lambda rows: with_entities(rows, Tagger(args.output_dir)))
     return metrics
 
 

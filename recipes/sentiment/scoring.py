@@ -22,6 +22,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from common.data.source import Row
 from common.data.words import without_spaces, words
+from common.errors import tell
 from common.run.report import print_table, rows_named, write_json_lines
 
 BINS = 15  # bins of the calibration error, as in Guo et al. 2017
@@ -49,7 +50,9 @@ def scores(probs: np.ndarray, gold: np.ndarray, names: list[str], thresholds: li
 
     Returns:
         accuracy: share of rows with all labels correct.
-        macro_, weighted_ precision, recall, f1: averages over the classes; micro_ too for multi-label rows.
+        macro_, weighted_ precision, recall, f1: averages over the classes that occur in the gold labels or in the
+            predictions, as scikit-learn's default; micro_ too for multi-label rows.
+        absent_classes: classes that occur in neither.
         mcc: Matthews correlation, for one label per row (Gorodkin 2004).
         roc_auc, average_precision: means over the classes with positive and negative rows.
         calibration_error: expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
@@ -59,8 +62,10 @@ def scores(probs: np.ndarray, gold: np.ndarray, names: list[str], thresholds: li
     multi_label = thresholds is not None
     numbers = list(range(len(names)))
     result: dict[str, float] = {"accuracy": float(accuracy_score(gold, decided))}
+    present = present_classes(gold, decided, len(names))
+    result["absent_classes"] = len(names) - len(present)
     for average in ("macro", "weighted", "micro") if multi_label else ("macro", "weighted"):
-        triple = precision_recall_fscore_support(gold, decided, labels=numbers, average=average, zero_division=0)
+        triple = precision_recall_fscore_support(gold, decided, labels=present, average=average, zero_division=0)
         result |= {f"{average}_{k}": float(v) for k, v in zip(("precision", "recall", "f1"), triple, strict=False)}
     if not multi_label:
         result["mcc"] = float(matthews_corrcoef(gold, decided))
@@ -77,6 +82,13 @@ def scores(probs: np.ndarray, gold: np.ndarray, names: list[str], thresholds: li
         for key, values in zip(("precision", "recall", "f1", "support"), each, strict=True):
             result[f"class_{name}_{key}"] = int(values[i]) if key == "support" else float(values[i])
     return result
+
+
+def present_classes(gold: np.ndarray, decided: np.ndarray, classes: int) -> list[int]:
+    """Return the numbers of the classes that occur in the gold labels or in the decisions; all if none occurs."""
+    if gold.ndim == 1:
+        return sorted({*gold.tolist(), *decided.tolist()})
+    return np.flatnonzero(gold.any(0) | decided.any(0)).tolist() or list(range(classes))
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -134,7 +146,7 @@ def bag_of_words(
             else np.full(len(test_gold), train_gold[0])
         )
     f1 = precision_recall_fscore_support(
-        test_gold, decided, labels=list(range(len(names))), average="macro", zero_division=0
+        test_gold, decided, labels=present_classes(test_gold, decided, len(names)), average="macro", zero_division=0
     )[2]
     return {"bag_of_words_accuracy": float(accuracy_score(test_gold, decided)), "bag_of_words_macro_f1": float(f1)}
 
@@ -220,6 +232,9 @@ def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> Non
     if f"{split}_bag_of_words_macro_f1" in metrics:
         rows.append(["bag of words (macro)", "", "", metrics[f"{split}_bag_of_words_macro_f1"], total])
     print_table(["class", "precision", "recall", "F1", "rows"], rows, last=len(rows) - len(names))
+    absent = metrics[f"{split}_absent_classes"]
+    if absent:
+        tell(f"macro averages leave out {absent} of {len(names)} classes, which neither labels nor predictions have")
     shown = [
         k for k in ("accuracy", "mcc", "roc_auc", "average_precision", "calibration_error") if f"{split}_{k}" in metrics
     ]

@@ -23,7 +23,7 @@ NOBODY = (["Nobody", "called", "."], ["O", "O", "O"])
 def loaded(file, **arguments):
     """Return words and tags of each row, as training gets them."""
     path = str(FILES / file)
-    data, _ = load_tagged(NerDataArguments(train_file=path, validation_file=path, **arguments))
+    data, *_ = load_tagged(NerDataArguments(train_file=path, validation_file=path, **arguments))
     return [(row["tokens"], row["ner_tags"]) for row in data["train"]]
 
 
@@ -127,7 +127,7 @@ def test_long_texts_are_cut_into_sentences_that_keep_their_spans(tmp_path, capsy
     spans = [[29 * i + 17, 29 * i + 28, "LOC"] for i in range(20)]  # with the exclamation mark
     spans[3] = [29 * 3 + 17, 29 * 4 + 3, "LOC"]  # into the next sentence
     file = write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": text, "label": spans}])
-    data, _ = load_tagged(NerDataArguments(train_file=file, validation_file=file, max_seq_length=64))
+    data, *_ = load_tagged(NerDataArguments(train_file=file, validation_file=file, max_seq_length=64))
     rows = list(data["train"])
     assert len(rows) == 19
     assert [row["id"] for row in rows[:2]] == ["x-1", "x-2"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from common.args import DEFAULT_ENCODER
@@ -359,6 +360,19 @@ def test_scores_by_hand():
     assert result["mcc"] == pytest.approx((1 * 2 - 1 * 0) / (2 * 1 * 2 * 3) ** 0.5)
     assert result["roc_auc"] == 1.0
     assert result["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.4 + 0.3) / 4)
+
+
+def test_macro_scores_are_those_of_scikit_learn_where_classes_are_absent():
+    random = np.random.default_rng(0)
+    names = list("abcde")
+    for _ in range(20):
+        gold, found = random.integers(0, 3, 6), random.dirichlet(np.ones(5), 6)
+        result = scores(found, gold, names, None)
+        assert result["macro_f1"] == pytest.approx(f1_score(gold, found.argmax(1), average="macro", zero_division=0))
+        assert result["absent_classes"] == 5 - len({*gold, *found.argmax(1)})
+    gold = np.array([[1, 0, 0], [0, 1, 0]])
+    several = scores(np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1]]), gold, names[:3], [0.5] * 3)
+    assert (several["macro_f1"], several["absent_classes"]) == (1, 1)
 
 
 def test_calibration_error_of_a_calibrated_model_is_small():
