@@ -245,7 +245,7 @@ def _without_unlabeled(split: str, place: str, found: list[Entry], gold: Gold | 
         return split, found
     labeled = any(isinstance(entry, dict) for entry in found)
     if split == "test" and not labeled:
-        warn(f"{place}: no row has a {gold.name}; the rows are predicted and not scored")
+        warn(f"{place}: each row lacks its {gold.name}; the rows are predicted and not scored")
         rows: list[Entry] = [e.row if isinstance(e, Unlabeled) else e for e in found]
         for row in rows:
             if isinstance(row, dict):
@@ -253,7 +253,7 @@ def _without_unlabeled(split: str, place: str, found: list[Entry], gold: Gold | 
                     del row[name]
         return UNLABELED, rows
     if gold.drop and labeled:
-        tell(f"{place}: dropped {missing:,} of {len(found):,} rows without a {gold.name}")
+        tell(f"{place}: dropped {missing:,} of {len(found):,} rows that lack their {gold.name}")
         return split, [entry for entry in found if not isinstance(entry, Unlabeled)]
     return split, found
 

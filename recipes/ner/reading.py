@@ -207,7 +207,7 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
         return entity_types(convert.scheme.to_iob2(row["ner_tags"]))
 
     read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()), args)
-    gold = Gold("list of tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
+    gold = Gold("tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
     data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
     unlabeled = data.pop(UNLABELED, None)
     if args.repair_bio and convert.scheme.name != "none":

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import DataArguments
+from common.args import LabeledDataArguments
 from common.errors import InputError
 
 from .scoring import UNITS
 
 
 @dataclass
-class QaDataArguments(DataArguments):
+class QaDataArguments(LabeledDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     question_column_name: str = field(default="question", metadata={"help": "column with the question"})

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments, FileArguments
+from common.args import FileArguments, LabeledDataArguments
 from common.data.files import read_file
 from common.data.json_files import json_fault, parse_cell, parse_json
-from common.data.rows import load_splits
+from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, Row, Source
 from common.errors import brief, tell, warn
 
@@ -40,6 +40,8 @@ def read_squad(path: str | Path, answers: str = "answers", args: FileArguments |
         if "id" in row:
             where = f"{where}, id {row['id']}"
         impossible, given = row.get("is_impossible"), row.get(answers)
+        if impossible is True and given is None:
+            row = row | {answers: {key: [] for key in KEYS}}
         texts = given.get("text") if isinstance(given, dict) else None
         if isinstance(impossible, bool) and isinstance(texts, list) and impossible == bool(texts):
             yield (
@@ -50,21 +52,52 @@ def read_squad(path: str | Path, answers: str = "answers", args: FileArguments |
         yield where, row
 
 
-def load_questions(args: DataArguments) -> DatasetDict:
-    """Load and check the splits with columns `question`, `context` and `answers`; on request correct offsets."""
+def load_questions(args: LabeledDataArguments) -> tuple[DatasetDict, Dataset | None]:
+    """Load and check the splits with columns `question`, `context` and `answers`; on request correct offsets.
+
+    Returns:
+        The splits; the test rows if their answers are hidden, else None.
+    """
     columns = args.columns()
     check = partial(check_row, fix_offsets=args.fix_answer_offsets)
     read = partial(read_squad, answers=args.answer_column_name, args=args)
-    data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context").map(fix_offsets)
+    gold = Gold("answers", ("answers",), lacks_answers, check_texts, answered_or_not, bool(args.drop_unlabeled))
+    data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context", gold=gold)
+    unlabeled = data.pop(UNLABELED, None)
+    data = data.map(fix_offsets)
+    dropped = sum(sum(split["dropped"]) for split in data.values())
+    if dropped:
+        tell(f"dropped {dropped:,} alternative answers that are not in their context; each row keeps another answer")
     if args.fix_answer_offsets:
         tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} offsets corrected")
     answered = {name: [bool(answers["text"]) for answers in split["answers"]] for name, split in data.items()}
+    if "test" in data and not any(answered["test"]):
+        if all(answered["train"] + answered["validation"]):
+            warn("test: no question has an answer, unlike all other rows; the rows are predicted and not scored")
+            unlabeled = data.pop("test").remove_columns(["answers", "moved", "dropped"])
+        else:
+            warn("test: no question has an answer; if the answers are hidden, remove the column from the test file")
+    for name in ("train", "validation"):
+        if not any(answered[name]):
+            effect = "the model learns to find none" if name == "train" else "it cannot select a checkpoint"
+            warn(f"{name}: none of the {len(data[name]):,} questions has an answer; {effect}; add answers")
     if all(answered["validation"]) and not all(answered["train"] + answered.get("test", [])):
         warn(
             "each validation question has an answer, so the model will answer every question; add "
             "unanswerable questions to --validation_file"
         )
-    return data
+    return data, unlabeled
+
+
+def lacks_answers(row: Row) -> bool:
+    """Return whether a row has no gold answers, not even two empty lists for "no answer"."""
+    answers = row["answers"]
+    return answers is None or (isinstance(answers, str) and not answers.strip())
+
+
+def answered_or_not(row: Row) -> list[str]:
+    """Return the class of a checked row: whether the question has an answer."""
+    return ["answer" if as_lists(row["answers"])["text"] else "no answer"]
 
 
 def as_lists(answers: Any) -> Any:
@@ -133,12 +166,23 @@ def _questions(path: Path, text: str, articles: Any) -> Iterator[Located]:
                     yield f"{where}, article {i}, paragraph {j}, question {k}", "is not an object"
 
 
-def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
-    """Yield a message for each error in a row of `question`, `context` and `answers`."""
+def check_texts(row: Row) -> Iterator[str]:
+    """Yield a message if the question or the context of a row is missing or blank."""
     for name in ("question", "context"):
         if not isinstance(row[name], str) or not row[name].strip():
             yield f"{name} is {brief(row[name])}; needed: a non-blank text"
             return
+
+
+def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
+    """Yield a message for each error in a row of `question`, `context` and `answers`.
+
+    An answer that is not in the context is an error unless another answer of the row is there; see `fix_offsets`.
+    """
+    faults = list(check_texts(row))
+    if faults:
+        yield from faults
+        return
     answers = as_lists(row["answers"])
     if not isinstance(answers, dict) or any(not isinstance(answers.get(key), list) for key in KEYS):
         yield (
@@ -150,7 +194,10 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
     if len(texts) != len(starts):
         yield f"{len(texts)} answer texts but {len(starts)} answer_start; needed: one answer_start per text"
         return
+    another = any(isinstance(text, str) and text.strip() and text in row["context"] for text in texts)
     for text, start in zip(texts, starts, strict=True):
+        if another and isinstance(text, str) and text not in row["context"]:
+            continue
         if not isinstance(text, str) or not text.strip():
             yield f"answer is {brief(text)}; needed: a non-blank text (no answer: two empty lists)"
         elif isinstance(start, bool) or not isinstance(start, int):
@@ -172,14 +219,22 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
 
 
 def fix_offsets(row: Row) -> Row:
-    """Return the answers as two lists with correct offsets; `moved` counts the corrected offsets."""
-    answers = as_lists(row["answers"])
+    """Return the answers as two lists with correct offsets, without alternatives that are not in the context.
+
+    `moved` counts the corrected offsets, `dropped` the alternatives.
+    """
+    answers, context = as_lists(row["answers"]), row["context"]
+    kept = [pair for pair in zip(answers["text"], answers["answer_start"], strict=True) if pair[0] in context]
     starts = [
-        start if start >= 0 and row["context"].startswith(text, start) else _places(row["context"], text)[0]
-        for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+        start if start >= 0 and context.startswith(text, start) else _places(context, text)[0] for text, start in kept
     ]
-    moved = sum(a != b for a, b in zip(starts, answers["answer_start"], strict=True))
-    return {"answers": {"text": answers["text"], "answer_start": starts}, "moved": moved}
+    moved = sum(start != before for start, (_, before) in zip(starts, kept, strict=True))
+    dropped = len(answers["text"]) - len(kept)
+    return {
+        "answers": {"text": [text for text, _ in kept], "answer_start": starts},
+        "moved": moved,
+        "dropped": dropped,
+    }
 
 
 def _places(context: str, text: str) -> list[int]:

@@ -27,6 +27,7 @@ from common.tuning import TuningArguments, tune
 
 from . import spans
 from .arguments import QaDataArguments
+from .predict import Reader, with_answers
 from .scoring import SquadScorer, print_scores, unit_of
 from .squad import load_questions
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    data = load_questions(data_args)
+    data, unlabeled = load_questions(data_args)
     run = Run(args, data_args, model_args, tuning_args, rows=data)
 
     # Model
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
+    run.predict_unlabeled(unlabeled, lambda rows: with_answers(rows, Reader(args.output_dir)))
     return metrics
 
 

@@ -156,7 +156,7 @@ def test_rows_without_a_label_are_an_error_or_dropped(tmp_path, capsys, nothing)
         loaded(tmp_path, ["a", "b", nothing])
     labels = loaded(tmp_path, ["a", "b", nothing], drop_unlabeled=True)[0]
     assert labels["train"] == ["a", "b"] * 4
-    assert "a.jsonl: dropped 4 of 12 rows without a label" in capsys.readouterr().out
+    assert "a.jsonl: dropped 4 of 12 rows that lack their label" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["empty", "no column", "-1"])

@@ -10,6 +10,9 @@ from common.errors import InputError
 from recipes.ner import train as ner
 from recipes.ner.arguments import NerDataArguments
 from recipes.ner.reading import load_tagged
+from recipes.qa import train as qa
+from recipes.qa.arguments import QaDataArguments
+from recipes.qa.squad import check_row, load_questions
 from tests.conftest import read_jsonl, write_jsonl
 
 SHORT = [
@@ -45,7 +48,7 @@ def test_sentences_without_tags_are_an_error_or_dropped(tmp_path, capsys, tags):
     data, unlabeled, _ = tagged(tmp_path, tags, drop_unlabeled=True)
     assert data["train"]["tokens"][:] == [words for i, words in enumerate(WORDS) if i % 3]
     assert unlabeled is None
-    assert "a.jsonl: dropped 4 of 12 rows without a list of tags" in capsys.readouterr().out
+    assert "a.jsonl: dropped 4 of 12 rows that lack their tags" in capsys.readouterr().out
 
 
 def test_a_hub_test_split_without_tags_is_tagged_and_not_scored(tiny, tmp_path):
@@ -72,3 +75,72 @@ def test_splits_without_entities_and_rare_types_are_warned_of(tmp_path, capsys):
     assert "validation: none of the 12 rows has an entity" in warnings
     assert "entity types with fewer than 5 training rows, which are hard to learn: Per (1)" in warnings
     assert "'PER' (11 rows) and 'Per' (1 rows)" in warnings
+
+
+# Question answering
+
+CONTEXT = "Ada Lovelace met Charles Babbage in London."
+ADA = {"text": ["Ada Lovelace"], "answer_start": [0]}
+
+
+def question(**more) -> dict:
+    return {"question": "Who?", "context": CONTEXT, "answers": ADA} | more
+
+
+def asked(folder: Path, rows: list[dict], **arguments) -> tuple:
+    file = write_jsonl(folder / "a.jsonl", rows)
+    return load_questions(QaDataArguments(train_file=file, validation_file=file, **arguments))
+
+
+@pytest.mark.parametrize("answers", [None, "", ...])
+def test_questions_without_answers_are_an_error_or_dropped(tmp_path, capsys, answers):
+    rows = [question() for _ in range(4)]
+    rows[1] = {name: value for name, value in question(answers=answers).items() if value is not ...}
+    with pytest.raises(InputError, match=r"a.jsonl:2: no .*answers.* --drop_unlabeled true"):
+        asked(tmp_path, rows)
+    data, _ = asked(tmp_path, rows, drop_unlabeled=True)
+    assert data["train"]["id"][:] == ["1", "3", "4"]
+    assert "a.jsonl: dropped 1 of 4 rows that lack their answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [None, {"text": [], "answer_start": []}, ...])
+def test_a_test_file_with_hidden_answers_is_not_scored(tmp_path, answers):
+    rows = [{k: v for k, v in question(answers=answers, id=str(i)).items() if v is not ...} for i in range(3)]
+    data, unlabeled = asked(tmp_path, [question()] * 3, test_file=write_jsonl(tmp_path / "test.jsonl", rows))
+    assert set(data) == {"train", "validation"}
+    assert unlabeled["question"][:] == ["Who?"] * 3
+    assert "answers" not in unlabeled.column_names
+
+
+def test_unanswerable_test_questions_are_scored_if_training_has_some(tmp_path, capsys):
+    none = question(answers={"text": [], "answer_start": []})
+    data, unlabeled = asked(tmp_path, [question(), none], test_file=write_jsonl(tmp_path / "test.jsonl", [none]))
+    assert (len(data["test"]), unlabeled) == (1, None)
+    assert "test: no question has an answer; if the answers are hidden, remove the column" in capsys.readouterr().err
+    asked(tmp_path, [none, none])
+    assert "train: none of the 2 questions has an answer; the model learns to find none" in capsys.readouterr().err
+
+
+def test_alternative_answers_that_are_not_in_the_context_are_dropped_and_counted(tmp_path, capsys):
+    answers = {"text": ["Lady Lovelace", "Ada", "Augusta"], "answer_start": [-1, 0, None]}
+    data, _ = asked(tmp_path, [question(answers=answers), question()])
+    assert data["train"]["answers"][0] == {"text": ["Ada"], "answer_start": [0]}
+    assert "dropped 4 alternative answers that are not in their context" in capsys.readouterr().out
+    alone = question(answers={"text": ["Augusta", "Lady"], "answer_start": [0, 3]})
+    assert len([message for message in check_row(alone) if "is not in the context; copy" in message]) == 2
+    misplaced = question(answers={"text": ["Ada", "London"], "answer_start": [0, 3]})
+    assert "answer 'London' is not at answer_start 3" in next(check_row(misplaced))
+
+
+@pytest.mark.soak
+def test_hidden_answers_are_predicted(tiny, tmp_path):
+    files = (
+        write_jsonl(tmp_path / "a.jsonl", [question()] * 8),
+        write_jsonl(tmp_path / "b.jsonl", [question(answers=None)]),
+    )
+    words = ["--max_question_length", "16", "--doc_stride", "16", "--output_dir", str(tmp_path / "out"), *SHORT]
+    metrics = qa.main(["--train_file", files[0], "--test_file", files[1], "--model_name_or_path", tiny, *words])
+    assert not [name for name in metrics if name.startswith("test_")]
+    (row,) = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
+    assert row["context"] == CONTEXT
+    assert row["answer"] in CONTEXT

@@ -173,7 +173,7 @@ BAD_FILES = {
     "lengths differ": (".jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', ":1: 2 tokens but 1 tags"),
     "malformed tag": (".jsonl", f'{GOOD}\n{{"tokens": ["a"], "ner_tags": ["PER"]}}', ":2: tag 1 is"),
     "invalid BIO": (".jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O", "I-X"]}', ":1: tag 2 (I-X on"),
-    "tag is null": (".jsonl", '{"tokens": ["a"], "ner_tags": [null]}', ":1: no list of tags: ner_tags is [None]"),
+    "tag is null": (".jsonl", '{"tokens": ["a"], "ner_tags": [null]}', ":1: no tags: ner_tags is [None]"),
     "tags as numbers": (".jsonl", '{"tokens": ["a"], "ner_tags": [3]}', ":1: tag 1 is the number 3"),
     "empty sentence": (".jsonl", '{"tokens": [], "ner_tags": []}', ":1: empty sentence"),
     "row is a list": (".jsonl", "[1, 2]", ":1: not a JSON object but a list"),
