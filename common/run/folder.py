@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -11,8 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -25,7 +27,6 @@ from transformers import PreTrainedModel
 
 from common.args import DataArguments, TrainingArguments, resume_rules
 from common.data.columns import SAVED, described
-from common.data.source import Row
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
 from common.run.fingerprint import (
@@ -88,6 +89,7 @@ class Run:
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name
         self._columns = described(data_args.columns(), next(iter(rows.values())))
+        self._package = type(data_args).__module__.rpartition(".")[0]
         self._rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for part in (data_args, *more, args) for k, v in plain(part).items()}
         self.record: dict[str, Any] = {
@@ -328,18 +330,21 @@ class Run:
         words = [f"{name}={shlex.quote(value)}" for name, value in names.items()]
         return " ".join(["make predict", f"RECIPE={self.recipe}", *words])
 
-    def predict_unlabeled(self, rows: Dataset | None, predict: Callable[[list[Row]], Iterable[Row]]) -> None:
-        """Write `predictions_test.jsonl` for test rows without gold values, after `publish`.
+    def predict_unlabeled(self, rows: Dataset | None) -> None:
+        """Write `predictions_test.jsonl` for test rows without gold values by the recipe's predict, after `publish`.
 
         Args:
-            rows: the rows; None if the test rows have gold values, or there are none.
-            predict: loads the saved model and returns the rows with predictions.
+            rows: the rows, in columns that predict reads; None if the test rows have gold values, or there are none.
         """
-        if rows is not None and is_main_process():
-            file = self.folder / "predictions_test.jsonl"
-            write_json_lines(file, predict(rows.to_list()))
-            tell(f"{file}: predictions for {len(rows):,} test rows without gold values, which are not scored")
-            self.save()
+        if rows is None or not is_main_process():
+            return
+        predict = importlib.import_module(f"{self._package}.predict")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "test.jsonl")
+            write_json_lines(file, rows)
+            output = str(self.folder / "predictions_test.jsonl")
+            predict.main(["--model", str(self.folder), "--input", str(file), "--output", output, "--overwrite", "true"])
+        self.save()
 
     def rescue(self) -> str:
         """Save the trained model after a failure; return a message with its folder and the commands to go on with."""

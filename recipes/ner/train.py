@@ -33,7 +33,6 @@ from common.tuning import TuningArguments, tune
 
 from . import scoring
 from .arguments import NerDataArguments
-from .predict import Tagger, with_entities
 from .reading import load_tagged
 from .tagging import cut_windows
 
@@ -156,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    run.predict_unlabeled(unlabeled, lambda rows: with_entities(rows, Tagger(args.output_dir)))
+    run.predict_unlabeled(unlabeled)
     return metrics
 
 

@@ -27,7 +27,6 @@ from common.tuning import TuningArguments, tune
 
 from . import spans
 from .arguments import QaDataArguments
-from .predict import Reader, with_answers
 from .scoring import SquadScorer, print_scores, unit_of
 from .squad import load_questions
 
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    run.predict_unlabeled(unlabeled, lambda rows: with_answers(rows, Reader(args.output_dir)))
+    run.predict_unlabeled(unlabeled)
     return metrics
 
 

@@ -32,7 +32,6 @@ from . import scoring, texts, windows
 from .arguments import SentimentDataArguments
 from .labels import load_labeled
 from .pictures import draw
-from .predict import Classifier, with_labels
 
 USAGE = """from transformers import pipeline
 
@@ -160,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
     )
-    run.predict_unlabeled(unlabeled, lambda rows: with_labels(rows, Classifier(args.output_dir)))
+    run.predict_unlabeled(unlabeled)
     return metrics
 
 
