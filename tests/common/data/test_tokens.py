@@ -18,6 +18,8 @@ from common.models.encoder_decoder import Seq2SeqModelArguments, train_joint_tok
 from common.models.load import load_tokenizer
 from recipes.clm import texts as clm
 from recipes.clm.arguments import ClmDataArguments
+from recipes.clm.completing import Completer
+from recipes.mlm.filling import sentences_with_a_gap
 from recipes.mlm.masking import INSIDE, START, word_marks
 from recipes.ner.train import encode as encode_words
 from recipes.qa.spans import cut_windows, trimmed
@@ -136,6 +138,16 @@ def test_completions_follow_their_prompts_as_in_one_text(layout):
             assert given == 1 + len(alone)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama-3", "qwen2", "gemma", "mistral"])
+def test_a_generated_text_keeps_the_space_after_its_prompt(name, tmp_path):
+    _, own = both(save_tokenizer(name, tmp_path))
+    complete = Completer(None, own, 64)
+    for prompt, completion in (("Q: who?\nA:", " Mara went."), ("It", " wasn't\n  (bad)"), ("", "x")):
+        whole = own(prompt + completion, add_special_tokens=False)["input_ids"]
+        size = len(own(prompt, add_special_tokens=False)["input_ids"])
+        assert complete._decoded([*complete.start, *whole[:size]], whole[size:]) == completion
+
+
 def test_answers_and_words_are_found_by_their_characters(layout):
     _, own = both(layout)
     contexts = ["Mara went to Oslo, in 2024.", "Straße 2 und Привет, мир."]
@@ -193,3 +205,9 @@ def test_truncation_and_padding_of_tokenizer_json_do_not_reach_texts(tmp_path):
         len(own(text, add_special_tokens=False)["input_ids"]) for text in texts
     ]
     assert len(with_masks(load_tokenizer(folder)).encode(texts[0]).ids) > 4
+
+
+def test_a_mask_token_in_a_training_text_makes_no_second_gap(tmp_path):
+    own = load_tokenizer(save_tokenizer("roberta", tmp_path))
+    texts = ["Write <mask> where words of this sentence are hidden."] * 9
+    assert sentences_with_a_gap(texts, own) == []
