@@ -265,7 +265,10 @@ def load_seq2seq_tokenizer(
     if tokenizer.eos_token is None and tokenizer.sep_token is not None and tokenizer.cls_token is not None:
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
-        raise InputError(f"{path}: the tokenizer lacks a padding token, or adds no end token; choose another model")
+        raise InputError(
+            f"{path}: the tokenizer lacks a padding token, or adds no end token; choose an encoder-decoder such as "
+            "T5, BART, Marian or M2M100"
+        )
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -322,6 +323,7 @@ def load_model(
         setattr(config, name, args.attention_dropout)
     if max_length < LEAST_LENGTH:
         raise InputError(f"--{argument} {max_length}: must be at least {LEAST_LENGTH}; special tokens take up to 4")
+    check_head(auto_class, config, args.model_name_or_path)
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     changes = quantization(quantize, auto_class, config) | loadable_generation(path)
     try:
@@ -353,6 +355,21 @@ def load_model(
     # an adapter stores this name of its base: keep the given name, not a path on this machine
     model.name_or_path = args.model_name_or_path
     return LoadedModel(model, tokenizer, frozenset(new), args.model_name_or_path, max_length, kernel)
+
+
+def check_head(auto_class: type, config: PretrainedConfig, name: str) -> None:
+    """Raise `InputError` if transformers has no such head for the model type, or only for its decoder alone."""
+    having = vars(auto_class)["_model_mapping"]
+    kind, head = config.model_type, auto_class.__name__.removeprefix("AutoModelFor")
+    if type(config) in having and not (config.is_encoder_decoder and head in ("CausalLM", "MaskedLM", "PreTraining")):
+        return
+    decoder = head == "CausalLM"
+    known = ("gpt2", "llama", "qwen2") if decoder else ("bert", "roberta", "modernbert", "electra", "albert")
+    examples = [model_type for model_type in known if CONFIG_MAPPING[model_type] in having]
+    raise InputError(
+        f"{name}: a {kind} model has no head {head}; choose {'a decoder' if decoder else 'an encoder'} as "
+        f"--model_name_or_path: {', '.join(examples[:3])}, ..."
+    )
 
 
 def _initialise_heads(model: PreTrainedModel) -> set[str]:

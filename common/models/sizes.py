@@ -51,8 +51,8 @@ def check_length(model: nn.Module, name: str, argument: str, length: int, side: 
     """Raise `InputError` if `model` reads fewer than `length` tokens, the value of `argument`."""
     positions = positions_of(model, side)
     if positions and length > positions:
-        what = f"a {side} of {name} has" if transformer_of(model).config.is_encoder_decoder else f"{name} reads"
-        raise InputError(f"--{argument} {length}: {what} at most {positions} tokens; lower it to {positions}")
+        what = f"a {side} has" if transformer_of(model).config.is_encoder_decoder else f"{name} reads"
+        raise InputError(f"--{argument} {length}: {what} at most {positions} tokens; lower --{argument} to {positions}")
 
 
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -43,7 +43,7 @@ class MeanLoss(TrainerBase):
     """Compute the loss of a step by `losses`, for each label column or task.
 
     A function of `losses` gets the logits of its column: the output of the model with the name of the column, else
-    `logits`, else all outputs but `loss` as a tuple.
+    `logits`, else a tuple of the outputs whose names end in `logits`, else a tuple of all outputs but `loss`.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the labels of the whole step
@@ -90,7 +90,11 @@ class MeanLoss(TrainerBase):
     def logits_of(self, outputs: dict[str, Tensor], name: str) -> Logits:
         """Return the logits of label column `name` (see the class)."""
         logits = next((outputs[key] for key in (name, "logits") if key in outputs), None)
-        return tuple(v for k, v in outputs.items() if k != "loss") if logits is None else logits
+        if logits is not None:
+            return logits
+        # an encoder-decoder also returns the states of its encoder, and its cache
+        named = tuple(v for k, v in outputs.items() if k.endswith("logits"))
+        return named or tuple(v for k, v in outputs.items() if k != "loss")
 
     def mean_loss(self, outputs, labels: dict[str, Tensor], counts: dict[str, Tensor] | None = None) -> Tensor:
         """Sum the losses of each label column, divide by its `counts` in the step, and add up the columns."""
