@@ -220,8 +220,8 @@ class Seq2SeqTrainer(Trainer):
                 whole.generate(**arguments, max_new_tokens=2)
         except FAILURES as error:
             raise InputError(
-                f"{model.name_or_path or type(model).__name__}: cannot generate: {one_line(error)}; choose another --model_name_or_path, or "
-                "correct its generation_config.json"
+                f"{model.name_or_path or type(model).__name__}: cannot generate: {one_line(error)}; choose another "
+                "--model_name_or_path, or correct its generation_config.json"
             ) from None
 
     def make_batches(self, dataset: Dataset) -> StepSampler:
