@@ -415,6 +415,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     def __post_init__(self) -> None:
         if self.output_dir is None:  # named after the recipe's folder: a copied recipe writes to another folder
             self.output_dir = f"outputs/{Path(inspect.getfile(type(self))).resolve().parent.name}"
+        if ".." in Path(self.output_dir).parts:  # creating o/new/../out would leave an empty folder o/new
+            self.output_dir = os.path.realpath(self.output_dir)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without this, torchrun starts several runs of one process each
         if self.precision != "auto":

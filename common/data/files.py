@@ -95,7 +95,7 @@ def check_output(path: str | Path, overwrite: bool) -> None:
             raise InputError(
                 f"{path}: exists already; choose another name, or add --overwrite (with make: ARGS=--overwrite)"
             )
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}; name another file") from None
     if not folder.is_dir():
@@ -106,7 +106,7 @@ def check_output(path: str | Path, overwrite: bool) -> None:
 
 @contextmanager
 def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
-    """Open a file for writing that appears under its name only after the block completes.
+    """Open a file for writing that appears under its name only after the block completes; a link stays a link.
 
     Args:
         path: the file; missing folders are created.
@@ -116,16 +116,17 @@ def fresh_file(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
         InputError: the file exists and `overwrite` is false, or the file cannot be written.
     """
     path = Path(path)
-    part = path.parent / f"{path.name}.{os.getpid()}.part"  # no file of the user has this name
+    target = Path(os.path.realpath(path))
+    part = target.parent / f"{target.name}.{os.getpid()}.part"  # no file of the user has this name
     check_output(path, overwrite)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         file = open(part, "w", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         with file:
             yield file
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -8,14 +8,13 @@ import os
 import re
 import resource
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +28,7 @@ from common.args import DataArguments, TrainingArguments, resume_rules
 from common.data.columns import SAVED, described
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
+from common.run.contents import RECORD, copy_aside, files_in, give_back, move_run, remove_run
 from common.run.fingerprint import (
     COMMON,
     code_hash,
@@ -46,7 +46,6 @@ from common.training.trainer import Trainer
 from common.tuning import merge
 from common.tuning.methods import METHODS
 
-RECORD = "run.json"
 NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` has the model, `adapter/` the trained parameters.
 The `predict` of the recipe and `common.inference.predictor.load_saved` load this folder with both."""
 
@@ -55,8 +54,10 @@ class Run:
     """A run that holds its output folder until the process ends, and keeps its record in `run.json`.
 
     Creating a run only looks at the folder; `start` clears it. A finished run that is replaced moves to
-    `<output_dir>.previous`, or is removed under `--overwrite`. On several processes only the main one touches the
-    folder, and all resume from the checkpoint that it chose.
+    `<output_dir>.previous`, or is removed under `--overwrite`. So do the files of a finished run that is resumed,
+    without its checkpoints. A file of the user that the run overwrites comes back under another name
+    (`common.run.contents`). On several processes only the main one touches the folder, and all resume from the
+    checkpoint that it chose.
 
     Attributes:
         folder: the output folder.
@@ -111,21 +112,34 @@ class Run:
             "files": [],
         }
         self._replaced: dict[str, Any] | None = None  # the record of the run that `start` replaces
+        self._resumed: dict[str, Any] | None = None  # the record of the run in the folder that this one resumes
         self._keeps = False  # whether `start` keeps that run aside
         # files in the folder at the start of the run -> time of change; None: stays a file of the user if it changes
         self._initial_files: dict[str, int | None] | None = None
         self.checkpoint: str | None = in_main_process(lambda: self._open(args))
 
     def _open(self, args: TrainingArguments) -> str | None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"--output_dir {self.folder}: is a file; name a folder")
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        lock = self.folder / ".lock"
+        locked = lock.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
             if self._read(self.folder) is not None:  # restores a checkpoint whose replacement was interrupted
                 checkpoints.clear_staging(self.folder)
-        except OSError as error:
+            checkpoint = self._checkpoint(args)
+            self._check(args, checkpoint)
+        except (OSError, InputError) as error:
+            with suppress(OSError):  # a refused run leaves nothing
+                if not locked:
+                    lock.unlink()
+                for path in made:
+                    path.rmdir()
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
-        checkpoint = self._checkpoint(args)
-        self._check(args, checkpoint)
         if checkpoint:
             checkpoints.tell_of(checkpoint)
         return str(checkpoint) if checkpoint else None
@@ -138,41 +152,52 @@ class Run:
         return checkpoints.given(args.resume_from_checkpoint, args.accept_unverified_checkpoint)
 
     def _check(self, args: TrainingArguments, checkpoint: Path | None) -> None:
-        if all(path.name in (".lock", checkpoints.STAGING) for path in self.folder.iterdir()):
-            return
+        empty = all(path.name in (".lock", checkpoints.STAGING) for path in self.folder.iterdir())
         where = f"--output_dir {self.folder}"
         before = self._read(self.folder)
         inside = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
-        if before is None and inside and args.accept_unverified_checkpoint:
-            warn(f"{where}: no record of its run (run.json); data and arguments may differ from the original run")
-        elif before is None:
+        if not empty and before is None and not (inside and args.accept_unverified_checkpoint):
             raise InputError(f"{where}: holds files that no run of a recipe wrote; choose another --output_dir")
-        elif checkpoint is not None and inside:
-            self._check_resume(before, args, checkpoint)
-            self.record["files"] = before["files"]
-        else:
+        if checkpoint is not None:
+            origin = self._read(checkpoint.resolve().parent)
+            if origin is None:
+                warn(f"{checkpoint}: no record of its run (run.json); data and arguments may differ from that run")
+            else:
+                self._check_resume(origin, args, checkpoint)
+        if inside:
+            self._resumed = before
+            self.record["files"] = before["files"] if before else []
+            if before and before["finished"] is not None and not args.overwrite:
+                self._keeps = True
+                self._check_previous()
+                self._tell_kept("the files of the finished run move")
+        elif before is not None:
             self._check_replace(before, args, checkpoint)
             self._replaced = before
 
     def _check_resume(self, before: dict[str, Any], args: TrainingArguments, checkpoint: Path) -> None:
         """Raise `InputError` if the checkpoint does not fit the data, model or arguments; warn of other changes."""
-        where = f"--output_dir {self.folder}"
+        where = f"--resume_from_checkpoint {checkpoint}"
         if before["rows"] != self.record["rows"]:
             splits = [name for name, digest in self.record["rows"].items() if before["rows"].get(name) != digest]
             raise InputError(
-                f"{where}: its run was on other data ({', '.join(splits) or 'other splits'}) and cannot resume; choose "
-                "another --output_dir"
+                f"{where}: its run was on other data ({', '.join(splits) or 'other splits'}) and cannot resume; give "
+                f"its data, or train its weights on this data by --model_name_or_path {checkpoint} without "
+                "--resume_from_checkpoint"
             )
         if before["base_model"] != self.record["base_model"]:
             raise InputError(
-                f"{where}: the files of --model_name_or_path changed since its run began; restore them, or choose "
-                "another --output_dir"
+                f"{where}: the files of --model_name_or_path are not those of its run; restore them, or leave "
+                "--resume_from_checkpoint out"
             )
         self._check_arguments(before)
         if before["code"] != self.record["code"]:
             warn("resuming with changed code; results may differ from the original run")
-        last = checkpoints.step_of(checkpoint)
-        newer = [p.name for p in checkpoints.in_order(self.folder) if checkpoints.step_of(p) > last]
+        step = checkpoints.saved_step(checkpoint)
+        if 0 < args.max_steps < step:
+            raise InputError(f"--max_steps {args.max_steps}: {checkpoint} is of step {step}; give at least {step}")
+        inside = checkpoint.resolve().parent == self.folder.resolve()
+        newer = [p.name for p in checkpoints.in_order(self.folder) if inside and checkpoints.step_of(p) > step]
         if newer and args.resume_from_checkpoint is not True:  # true has already warned about each
             warn(f"{', '.join(newer)}: newer than {checkpoint.name}; remove, or a later resume takes the newest")
 
@@ -185,16 +210,8 @@ class Run:
                 "--overwrite, or choose another --output_dir"
             )
         self._keeps = not args.overwrite and before["finished"] is not None
-        if self._previous.is_symlink() and self._keeps:
-            raise InputError(f"{self._previous}: is a link, and the finished run would move here; rename it")
-        if self._keeps and self._previous.exists() and any(self._previous.iterdir()):
-            kept = self._read(self._previous)
-            name = kept and Path(kept["arguments"]["output_dir"]).name
-            if kept is None or kept["finished"] is None or name != self.folder.resolve().name:
-                raise InputError(
-                    f"{self._previous}: the finished run would move here, but this folder is not its previous run; "
-                    "rename it, or give --overwrite to remove the finished run"
-                )
+        if self._keeps:
+            self._check_previous()
         model = self.record["arguments"]["model_name_or_path"]  # None for a new model
         read = [("model_name_or_path", model), ("resume_from_checkpoint", checkpoint)]
         read += [(argument, file["file"]) for argument, file in self.record["data"].items()]
@@ -205,10 +222,26 @@ class Run:
                         f"{where}: --{name} {path} would be replaced by this run; choose another --output_dir"
                     )
         if self._keeps:
-            instead = " in place of the run there" if (self._previous / RECORD).exists() else ""
-            tell(f"{self.folder}: the finished run moves to {self._previous.name}{instead} when training begins")
+            self._tell_kept("the finished run moves")
         else:
             tell(f"{self.folder}: the run there is removed when training begins")
+
+    def _check_previous(self) -> None:
+        """Raise `InputError` unless the finished run can move to `<output_dir>.previous`."""
+        if self._previous.is_symlink():
+            raise InputError(f"{self._previous}: is a link, and the finished run would move here; rename it")
+        if self._previous.exists() and any(self._previous.iterdir()):
+            kept = self._read(self._previous)
+            name = kept and Path(kept["arguments"]["output_dir"]).name
+            if kept is None or kept["finished"] is None or name != self.folder.resolve().name:
+                raise InputError(
+                    f"{self._previous}: the finished run would move here, but this folder is not its previous run; "
+                    "rename it, or give --overwrite to remove the finished run"
+                )
+
+    def _tell_kept(self, what: str) -> None:
+        instead = " in place of the run there" if (self._previous / RECORD).exists() else ""
+        tell(f"{self.folder}: {what} to {self._previous.name}{instead} when training begins")
 
     def start(self) -> None:
         """Clear the folder once everything before training has succeeded. A second call does nothing."""
@@ -216,26 +249,26 @@ class Run:
             return
         self._initial_files = {}
         if is_main_process():
+            before = self._replaced or self._resumed
+            if self._keeps and before is not None:
+                self._keep_aside(before, with_checkpoints=self._resumed is None)
+                self.record["files"] = []
             if self._replaced is not None:
-                if self._keeps:
-                    self._keep_aside(self._replaced)
-                _remove(self.folder, self._replaced)  # `save` replaces the record
+                remove_run(self.folder, self._replaced)  # `save` replaces the record
+                self._give_back()
             # beside a finished run all other files are of the user; a stopped run may have files missing in its record
-            known = self.checkpoint is None and (self._replaced is None or self._replaced["finished"] is not None)
-            self._initial_files = {name: None if known else time for name, time in _files(self.folder).items()}
+            known = before is None or before["finished"] is not None
+            files = files_in(self.folder)
+            self._initial_files = {name: None if known else time for name, time in files.items()}
+            copy_aside(self.folder, [name for name in files if name not in self.record["files"]])
         self.save()
 
-    def _keep_aside(self, record: dict[str, Any]) -> None:
+    def _keep_aside(self, record: dict[str, Any], with_checkpoints: bool) -> None:
         """Move the files of the run in the folder to `<output_dir>.previous`, in place of the run there."""
         kept = self._read(self._previous) if self._previous.exists() else None
         if kept is not None and kept != record:  # equal if the process was killed while it moved this run
-            _remove(self._previous, kept)
-        self._previous.mkdir(exist_ok=True)
-        shutil.copy(self.folder / RECORD, self._previous / f"{RECORD}.new")
-        (self._previous / f"{RECORD}.new").replace(self._previous / RECORD)
-        for name in _written(self.folder, record):
-            (self._previous / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self.folder / name, self._previous / name)
+            remove_run(self._previous, kept)
+        move_run(self.folder, record, self._previous, with_checkpoints)
 
     def train(self, trainer: Trainer) -> None:
         """Start the run, train from `checkpoint` on, and save the state and metrics of training.
@@ -245,6 +278,8 @@ class Run:
         """
         cast(PreTrainedModel, trainer.model).config.update({SAVED: self._columns})  # predict finds the same columns
         args = trainer.args
+        if self.checkpoint and args.max_steps <= 0:
+            trainer.check_steps(self.checkpoint)
         trainer.check_saving()
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         precision = self.record["hardware"]["precision"]
@@ -271,6 +306,7 @@ class Run:
         """
         prefixed = measured | {f"{split}_{name}": value for name, value in scores.items()}
         trainer.save_metrics(split, prefixed)
+        self.save()  # the record of a killed run names its files
         return prefixed
 
     def publish(
@@ -315,6 +351,7 @@ class Run:
         )
         trainer.save_model(_internal_call=True)  # do not push yet; pushed below once the folder is complete
         Run.trained = None
+        self.save()
         self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()
@@ -420,13 +457,21 @@ class Run:
     def finish(self, **more: Any) -> None:
         """Mark the run as finished, and add entries to the record."""
         self.record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds")} | more
+        if is_main_process():
+            self._give_back()
         self.save()
+
+    def _give_back(self) -> None:
+        """Give the user's files back that a run has overwritten."""
+        for name, beside in give_back(self.folder).items():
+            warn(f"{self.folder / name}: written by the run; your file of this name is now {beside}")
+            self._initial_files = (self._initial_files or {}) | {name: 0, beside: None}
 
     def save(self) -> None:
         """Write `run.json`, with the names of the files written until now."""
         if is_main_process():
             before = self._initial_files or {}
-            written = {n for n, time in _files(self.folder).items() if before.get(n, 0) not in (None, time)}
+            written = {n for n, time in files_in(self.folder).items() if before.get(n, 0) not in (None, time)}
             self.record["files"] = sorted(written | set(self.record["files"]))
             new = self.folder / f"{RECORD}.new"
             with open(new, "w", encoding="utf-8") as file:
@@ -434,31 +479,6 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self.folder / RECORD)
-
-
-def _files(folder: Path) -> dict[str, int]:
-    """Return the files of a folder with their time of change, without checkpoints, lock and record."""
-    apart = {path.name for path in checkpoints.in_order(folder)} | {checkpoints.STAGING, ".lock", RECORD}
-    files = (path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in apart)
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
-
-
-def _written(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Return the names of the files and checkpoint folders that a run wrote into a folder, without its record."""
-    existing = _files(folder)  # excludes names such as ../x
-    return [*(name for name in record["files"] if name in existing), *(p.name for p in checkpoints.in_order(folder))]
-
-
-def _remove(folder: Path, record: dict[str, Any]) -> None:
-    """Remove the files of a run from a folder. Its record stays until another one replaces it."""
-    shutil.rmtree(folder / checkpoints.STAGING, ignore_errors=True)
-    for name in _written(folder, record):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    parents = {folder / parent for name in record["files"] for parent in Path(name).parents} - {folder}
-    for path in sorted((path for path in folder.rglob("*") if path in parents), reverse=True):  # inner folders first
-        if not any(path.iterdir()):
-            path.rmdir()
 
 
 def _step_size(record: dict[str, Any]) -> str:

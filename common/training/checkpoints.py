@@ -59,6 +59,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def saved_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint from its trainer state; the folder may have any name."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
+
+
 def in_order(output_dir: str | Path) -> list[Path]:
     """Return the checkpoint folders in `output_dir`, whole or not, last step first."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]

@@ -112,6 +112,15 @@ class ExactResume(WholeCheckpoints):
                 "other random numbers will differ from the original run"
             )
 
+    def check_steps(self, checkpoint: str) -> None:
+        """Raise `InputError` if the run would end before the step of `checkpoint`."""
+        steps = super().set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if steps < (step := checkpoints.saved_step(Path(checkpoint))):
+            raise InputError(
+                f"--num_train_epochs {self.args.num_train_epochs:g}: are {steps} steps, and {checkpoint} is of step "
+                f"{step}; give more epochs"
+            )
+
     def saved_state(self) -> dict:
         """Return the trainer state of the checkpoint that the run resumed from."""
         assert self.resumed_from is not None

@@ -25,8 +25,9 @@ from common.errors import InputError, in_main_process, one_line
 from common.models.structure import transformer_of
 from common.training import checkpoints
 from common.training.regularisation import Regularised
+from common.tuning.adapters import is_adapter
 from common.tuning.peft_methods import allocation, is_adalora
-from common.tuning.tune import is_beside, is_gradual
+from common.tuning.tune import BASE, is_beside, is_gradual
 
 #: a model up to this size is saved in full before training; it takes about a second
 SCRATCH_BYTES = 2**28
@@ -194,6 +195,12 @@ class WholeCheckpoints(Regularised):
                 value.data_ptr(): name for name, value in reversed(state.items())
             }  # safetensors: one name a memory
             state_dict = {n: v for n, v in state.items() if not v.numel() or first[v.data_ptr()] == n}
+            if is_beside(model):  # as `merge` lets a model of transformers save itself
+                state_dict = {n: v for n, v in state_dict.items() if not is_adapter(n)}
+                folder = Path(output_dir or self.args.folder)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+                output_dir = str(folder / BASE)
         elif Path(output_dir or "").parent.name == checkpoints.STAGING and isinstance(model, PreTrainedModel):
             # resume needs the names of `state_dict`; `save_pretrained` renames those of some models, such as Mixtral
             vars(model)["save_pretrained"] = partial(model.save_pretrained, save_original_format=False)

@@ -88,9 +88,14 @@ def insert_adapters(model: nn.Module, shape: Shape) -> list[str]:
     return adapter_names(model)
 
 
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter belongs to an adapter."""
+    return f".{MARK}." in name
+
+
 def adapter_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters of the adapters in `model`."""
-    return [name for name, _ in model.named_parameters() if f".{MARK}." in name]
+    return [name for name, _ in model.named_parameters() if is_adapter(name)]
 
 
 def save_adapters(model: nn.Module, shape: Shape, folder: Path) -> None:

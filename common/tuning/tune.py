@@ -27,7 +27,7 @@ from common.models.structure import (
     norm_names,
     transformer_of,
 )
-from common.tuning.adapters import MARK, Shape, insert_adapters, save_adapters
+from common.tuning.adapters import Shape, insert_adapters, is_adapter, save_adapters
 from common.tuning.methods import TuningArguments
 from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wrap
 
@@ -162,7 +162,7 @@ def is_gradual(tuned: TunedModel) -> bool:
 
 def is_beside(model: nn.Module) -> bool:
     """Return whether the trained parameters are separate from the weights of the model."""
-    return isinstance(model, PeftModel) or any(f".{MARK}." in name for name, _ in model.named_parameters())
+    return isinstance(model, PeftModel) or any(is_adapter(name) for name, _ in model.named_parameters())
 
 
 def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
@@ -206,7 +206,8 @@ def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
     if is_beside(model):
         if save:
             save_adapters(model, Shape(args.adapter_placement, args.adapter_reduction), folder)
-        return _saved_apart(model)
+        # `common.training.saving` saves a module that is none of transformers in the same way
+        return _saved_apart(model) if isinstance(model, PreTrainedModel) else model
     return model
 
 
@@ -235,7 +236,7 @@ def _saved_apart(model: Any) -> nn.Module:
     """Make `save_pretrained` of a model write the weights into `base/`, without those of adapters."""
 
     def save(folder: str, state_dict: dict | None = None, **more) -> None:
-        weights = {n: w for n, w in (state_dict or model.state_dict()).items() if f".{MARK}." not in n}
+        weights = {n: w for n, w in (state_dict or model.state_dict()).items() if not is_adapter(n)}
         type(model).save_pretrained(model, str(Path(folder, BASE)), state_dict=weights, **more)
         model.config.save_pretrained(folder)
 

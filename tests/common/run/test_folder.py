@@ -86,6 +86,19 @@ def test_overwrite_removes_the_run_and_keeps_the_files_of_the_user(arguments, tm
         assert name not in json.loads((out / "run.json").read_text())["files"]
 
 
+def test_a_file_of_the_user_with_a_name_of_the_run_comes_back(arguments, tmp_path, capsys):
+    out, test = tmp_path / "out", arguments.index("--test_file")
+    train.main(arguments[:test] + arguments[test + 2 :])
+    (out / "predictions_test.jsonl").write_text("mine")
+    train.main(arguments)
+    assert "predictions_test.jsonl: written by the run; your file of this name is now" in capsys.readouterr().err
+    assert (out / "predictions_test.jsonl.yours").read_text() == "mine"
+    assert len(read_jsonl(out / "predictions_test.jsonl")) == 20
+    files = json.loads((out / "run.json").read_text())["files"]
+    assert "predictions_test.jsonl" in files
+    assert "predictions_test.jsonl.yours" not in files
+
+
 def test_a_run_does_not_replace_what_it_reads(arguments, tmp_path):
     out = tmp_path / "out"
     train.main([*arguments, "--save_total_limit", "5"])
@@ -178,13 +191,13 @@ def test_a_run_that_was_killed_while_it_moved_the_one_before_moves_the_rest(argu
     assert files_in(previous) == first
 
 
-def test_what_a_killed_run_left_off_its_record_is_taken_for_its_own_all_the_same(arguments, tmp_path, monkeypatch):
+def test_the_files_of_a_killed_run_are_its_own(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "finish", lambda *_, **__: 1 / 0)  # after the model is saved
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
     out = tmp_path / "out"
-    assert "model.safetensors" not in json.loads((out / "run.json").read_text())["files"]
+    assert "model.safetensors" in json.loads((out / "run.json").read_text())["files"]
     (out / "notes.txt").write_text("mine")
     train.main([*arguments, "--resume_from_checkpoint", "true"])
     finished = files_in(out)
@@ -209,13 +222,22 @@ def test_a_run_that_resumes_takes_no_other_argument_than_it_can(arguments, tmp_p
     arguments += ["--save_total_limit", "5"]
     train.main(arguments)
     resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
+    other = str(tmp_path / "other")
     for words, message in [
         (["--seed", "7"], "--seed: the run has 42 and cannot resume with 7; give --seed 42"),
         (["--doc_stride", "8"], "--doc_stride: the run has 16 and cannot resume with 8; give --doc_stride 16"),
         (["--per_device_train_batch_size", "8"], "the run took 16 rows a step and would now take 8 rows"),
+        (["--max_steps", "3"], "--max_steps 3: .*checkpoint-4 is of step 4; give at least 4"),
+        (["--num_train_epochs", "0.5"], "--num_train_epochs 0.5: are 2 steps, and .*checkpoint-4 is of step 4"),
+        (["--output_dir", other, "--seed", "7"], "--seed: the run has 42 and cannot resume with 7"),
+        (["--output_dir", other, "--max_train_samples", "20"], "checkpoint-4: its run was on other data .train. and"),
     ]:
+        before = files_in(tmp_path)
         with pytest.raises(InputError, match=message):
             train.main([*resumed, *words])
+        assert files_in(tmp_path) == before
+    assert not Path(other).exists()
+    capsys.readouterr()
     split = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2", "--run_name", "other"]
     train.main([*resumed, *split])
     assert "changed arguments" not in capsys.readouterr().err
@@ -268,9 +290,11 @@ def test_a_run_goes_on_from_its_checkpoint_or_says_that_there_is_none(arguments,
         train.main([*arguments, "--resume_from_checkpoint", "common"])
     train.main([*arguments, "--save_total_limit", "5"])
     whole = sha256(tmp_path / "out" / "model.safetensors")
-    (tmp_path / "out" / "model.safetensors").unlink()
     train.main([*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")])
     assert sha256(tmp_path / "out" / "model.safetensors") == whole
+    assert sha256(tmp_path / "out.previous" / "model.safetensors") == whole  # the finished run is kept
+    assert not list((tmp_path / "out.previous").glob("checkpoint-*"))
+    assert "model.safetensors" in json.loads((tmp_path / "out" / "run.json").read_text())["files"]
 
 
 def test_a_run_does_not_go_on_with_other_data(arguments, tmp_path):
@@ -323,8 +347,18 @@ def test_a_folder_in_use_is_refused(arguments, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_an_input_error(arguments, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
-        train.main([*arguments, "--output_dir", str(tmp_path / "file" / "out")])
+    before = sorted(tmp_path.rglob("*"))
+    for folder, message in (
+        ("file/out", "cannot be written"),
+        ("file", "file: is a file; name a folder"),
+        (".", "holds files that no run of a recipe wrote"),
+        ("new/../file", "file: is a file; name a folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.main([*arguments, "--output_dir", f"{tmp_path}/{folder}"])
+    with pytest.raises(InputError, match="no checkpoint in"):
+        train.main([*arguments, "--output_dir", f"{tmp_path}/new/../out/inner", "--resume_from_checkpoint", "true"])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_record_tells_what_was_run_and_the_printed_command_runs(arguments, small, tmp_path, capsys):
@@ -381,6 +415,15 @@ def test_a_fresh_file_is_whole_or_absent(tmp_path):
     with fresh_file(path, overwrite=True) as file:
         file.write("new")
     assert path.read_text() == "new"
+    for name, text in (("link", "through a link"), ("dangling", "through a dangling link")):
+        link, target = tmp_path / name, tmp_path / f"target_of_{name}"
+        link.symlink_to(target.name)
+        if name == "link":
+            target.write_text("old")
+        with fresh_file(link, overwrite=True) as file:
+            file.write(text)
+        assert link.is_symlink()
+        assert target.read_text() == text
     assert beside.read_text() == "mine"
     for wrong in (tmp_path, ""):
         with pytest.raises(InputError, match="is no regular file"), fresh_file(wrong, overwrite=True):

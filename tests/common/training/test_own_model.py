@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -21,6 +23,7 @@ from common.errors import InputError
 from common.models.load import LoadedModel
 from common.training import Trainer, label_losses
 from common.tuning import TuningArguments, merge, tune
+from common.tuning.adapters import load_adapters
 
 CLASSES = 3
 
@@ -102,6 +105,37 @@ def test_trained_killed_resumed_saved_and_loaded(tokenizer, tmp_path, rows, tuni
     ).evaluate()
     assert found["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_adapters_and_base_are_saved_apart(tokenizer, tmp_path, rows):
+    trainer = make(tokenizer, tmp_path, rows, "adapter", num_train_epochs=1)
+    trainer.train()
+    trained = trainer.model.eval()
+    trainer.model = merge(trainer.tuned, str(tmp_path / "out"), save=True)
+    trainer.save_model(str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    plain = MeanHead().eval()
+    plain.load_state_dict(load_file(tmp_path / "out" / "base" / "model.safetensors"))  # strict: no adapter in it
+    inputs = {"input_ids": torch.tensor([[2, 11, 12, 3]]), "attention_mask": torch.ones(1, 4)}
+    with torch.no_grad():
+        assert not torch.equal(plain(**inputs)["logits"], trained(**inputs)["logits"])
+        load_adapters(plain, tmp_path / "out" / "adapter")
+        assert torch.equal(plain(**inputs)["logits"], trained(**inputs)["logits"])
+
+
+def test_fsdp_with_sharded_states_saves_a_model_without_a_pickle(tokenizer, tmp_path, rows, monkeypatch):
+    """The parent then writes neither the weights nor the file of arguments that `save_model` removes."""
+    trainer = make(tokenizer, tmp_path, rows, "full", max_steps=1)
+    trainer.is_fsdp_enabled = True
+    plugin = FullyShardedDataParallelPlugin(state_dict_type="SHARDED_STATE_DICT", fsdp_version=1)
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    trainer.save_model(str(tmp_path / "sharded"))
+    assert not list((tmp_path / "sharded").glob("*.bin"))
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(tmp_path / "full"))
+    assert [path.name for path in (tmp_path / "full").iterdir() if path.suffix in (".safetensors", ".bin")] == [
+        "model.safetensors"
+    ]
 
 
 def test_label_smoothing_without_a_config_says_what_to_do(tokenizer, tmp_path, rows):
