@@ -358,7 +358,7 @@ class Run:
         tell(f"\nmodel, scores and predictions: {self.folder}")
         tell(f"use it: {self._predict_command(example)}")
 
-    def _predict_command(self, example: str | Path | None) -> str:
+    def _predict_command(self, example: str | Path | None = None) -> str:
         """Return a command that runs the saved model, on a file that exists if the run has read one."""
         files = [self.record["data"].get(f"{split}_file", {}).get("file") for split in ("test", "validation", "train")]
         file = example or next(filter(None, files), None)
@@ -393,12 +393,8 @@ class Run:
         trainer.model = merge(trainer.tuned, str(self.folder), save=trainer.args.should_save)
         trainer.save_model(_internal_call=True)
         self.save()
-        splits = [self.record["data"].get(f"{split}_file") for split in ("test", "validation")]
-        file = next((data["file"] for data in splits if data), "FILE")
-        words = {"RECIPE": self.recipe, "MODEL": self.folder, "INPUT": file, "OUTPUT": self.folder / "predicted.jsonl"}
-        command = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words.items())
         rest = f"; for the scores {again}" if existing else ""
-        return f"{self.folder}: the trained model is saved here; use it: make predict {command}{rest}"
+        return f"{self.folder}: the trained model is saved here; use it: {self._predict_command()}{rest}"
 
     def _check_arguments(self, before: dict[str, Any]) -> None:
         """Raise `InputError` for changed arguments that a checkpoint cannot resume with; warn about the others."""

@@ -356,3 +356,14 @@ def test_lora_is_refused_where_it_could_not_be_merged(tiny, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"cannot be merged under {name}"):
         tune(load(tiny), TuningArguments(lora_r=4), TaskType.TOKEN_CLS)
+
+
+def test_the_folder_of_a_stopped_run_says_what_to_do(tmp_path):
+    for name in ("checkpoint-8", "checkpoint-12", "checkpoint-100"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=r"no model; resume the run \(its train command with --resume_from_checkpoint"):
+        resolve_model(str(tmp_path))  # checkpoints of an adapter are no models
+    for name in ("checkpoint-8", "checkpoint-12"):
+        (tmp_path / name / "config.json").touch()
+    with pytest.raises(InputError, match=r"true\), or name a checkpoint: .*checkpoint-12$"):
+        resolve_model(str(tmp_path))

@@ -18,7 +18,6 @@ from common.cli import parse
 from common.data import load_splits
 from common.data.files import fresh_file
 from common.errors import InputError
-from common.models.load import resolve_model
 from common.run.folder import Run
 from common.run.report import draw_history, write_samples
 from common.training import checkpoints
@@ -271,9 +270,6 @@ def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_pa
     with pytest.raises(ZeroDivisionError):
         train.main(arguments)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="checkpoints of a stopped run and no model; resume") as error:
-        resolve_model(str(tmp_path / "out"))
-    assert resolve_model(str(error.value).split("name a checkpoint: ")[1]) == str(tmp_path / "out" / "checkpoint-8")
     with pytest.raises(
         InputError, match="holds a stopped run; resume it with --resume_from_checkpoint true, drop it with --overwrite"
     ):

@@ -25,7 +25,7 @@ def test_a_failure_after_training_leaves_a_model_that_predicts(tuning, arguments
         train.main([*words, "--num_train_epochs", "1"])
     assert stopped.value.code == RunStopped.AFTER_TRAINING
     folder = tmp_path / "out"
-    command = f"make predict RECIPE=ner MODEL={folder} INPUT={small['test']} OUTPUT={folder}/predicted.jsonl"
+    command = f"make predict RECIPE=ner MODEL={folder} INPUT={small['test']} OUTPUT={folder}-predicted.jsonl"
     assert f"{folder}: the trained model is saved here; use it: {command}" in str(stopped.value)
     assert "resume" not in str(stopped.value)  # no checkpoint
     assert "no scores today" in capsys.readouterr().err  # the traceback
