@@ -387,8 +387,11 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     load_best_model_at_end: bool = field(default=True)
     logging_steps: float = field(default=50)
     hub_strategy: str = field(default="end")
-    train_sampling_strategy: str = field(
-        default="auto", metadata={"help": "random, group_by_length, or auto: by length if padding costs time"}
+    train_sampling_strategy: Literal["auto", "random", "group_by_length", "sequential"] = field(
+        default="auto",
+        metadata={
+            "help": "random, group_by_length, sequential (as in the file), or auto: by length if padding costs time"
+        },
     )
     ddp_find_unused_parameters: bool | None = field(default=False)
     ddp_timeout: int = field(
@@ -435,6 +438,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             raise InputError(
                 "--auto_find_batch_size: works with one process only; set a smaller --per_device_train_batch_size"
             )
+        if self.dataloader_drop_last:
+            raise InputError("--dataloader_drop_last: every row is trained and evaluated; leave it out")
         if self.save_only_model:
             raise InputError("--save_only_model: the checkpoints cannot be resumed; remove it")
         if self.push_to_hub and self.hub_strategy != "end":

@@ -1,12 +1,11 @@
 """Promise: seed and epoch alone decide which rows an optimizer step takes. Evaluation sorts rows by length."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -16,6 +15,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from common.data.workers import inner_loader, spare_workers
 from common.errors import InputError
+from common.training.collator import EpochSeeded, TrainingCollator
 from common.training.loss import MeanLoss
 
 #: steps whose rows are sorted together by length (50 in LengthGroupedSampler of transformers)
@@ -54,8 +54,27 @@ class TrainingBatches(StepSampler):
     8 accumulated 4 times therefore make the same steps. Each epoch takes every row once. A last step of less than half
     the size would be noisy; it shares rows with the step before. A step may have fewer rows than parts (see `share`).
 
-    With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. Otherwise they are
-    random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
+    With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. With `sequential`
+    they are neighbours in the data set. Otherwise they are random. The rows of a step are always sorted by length,
+    because batches of similar lengths hold little padding.
+
+    The base class is BatchRebalanceSampler, because the Trainer passes a sampler of this type to the data loader
+    without sharding it again. Nothing else is inherited.
+    """
+
+    lengths: np.ndarray  # type: ignore[assignment]  # a list in the parent, whose methods are not called
+
+
+class TrainingBatches(StepSampler):
+    """Sample training batches in an order that follows from `seed` and epoch.
+
+    An optimizer step takes `step_rows` rows: the batch of a device, times processes, times gradient accumulation. The
+    rows of a step depend on `step_rows`, `seed` and epoch only. One process with batch 32, two with batch 16, and batch
+    8 accumulated 4 times therefore make the same steps. Each epoch takes every row once. A last step of less than half
+    the size would be noisy; it shares rows with the step before. A step may have fewer rows than parts (see `share`).
+
+    With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. With `sequential`
+    they are neighbours in the data set. Otherwise they are random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
     """
 
     def __init__(
@@ -67,8 +86,10 @@ class TrainingBatches(StepSampler):
         rank: int,
         seed: int,
         by_length: bool,
+        sequential: bool = False,
     ):
         self.lengths, self.step_rows, self.seed, self.by_length = np.asarray(lengths), step_rows, seed, by_length
+        self.sequential = sequential
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
         self.shortest = int(self.lengths.argmin())
         self.epoch = 0
@@ -79,7 +100,7 @@ class TrainingBatches(StepSampler):
     def steps(self) -> list[np.ndarray]:
         """Return the row numbers of each optimizer step of this epoch, longest row first."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.lengths))
+        order = np.arange(len(self.lengths)) if self.sequential else random.permutation(len(self.lengths))
         # at least four groups, because the rows of a small data set must mix too
         together = min(STEPS_SORTED_TOGETHER, len(order) // (4 * self.step_rows)) if self.by_length else 1
         group = self.step_rows * max(1, together)
@@ -89,7 +110,8 @@ class TrainingBatches(StepSampler):
             rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
             steps += [rows[i : i + self.step_rows] for i in range(0, len(rows), self.step_rows)]
         last = steps.pop() if len(steps[-1]) < self.step_rows else None
-        random.shuffle(steps)
+        if not self.sequential:
+            random.shuffle(steps)
         if last is not None and steps and len(last) < self.step_rows / 2:
             both = np.concatenate([steps.pop(), last])
             both = both[np.argsort(-self.lengths[both], kind="stable")]
@@ -296,50 +318,6 @@ def in_dataset_order(batches: list[np.ndarray], order: np.ndarray) -> list[np.nd
 # In the trainer
 
 
-@runtime_checkable
-class EpochSeeded(Protocol):
-    """A collator or data set that draws random numbers: they must follow from its seed, the epoch and the row.
-
-    The trainer sets the epoch before the first batch. With the global random state the masks of a resumed run would
-    differ from those of the uninterrupted run.
-    """
-
-    def set_epoch(self, epoch: int) -> None: ...
-
-
-class TrainingCollator:
-    """Collate training batches by a collator, which gets the epoch of the run before each batch.
-
-    The epoch is in shared memory, because a worker that lives for several epochs has a copy of the collator.
-
-    A part of a step without rows becomes a batch of one row whose labels are -100. The process then takes part in the
-    step, and adds nothing to the loss and the gradient.
-
-    Args:
-        collate: the collator of the loader.
-        seeded: the collator of the recipe, which `collate` may wrap.
-        filler: the row of an empty part.
-        labels: names of the labels in a batch.
-    """
-
-    def __init__(self, collate: Callable, seeded: Callable, filler: list[dict], labels: Iterable[str]):
-        self.collate, self.seeded, self.filler, self.labels = collate, seeded, filler, list(labels)
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch in this process and its workers."""
-        self.epoch.fill_(epoch)
-
-    def __call__(self, rows: list[dict]) -> Mapping[str, Tensor]:
-        if isinstance(self.seeded, EpochSeeded):
-            self.seeded.set_epoch(int(self.epoch))
-        batch = self.collate(rows or self.filler)
-        for name in () if rows else self.labels:
-            if name in batch:
-                batch[name] = torch.full_like(batch[name], -100)
-        return batch
-
-
 class SetEpoch(TrainerCallback):
     """Set the epoch of the batch sampler, the collator and the training set before the first batch of each epoch.
 
@@ -357,7 +335,7 @@ class SetEpoch(TrainerCallback):
 
 
 class SeededOrder(MeanLoss):
-    """Order the training rows by seed and epoch under `--train_sampling_strategy random` and `group_by_length`."""
+    """Order the training rows by seed and epoch, or as they are under `--train_sampling_strategy sequential`."""
 
     #: rows of an optimizer step, and its batch sampler; None for a sampler of transformers
     step_rows: int
@@ -376,14 +354,17 @@ class SeededOrder(MeanLoss):
 
     def make_batches(self, dataset: Dataset) -> StepSampler:
         """Return the batch sampler of a training set."""
-        by_length = self.args.train_sampling_strategy == "group_by_length"
-        return TrainingBatches(row_lengths(dataset), self.step_rows, by_length=by_length, **self.cut())
+        return self.row_batches(row_lengths(dataset))
+
+    def row_batches(self, lengths: np.ndarray) -> "TrainingBatches":
+        """Return the batch sampler of rows with `lengths`, in the order of `--train_sampling_strategy`."""
+        order = self.args.train_sampling_strategy
+        by_length, sequential = order == "group_by_length", order == "sequential"
+        return TrainingBatches(lengths, self.step_rows, by_length=by_length, sequential=sequential, **self.cut())
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         # upstream: `get_train_dataloader` calls it with the data set, and does not wrap a BatchRebalanceSampler
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, Dataset) and self.args.train_sampling_strategy not in ("random", "group_by_length"):
-            return super()._get_train_sampler(train_dataset)
         self.train_batches = self.make_batches(dataset)
         return self.train_batches
 

@@ -40,7 +40,7 @@ from common.speed.head import losses_at_labels
 from common.training import checkpoints
 from common.training.evaluation import batches_of
 from common.training.loss import Losses
-from common.training.order import StepSampler, TokenBudgetBatches, TrainingBatches, in_dataset_order, row_lengths
+from common.training.order import StepSampler, TokenBudgetBatches, in_dataset_order, row_lengths
 from common.training.trainer import Trainer
 from common.tuning.methods import TuningArguments
 
@@ -79,6 +79,11 @@ class Seq2SeqTrainingArguments(TrainingArguments):
         if self.max_tokens_per_batch and self.auto_find_batch_size:
             raise InputError(
                 "--auto_find_batch_size: counts rows, not tokens; leave it out, or give --max_tokens_per_batch 0"
+            )
+        if self.max_tokens_per_batch and self.train_sampling_strategy == "sequential":
+            raise InputError(
+                "--train_sampling_strategy sequential: --max_tokens_per_batch sorts rows by length; leave it out, or "
+                "give --max_tokens_per_batch 0"
             )
         if self.eval_generate_samples is not None and self.eval_generate_samples < 1:
             raise InputError("--eval_generate_samples must be at least 1")
@@ -230,8 +235,7 @@ class Seq2SeqTrainer(Trainer):
         if self.args.max_tokens_per_batch:
             step_tokens = self.args.max_tokens_per_batch * self.args.gradient_accumulation_steps * self.args.world_size
             return TokenBudgetBatches(lengths, step_tokens, multiple=PAD_MULTIPLE, **self.cut())
-        by_length = self.args.train_sampling_strategy == "group_by_length"
-        return TrainingBatches(lengths, self.step_rows, by_length=by_length, **self.cut())
+        return self.row_batches(lengths)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         at_labels = self.speed.at_labels(inputs["labels"], self.args.label_smoothing_factor)

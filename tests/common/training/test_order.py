@@ -19,8 +19,8 @@ from common.training.order import (
 LENGTHS = np.random.default_rng(0).integers(3, 90, size=500)
 
 
-def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=1, by_length=True):
-    return TrainingBatches(lengths, rows, accumulation, processes, rank, seed, by_length)
+def sampler(lengths=LENGTHS, rows=32, accumulation=1, processes=1, rank=0, seed=1, by_length=True, sequential=False):
+    return TrainingBatches(lengths, rows, accumulation, processes, rank, seed, by_length, sequential)
 
 
 def steps_of(lengths, accumulation, processes, epoch, rows=32, by_length=True) -> list[list[int]]:
@@ -84,6 +84,15 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert first == again
     assert first != other_seed
     assert first != list(next_epoch)
+
+
+def test_sequential_steps_are_the_rows_as_they_are_once_on_any_number_of_processes():
+    for rows, sizes in ((7, [2, 2, 2, 1]), (9, [2, 2, 2, 2, 1]), (12, [2] * 6)):
+        for processes in (1, 2):
+            ranks = [list(sampler(LENGTHS[:rows], 2, 1, processes, i, 1, False, True)) for i in range(processes)]
+            steps = [sorted(row for batch in step for row in batch) for step in zip(*ranks, strict=True)]
+            assert [len(step) for step in steps] == sizes
+            assert [row for step in steps for row in step] == list(range(rows))
 
 
 def test_grouping_by_length_saves_padding():
