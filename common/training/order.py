@@ -57,24 +57,6 @@ class TrainingBatches(StepSampler):
     With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. With `sequential`
     they are neighbours in the data set. Otherwise they are random. The rows of a step are always sorted by length,
     because batches of similar lengths hold little padding.
-
-    The base class is BatchRebalanceSampler, because the Trainer passes a sampler of this type to the data loader
-    without sharding it again. Nothing else is inherited.
-    """
-
-    lengths: np.ndarray  # type: ignore[assignment]  # a list in the parent, whose methods are not called
-
-
-class TrainingBatches(StepSampler):
-    """Sample training batches in an order that follows from `seed` and epoch.
-
-    An optimizer step takes `step_rows` rows: the batch of a device, times processes, times gradient accumulation. The
-    rows of a step depend on `step_rows`, `seed` and epoch only. One process with batch 32, two with batch 16, and batch
-    8 accumulated 4 times therefore make the same steps. Each epoch takes every row once. A last step of less than half
-    the size would be noisy; it shares rows with the step before. A step may have fewer rows than parts (see `share`).
-
-    With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. With `sequential`
-    they are neighbours in the data set. Otherwise they are random. The rows of a step are always sorted by length, because batches of similar lengths hold little padding.
     """
 
     def __init__(
