@@ -115,6 +115,8 @@ def check_streaming(data_args: CorpusArguments, args: TrainingArguments) -> None
         return
     if not (data_args.train_file or data_args.dataset_name):
         raise InputError("--streaming: no training data; give --train_file or --dataset_name")
+    if data_args.skip_bad_rows:
+        raise InputError("--skip_bad_rows: does not work with --streaming; correct the rows")
     if args.max_steps < 1:
         raise InputError("--streaming: the length of a stream is unknown; give --max_steps")
     if data_args.max_train_samples is not None:
@@ -307,16 +309,30 @@ class _Share:
                 following = window[-1][0]
             else:  # the pass ended; the next pass starts a new window
                 if whole and empty:
-                    raise InputError(
-                        f"share {self.number + 1} of {stream.shares} has no text of {stream.least} or more tokens; "
-                        "give more texts, or lower --stream_shares (default: processes times --dataloader_num_workers)"
-                    )
+                    raise self._no_text()
                 following = [turn + 1, 0, 0]
                 turn, whole, empty = turn + 1, True, True
                 texts = self._texts(*following)
                 if self.number == 0 and turn == 1:
                     tell("end of data: starting another pass with a new shuffle")
             start = {"next": following, "window": start["window"] + 1, "rows": number, "left": left}
+
+    def check(self) -> None:
+        """Raise `InputError` if no text is long enough; stop reading at the first that is."""
+        texts = (text for _, text in self._texts(0, 0, 0))
+        while some := list(islice(texts, 8)):  # the first is long enough in most files
+            if any(True for _ in self._long_enough(iter(self.stream.encode(some)))):
+                return
+        raise self._no_text()
+
+    def _no_text(self) -> InputError:
+        stream, names = self.stream, [shard.name for shard in self.stream.shards]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return InputError(
+            f"{', '.join(names[:3])}{more}: share {self.number + 1} of {stream.shares} has no text of {stream.least} "
+            "or more tokens; give more texts, or lower --stream_shares (default: processes times "
+            "--dataloader_num_workers)"
+        )
 
     def _long_enough(self, encoded: Iterator[Marked]) -> Iterator[Marked]:
         return (pair for pair in encoded if len(pair[0]) >= self.stream.least)
@@ -377,7 +393,7 @@ class TextStream(TorchDataset):
         training: seed, processes and workers.
 
     Raises:
-        InputError: `--stream_shares` is not a multiple of the readers.
+        InputError: `--stream_shares` is not a multiple of the readers, or a share has no text that is long enough.
     """
 
     #: rows that the data loader can be ahead of the weights; the trainer sets it
@@ -405,6 +421,8 @@ class TextStream(TorchDataset):
                 f"{self.workers} workers each; give a multiple of {readers}"
             )
         self.rows = 0  # number of rows of the run; the trainer sets it
+        for share in range(self.rank, self.shares, self.processes):
+            _Share(self, share).check()
         self.go_to(None)
 
     def __len__(self) -> int:

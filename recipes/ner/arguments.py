@@ -25,7 +25,7 @@ class NerDataArguments(LabeledDataArguments):
     label_column_name: str = field(
         default=TAGS, metadata={"help": "column with the list of tags, one per word, or with the spans of a text"}
     )
-    tag_names: list[str] | None = field(
+    label_names: list[str] | None = field(
         default=None, metadata={"help": "names of tags that are numbers from 0, such as O,B-PER,I-PER"}
     )
     tag_scheme: Name = field(
@@ -55,8 +55,8 @@ class NerDataArguments(LabeledDataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         Columns(self.conll_word_column, self.conll_tag_column)  # checks the values
-        if self.tag_names is not None:
-            self.tag_names = [name.strip() for names in self.tag_names for name in names.split(",")]
+        if self.label_names is not None:
+            self.label_names = [name.strip() for names in self.label_names for name in names.split(",")]
         if self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         if not 0 <= self.doc_stride <= self.max_seq_length // 2:

@@ -114,7 +114,7 @@ class TagConverter:
     def __init__(self, args: NerDataArguments):
         names = args.text_column_name, args.label_column_name
         self.spans = SpanConverter(*span_columns(*names), names, args.max_seq_length // 2)
-        self.wanted, self.tags, self.names = args.tag_scheme, args.label_column_name, args.tag_names
+        self.wanted, self.tags, self.names = args.tag_scheme, args.label_column_name, args.label_names
         self.scheme = IOB2
 
     def __call__(self, sources: dict[str, Iterable[Located]]) -> dict[str, list[Located]]:
@@ -127,14 +127,14 @@ class TagConverter:
         return rows
 
     def _named(self, where: str, row: Row | str) -> Located:
-        """Return a row with the names of its tags by `--tag_names`, if they are numbers."""
+        """Return a row with the names of its tags by `--label_names`, if they are numbers."""
         cell = row.get(self.tags) if isinstance(row, dict) and self.names else None
         tags = _tags_in(cell)
         if not tags or not all(str(tag).isdecimal() for tag in tags):
             return where, row
         numbers = [int(tag) for tag in tags]
         if max(numbers) >= len(self.names):
-            return where, f"tag {max(numbers)}, but --tag_names has {len(self.names)} names, for 0 and up; add names"
+            return where, f"tag {max(numbers)}, but --label_names has {len(self.names)} names, for 0 and up; add names"
         return where, row | {self.tags: [self.names[number] for number in numbers]}
 
 

@@ -92,7 +92,7 @@ class Scheme:
 
     def _wrong_tag(self, tag: object) -> str | None:
         if isinstance(tag, int):
-            return "needed: names such as B-PER; name the numbers from 0 by --tag_names O,B-PER,..."
+            return "needed: names such as B-PER; name the numbers from 0 by --label_names O,B-PER,..."
         if not isinstance(tag, str) or not tag.strip():
             return "needed: a text"
         if self.name == "none":

@@ -25,6 +25,9 @@ class SentimentDataArguments(LabeledDataArguments):
     label_separator: str | None = field(
         default=None, metadata={"help": "character between several labels in a text, such as | in rude|threat"}
     )
+    label_names: list[str] | None = field(
+        default=None, metadata={"help": "names of labels that are numbers from 0, such as negative,positive"}
+    )
     multi_label: str = field(
         default="auto",
         metadata={"help": "true: a row may have several labels; false: it has one; auto: several if any row has them"},
@@ -56,6 +59,8 @@ class SentimentDataArguments(LabeledDataArguments):
             if not Path(file).is_file():
                 raise InputError(f"--label_file {file}: no such file{nearest_file(file)}")
         self.multi_label = self.multi_label.lower()
+        if self.label_names is not None:
+            self.label_names = [name.strip() for names in self.label_names for name in names.split(",")]
         if self.multi_label not in ("auto", "true", "false"):
             raise InputError(f"--multi_label {self.multi_label}: must be auto, true or false")
         if self.label_separator and (self.multi_label == "false" or "," in self.label_column_name):

@@ -137,9 +137,21 @@ class LabelReader:
         if single and (self.in_lists or self.hot) and choice == "auto":
             tell("label: each row has exactly one label, and the model gives one; for several: --multi_label true")
         for split, of_split in labels.items():
+            of_split = [[self._named(label, split) for label in of_row] for of_row in of_split]
             values = of_split if several else [of_row[0] for of_row in of_split]
             data[split] = data[split].remove_columns("label").add_column("label", values)
         return several, unlabeled
+
+    def _named(self, label: str, split: str) -> str:
+        """Return the name of a label by `--label_names`, if it is a number."""
+        names = self.args.label_names
+        if names is None or not label.isdecimal():
+            return label
+        if int(label) >= len(names):
+            raise InputError(
+                f"{split}: label {label}, but --label_names has {len(names)} names, for 0 and up; add names"
+            )
+        return names[int(label)]
 
     def _take_minus_one(self, data: DatasetDict) -> Dataset | None:
         """Remove the rows with the label -1 for "no label", and return the test split if all its rows have it."""

@@ -169,13 +169,13 @@ def test_rows_with_lists_are_converted_as_files_of_columns(tmp_path):
     assert loaded(table) == [(SENTENCE, TAGS)]
     names = ["O,B-PER", "B-LOC", "I-LOC"]
     file = write_jsonl(tmp_path / "b.jsonl", [{"tokens": SENTENCE, "ner_tags": [1, 0, 2, 3, 3]}])
-    assert loaded(file, tag_names=names) == [(SENTENCE, TAGS)]
+    assert loaded(file, label_names=names) == [(SENTENCE, TAGS)]
     table.write_text("tokens,ner_tags\nAnna visited New York City,1 0 2 3 3\n", encoding="utf-8")
-    assert loaded(table, tag_names=names) == [(SENTENCE, TAGS)]
-    with pytest.raises(InputError, match=r"tag 1 is the number 1; needed: .* --tag_names O,B-PER"):
+    assert loaded(table, label_names=names) == [(SENTENCE, TAGS)]
+    with pytest.raises(InputError, match=r"tag 1 is the number 1; needed: .* --label_names O,B-PER"):
         loaded(file)
-    with pytest.raises(InputError, match=r"b\.jsonl:1: tag 3, but --tag_names has 2 names"):
-        loaded(file, tag_names=names[:1])
+    with pytest.raises(InputError, match=r"b\.jsonl:1: tag 3, but --label_names has 2 names"):
+        loaded(file, label_names=names[:1])
 
 
 @pytest.mark.parametrize(
