@@ -99,8 +99,8 @@ class FileArguments:
     def __post_init__(self) -> None:
         if self.encoding is not None:
             try:
-                b"".decode(self.encoding)
-            except LookupError:
+                b"a".decode(self.encoding, errors="ignore")  # no codec is looked up for empty bytes
+            except (LookupError, UnicodeError):
                 raise InputError(
                     f"--encoding {self.encoding}: no encoding of text; give utf-8, utf-16, cp1252, gb18030, ..."
                 ) from None
