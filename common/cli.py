@@ -119,7 +119,10 @@ class _Parser(HfArgumentParser):
         self.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it")
         self.add_argument("--help_all", action="store_true", help="show all arguments, including all of transformers")
         if not show_all:
-            stock = {f.name for f in fields(transformers.TrainingArguments)}
+            others = (t for t in dataclass_types if not issubclass(t, transformers.TrainingArguments))
+            stock = {f.name for f in fields(transformers.TrainingArguments)} - {
+                f.name for t in others for f in fields(t)
+            }
             for action in self._actions:
                 if action.dest in stock and action.dest not in COMMON_TRAINING_ARGUMENTS:
                     action.help = argparse.SUPPRESS
@@ -129,7 +132,12 @@ class _Parser(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
-        """Add a field without the metadata key `resume` of `common.args`, which argparse does not know."""
+        """Add a field without the metadata key `resume` of `common.args`, which argparse does not know.
+
+        A recipe's argument hides one of transformers with the same name, such as `label_names`.
+        """
+        if f"--{field.name}" in parser._option_string_actions:
+            return
         plain = copy.copy(field)
         plain.metadata = MappingProxyType({key: value for key, value in field.metadata.items() if key != "resume"})
         HfArgumentParser._parse_dataclass_field(parser, plain)
@@ -219,8 +227,8 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
     config.add_argument("--config")
     path = config.parse_known_args(argv)[0].config
     values = vars(parser.parse((_read_yaml(path, parser) if path else []) + argv))
-    try:
-        return tuple(t(**{f.name: values[f.name] for f in fields(t) if f.init}) for t in dataclass_types)
+    try:  # a name in two dataclasses belongs to the first
+        return tuple(t(**{f.name: values.pop(f.name) for f in fields(t) if f.name in values}) for t in dataclass_types)
     except (ValueError, ImportError, OSError) as error:  # from transformers, or from an unreadable folder
         raise InputError(one_line(error)) from None
 

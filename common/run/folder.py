@@ -92,7 +92,7 @@ class Run:
         self._columns = described(data_args.columns(), next(iter(rows.values())))
         self._package = type(data_args).__module__.rpartition(".")[0]
         self._rules = resume_rules(map(type, (data_args, *more, args)))
-        arguments = {k: v for part in (data_args, *more, args) for k, v in plain(part).items()}
+        arguments = {k: v for part in (args, *more, data_args) for k, v in plain(part).items()}
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "finished": None,
