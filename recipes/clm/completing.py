@@ -122,11 +122,11 @@ def prompts_from(rows: dict[str, list], count: int = 5, words: int = 8) -> list[
 
 def compare_completions(prompts: list[Prompt], before: list[str], after: list[str]) -> list[dict]:
     """Print the completions before and after training, and return one row for each prompt."""
-    prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
     if prompts:
         tell("\ngreedy completions before and after training")
     for prompt, old, new in zip(prompts, before, after, strict=True):
-        tell(printable(prompt, 200))
+        tell(printable(prompt if isinstance(prompt, str) else prompt[-1]["content"], 200))
         tell(f"  before  {printable(old, 160)}")
         tell(f"  after   {printable(new, 160)}")
-    return [{"prompt": p, "before": old, "after": new} for p, old, new in zip(prompts, before, after, strict=True)]
+    rows = [{"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt} for prompt in prompts]
+    return [row | {"before": old, "after": new} for row, old, new in zip(rows, before, after, strict=True)]

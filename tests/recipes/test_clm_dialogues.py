@@ -211,6 +211,8 @@ def test_a_model_trained_on_instructions_answers_them_and_keeps_the_template(tmp
         *("--disable_tqdm", "true"),
     ])  # fmt: skip
     assert "### " in AutoTokenizer.from_pretrained(out).chat_template
+    samples = read_jsonl(tmp_path / "out" / "completions.jsonl")
+    assert {row["messages"][-1]["role"] for row in samples} == {"user"}  # predict reads them as in training
     found = tmp_path / "found.jsonl"
     predict.main(["--model", out, "--input", file, "--output", str(found), "--max_new_tokens", "12"])
     rows = json.loads(Path(file).read_text(encoding="utf-8"))
