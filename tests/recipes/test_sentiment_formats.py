@@ -1,12 +1,14 @@
 """Test that parallel files, folders of classes, workbooks and exports become rows of text and label."""
 
 import pytest
+from transformers import PretrainedConfig
 
 from common.args import FileArguments
+from common.data.columns import Columns
 from common.errors import InputError
 from recipes.sentiment.arguments import SentimentDataArguments
 from recipes.sentiment.labels import load_labeled
-from recipes.sentiment.predict import check_row
+from recipes.sentiment.predict import COLUMNS, check_row
 from recipes.sentiment.reading import read_rows
 from tests.conftest import ROOT
 
@@ -80,5 +82,6 @@ def test_workbooks_and_exports_of_doccano(capsys):
 @pytest.mark.parametrize("name", ["aclImdb", "tweeteval/train_text.txt", "doccano.jsonl"])
 def test_predict_reads_what_training_reads(name):
     rows = [row for _, row in read_rows(FILES / name, FileArguments(), ("text", "label"), predicting=True)]
+    columns = Columns(PretrainedConfig(), **COLUMNS)
     assert len(rows) >= 3
-    assert [problem for row in rows for problem in check_row(row)] == []
+    assert [problem for row in rows for problem in check_row(row, columns)] == []
