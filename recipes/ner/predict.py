@@ -87,6 +87,8 @@ class Tagger(Predictor):
 def in_columns(row: Row, columns: SavedColumns) -> Row:
     """Return the row with its words in `tokens`, or its text in `text`, from a column of the training data."""
     value = columns.value(row, "tokens")
+    if value is None and isinstance(row.get("data"), dict):  # a task of Label Studio
+        value = columns.value(row["data"], "tokens")
     if isinstance(value, str) and isinstance(row, TableRow):
         value = list_of_cell(value)
     others = {name: cell for name, cell in row.items() if name != "tokens"}

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from transformers import PretrainedConfig
 
+from common.data.columns import Columns as SavedColumns
 from common.errors import InputError
 from recipes.ner.annotations import Span
 from recipes.ner.arguments import NerDataArguments
 from recipes.ner.conll import BY_CONTENT
-from recipes.ner.predict import check_row, with_entities
+from recipes.ner.predict import check_row, in_columns, text_of, with_entities
 from recipes.ner.reading import file_reader, load_tagged
 from recipes.ner.schemes import IOB2, Scheme, recognise
 from recipes.ner.spans import align
@@ -294,6 +296,12 @@ def test_predict_reads_what_training_reads(file):
         assert {name: found[name] for name in row} == row
         assert found["found"][0]["start"] == 0
     json.dumps(rows)
+
+
+def test_predict_finds_the_training_column_in_a_task_of_label_studio():
+    columns = SavedColumns(PretrainedConfig(columns={"tokens": {"name": "review"}}), tokens=("tokens",))
+    row = {"id": 1, "data": {"title": "a", "review": "b c"}, "annotations": []}
+    assert text_of(in_columns(row, columns)).text == "b c"
 
 
 def test_a_text_file_of_tags_is_read_as_columns_by_predict(tmp_path):
