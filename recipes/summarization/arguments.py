@@ -5,21 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments
+from common.args import LabeledDataArguments
 from common.data.files import TEXT_CELLS, read_file
 from common.data.json_files import parse_cell
-from common.data.rows import load_splits
+from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, ending_of
 
-from .articles import as_text, check_row, check_splits, flatten
+from .articles import as_text, check_document, check_row, check_splits, flatten, lacks_summary
 
 WORDS = ("auto", "english", "unicode")
 
 
 @dataclass
-class SummarizationDataArguments(DataArguments):
+class SummarizationDataArguments(LabeledDataArguments):
     """Arguments for the source of the rows, their columns and their scores."""
 
     sample: ClassVar[Path] = Path(__file__).resolve().parent / "sample"
@@ -46,15 +46,24 @@ class SummarizationDataArguments(DataArguments):
             self.group_column_name = "domain"
         super().__post_init__()
 
-    def load(self) -> DatasetDict:
-        """Load and check the splits; the columns are `document`, `summary`, `references` and optionally `group`."""
+    def load(self) -> tuple[DatasetDict, Dataset | None]:
+        """Load and check the splits; the columns are `document`, `summary`, `references` and optionally `group`.
+
+        Returns:
+            The splits; the test rows if they have no summaries, else None.
+        """
         columns = {"document": self.document_column_name, "summary": self.summary_column_name}
         if self.group_column_name:
             columns["group"] = self.group_column_name
         optional = {"references": self.references_column_name}
-        data = load_splits(self, columns, check_row, read=self.read, optional=optional).map(flatten)
+        gold = Gold("summary", ("summary",), lacks_summary, check_document, drop=bool(self.drop_unlabeled))
+        data = load_splits(self, columns, check_row, read=self.read, optional=optional, gold=gold)
+        unlabeled = data.pop(UNLABELED, None)
+        data = data.map(flatten)
         check_splits(data)
-        return data
+        if unlabeled is not None:
+            unlabeled = unlabeled.remove_columns("references").map(lambda row: {"document": as_text(row["document"])})
+        return data, unlabeled
 
     def read(self, path: str) -> Iterator[Located]:
         """Yield the rows of a file, with turns joined as lines and references in CSV cells parsed as lists."""

@@ -39,19 +39,31 @@ def _line(turn: Any) -> str | None:
 
 def check_row(row: Row) -> Iterator[str]:
     """Yield a message for each problem in a row: an empty side or a value of the wrong type."""
+    yield from check_document(row)
+    if not isinstance(row["summary"], str):
+        yield f"the summary must be a string, not {type(row['summary']).__name__}"
+    references = row["references"]
+    texts = references if isinstance(references, list) else [None]
+    if references is not None and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        yield "the references must be a list of strings that are not blank; use null for no references"
+    yield from _check_group(row)
+
+
+def check_document(row: Row) -> Iterator[str]:
+    """Yield a message if the document of a row is empty or has the wrong type."""
     text = as_text(row["document"])
     if text is None:
         yield "the document must be a string or a list of turns (strings, or objects of `speaker` and `text`)"
     elif not text.strip():
         yield "the document is empty; remove the row"
-    if not isinstance(row["summary"], str):
-        yield f"the summary must be a string, not {type(row['summary']).__name__}"
-    elif not row["summary"].strip():
-        yield "the summary is empty; remove the row"
-    references = row["references"]
-    texts = references if isinstance(references, list) else [None]
-    if references is not None and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
-        yield "the references must be a list of strings that are not blank; use null for no references"
+
+
+def lacks_summary(row: Row) -> bool:
+    """Return whether the summary of a row is missing or blank."""
+    return row["summary"] is None or (isinstance(row["summary"], str) and not row["summary"].strip())
+
+
+def _check_group(row: Row) -> Iterator[str]:
     if "group" in row and not (isinstance(row["group"], str) and row["group"].strip()):
         yield "the group must be a string that is not blank; name a group or remove the row"
     elif row.get("group") in OTHERS:

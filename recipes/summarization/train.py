@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    data = data_args.load()
+    data, unlabeled = data_args.load()
     rouge = scoring.Rouge(data_args.rouge_words, data["train"]["summary"][:])
     compared = other_predictions(data_args.compare_to, data, "summary")
     run = Run(args, data_args, model_args, tuning_args, rows=data)
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         usage=USAGE.format(folder=args.output_dir),
         signatures={"rouge": rouge.signature},
     )
+    run.predict_unlabeled(unlabeled)
     return metrics
 
 

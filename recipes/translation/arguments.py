@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from common.args import DataArguments
+from common.args import LabeledDataArguments
 from common.data.corpus import files_of
-from common.data.rows import SPLITS, load_splits
+from common.data.rows import SPLITS, UNLABELED, Gold, load_splits
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
-from .pairs import check_row, check_splits, flatten, reader
+from .pairs import check_row, check_source, check_splits, flatten, lacks_target, reader, source_of
 from .scoring import TOKENIZE
 
 
 @dataclass
-class TranslationDataArguments(DataArguments):
+class TranslationDataArguments(LabeledDataArguments):
     """Arguments for the source of the pairs, their languages and their scores."""
 
     source_lang: str | None = field(default=None, metadata={"help": "source language, such as en", "resume": "fixed"})
@@ -135,13 +135,29 @@ class TranslationDataArguments(DataArguments):
             for number, file in enumerate(files, 1)
         }
 
-    def load(self) -> DatasetDict:
-        """Load and check the splits; the columns are `source`, `target`, `pair` and optionally `group`."""
+    def load(self) -> tuple[DatasetDict, Dataset | None]:
+        """Load and check the splits; the columns are `source`, `target`, `pair` and optionally `group`.
+
+        Returns:
+            The splits; the test rows, with the source as `text`, if they have no targets, else None.
+        """
         pairs = self.directions()
         read, check = reader(pairs, self.targets(), self), partial(check_row, directions=pairs)
-        data = flatten(load_splits(self, self.columns(), check, read=read), pairs)
+        names = (partial(function, language_pair=pairs[0]) for function in (lacks_target, check_source))
+        columns = ("target",) if self.source_column_name else ()
+        gold = (
+            Gold(f"target ({pairs[0][1]})", columns, *names, drop=bool(self.drop_unlabeled))
+            if len(pairs) == 1
+            else None
+        )
+        data = load_splits(self, self.columns(), check, read=read, gold=gold)
+        unlabeled = data.pop(UNLABELED, None)
+        data = flatten(data, pairs)
         check_splits(data, pairs)
-        return data
+        if unlabeled is not None:
+            inputs = [name for name in ("translation", "source") if name in unlabeled.column_names]
+            unlabeled = unlabeled.map(lambda row: {"text": source_of(row, pairs[0])}, remove_columns=inputs)
+        return data, unlabeled
 
     def columns(self) -> dict[str, str]:
         """Return the columns that `load_splits` reads, under the names that the recipe uses."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from babel.core import get_global
@@ -16,7 +17,7 @@ from common.data.files import read_file
 from common.data.language_codes import two_letters
 from common.data.source import Located, Row, Source
 from common.data.words import words
-from common.errors import InputError, tell, warn
+from common.errors import InputError, brief, tell, warn
 
 #: rows that `swapped` reads
 ROWS_READ = 2000
@@ -65,7 +66,8 @@ def reader(
             if isinstance(row, dict):
                 translation = row.get("translation")
                 columns = _texts_in(languages, row)
-                if "translation" not in row and len(columns) > 1:
+                one_pair = len(directions) == 1 and directions[0][0] in columns
+                if "translation" not in row and (len(columns) > 1 or one_pair):
                     row = row | {"translation": columns}
                 elif isinstance(translation, dict):  # drop the values of other languages, which may have any type
                     kept = _texts_in(languages, translation)
@@ -128,6 +130,32 @@ def check_row(row: Row, directions: list[tuple[str, str]]) -> Iterator[str]:
         yield "the group must be a string that is not blank; name a group or remove the row"
     elif row.get("group") in OTHERS:
         yield f"the group name {row['group']} is reserved for other scores; rename the group"
+
+
+def source_of(row: Row, language_pair: tuple[str, str]) -> Any:
+    """Return the source text of a row."""
+    texts = row["translation"] if "translation" in row else {language_pair[0]: row["source"]}
+    return texts.get(language_pair[0]) if isinstance(texts, dict) else None
+
+
+def lacks_target(row: Row, language_pair: tuple[str, str]) -> bool:
+    """Return whether a row has a source text and no target, or a blank one."""
+    if "translation" not in row:
+        target = row["target"]
+    elif isinstance(row["translation"], dict) and row["translation"].keys() <= set(language_pair):
+        target = row["translation"].get(language_pair[1])
+    else:  # other languages: the names of the languages may be wrong
+        return False
+    return source_of(row, language_pair) is not None and (
+        target is None or (isinstance(target, str) and not target.strip())
+    )
+
+
+def check_source(row: Row, language_pair: tuple[str, str]) -> Iterator[str]:
+    """Yield a message if the source of a row is no text, or blank."""
+    source = source_of(row, language_pair)
+    if not isinstance(source, str) or not source.strip():
+        yield f"the source is {brief(source)}; needed: a text that is not blank"
 
 
 def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict:

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
 
     # Data
-    data, pairs = data_args.load(), data_args.directions()
+    (data, unlabeled), pairs = data_args.load(), data_args.directions()
     compared = other_predictions(data_args.compare_to, data, "target")
     run = Run(args, data_args, model_args, generation_args, tuning_args, rows=data)
 
@@ -110,7 +110,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = {"tokenizer": tokenizer, "directions": directions, "lengths": lengths, "start": start}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
     rows = select_rows(rows, data["train"]["pair"][:], data_args.sampling_temperature, args.seed)
-    collator = Seq2SeqCollator(tokenizer, model, lengths)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
@@ -126,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"].select(watched),
-        data_collator=collator,
+        data_collator=Seq2SeqCollator(tokenizer, model, lengths),
         losses=losses_at_labels,
         compute_metrics=score,
         begins=begins,
@@ -163,6 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         usage=USAGE.format(folder=args.output_dir, more="" if len(pairs) == 1 else f', target_lang="{pairs[0][1]}"'),
         signatures=scorer.signatures(),
     )
+    run.predict_unlabeled(unlabeled)
     return metrics
 
 

@@ -128,7 +128,7 @@ WAY = [("en", "de")]
         ("a\nb\nc\n", "A\nB\n", "t.en:3", "t.en has 3 lines and {}t.de 2"),
         ("a\nb\n", "A\nB\nC\nD\n", "t.de:3", "t.de has 4 lines and {}t.en 2"),
         ("a\n\nc\n", "A\nB\nC\n", "t.en:2", "en is empty"),
-        ("a\nb\nc\n", "A\nB\n \n", "t.de:3", "de is empty"),
+        ("a\nb\nc\n", "A\nB\n \n", "t.de:3", "no target (de); add it"),
         ("a\nb\n", b"A\n\xff\xfe\n", "t.de:2", "not UTF-8"),
     ],
 )
@@ -144,13 +144,13 @@ def test_parallel_files_that_are_not_parallel_are_refused(tmp_path, source, targ
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"translation": {"en": "a"}}, "translation lacks de; languages here: en"),
+        ({"translation": {"en": "a"}}, "no target (de); add it, remove the row, or pass --drop_unlabeled true"),
         ({"translation": {"en": "a", "fr": "b"}}, "translation lacks de; languages here: en, fr"),
-        ({"translation": {"en": "a", "de": " "}}, "de is empty"),
+        ({"translation": {"en": "a", "de": " "}}, "no target (de)"),
         ({"translation": {"en": ["a"], "de": "b"}}, "en must be a string, not list"),
         ({"translation": "a"}, "translation must be an object"),
-        ({"en": "a"}, "no column translation; columns here: en"),
-        ({"translation": {"en": "a", "de": None}}, "de must be a string, not NoneType"),
+        ({"en": "a"}, "no target (de)"),
+        ({"translation": {"en": "a", "de": None}}, "no target (de)"),
         (
             {"translation": {"en": "a", "de": "b"}, "held_out": "copy"},
             "the group name copy is reserved for other scores",
@@ -232,7 +232,7 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             train_file=str(file), validation_file=good, source_lang="en", target_lang="de"
         )
         try:
-            data = args.load()
+            data, _ = args.load()
         except InputError as error:
             counts["refused"] += 1
             fault = check_refusal(error, file, variant.line)

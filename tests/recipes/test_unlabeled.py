@@ -13,6 +13,8 @@ from recipes.ner.reading import load_tagged
 from recipes.qa import train as qa
 from recipes.qa.arguments import QaDataArguments
 from recipes.qa.squad import check_row, load_questions
+from recipes.summarization.arguments import SummarizationDataArguments
+from recipes.translation.arguments import TranslationDataArguments
 from tests.conftest import read_jsonl, write_jsonl
 
 SHORT = [
@@ -144,3 +146,46 @@ def test_hidden_answers_are_predicted(tiny, tmp_path):
     (row,) = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
     assert row["context"] == CONTEXT
     assert row["answer"] in CONTEXT
+
+
+# Summaries and translations
+
+DOCUMENT = "Rain fell. The river rose. People left the town."
+
+
+def loaded(kind: type, folder: Path, rows: list[dict], **arguments) -> tuple:
+    file = write_jsonl(folder / "a.jsonl", rows)
+    return kind(**{"train_file": file, "validation_file": file} | arguments).load()
+
+
+@pytest.mark.parametrize("summary", [None, "", ...])
+def test_documents_without_a_summary(tmp_path, summary):
+    good, bad = {"document": DOCUMENT, "summary": "The river rose."}, {"document": DOCUMENT}
+    bad |= {} if summary is ... else {"summary": summary}
+    with pytest.raises(InputError, match=r"a.jsonl:2: no .*summary.* --drop_unlabeled true"):
+        loaded(SummarizationDataArguments, tmp_path, [good, bad])
+    data, _ = loaded(SummarizationDataArguments, tmp_path, [good, bad], drop_unlabeled=True)
+    assert data["train"]["id"][:] == ["1"]
+    test = write_jsonl(tmp_path / "test.jsonl", [bad, bad | {"document": ["Ann: Hi", "Bob: Hello"]}])
+    data, unlabeled = loaded(SummarizationDataArguments, tmp_path, [good], test_file=test)
+    assert "test" not in data
+    assert unlabeled["document"][:] == [DOCUMENT, "Ann: Hi\nBob: Hello"]
+
+
+@pytest.mark.parametrize("form", ["translation", "languages", "columns"])
+@pytest.mark.parametrize("target", [None, "", ...])
+def test_sources_without_a_target(tmp_path, form, target):
+    languages = {"source_lang": "en", "target_lang": "de"}
+    if form == "columns":
+        languages |= {"source_column_name": "en", "target_column_name": "de"}
+    good, bad = {"en": "rain", "de": "Regen"}, {"en": "snow"} | ({} if target is ... else {"de": target})
+    if form == "translation":
+        good, bad = {"translation": good}, {"translation": bad}
+    with pytest.raises(InputError, match=r"a.jsonl:2: no .*--drop_unlabeled true"):
+        loaded(TranslationDataArguments, tmp_path, [good, bad], **languages)
+    data, _ = loaded(TranslationDataArguments, tmp_path, [good, bad], drop_unlabeled=True, **languages)
+    assert data["train"]["target"][:] == ["Regen"]
+    test = write_jsonl(tmp_path / "test.jsonl", [bad])
+    data, unlabeled = loaded(TranslationDataArguments, tmp_path, [good], test_file=test, **languages)
+    assert "test" not in data
+    assert unlabeled["text"][:] == ["snow"]
