@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from common.errors import InputError
+from common.errors import InputError, RunStopped
 from recipes.clm import predict as clm_predict
 from recipes.clm import train as clm
 from recipes.mlm import predict as mlm_predict
@@ -148,35 +149,67 @@ def cells():
             yield pytest.param(recipe, name, marks=soak, id=f"{recipe}-{name}")
 
 
-@pytest.mark.parametrize(("recipe", "name"), cells())
-def test_matrix(recipe, name, tmp_path):
-    train, predict, rows, more = RECIPES[recipe]
-    model = checkpoint(name, tmp_path / "model")
+def words_of(recipe: str, model: str, folder: Path) -> list[str]:
+    """Return the arguments of three training steps."""
+    rows, more = RECIPES[recipe][2:]
     files = [
         word for split in ("train", "validation", "test")
-        for word in (f"--{split}_file", write_jsonl(tmp_path / f"{split}.jsonl", rows))
+        for word in (f"--{split}_file", write_jsonl(folder / f"{split}.jsonl", rows))
     ]  # fmt: skip
     words = [
-        *files, "--model_name_or_path", model, "--output_dir", str(tmp_path / "out"), "--precision", "fp32",
+        *files, "--model_name_or_path", model, "--output_dir", str(folder / "out"), "--precision", "fp32",
         "--max_steps", "3", "--disable_tqdm", "true", *more,
     ]  # fmt: skip
-    if "--max_tokens_per_batch" not in words:
-        words += ["--per_device_train_batch_size", "4"]
+    return words if more[-1] == "de" or more is WRITING else [*words, "--per_device_train_batch_size", "4"]
+
+
+def check_predict(recipe: str, model: str, folder: Path) -> None:
+    """Predict the first rows with the saved model."""
+    source = RECIPES[recipe][2]
+    if recipe == "mlm":
+        mask = AutoTokenizer.from_pretrained(model).mask_token
+        source = [{"text": row["text"].replace("Monday", mask).replace("week", mask)} for row in source]
+    elif recipe == "translation":
+        source = [{"text": row["translation"]["en"]} for row in source]
+    given, out = write_jsonl(folder / "input.jsonl", source[:5]), folder / "predicted.jsonl"
+    RECIPES[recipe][1](["--model", str(folder / "out"), "--input", given, "--output", str(out)])
+    assert len(read_jsonl(out)) == 5
+
+
+@pytest.mark.parametrize(("recipe", "name"), cells())
+def test_matrix(recipe, name, tmp_path):
+    train, model = RECIPES[recipe][0], checkpoint(name, tmp_path / "model")
+    words = words_of(recipe, model, tmp_path)
     if name in REFUSED[recipe]:
         with pytest.raises(InputError, match=REFUSED[recipe][name]):
             train(words)
         assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
         return
-    metrics = train(words)
-    assert metrics
+    assert train(words)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"]
-    source = rows
-    if recipe == "mlm":
-        mask = AutoTokenizer.from_pretrained(model).mask_token
-        source = [{"text": row["text"].replace("Monday", mask).replace("week", mask)} for row in rows]
-    elif recipe == "translation":
-        source = [{"text": row["translation"]["en"]} for row in rows]
-    given = write_jsonl(tmp_path / "input.jsonl", source[:5])
-    out = tmp_path / "predicted.jsonl"
-    predict(["--model", str(tmp_path / "out"), "--input", given, "--output", str(out)])
-    assert len(read_jsonl(out)) == 5
+    check_predict(recipe, model, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_matrix_of_failures_right_after_training(recipe, tmp_path, monkeypatch):
+    """Nothing that the recipe does after training is needed to predict."""
+    name = "gpt2" if recipe == "clm" else "bart" if recipe in ("abstractive", "translation") else "bert"
+    model = checkpoint(name, tmp_path / "model")
+    monkeypatch.delattr(transformers.Trainer, "save_state")
+    with pytest.raises(RunStopped, match="the trained model is saved here; use it: make predict RECIPE="):
+        RECIPES[recipe][0](words_of(recipe, model, tmp_path))
+    check_predict(recipe, model, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("recipe", "name"), [("clm", "gpt2"), ("translation", "bart"), ("abstractive", "t5")])
+def test_matrix_of_contradictory_generation_settings(recipe, name, tmp_path, capsys):
+    model = checkpoint(name, tmp_path / "model")
+    settings = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "num_return_sequences": 3, "max_new_tokens": 0}
+    file = tmp_path / "model" / "generation_config.json"
+    ids = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(ids | settings))
+    RECIPES[recipe][0](words_of(recipe, model, tmp_path))
+    assert "contradictory or invalid settings are unset" in capsys.readouterr().err
+    check_predict(recipe, model, tmp_path)
