@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch.utils.data import DataLoader
 
 
@@ -32,8 +33,14 @@ def ignore_group_signals(start: Callable[[int], None] | None, worker: int) -> No
 
 
 def spare_workers(loader: DataLoader) -> DataLoader:
-    """Make the workers of `loader` start with `ignore_group_signals`. Return `loader`."""
+    """Make the workers of `loader` start with `ignore_group_signals`. Return `loader`.
+
+    Workers that live for several epochs get their seed from a generator of their own. From the global one, an
+    uninterrupted run would draw it once, and a resumed run again, which would change the dropout masks that follow.
+    """
     inner = inner_loader(loader)
+    if inner.persistent_workers and inner.generator is None:
+        inner.generator = torch.Generator().manual_seed(torch.initial_seed())
     if getattr(inner.worker_init_fn, "func", None) is not ignore_group_signals:  # a reused loader has it already
         inner.worker_init_fn = partial(ignore_group_signals, inner.worker_init_fn)
     return loader
