@@ -5,6 +5,9 @@ changed line if one line changed. `tried` runs a function on each file. The modu
 text or a list.
 """
 
+import csv
+import gzip
+import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -218,3 +221,44 @@ def of_texts(rows: list[dict[str, Any]], chance: random.Random) -> Iterator[Vari
             line = json.dumps(rows[number] | {column: put(rows[number][column], "@half@")}).replace("@half@", half)
             content = as_bytes(rows[:number]) + line.encode() + b"\n" + as_bytes(rows[number + 1 :])
             yield Variant(f"{column}: half a surrogate pair {half}", content, number + 1)
+
+
+def tables(rows: list[dict[str, Any]], seed: int = 0) -> Iterator[tuple[str, Variant]]:
+    """Yield the ending and the content of tables: each way in which programs write `rows`, and damaged tables."""
+
+    def table(delimiter: str, quoting: int = csv.QUOTE_MINIMAL, ends: str = "\n", header: bool = True) -> str:
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=ends, quotechar='"')
+        cells = [[v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in r.values()] for r in rows]
+        writer.writerows([list(rows[0]), *cells] if header else cells)
+        return file.getvalue()
+
+    good = table(",")
+    lines = good.split("\n")
+    for ending, delimiter in ((".csv", ","), (".tsv", "\t")):
+        for name, quoting in (("minimal", csv.QUOTE_MINIMAL), ("all", csv.QUOTE_ALL)):
+            for newline in ("\n", "\r\n", "\r"):
+                text = table(delimiter, quoting, newline)
+                yield ending, Variant(f"{ending}, quoting {name}, newline {newline!r}", text.encode())
+        yield ending, Variant(f"{ending} without a header", table(delimiter, header=False).encode())
+        for other in ",;\t@|":
+            yield ending, Variant(f"{ending} with {other!r}", table(other).encode())
+        for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "cp1252"):
+            text = table(delimiter).replace("e", "é").encode(encoding, errors="replace")
+            yield ending, Variant(f"{ending} in {encoding}", text)
+        for variant in of_bytes(table(delimiter).encode(), random.Random(seed)):
+            yield ending, variant
+    for name, text in {
+        "nameless columns": "\n".join(f",{line},," if line else "" for line in lines),
+        "one column twice": "\n".join(f"{line},{line}" if line else "" for line in lines),
+        "a short row": "\n".join([*lines[:2], lines[2].split(",")[0], *lines[3:]]),
+        "a long row": "\n".join([*lines[:2], lines[2] + ",more", *lines[3:]]),
+        "an open quotation mark": "\n".join([*lines[:2], '"' + lines[2], *lines[3:]]),
+        "rows of commas": good + ",,,\n,,\n",
+        "a header alone": lines[0] + "\n",
+    }.items():
+        yield ".csv", Variant(name, text.encode())
+    packed = gzip.compress(good.encode())
+    yield ".csv.gz", Variant("compressed", packed)
+    yield ".csv.gz", Variant("compressed, cut off", packed[:-20])
+    yield ".csv", Variant("compressed, ending .csv", packed)

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from common.data.corpus import CorpusArguments, load_corpus
 from common.data.rows import load_splits
 from common.errors import InputError
 from recipes.ner import train
 from recipes.ner.conll import BY_CONTENT
-from recipes.ner.reading import check_row, file_reader
-from tests.bad_inputs import of_bytes, variants
+from recipes.ner.reading import check_row, file_reader, load_tagged
+from recipes.qa.arguments import QaDataArguments
+from recipes.qa.squad import load_questions
+from recipes.sentiment.arguments import SentimentDataArguments
+from recipes.sentiment.labels import load_labeled
+from recipes.summarization.arguments import SummarizationDataArguments
+from recipes.translation.arguments import TranslationDataArguments
+from tests.bad_inputs import of_bytes, tables, tried, variants
 from tests.conftest import SAMPLE, read_jsonl, write_jsonl
 
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
@@ -128,3 +135,52 @@ def test_corrupted_bytes_in_other_formats(tmp_path, ending, no_hang, capsys):
         if fault:
             wrong.append(f"{variant.name}: {fault}")
     assert not wrong, "\n".join(wrong)
+
+
+TEXTS = [f"The {number} cats, and a “dog”." for number in range(12)]
+ANSWERS = {"text": ["cats"], "answer_start": None}
+#: recipe -> rows, and what loads a file of them
+LOADERS = {
+    "ner": (GOOD, lambda file: load_tagged(train.NerDataArguments(train_file=file, validation_file=file))),
+    "sentiment": (
+        [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(TEXTS)],
+        lambda file: load_labeled(SentimentDataArguments(train_file=file, validation_file=file)),
+    ),
+    "qa": (
+        [
+            {"question": "What?", "context": text, "answers": ANSWERS | {"answer_start": [text.index("cats")]}}
+            for text in TEXTS
+        ],
+        lambda file: load_questions(QaDataArguments(train_file=file, validation_file=file)),
+    ),
+    "translation": (
+        [{"en": text, "de": f"Die {text}"} for text in TEXTS],
+        lambda file: TranslationDataArguments(
+            train_file=file, validation_file=file, source_lang="en", target_lang="de"
+        ).load(),
+    ),
+    "summarization": (
+        [{"document": f"{text} {text}", "summary": text} for text in TEXTS],
+        lambda file: SummarizationDataArguments(train_file=file, validation_file=file).load(),
+    ),
+    "corpus": (
+        [{"text": text, "number": number} for number, text in enumerate(TEXTS)],
+        lambda file: load_corpus(CorpusArguments(train_file=file, validation_file=file)),
+    ),
+}
+
+
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("recipe", LOADERS)
+def test_tables_of_every_kind_are_read_or_refused_by_every_recipe(tmp_path, recipe, every, capsys):
+    rows, load = LOADERS[recipe]
+    found = list(tables(rows))[::every]
+    taken = refused = 0
+    for ending in (".csv", ".tsv", ".csv.gz"):
+        file = tmp_path / f"bad{ending}"
+        variants_of_ending = [variant for name, variant in found if name == ending]
+        own = tried(variants_of_ending, file, lambda file=file: load(str(file)), also="label")
+        taken, refused = taken + own[0], refused + own[1]
+    capsys.readouterr()
+    assert taken > 20 // every
+    assert refused > 40 // every
