@@ -14,7 +14,7 @@ from recipes.ner import predict, train
 from tests.conftest import read_jsonl
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "prompt"])
+@pytest.mark.parametrize("tuning", ["lora", "prompt"])
 def test_a_failure_after_training_leaves_a_model_that_predicts(tuning, arguments, small, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise ValueError("no scores today")
