@@ -43,6 +43,20 @@ class WholeCheckpoints(Regularised):
     #: weights of the best step, if its checkpoint was skipped
     _unsaved_best: dict[str, Tensor] | None = None
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """Return whether this step is the best so far: a better score, or the same score with a lower `eval_loss`."""
+        # upstream: sets `best_metric` and `best_global_step`; `log_history` has the evaluations, this one included
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        name, best = self.args.metric_for_best_model, self.state.best_global_step
+        losses = [e["eval_loss"] for e in self.state.log_history if e["step"] == best and "eval_loss" in e]
+        if name is None or not losses or metrics[f"eval_{name.removeprefix('eval_')}"] != self.state.best_metric:
+            return False
+        if not metrics.get("eval_loss", float("inf")) < losses[-1]:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
+
     def _get_output_dir(self, trial=None) -> str:
         """Return the folder in which the parent writes and removes checkpoints."""
         # upstream: `_save_checkpoint` writes below it, `_finalize_training` removes checkpoints below it

@@ -52,6 +52,12 @@ OVERRIDES = {
         "`on_pre_optimizer_step` gets no norm; computing it again costs 2 % of a step of a 22 M model",
         "913ba6f52f074d10a4981ffcaac608e99d1b9caaa21666d86f3ea0ad91f05753",
     ),
+    "_determine_best_metric": Override(
+        "saving",
+        "of equal scores, the one with the lowest validation loss is the best",
+        "callbacks come after the best step was chosen; the earliest of equal scores is an undertrained model",
+        "7aa77355a0c33b677621ed2f820a9d48d6e02cbf3a7156bd005255b1fbb53eaf",
+    ),
     "_get_output_dir": Override(
         "saving",
         "checkpoints are written to a staging folder, and the parent removes none outside of it",

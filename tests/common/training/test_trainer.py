@@ -178,6 +178,15 @@ def test_resumed_in_the_second_epoch_equals_uninterrupted(tiny, tokenizer, tmp_p
     assert all(torch.equal(whole[k], v) for k, v in resumed.model.state_dict().items())
 
 
+def test_of_equal_scores_the_one_with_the_lowest_loss_is_the_best(tiny, tokenizer, tmp_path, rows):
+    steps = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 4, "metric_for_best_model": "f1"}
+    trainer = make(tiny, tokenizer, tmp_path, rows, lambda prediction, dataset: {"f1": 1.0}, **steps)
+    trainer.train()
+    losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert trainer.state.best_global_step == min(losses, key=losses.get) > min(losses)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses.values()))
+
+
 def test_early_stopping_counts_evaluations_and_restores_the_best(tiny, tokenizer, tmp_path, rows):
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
     weights = []
