@@ -1,5 +1,6 @@
 """Lock the output folder of a run, and keep its record `run.json`."""
 
+import dataclasses
 import fcntl
 import hashlib
 import importlib
@@ -24,7 +25,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from common.args import DataArguments, TrainingArguments, resume_rules
+from common.args import DataArguments, FileArguments, TrainingArguments, resume_rules
 from common.data.columns import SAVED, described
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
@@ -358,12 +359,24 @@ class Run:
         tell(f"\nmodel, scores and predictions: {self.folder}")
         tell(f"use it: {self._predict_command(example)}")
 
+    def _reading_arguments(self) -> str:
+        """Return the arguments that say how the files of the run are read, as words of a command line."""
+        words: list[str] = []
+        for field in dataclasses.fields(FileArguments):
+            value = self.record["arguments"].get(field.name, field.default)
+            if value != field.default:
+                values = value if isinstance(value, list) else [str(value).lower() if value is False else str(value)]
+                words += [f"--{field.name}", *values]
+        return shlex.join(words)
+
     def _predict_command(self, example: str | Path | None = None) -> str:
         """Return a command that runs the saved model, on a file that exists if the run has read one."""
         files = [self.record["data"].get(f"{split}_file", {}).get("file") for split in ("test", "validation", "train")]
         file = example or next(filter(None, files), None)
         output = f"{self.folder}-predicted.jsonl" if file else "NEW_FILE.jsonl"
         names = {"MODEL": str(self.folder), "INPUT": _from_here(file) if file else "YOUR_FILE", "OUTPUT": output}
+        reading = self._reading_arguments() if file else ""
+        names |= {"ARGS": reading} if reading else {}
         words = [f"{name}={shlex.quote(value)}" for name, value in names.items()]
         return " ".join(["make predict", f"RECIPE={self.recipe}", *words])
 
