@@ -1,4 +1,4 @@
-"""Name the likely encoding of a file that is not UTF-8 text, for messages. No file is read by a guess."""
+"""Read the encoding of a file from its byte order mark. Without a mark, name the likely encoding, in messages only."""
 
 import codecs
 
@@ -60,15 +60,20 @@ OTHERS = {
 NAMES = {name: title for name, (title, _) in LATIN.items()} | EAST_ASIAN | OTHERS
 
 
+def marked_encoding(sample: bytes) -> str | None:
+    """Return the encoding that the byte order mark of a file names; None without a mark."""
+    return next((name for mark, name in MARKS.items() if sample.startswith(mark)), None)
+
+
 def likely_encoding(sample: bytes) -> str | None:
     """Return the likely encoding of text that is not UTF-8, or None if the bytes do not seem to be text.
 
     Args:
         sample: the first bytes of the file, up to the end of a line.
     """
-    for mark, name in MARKS.items():
-        if sample.startswith(mark):
-            return name
+    marked = marked_encoding(sample)
+    if marked:
+        return marked
     if b"\0" in sample:
         return _wide(sample)
     if any(byte < 32 and byte not in b"\t\n\r\f\v\x1b" for byte in sample):
@@ -155,7 +160,7 @@ def encoding_problem(sample: bytes, line: bytes, encoding: str) -> str:
     kind = next((kind for start, kind in FORMATS.items() if sample.startswith(start)), None)
     if kind:
         return f"not text but {kind}"
-    marked = any(sample.startswith(mark) for mark in MARKS)
+    marked = marked_encoding(sample) is not None
     whole = sample if marked or b"\0" in sample else sample[: sample.rfind(b"\n") + 1] + line
     likely = likely_encoding(whole)
     problem = f"not {encoding.upper()} text"

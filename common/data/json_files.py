@@ -125,9 +125,12 @@ def read_json(source: Source) -> Iterator[Located]:
         value = parse_json(text) if start else []
     except (ValueError, RecursionError) as error:
         extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        if not start.startswith("[") and (extra or _is_object(start.split("\n", 1)[0])):
+        lines = start.split("\n", 2)
+        if not start.startswith("[") and any(map(_is_object, lines[:2])):
             yield from read_json_lines(source)
             return
+        if extra and start.startswith("{"):
+            raise InputError(f"{path}: objects over several lines; write one object a line: jq -c . {path}") from None
         where, fault = json_fault(path, error)
         kind = "list" if start.startswith("[") else "file"
         raise InputError(f"{where}: not a JSON {kind}: {fault}; write it with json.dump") from None

@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from common.args import FileArguments
-from common.data.encodings import SAMPLE, encoding_problem
+from common.data.encodings import SAMPLE, encoding_problem, marked_encoding
 from common.errors import InputError
 
 Row = dict[str, Any]
@@ -133,7 +133,7 @@ class Source:
         return "".join(lines)
 
     def lines(self, keep_ends: bool = False, bounded: bool = False, carriage_returns: bool = False) -> Iterator[Line]:
-        r"""Yield the lines of the file, without a byte order mark.
+        r"""Yield the lines of the file, without a byte order mark, which selects the encoding if `--encoding` does not.
 
         After a line that is not text, the file is read on only under `--skip_bad_rows`, as all lines may be like it.
 
@@ -144,7 +144,8 @@ class Source:
         """
         head = self.head()
         newline = "\r" if carriage_returns and b"\r" in head and b"\n" not in head else "\n"
-        encoding = self.args.encoding or "utf-8"
+        encoding = self.args.encoding or marked_encoding(head) or "utf-8"
+        encoding = encoding.removesuffix("-sig")  # else a mark is removed from each line
         by_bytes = newline == "\n" and "\n".encode(encoding) == b"\n"  # else a newline is not one byte, as in UTF-16
         most = self.args.max_chars + 2 if bounded else -1
         read = partial(self._byte_lines, encoding) if by_bytes else partial(self._text_lines, encoding, newline)

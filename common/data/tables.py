@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from common.data.source import Located, Row, Source
+from common.data.source import Line, Located, Row, Source
 from common.errors import InputError
 
 #: characters that files use between cells -> their names
@@ -22,6 +22,7 @@ SAMPLED_LINES = 50  # lines that decide about the layout of a table in messages
 #: integers of a `ClassLabel` column for "no label", as in SNLI and in the test splits of GLUE
 NO_CLASS = (-1, -100)
 SAME_NAME = "two columns have the same name; rename one"
+DECLARED = re.compile(r"sep=(.)", re.IGNORECASE)
 TAG = re.compile(r"O|[BIESLUM]-\S+")
 QUOTING = "if quotation marks are text, give --csv_quoting none; if they enclose cells, --csv_quoting csv"
 
@@ -106,8 +107,11 @@ def likely_delimiter(table: Table, names: Sequence[str] = ()) -> str | None:
 
 
 def delimiter_of(source: Source) -> str:
-    """Return the character between the cells of a file."""
-    return source.args.csv_delimiter or ("\t" if source.ending == ".tsv" else ",")
+    """Return the character between the cells of a file. A first line such as `sep=;`, as Excel writes it, names it."""
+    if source.args.csv_delimiter:
+        return source.args.csv_delimiter
+    declared = DECLARED.fullmatch(next(iter(source.lines(carriage_returns=True)), Line("", "")).text)
+    return declared[1] if declared else "\t" if source.ending == ".tsv" else ","
 
 
 def _delimiter_remedy(likely: str) -> str:
@@ -145,6 +149,8 @@ def read_csv(source: Source) -> Iterator[Located]:
         if isinstance(cells, str):
             yield where, cells
             continue
+        if table is None and len(cells) == 2 and cells[0].lower() == "sep=" and not cells[1]:
+            continue  # names the delimiter
         if table is None:
             first = given is None
             names = [cell.strip() for cell in cells] if given is None else given
@@ -157,7 +163,12 @@ def read_csv(source: Source) -> Iterator[Located]:
             likely = likely_delimiter(table)
             if likely:
                 raise InputError(f"{where}: {_widths(cells, names, source)}; {_delimiter_remedy(likely)}")
-            yield where, f"{_widths(cells, names, source)}; correct the row, or {_quoting_remedy(quoted)}"
+            if source.args.csv_header and _has_unnamed_first_column(source, quoted, len(names)):
+                raise InputError(
+                    f"{table.where}: each row has one cell more than the header; add the name of the first column to "
+                    "the header, such as id"
+                )
+            yield where, f"{_widths(cells, names, source)}; {_row_remedy(source, quoted)}"
         else:
             yield where, TableRow({names[i]: cells[i] for i in kept}, table)
 
@@ -165,6 +176,21 @@ def read_csv(source: Source) -> Iterator[Located]:
 def _widths(cells: list[str], names: list[str], source: Source) -> str:
     given = "the header has" if source.args.csv_header else "--column_names has"
     return f"{len(cells)} cells, but {given} {len(names)} columns"
+
+
+def _has_unnamed_first_column(source: Source, quoted: bool, columns: int) -> bool:
+    """Return whether the first rows have one cell more than the header, as `write.table` of R writes row names."""
+    records = islice((_quoted_records if quoted else _plain_records)(source), 1, SAMPLED_LINES)
+    widths = [len(cells) for _, cells in records if not isinstance(cells, str)]
+    return len(widths) > 1 and set(widths) == {columns + 1}
+
+
+def _row_remedy(source: Source, quoted: bool) -> str:
+    """Return what to do about a row with a wrong number of cells."""
+    if b'"' in source.head():
+        return f"correct the row, or {_quoting_remedy(quoted)}"
+    name = DELIMITERS.get(delimiter_of(source), "the delimiter")
+    return f"put quotation marks around cells that contain {name}" + ("" if quoted else ", and give --csv_quoting csv")
 
 
 def _quoting_remedy(quoted: bool) -> str:

@@ -25,6 +25,9 @@ class NerDataArguments(LabeledDataArguments):
     label_column_name: str = field(
         default=TAGS, metadata={"help": "column with the list of tags, one per word, or with the spans of a text"}
     )
+    sentence_column_name: str | None = field(
+        default=None, metadata={"help": "column that numbers the sentences of a table with one word a row"}
+    )
     label_names: list[str] | None = field(
         default=None, metadata={"help": "names of tags that are numbers from 0, such as O,B-PER,I-PER"}
     )

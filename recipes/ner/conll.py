@@ -68,14 +68,14 @@ def read_conll(
         return
     tags = {cells[tag] for cells in words if len(cells) == width}
     row: dict[str, list] = {names[0]: [], names[1]: []}
-    first, broken, identity, count, single = "", False, None, 0, 0
+    first, broken, identity, sentences, single = "", False, None, 0, 0
     for where, text, cells in [*lines, ("", "", [])]:
         if text is None:
             yield where, problems[where]
             broken = True
         elif not cells or "-DOCSTART-" in cells:
             if row[names[0]] and not broken:
-                count, single = count + 1, single + (len(row[names[0]]) == 1)
+                sentences, single = sentences + 1, single + (len(row[names[0]]) == 1)
                 yield first, row if identity is None else row | {"id": identity}
             row, broken, identity = {names[0]: [], names[1]: []}, False, None
         elif text.startswith("#") and (universal or len(cells) != width or cells[tag] not in tags):
@@ -84,18 +84,20 @@ def read_conll(
         elif _skipped(cells, universal):
             continue
         elif len(cells) < 2 or len(cells) != width or not all(cells):
+            count = len([cell for cell in cells if cell])
             expected = f"the lines above have {width}" if len(cells) != width else "a line needs a word and a tag"
-            yield where, f"{len([c for c in cells if c])} columns, but {expected}: {text[:60]!r}"
+            found = f"{count} column{'s' * (count != 1)}, but {expected}: {text[:60]!r}"
+            yield where, f"{found}; correct the line, or drop its sentence by --skip_bad_rows"
             broken = True
         else:
             first = first if row[names[0]] else where
             row[names[0]].append(cells[word])
             row[names[1]].append(cells[tag])
-    if count == single >= _FEWEST_SENTENCES:
+    if sentences == single >= _FEWEST_SENTENCES:
         yield (
             str(path),
-            f"each of the {count} sentences has one word; leave empty lines only between sentences, or give a table "
-            "(.csv, .tsv, .jsonl) if a line is a text",
+            f"each of the {sentences} sentences has one word; leave empty lines only between sentences, or give a "
+            "table (.csv, .tsv, .jsonl) if a line is a text",
         )
 
 

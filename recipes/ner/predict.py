@@ -143,7 +143,9 @@ def with_entities(
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), (WORDS, TAGS), args, predicting=True)
+    config = load_config(resolve_model(args.model))
+    conll, sentences = Columns(args.conll_word_column, args.conll_tag_column), getattr(config, "sentences", None)
+    read = file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences)
     column = "entities"
 
     def check(row: Row) -> Iterator[str]:
@@ -151,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         column = "predicted_entities" if "entities" in row else column
         yield from check_row(in_columns(row, columns))
 
-    columns = SavedColumns(load_config(resolve_model(args.model)), tokens=(WORDS,))
+    columns = SavedColumns(config, tokens=(WORDS,))
     rows = InputRows(args, check, read)
     if column != "entities":
         tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")

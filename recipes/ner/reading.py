@@ -33,6 +33,7 @@ from .brat import read_brat
 from .conll import BY_CONTENT, ENDINGS, Columns, looks_tagged, read_conll
 from .schemes import IOB2, Scheme, invalid_tags, recognise, with_begins
 from .spans import SpanConverter
+from .words import check_words, join_words
 
 #: tags that stand for "no tag" in columns of class numbers
 NO_TAG = (-1, -100, "-1", "-100")
@@ -76,7 +77,11 @@ def _row_of_pair(pair: object) -> Row | str:
 
 
 def file_reader(
-    columns: Columns, names: tuple[str, str], args: FileArguments | None = None, predicting: bool = False
+    columns: Columns,
+    names: tuple[str, str],
+    args: FileArguments | None = None,
+    predicting: bool = False,
+    sentences: str | None = None,
 ) -> FileReader:
     """Return a function that reads a file or a folder of brat as rows with their places.
 
@@ -84,7 +89,9 @@ def file_reader(
         columns: columns of the word and the tag in CoNLL files.
         names: names of the words and the tags in the rows.
         args: how to read the files; the defaults if None.
-        predicting: a `.txt` file may hold a text per line, and brat texts need no annotations.
+        predicting: a `.txt` file may hold a text per line, brat texts need no annotations, and rows may lack the
+            column `sentences`.
+        sentences: column that numbers the sentences of a table with a word in each row; None for other tables.
     """
     conll = partial(read_conll, columns=columns, names=names)
     readers: Readers = READERS | dict.fromkeys(ENDINGS, conll) | dict.fromkeys((".json", ".jsonl"), _read_json)
@@ -98,7 +105,8 @@ def file_reader(
     def read(path: str | Path) -> Iterator[Located]:
         if Path(path).is_dir():
             return read_brat(Path(path), args or FileArguments(), annotated=not predicting)
-        return read_file(path, readers, args)
+        rows = read_file(path, readers, args)
+        return rows if sentences is None else join_words(rows, sentences, required=not predicting)
 
     return read
 
@@ -114,12 +122,15 @@ class TagConverter:
     def __init__(self, args: NerDataArguments):
         names = args.text_column_name, args.label_column_name
         self.spans = SpanConverter(*span_columns(*names), names, args.max_seq_length // 2)
+        self.words = args.text_column_name
         self.wanted, self.tags, self.names = args.tag_scheme, args.label_column_name, args.label_names
         self.scheme = IOB2
 
     def __call__(self, sources: dict[str, Iterable[Located]]) -> dict[str, list[Located]]:
         """Return the rows of each split with spans converted, and recognise the scheme of their tags."""
         rows = {split: [self._named(*row) for row in self.spans.rows(source)] for split, source in sources.items()}
+        for located in rows.values():
+            check_words(located, self.words)
         self.scheme = recognise(
             (_tags_in(row.get(self.tags)) for split in rows.values() for _, row in split if isinstance(row, dict)),
             self.wanted,
@@ -206,7 +217,9 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
     def types_of(row: Row) -> list[str]:
         return entity_types(convert.scheme.to_iob2(row["ner_tags"]))
 
-    read = file_reader(Columns(args.conll_word_column, args.conll_tag_column), tuple(columns.values()), args)
+    names = args.text_column_name, args.label_column_name
+    conll = Columns(args.conll_word_column, args.conll_tag_column)
+    read = file_reader(conll, names, args, sentences=args.sentence_column_name)
     gold = Gold("tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
     data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
     unlabeled = data.pop(UNLABELED, None)

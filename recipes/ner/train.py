@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     loaded = load_model(AutoModelForTokenClassification, model_args, label_names(data, "ner_tags"), length, **options)
     config = loaded.model.config
     cut = {"max_seq_length": length, "doc_stride": data_args.doc_stride}
-    config.update(cut | {"tag_scheme": "none" if scheme.name == "none" else "iob2"})  # predict does the same
+    reading = {"tag_scheme": "none" if scheme.name == "none" else "iob2", "sentences": data_args.sentence_column_name}
+    config.update(cut | reading)  # predict does the same
     windows = data.map(
         encode,
         batched=True,

@@ -1,4 +1,4 @@
-"""Read rows from tables, from two parallel files, and from a folder with a folder for each class."""
+"""Read rows from tables, fastText files, two parallel files, and a folder with a folder for each class."""
 
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -10,6 +10,8 @@ from common.data.source import Line
 from common.errors import InputError, tell
 
 PLAIN = (".txt", ".text")
+#: begin of a label in a file of fastText: `__label__good __label__short The text`
+FASTTEXT = "__label__"
 #: folder of texts without a label in the IMDb reviews of Maas et al. 2011
 WITHOUT_LABELS = "unsup"
 
@@ -34,11 +36,38 @@ def read_rows(
         return _read_folder(source.path, args, columns)
     if labels is not None:
         return _read_parallel(source, Source(Path(labels), args), columns)
+    if source.ending in PLAIN and next(iter(source.lines()), Line("", "")).text.startswith(FASTTEXT):
+        return _read_fasttext(source, columns)
     if source.ending in PLAIN and not predicting:
         raise InputError(
-            f"{path}: plain text has no labels; give --label_file with a label a line, or a table: {' '.join(TABLES)}"
+            f"{path}: plain text has no labels; give --label_file with a label a line; end the name of a table in one "
+            f"of: {' '.join(TABLES)}"
         )
     return read_file(path, READERS, args)
+
+
+def _read_fasttext(source: Source, columns: tuple[str, str]) -> Iterator[Located]:
+    """Yield a row for each line of labels and a text. With one label in each line, the labels are no lists."""
+    single = all(len(_fasttext_line(line.text)[0]) < 2 for line in source.lines())
+    for where, text, problem in source.lines():
+        if problem:
+            yield where, problem
+        elif text.strip():
+            labels, rest = _fasttext_line(text)
+            if labels:
+                yield where, {columns[0]: rest, columns[1]: labels[0] if single else labels}
+            else:
+                yield where, f"does not begin with {FASTTEXT} as the first line does; correct the line"
+
+
+def _fasttext_line(line: str) -> tuple[list[str], str]:
+    """Return the labels at the begin of a line, and its text."""
+    labels, rest = [], line.strip()
+    while rest.startswith(FASTTEXT):
+        label, *after = rest.split(maxsplit=1)
+        labels.append(label.removeprefix(FASTTEXT))
+        rest = "".join(after)
+    return labels, rest
 
 
 def _read_parallel(texts: Source, labels: Source, columns: tuple[str, str]) -> Iterator[Located]:

@@ -637,7 +637,7 @@ def test_files_folders_and_patterns(tmp_path):
         (b"", "contains no rows"),
         (b"\n \n\t\n", "contains no rows"),
         (b"good line here\nbad \xff\xfe line\n", "train.txt:2: not UTF-8 text"),
-        ("good line\n".encode("utf-16"), "train.txt:1: not UTF-8 text; likely utf-16, by its byte order mark"),
+        ("good line\n".encode("utf-16-le"), "train.txt:1: contains zero bytes; likely utf-16-le, by its zero bytes"),
         (bytes(range(256)) * 50, "contains zero bytes"),
         (b"ok ok ok\n" + b"x" * 6_000_000, "train.txt:2: more than --max_chars 1,000,000 characters in one line"),
         (b"ok ok ok\n" + b"x" * 1_500_000, "train.txt:2: 1,500,000 characters in one row"),

@@ -298,6 +298,42 @@ def test_predict_reads_what_training_reads(file):
     json.dumps(rows)
 
 
+KAGGLE = """Sentence #,Word,POS,Tag
+Sentence: 1,Mara,NNP,B-PER
+,Olsen,NNP,I-PER
+,"moved, again",VBD,O
+Sentence: 2,Nobody,NN,O
+,called,VBD,O
+"""
+
+
+def test_a_table_with_a_word_in_each_row_becomes_sentences(tmp_path):
+    file = tmp_path / "ner.csv"
+    file.write_text(KAGGLE, encoding="utf-8")
+    names = {"text_column_name": "Word", "label_column_name": "Tag", "sentence_column_name": "Sentence #"}
+    expected = [(["Mara", "Olsen", "moved, again"], ["B-PER", "I-PER", "O"]), (["Nobody", "called"], ["O", "O"])]
+    assert loaded(file, **names) == expected
+    numbered = KAGGLE.replace("Sentence: 1", "1").replace("\n,", "\n1,", 2).replace("Sentence: 2", "2")
+    file.write_text(numbered.replace("\n,", "\n2,"), encoding="utf-8")
+    assert loaded(file, **names) == expected
+
+    read = file_reader(BY_CONTENT, ("tokens", "ner_tags"), predicting=True, sentences="Sentence #")
+    rows = [row for _, row in read(file)]
+    assert rows[1] == {"Word": ["Nobody", "called"], "POS": ["NN", "VBD"], "Tag": ["O", "O"], "id": "2"}
+    other = write_jsonl(tmp_path / "a.jsonl", [{"text": "Mara left"}])
+    assert [row for _, row in read(other)] == [{"text": "Mara left"}]
+
+    with pytest.raises(InputError, match=r"ner\.csv:1: no column Sentence; columns here: Sentence #, Word, POS, Tag"):
+        loaded(file, **names | {"sentence_column_name": "Sentence"})
+    words = KAGGLE.replace('"moved, again"', "moved")
+    file.write_text(words + words.split("\n", 1)[1], encoding="utf-8")
+    with pytest.raises(InputError, match=r"ner\.csv:2: each of the 10 rows has one word; .* by --sentence_column_name"):
+        loaded(file, text_column_name="Word", label_column_name="Tag")
+    file.write_text(KAGGLE.replace("called", ""), encoding="utf-8")
+    with pytest.raises(InputError, match=r"ner\.csv:5: token 2 is ''"):
+        loaded(file, **names)
+
+
 def test_predict_finds_the_training_column_in_a_task_of_label_studio():
     columns = SavedColumns(PretrainedConfig(columns={"tokens": {"name": "review"}}), tokens=("tokens",))
     row = {"id": 1, "data": {"title": "a", "review": "b c"}, "annotations": []}

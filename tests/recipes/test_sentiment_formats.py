@@ -37,7 +37,9 @@ def test_two_parallel_files_are_read_for_each_split(tmp_path, capsys):
         loaded(texts, label_file=[labels])
     with pytest.raises(InputError, match="no such file; did you mean"):
         SentimentDataArguments(train_file=texts, label_file=[labels.replace("labels", "label")])
-    with pytest.raises(InputError, match="plain text has no labels; give --label_file with a label a line, or a table"):
+    with pytest.raises(
+        InputError, match="plain text has no labels; give --label_file with a label a line; end the name of a table"
+    ):
         loaded(texts)
     with pytest.raises(InputError, match="--label_file: needs the texts; add --train_file"):
         SentimentDataArguments(label_file=[labels])
@@ -48,6 +50,19 @@ def test_two_parallel_files_are_read_for_each_split(tmp_path, capsys):
     longer.write_text("1\n0\n1\n\n\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"train_text\.txt:4: "):
         loaded(texts, label_file=[str(longer)] * 2)
+
+
+def test_files_of_fasttext_are_read_with_one_label_or_several(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("__label__pos  A joy \n\n__label__neg\tA bore, __label__x\n", encoding="utf-8")
+    assert loaded(file)[1] == [("A joy", "pos"), ("A bore, __label__x", "neg")]
+    file.write_text("__label__a __label__b Both\n__label__a One\n", encoding="utf-8")
+    data, _, several, _ = load_labeled(SentimentDataArguments(train_file=str(file), validation_file=str(file)))
+    assert several
+    assert data["train"]["label"][:] == [["a", "b"], ["a"]]
+    file.write_text("__label__pos A joy\nA bore\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"train\.txt:2: does not begin with __label__"):
+        loaded(file)
 
 
 def test_a_folder_a_class(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Test that each corrupted file is refused with file and line, or trains on exactly the rows in the file."""
 
+import codecs
 import json
 import random
 import re
@@ -42,7 +43,9 @@ def no_hang():
 
 def rows_in(content: bytes) -> list[dict]:
     """Return the rows of a valid JSON Lines file, without code of this repository."""
-    lines = content.decode("utf-8-sig").split("\n")
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
+    lines = content.decode(encoding).split("\n")
     return [{k: json.loads(line)[k] for k in COLUMNS} for line in lines if line.strip()]
 
 

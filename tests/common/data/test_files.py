@@ -88,10 +88,8 @@ LANGUAGES = {
     "koi8_r": "Этот фильм мне очень понравился. Больше никогда не пойду.",
     "cp1253": "Αυτή η ταινία μου άρεσε πολύ. Δεν θα ξαναπάω ποτέ.",
     "cp1256": "هذا الفيلم أعجبني كثيرا. لن أذهب مرة أخرى.",
-    "utf-16": "abc",
     "utf-16-le": "abc 很好",
     "utf-16-be": "abc 很好",
-    "utf-32": "abc",
 }
 
 
@@ -118,6 +116,44 @@ def test_a_few_letters_name_windows_1252_and_a_damaged_line_of_utf8_is_no_other_
         tmp_path / "a.csv", mixed
     )
     assert [row["text"] for row in load(tmp_path / "a.csv", mixed, skip_bad_rows=2)] == ["un café", "d"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_selects_the_encoding(tmp_path, encoding):
+    assert load(tmp_path / "a.csv", CSV.decode().encode(encoding)) == ROWS
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    assert load(tmp_path / "a.jsonl", lines.encode(encoding)) == ROWS
+
+
+def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
+    assert (
+        load(
+            tmp_path / "a.csv", "sep=;\r\n" + CSV.decode().replace(",", ";", 1).replace(",p", ";p").replace(",n", ";n")
+        )
+        == ROWS
+    )
+    assert load(tmp_path / "b.csv", b"SEP=,\n" + CSV) == ROWS
+
+
+def test_rows_wider_than_the_header_are_told_with_the_remedy(tmp_path):
+    names = refusal(tmp_path / "a.csv", '"text","label"\n"1","a","pos"\n"2","b","neg"\n')
+    assert names.endswith(
+        "a.csv:1: each row has one cell more than the header; add the name of the first column to the header, "
+        "such as id"
+    )
+    commas = refusal(tmp_path / "b.csv", "text,label\na, b,pos\nc,neg\n")
+    assert commas.endswith(
+        "b.csv:2: 3 cells, but the header has 2 columns; put quotation marks around cells that contain a comma"
+    )
+
+
+def test_objects_over_several_lines_are_told_once(tmp_path):
+    pretty = "\n".join(json.dumps(row, indent=1) for row in ROWS)
+    told = refusal(tmp_path / "a.json", pretty)
+    assert (
+        told
+        == f"{tmp_path / 'a.json'}: objects over several lines; write one object a line: jq -c . {tmp_path / 'a.json'}"
+    )
 
 
 def test_newlines_in_cells_are_unaltered_and_carriage_returns_end_lines(tmp_path):

@@ -88,7 +88,6 @@ def test_input_is_read_with_the_arguments_of_training_and_gold_columns_are_kept(
         ("a.csv", "good film,1\nbad film,0\n" * 10, ":1: needs \"text\" (a text); columns here: good film, 1; if this"),
         ("a.csv", "text;label\na, b;1\n", ":2: 2 cells, but the header has 1 columns; a semicolon is the likely"),
         ("a.txt", "one\ntwo\n".encode("utf-16-le"), ":1: contains zero bytes; likely utf-16-le"),
-        ("a.txt", "one\ntwo\n".encode("utf-16"), ":1: not UTF-8 text; likely utf-16"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', ':2: needs "text" (a text); columns here: txt'),
         ("a.doc", "x", ": unknown file type '.doc'"),
     ],
