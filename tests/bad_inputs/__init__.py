@@ -8,6 +8,7 @@ text or a list.
 import csv
 import gzip
 import io
+import codecs
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,13 @@ def tried(found: Iterable[Variant], file: Path, run: Callable[[], Any], also: st
             wrong.append(f"{variant.name}: {type(error).__name__}: {str(error)[:200]}")
     assert not wrong, "\n".join(wrong)
     return taken, refused
+
+
+def lines_of(content: bytes) -> list[str]:
+    """Return the lines of a file that are not blank; a byte order mark selects the encoding."""
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
+    return [line for line in content.decode(encoding).split("\n") if line.strip()]
 
 
 def as_bytes(rows: list[Any]) -> bytes:

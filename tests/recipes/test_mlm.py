@@ -1,5 +1,6 @@
 """Test masked language modelling: masks, packing, the head at labels, and complete runs from text to other recipes."""
 
+import copy
 import json
 import math
 import re
@@ -558,8 +559,11 @@ def test_texts_of_one_sentence_make_no_pairs_and_some_models_have_no_head_for_th
     with pytest.raises(InputError, match="texts of two sentences or more"):
         start({"train": ["one sentence here"] * 30}, "--objective", "mlm+sop")
     folder = tmp_path / "distilbert"
-    AutoModelForMaskedLM.from_config(CONFIGS[-1]).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    tokenizer = build_tokenizer()
+    config = copy.deepcopy(CONFIGS[-1])
+    config.vocab_size = len(tokenizer)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match="DistilBertForMaskedLM has no head for pairs"):
         start({"train": PARAGRAPHS[:30]}, "--objective", "mlm+sop", "--model_name_or_path", str(folder))
 

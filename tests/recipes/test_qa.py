@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, BertConfig, PreTrainedTokenizerFast
 
 from common.args import DEFAULT_ENCODER
 from common.errors import InputError
@@ -588,8 +588,9 @@ def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
 )
 def test_predict_refuses_bad_rows_with_their_line(tmp_path, row, message):
     file = write_jsonl(tmp_path / "in.jsonl", [{"question": "Who?", "context": "Ada."}, row])
+    BertConfig().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=message) as error:
-        predict.main(["--model", "nowhere", "--input", file, "--output", str(tmp_path / "out.jsonl")])
+        predict.main(["--model", str(tmp_path / "model"), "--input", file, "--output", str(tmp_path / "out.jsonl")])
     assert str(error.value).startswith(f"{file}:2")
 
 

@@ -32,7 +32,7 @@ from recipes.summarization.extractive import (
     sentence_losses,
 )
 from recipes.summarization.scoring import KINDS, Rouge, UnicodeWords, oracle, scores, style
-from tests.bad_inputs import variants
+from tests.bad_inputs import lines_of, variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job
@@ -161,13 +161,14 @@ BAD = [
 ]
 
 
-def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, tokenizer, no_hang, capsys):  # noqa: F811
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, tokenizer, no_hang, capsys, every):  # noqa: F811
     several = [row | {"references": [row["summary"], f"A cat {row['id']}."]} for row in BAD]
     good = write_jsonl(tmp_path / "good.jsonl", BAD)
     file = tmp_path / "bad.jsonl"
     rouge = Rouge("english", [])
     wrong, counts = [], {"read": 0, "refused": 0}
-    for variant in [*variants(BAD), *variants(several, seed=1)]:
+    for variant in [*variants(BAD), *variants(several, seed=1)][::every]:
         file.write_bytes(variant.content)
         no_hang()
         args = SummarizationDataArguments(train_file=str(file), validation_file=good)
@@ -182,7 +183,7 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
             fault = f"{type(error).__name__}: {str(error)[:200]}"
         else:
             counts["read"] += 1
-            lines = [json.loads(x) for x in variant.content.decode("utf-8-sig").split("\n") if x.strip()]
+            lines = [json.loads(line) for line in lines_of(variant.content)]
             held = [("\n".join(d) if isinstance(d := r["document"], list) else d, r["summary"]) for r in lines]
             same = held == list(zip(data["train"]["document"], data["train"]["summary"], strict=True))
             # each sentence is in a window, and each window has a document
@@ -194,8 +195,8 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, token
             wrong.append(f"{variant.name}: {fault}")
     capsys.readouterr()
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
-    assert counts["read"] >= 60
-    assert counts["refused"] >= 150
+    assert counts["read"] >= 60 // every
+    assert counts["refused"] >= 150 // every
 
 
 def test_what_is_odd_in_the_rows_is_said(capsys):

@@ -49,7 +49,7 @@ from recipes.translation import predict, train
 from recipes.translation.localisation import sample
 from recipes.translation.pairs import check_row, check_splits, flatten, reader, swapped, upsampled
 from recipes.translation.scoring import bleu_counts, bleu_of, bleu_of_counts, compare, scores
-from tests.bad_inputs import variants
+from tests.bad_inputs import lines_of, variants
 from tests.common.data.test_bad_inputs import check_refusal, no_hang  # noqa: F401  (a fixture)
 from tests.conftest import read_jsonl, write_jsonl
 from tests.faults import Job
@@ -220,12 +220,13 @@ def test_identical_sides_are_counted_and_swapped_ones_warned_of(tmp_path, capsys
 BAD = [{"translation": {"en": f"The {n} cat", "de": f"Die {n}. Katze"}, "id": str(n)} for n in range(12)]
 
 
-def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_hang, capsys):  # noqa: F811
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_hang, capsys, every):  # noqa: F811
     flat = [{"en": row["translation"]["en"], "de": row["translation"]["de"]} for row in BAD]
     good = write_jsonl(tmp_path / "good.jsonl", BAD)
     file = tmp_path / "bad.jsonl"
     wrong, counts = [], {"read": 0, "refused": 0}
-    for variant in [*variants(BAD), *variants(flat, seed=1)]:
+    for variant in [*variants(BAD), *variants(flat, seed=1)][::every]:
         file.write_bytes(variant.content)
         no_hang()
         args = train.TranslationDataArguments(
@@ -240,7 +241,7 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             fault = f"{type(error).__name__}: {str(error)[:200]}"
         else:
             counts["read"] += 1
-            lines = [json.loads(x) for x in variant.content.decode("utf-8-sig").split("\n") if x.strip()]
+            lines = [json.loads(line) for line in lines_of(variant.content)]
             texts = [row.get("translation", row) for row in lines]
             same = [(r["en"], r["de"]) for r in texts] == list(
                 zip(data["train"]["source"], data["train"]["target"], strict=True)
@@ -250,8 +251,8 @@ def test_every_corrupted_variant_trains_as_it_stands_or_is_refused(tmp_path, no_
             wrong.append(f"{variant.name}: {fault}")
     capsys.readouterr()
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
-    assert counts["read"] >= 60
-    assert counts["refused"] >= 150
+    assert counts["read"] >= 60 // every
+    assert counts["refused"] >= 150 // every
 
 
 # Tokens

@@ -141,7 +141,8 @@ def test_hidden_answers_are_predicted(tiny, tmp_path):
         write_jsonl(tmp_path / "b.jsonl", [question(answers=None)]),
     )
     words = ["--max_question_length", "16", "--doc_stride", "16", "--output_dir", str(tmp_path / "out"), *SHORT]
-    metrics = qa.main(["--train_file", files[0], "--test_file", files[1], "--model_name_or_path", tiny, *words])
+    given = ["--train_file", files[0], "--validation_file", files[0], "--test_file", files[1]]
+    metrics = qa.main([*given, "--model_name_or_path", tiny, *words])
     assert not [name for name in metrics if name.startswith("test_")]
     (row,) = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
     assert row["context"] == CONTEXT

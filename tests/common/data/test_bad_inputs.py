@@ -1,6 +1,5 @@
 """Test that each corrupted file is refused with file and line, or trains on exactly the rows in the file."""
 
-import codecs
 import json
 import random
 import re
@@ -21,7 +20,7 @@ from recipes.sentiment.arguments import SentimentDataArguments
 from recipes.sentiment.labels import load_labeled
 from recipes.summarization.arguments import SummarizationDataArguments
 from recipes.translation.arguments import TranslationDataArguments
-from tests.bad_inputs import of_bytes, tables, tried, variants
+from tests.bad_inputs import lines_of, of_bytes, tables, tried, variants
 from tests.conftest import SAMPLE, read_jsonl, write_jsonl
 
 COLUMNS = {"tokens": "tokens", "ner_tags": "ner_tags"}
@@ -43,10 +42,7 @@ def no_hang():
 
 def rows_in(content: bytes) -> list[dict]:
     """Return the rows of a valid JSON Lines file, without code of this repository."""
-    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
-    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
-    lines = content.decode(encoding).split("\n")
-    return [{k: json.loads(line)[k] for k in COLUMNS} for line in lines if line.strip()]
+    return [{k: json.loads(line)[k] for k in COLUMNS} for line in lines_of(content)]
 
 
 def loaded(args) -> list[dict]:

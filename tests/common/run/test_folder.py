@@ -206,7 +206,8 @@ def test_the_files_of_a_killed_run_are_its_own(arguments, tmp_path, monkeypatch)
 
 
 def test_edited_code_runs_again_and_is_warned_of_by_a_run_that_resumes(arguments, tmp_path, monkeypatch, capsys):
-    train.main([*arguments, "--save_total_limit", "5"])
+    arguments += ["--save_total_limit", "5"]
+    train.main(arguments)
     resumed = [*arguments, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-4")]
     train.main(resumed)
     assert "resuming with changed code" not in capsys.readouterr().err
@@ -282,7 +283,7 @@ def test_a_stopped_run_is_not_started_anew_by_the_same_command(arguments, tmp_pa
 def test_a_run_goes_on_from_its_checkpoint_or_says_that_there_is_none(arguments, tmp_path):
     with pytest.raises(InputError, match="--resume_from_checkpoint true: no checkpoint in"):
         train.main([*arguments, "--resume_from_checkpoint", "true"])
-    with pytest.raises(InputError, match="not a checkpoint folder"):
+    with pytest.raises(InputError, match="no such folder; name a folder checkpoint-STEP"):
         train.main([*arguments, "--resume_from_checkpoint", "common"])
     train.main([*arguments, "--save_total_limit", "5"])
     whole = sha256(tmp_path / "out" / "model.safetensors")
