@@ -5,10 +5,10 @@ changed line if one line changed. `tried` runs a function on each file. The modu
 text or a list.
 """
 
+import codecs
 import csv
 import gzip
 import io
-import codecs
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
