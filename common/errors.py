@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,10 @@ class RunStopped(Exception):
         self.code = code
 
 
+class SameProblem(str):
+    """A problem that each row of a file may have in the same words; it is shown once, with the number of rows."""
+
+
 class Problems:
     """Collect problems. One run shows the user up to ten of them.
 
@@ -46,6 +51,7 @@ class Problems:
     def __init__(self, skip: int = 0) -> None:
         self.shown: list[str] = []
         self.count = 0
+        self.same: Counter[str] = Counter()  # line -> later rows with this `SameProblem`
         self.skip, self.rows, self.other = skip, 0, 0  # rows with problems; problems that are not of a row
 
     def add(self, where: str, message: str) -> None:
@@ -68,15 +74,21 @@ class Problems:
         line = f"{printable(where)}: {printable(message)}"
         if line in self.shown:  # a problem of a header, which each row has
             return
+        if isinstance(message, SameProblem):
+            earlier = next((one for one in self.shown if one.endswith(f": {printable(message)}")), None)
+            if earlier is not None:
+                self.same[earlier] += 1
+                return
         self.count += 1
         if self.count <= SHOWN:
             self.shown.append(line)
 
     def check(self) -> None:
         """Raise `InputError` if any problem was recorded; drop up to `skip` rows instead, with a warning of each."""
+        shown = [f"{line} ({self.same[line]:,} more such rows)" if self.same[line] else line for line in self.shown]
         more = [f"... and {self.count - SHOWN} more problems"] if self.count > SHOWN else []
         if self.rows <= self.skip and not self.other:
-            for line in [*self.shown, *more]:
+            for line in [*shown, *more]:
                 warn(f"dropped: {line}")
             if self.rows:
                 tell(f"--skip_bad_rows: {self.rows} rows with a problem are dropped")
@@ -84,7 +96,7 @@ class Problems:
         if self.count and self.skip and self.rows > self.skip:
             more.append(f"--skip_bad_rows {self.skip}: {self.rows} rows have a problem; correct them, or raise it")
         if self.count:
-            raise InputError(*self.shown, *more)
+            raise InputError(*shown, *more)
 
 
 def is_main_process() -> bool:

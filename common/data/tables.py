@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
 from common.data.source import Line, Located, Row, Source
-from common.errors import InputError
+from common.errors import InputError, SameProblem
 
 #: characters that files use between cells -> their names
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "'|'", "@": "'@'", "^": "'^'", "~": "'~'"}
@@ -54,7 +54,7 @@ class TableRow(dict[str, Any]):
         self.table = table
 
 
-class MissingColumn(str):
+class MissingColumn(SameProblem):
     """The problem of a row that lacks a column. In a table, it is a problem of the header, told once."""
 
     def place(self, row: Row, where: str) -> str:

@@ -191,8 +191,8 @@ def given(path: str | Path, accept_unverified: bool = False) -> Path:
     """Return the checkpoint folder that the user named; raise `InputError` if it is not whole."""
     path = Path(path)
     if not (path / STATE).is_file() and not (path / MANIFEST).is_file():
-        reason = f"not a checkpoint folder (no {STATE})" if path.is_dir() else "no such folder"
-        raise InputError(f"--resume_from_checkpoint {path}: {reason}; name a folder checkpoint-STEP")
+        problem_here = f"not a checkpoint folder (no {STATE})" if path.is_dir() else "no such folder"
+        raise InputError(f"--resume_from_checkpoint {path}: {problem_here}; name a folder checkpoint-STEP")
     reason = problem(path, accept_unverified)
     if reason:
         raise InputError(f"--resume_from_checkpoint {path}: {reason}")

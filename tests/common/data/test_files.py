@@ -147,6 +147,15 @@ def test_rows_wider_than_the_header_are_told_with_the_remedy(tmp_path):
     )
 
 
+def test_a_column_that_each_row_lacks_is_told_once(tmp_path):
+    lines = [{"text": "a", "stars": 1}, {"text": "b", "stars": 2}, {"text": "c", "stars": 3}]
+    told = refusal(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert told.startswith(f"{tmp_path / 'a.jsonl'}:1: no column label; columns here: text, stars; name yours")
+    assert told.endswith(" (4 more such rows)")  # training and validation rows
+
+    assert "\n" not in told
+
+
 def test_objects_over_several_lines_are_told_once(tmp_path):
     pretty = "\n".join(json.dumps(row, indent=1) for row in ROWS)
     told = refusal(tmp_path / "a.json", pretty)
