@@ -20,6 +20,7 @@ TARGETS = {
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "common" / "README.md",
+    ROOT / "common" / "data" / "README.md",
     ROOT / "common" / "tools" / "RESULTS.md",
     ROOT / "common" / "training" / "README.md",
     *(ROOT / "recipes").glob("*/README.md"),
