@@ -66,6 +66,8 @@ def read_file(path: str | Path, readers: Readers | None = None, args: FileArgume
         known = f"{' '.join(readers)}, also compressed ({' '.join(COMPRESSED)})"
         if ending in READERS:
             raise InputError(f"{path}: unknown file type {ending!r}: plain text has no columns; give a table: {known}")
+        if not ending:
+            raise InputError(f"{path}: the name has no ending for its format; add one, such as .tsv; known: {known}")
         raise InputError(f"{path}: unknown file type {ending!r}; convert it to one of: {known}")
     yield from readers[ending](source)
 

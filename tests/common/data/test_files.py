@@ -156,6 +156,11 @@ def test_a_column_that_each_row_lacks_is_told_once(tmp_path):
     assert "\n" not in told
 
 
+def test_a_file_without_an_ending_is_told(tmp_path):
+    told = refusal(tmp_path / "SMSSpamCollection", "ham\tHi\n")
+    assert "the name has no ending for its format; add one, such as .tsv; known: .jsonl" in told
+
+
 def test_objects_over_several_lines_are_told_once(tmp_path):
     pretty = "\n".join(json.dumps(row, indent=1) for row in ROWS)
     told = refusal(tmp_path / "a.json", pretty)
