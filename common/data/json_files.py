@@ -4,6 +4,7 @@ import ast
 import io
 import itertools
 import json
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,11 @@ def parse_json(text: str) -> Any:
     return value
 
 
+#: a text or a number in a list as numpy prints it, without commas: `['a' 'b']`, `[1 0]`, `[1. 0.]`
+_ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d{1,18}\.?(?![^\s\]])"""
+_PRINTED_ARRAY = re.compile(rf"\[\s*(?:{_ITEM})(?:\s+(?:{_ITEM}))+\s*\]")
+
+
 def parse_cell(text: str) -> Any:
     """Parse a cell that holds a list or an object: JSON, or as Python, pandas and numpy print it.
 
@@ -55,8 +61,10 @@ def parse_cell(text: str) -> Any:
         return parse_json(text)
     except (ValueError, RecursionError):
         pass
+    text = text.strip()
+    if _PRINTED_ARRAY.fullmatch(text):
+        return [ast.literal_eval(item.removesuffix(".")) for item in re.findall(_ITEM, text)]
     try:
-        text = text.strip()
         value = ast.literal_eval(_Arrays().visit(ast.parse(text, mode="eval")))
         kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):

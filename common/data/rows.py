@@ -228,11 +228,20 @@ def checked(
         if messages:
             yield Rejected(where, messages)
         elif lacking:
-            values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in lacking.columns)
-            lacks = missing_columns(item, missing) if missing else f"no {lacking.name}{values and f': {values}'}"
-            yield Unlabeled(where, row, f"{lacks}; add it, remove the row, or pass --drop_unlabeled true")
+            yield _unlabeled(where, item, row, lacking, columns, missing)
         else:
             yield convert(row) if convert else row
+
+
+def _unlabeled(where: str, item: Row, row: Row, gold: Gold, columns: dict[str, str], missing: list[str]) -> Unlabeled:
+    """Return a row without a gold value; a column that a table lacks is a problem of its header."""
+    remedy = "add it, remove the row, or pass --drop_unlabeled true"
+    if not missing:
+        values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in gold.columns)
+        return Unlabeled(where, row, f"no {gold.name}{values and f': {values}'}; {remedy}")
+    problem = missing_columns(item, missing)
+    place = problem.place(item, where)
+    return Unlabeled(place, row, problem if place != where else type(problem)(f"{problem}; {remedy}"))
 
 
 def _without_unlabeled(split: str, place: str, found: list[Entry], gold: Gold | None) -> tuple[str, list[Entry]]:

@@ -24,6 +24,7 @@ NO_CLASS = (-1, -100)
 SAME_NAME = "two columns have the same name; rename one"
 DECLARED = re.compile(r"sep=(.)", re.IGNORECASE)
 TAG = re.compile(r"O|[BIESLUM]-\S+")
+CONLL = "it looks like CoNLL columns, a word and its tag a line: end the name of the file in .conll"
 QUOTING = "if quotation marks are text, give --csv_quoting none; if they enclose cells, --csv_quoting csv"
 
 
@@ -52,6 +53,9 @@ class TableRow(dict[str, Any]):
     def __init__(self, cells: Row, table: Table):
         super().__init__(cells)
         self.table = table
+
+    def __or__(self, more: Row) -> "TableRow":  # type: ignore[override]
+        return TableRow({**self, **more}, self.table)
 
 
 class MissingColumn(SameProblem):
@@ -82,10 +86,9 @@ def header_hint(row: Row, names: Sequence[str]) -> str:
     likely = likely_delimiter(table, names)
     if likely:
         return f"; {_delimiter_remedy(likely)}"
-    conll = "it looks like CoNLL columns, a word and its tag a line: end the name of the file in .conll; "
     listed = ",".join(names) if len(names) == len(table.names) else f"with a name for each of {len(table.names)}"
     header = f"if this line is a row, give --csv_header false --column_names {listed}, in the order of the columns"
-    return f"; {conll if _looks_like_conll(table.source) else ''}{header}"
+    return f"; {f'{CONLL}; ' if _looks_like_conll(table.source) else ''}{header}"
 
 
 def likely_delimiter(table: Table, names: Sequence[str] = ()) -> str | None:
@@ -122,7 +125,8 @@ def _delimiter_remedy(likely: str) -> str:
 def _looks_like_conll(source: Source) -> bool:
     lines = [line.text for line in islice(source.lines(carriage_returns=True), SAMPLED_LINES) if line.text.strip()]
     cells = [line.split("\t") if "\t" in line else line.split() for line in lines]
-    return all(len(words) > 1 and TAG.fullmatch(words[-1].strip()) for words in cells)
+    cells = [words for words in cells if not words[0].startswith("#")]
+    return bool(cells) and all(len(words) > 1 and TAG.fullmatch(words[-1].strip()) for words in cells)
 
 
 # Text with delimiters
@@ -168,6 +172,8 @@ def read_csv(source: Source) -> Iterator[Located]:
                     f"{table.where}: each row has one cell more than the header; add the name of the first column to "
                     "the header, such as id"
                 )
+            if _looks_like_conll(source):
+                raise InputError(f"{table.where}: {CONLL}")
             yield where, f"{_widths(cells, names, source)}; {_row_remedy(source, quoted)}"
         else:
             yield where, TableRow({names[i]: cells[i] for i in kept}, table)

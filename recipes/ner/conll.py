@@ -1,7 +1,8 @@
 """Read tagged words from column files: CoNLL 2002, CoNLL 2003, GermEval, CoNLL-U and similar."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,11 @@ class _Unclear(Exception):
 
 
 def read_conll(
-    source: Source, columns: Columns = BY_CONTENT, names: tuple[str, str] = ("tokens", "ner_tags")
+    source: Source,
+    columns: Columns = BY_CONTENT,
+    names: tuple[str, str] = ("tokens", "ner_tags"),
+    predicting: bool = False,
+    words_only: bool = False,
 ) -> Iterator[Located]:
     """Yield each sentence of a file as a row of words and tags, with the line of its first word.
 
@@ -52,6 +57,8 @@ def read_conll(
         source: the file.
         columns: columns of the word and the tag.
         names: names of the words and the tags in the rows.
+        predicting: the rows have words only if the column of the tags is unclear.
+        words_only: the rows of a file with one column have words only.
     """
     path, universal = source.path, source.ending in UNIVERSAL
     lines, problems = [], {}
@@ -60,14 +67,18 @@ def read_conll(
         if problem:
             problems[where] = problem
     words = [cells for _, text, cells in lines if cells and not text.startswith("#") and not _skipped(cells, universal)]
-    width = len(words[0]) if words else 0
+    width = Counter(map(len, words)).most_common(1)[0][0] if words else 0
     try:
-        word, tag = _choose(words, _sentences(lines, universal), columns, width, path, universal, lines)
+        word, tag = _choose(
+            words, _sentences(lines, universal), columns, width, path, universal, lines, predicting, words_only
+        )
     except _Unclear as error:
         yield str(path), str(error)
         return
-    tags = {cells[tag] for cells in words if len(cells) == width}
-    row: dict[str, list] = {names[0]: [], names[1]: []}
+    kept = [(name, column) for name, column in zip(names, (word, tag), strict=True) if column is not None]
+    last = word if tag is None else tag
+    values = {cells[last] for cells in words if len(cells) == width}
+    row: dict[str, list] = {name: [] for name, _ in kept}
     first, broken, identity, sentences, single = "", False, None, 0, 0
     for where, text, cells in [*lines, ("", "", [])]:
         if text is None:
@@ -77,22 +88,22 @@ def read_conll(
             if row[names[0]] and not broken:
                 sentences, single = sentences + 1, single + (len(row[names[0]]) == 1)
                 yield first, row if identity is None else row | {"id": identity}
-            row, broken, identity = {names[0]: [], names[1]: []}, False, None
-        elif text.startswith("#") and (universal or len(cells) != width or cells[tag] not in tags):
+            row, broken, identity = {name: [] for name, _ in kept}, False, None
+        elif text.startswith("#") and (universal or len(cells) != width or cells[last] not in values):
             named = _ID.match(text)
             identity = named[1] if named and not row[names[0]] else identity
         elif _skipped(cells, universal):
             continue
-        elif len(cells) < 2 or len(cells) != width or not all(cells):
+        elif len(cells) != width or len(cells) < len(kept) or not all(cells):
             count = len([cell for cell in cells if cell])
-            expected = f"the lines above have {width}" if len(cells) != width else "a line needs a word and a tag"
+            expected = f"most lines have {width}" if len(cells) != width else "a line needs a word and a tag"
             found = f"{count} column{'s' * (count != 1)}, but {expected}: {text[:60]!r}"
-            yield where, f"{found}; correct the line, or drop its sentence by --skip_bad_rows"
+            yield where, f"{found}; correct the line, or drop its sentence by --skip_bad_rows 1"
             broken = True
         else:
             first = first if row[names[0]] else where
-            row[names[0]].append(cells[word])
-            row[names[1]].append(cells[tag])
+            for name, column in kept:
+                row[name].append(cells[column])
     if sentences == single >= _FEWEST_SENTENCES:
         yield (
             str(path),
@@ -101,14 +112,15 @@ def read_conll(
         )
 
 
-def looks_tagged(source: Source, lines: int = 1000) -> bool:
-    """Return whether each of the first lines of a file has several columns with a BIO tag in the last one."""
+def looks_tagged(source: Source, labels: Container[str] = (), lines: int = 1000) -> bool:
+    """Return whether each of the first lines of a file has several columns, with a BIO tag or a label in the last."""
     found = 0
     for number, (_, text, problem) in enumerate(source.lines(carriage_returns=True)):
         cells = _cells(text) if not text.startswith("#") else []
         if number == lines:
             break
-        if problem or (cells and "-DOCSTART-" not in cells and (len(cells) < 2 or not _BIO.fullmatch(cells[-1]))):
+        tagged = len(cells) > 1 and (cells[-1] in labels or _BIO.fullmatch(cells[-1]))
+        if problem or (cells and "-DOCSTART-" not in cells and not tagged):
             return False
         found += len(cells) > 1
     return found > 0
@@ -143,12 +155,21 @@ def _choose(
     path: Path,
     universal: bool,
     lines: list[tuple[str, str | None, list[str]]],
-) -> tuple[int, int]:
-    """Return the index of the word column and of the tag column.
+    predicting: bool,
+    words_only: bool,
+) -> tuple[int, int | None]:
+    """Return the index of the word column and of the tag column; None for a file without tags.
 
     Raises:
         _Unclear: an argument must name a column, or names one that the file lacks.
     """
+    if width == 1 and all(len(cells) == 1 for cells in words):
+        if words_only:
+            return 0, None
+        raise _Unclear(
+            "each line has one column, a word without a tag; add a tag to each line; only a test file may have words "
+            "alone"
+        )
     names = _names(lines) if universal else []
     running = [str(n) for n in range(1, max(map(len, sentences), default=0) + 1)]
     numbered = width > 2 and all(sentence == running[: len(sentence)] for sentence in sentences)
@@ -160,9 +181,22 @@ def _choose(
         word = names.index("form")
     if numbered and not universal and columns.word is None:
         tell(f"{path}: column 1 is a running number; words are read from column 2 (--conll_word_column names another)")
+    if predicting and all(_BIO.fullmatch(cells[word]) for cells in words if len(cells) == width):
+        raise _Unclear(f"column {word + 1} holds tags; name the column of the words by --conll_word_column")
+    try:
+        return word, _choose_tag(words, word, columns, names, width, path, numbered)
+    except _Unclear:
+        if predicting:
+            return word, None
+        raise
+
+
+def _choose_tag(
+    words: list[list[str]], word: int, columns: Columns, names: list[str], width: int, path: Path, numbered: bool
+) -> int:
     if columns.tag is not None:
-        return word, _index("tag", columns.tag, names, width, path)
-    if universal:
+        return _index("tag", columns.tag, names, width, path)
+    if names:
         known = ", ".join(names)
         raise _Unclear(f"several columns can be the tag; give --conll_tag_column, such as upos; columns here: {known}")
     whole = [cells for cells in words if len(cells) == width]
@@ -181,7 +215,7 @@ def _choose(
         if numbered:
             raise _Unclear(f"columns {listed} hold tags; choose one by --conll_tag_column {bio[0] + 1}")
         tell(f"{path}: columns {listed} hold tags; the last is read (--conll_tag_column names another)")
-    return word, width - 1
+    return width - 1
 
 
 def _names(lines: list[tuple[str, str | None, list[str]]]) -> list[str]:

@@ -41,9 +41,9 @@ class NerPredictArguments(PredictArguments):
         metadata={"help": "folder that train saved, or a hub id"},
     )
     conll_word_column: str | None = field(
-        default=None, metadata={"help": "column of the word in CoNLL files; a .txt file is then read as CoNLL"}
+        default=None, metadata={"help": "column of the word in CoNLL files; default: as in training"}
     )
-    conll_tag_column: str | None = field(default=None, metadata={"help": "column of the tag in CoNLL files"})
+    conll_tag_column: str | None = field(default=None, metadata={"help": "column of the tag in CoNLL files, likewise"})
 
     def check_input(self) -> None:
         """Raise `InputError` unless `--input` is a file or a folder of brat."""
@@ -144,8 +144,10 @@ def with_entities(
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     config = load_config(resolve_model(args.model))
-    conll, sentences = Columns(args.conll_word_column, args.conll_tag_column), getattr(config, "sentences", None)
-    read = file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences)
+    trained = getattr(config, "conll_columns", (None, None))
+    conll = Columns(args.conll_word_column or trained[0], args.conll_tag_column or trained[1])
+    labels, sentences = set(config.id2label.values()), getattr(config, "sentences", None)
+    read = file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences, labels=labels)
     column = "entities"
 
     def check(row: Row) -> Iterator[str]:

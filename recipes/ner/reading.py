@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from common.errors import tell, warn
 
 from .arguments import TAGS, WORDS, NerDataArguments
 from .brat import read_brat
-from .conll import BY_CONTENT, ENDINGS, Columns, looks_tagged, read_conll
+from .conll import ENDINGS, Columns, looks_tagged, read_conll
 from .schemes import IOB2, Scheme, invalid_tags, recognise, with_begins
 from .spans import SpanConverter
 from .words import check_words, join_words
@@ -82,6 +82,8 @@ def file_reader(
     args: FileArguments | None = None,
     predicting: bool = False,
     sentences: str | None = None,
+    labels: Container[str] = (),
+    test_file: str | None = None,
 ) -> FileReader:
     """Return a function that reads a file or a folder of brat as rows with their places.
 
@@ -92,12 +94,18 @@ def file_reader(
         predicting: a `.txt` file may hold a text per line, brat texts need no annotations, and rows may lack the
             column `sentences`.
         sentences: column that numbers the sentences of a table with a word in each row; None for other tables.
+        labels: the tags of the model in predict, by which it recognises a `.txt` file of CoNLL columns.
+        test_file: a file of columns that may have words only.
     """
-    conll = partial(read_conll, columns=columns, names=names)
+
+    def conll(source: Source) -> Iterator[Located]:
+        words_only = predicting or (test_file is not None and source.path == Path(test_file))
+        return read_conll(source, columns, names, predicting, words_only)
+
     readers: Readers = READERS | dict.fromkeys(ENDINGS, conll) | dict.fromkeys((".json", ".jsonl"), _read_json)
 
     def text(source: Source) -> Iterator[Located]:
-        tagged = not predicting or columns != BY_CONTENT or looks_tagged(source)
+        tagged = not predicting or looks_tagged(source, labels)
         yield from (conll if tagged else READERS[".txt"])(source)
 
     readers |= dict.fromkeys((".txt", ".text"), text)
@@ -219,7 +227,7 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
 
     names = args.text_column_name, args.label_column_name
     conll = Columns(args.conll_word_column, args.conll_tag_column)
-    read = file_reader(conll, names, args, sentences=args.sentence_column_name)
+    read = file_reader(conll, names, args, sentences=args.sentence_column_name, test_file=args.test_file)
     gold = Gold("tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
     data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
     unlabeled = data.pop(UNLABELED, None)

@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = loaded.model.config
     cut = {"max_seq_length": length, "doc_stride": data_args.doc_stride}
     reading = {"tag_scheme": "none" if scheme.name == "none" else "iob2", "sentences": data_args.sentence_column_name}
+    reading["conll_columns"] = [data_args.conll_word_column, data_args.conll_tag_column]
     config.update(cut | reading)  # predict does the same
     windows = data.map(
         encode,

@@ -19,8 +19,8 @@ from common.errors import InputError, brief, tell, warn
 from .arguments import SentimentDataArguments
 from .reading import read_rows
 
-#: texts that stand for "no label" (SNLI writes -)
-NO_LABEL = ("", "-")
+#: texts that stand for "no label" (SNLI writes -, pandas nan and <NA>)
+NO_LABEL = ("", "-", "nan", "NaN", "<NA>")
 #: characters between several labels in a cell
 SEPARATORS = (",", "|", ";")
 #: most classes that numbers with a fraction may have, such as half stars; more are scores

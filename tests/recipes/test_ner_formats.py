@@ -9,7 +9,7 @@ from common.data.columns import Columns as SavedColumns
 from common.errors import InputError
 from recipes.ner.annotations import Span
 from recipes.ner.arguments import NerDataArguments
-from recipes.ner.conll import BY_CONTENT
+from recipes.ner.conll import BY_CONTENT, Columns
 from recipes.ner.predict import check_row, in_columns, text_of, with_entities
 from recipes.ner.reading import file_reader, load_tagged
 from recipes.ner.schemes import IOB2, Scheme, recognise
@@ -257,6 +257,53 @@ def test_columns_of_conll_files(tmp_path, capsys):
     lone.write_text("\n\n".join(["A B-X", "b O"] * 10), encoding="utf-8")
     with pytest.raises(InputError, match="each of the 20 sentences has one word"):
         loaded(lone)
+
+
+def predicted_rows(path, text=None, **arguments):
+    """Return the rows that predict reads."""
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    columns = Columns(arguments.pop("word", None), arguments.pop("tag", None))
+    read = file_reader(columns, ("tokens", "ner_tags"), predicting=True, **arguments)
+    return [row for _, row in read(path)]
+
+
+def test_predict_needs_no_tags_in_conll_files_and_reads_the_columns_of_training(tmp_path):
+    file = tmp_path / "a.conll"
+    assert predicted_rows(FILES / "germeval.conll")[1] == {"tokens": ["Niemand", "rief"]}  # two columns can be the tag
+    trained = {"word": "2", "tag": "4"}
+    assert predicted_rows(FILES / "germeval.conll", **trained)[1]["ner_tags"] == ["O", "O"]
+    assert predicted_rows(file, "1 Anna\n2 ran\n", **trained) == [{"tokens": ["Anna", "ran"]}]
+    assert predicted_rows(file, "Anna\nran\n", **trained) == [{"tokens": ["Anna", "ran"]}]
+    assert (
+        "column 2 holds tags; name the column of the words" in predicted_rows(file, "Anna B-X\nran O\n", **trained)[0]
+    )
+    assert predicted_rows(file, "Anna B-X\n", tag="upos") == [{"tokens": ["Anna"]}]
+    text = tmp_path / "a.txt"
+    assert predicted_rows(text, "Anna NN\nran VB\n") == [{"text": "Anna NN"}, {"text": "ran VB"}]
+    assert predicted_rows(text, labels={"NN", "VB"}) == [{"tokens": ["Anna", "ran"], "ner_tags": ["NN", "VB"]}]
+
+
+def test_a_test_file_of_columns_may_have_words_alone(tmp_path):
+    words, tagged = tmp_path / "words.txt", tmp_path / "tagged.conll"
+    words.write_text("Anna\nran\n\nRome\n", encoding="utf-8")
+    tagged.write_text("Anna B-PER\nran O\n\nRome B-LOC\n", encoding="utf-8")
+    files = {"train_file": str(tagged), "validation_file": str(tagged)}
+    unlabeled = load_tagged(NerDataArguments(**files, test_file=str(words)))[1]
+    assert unlabeled["tokens"][:] == [["Anna", "ran"], ["Rome"]]
+    with pytest.raises(InputError, match="each line has one column, a word without a tag"):
+        loaded(words)
+    tagged.write_text("Anna\nran\n\n" + "Rome B-LOC\n\n" * 3, encoding="utf-8")
+    with pytest.raises(InputError, match="conll:1: 1 column, but most lines have 2") as error:
+        loaded(tagged)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_conll_columns_in_a_table_are_named_as_such(tmp_path):
+    file = tmp_path / "germeval.tsv"
+    file.write_text("# source 1\n1\tAnna\tB-PER\tO\n2\tran\tO\tO\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"germeval\.tsv:1: it looks like CoNLL columns.* in \.conll$"):
+        loaded(file)
 
 
 def test_parts_of_speech(capsys):

@@ -150,7 +150,7 @@ def test_odd_labels_end_in_a_sentence_or_train(tmp_path):
 # Rows without a label
 
 
-@pytest.mark.parametrize("nothing", [None, "", " ", "-"])
+@pytest.mark.parametrize("nothing", [None, "", " ", "-", "NaN"])
 def test_rows_without_a_label_are_an_error_or_dropped(tmp_path, capsys, nothing):
     with pytest.raises(InputError, match=r"a.jsonl:3: no label: label is .*pass --drop_unlabeled true"):
         loaded(tmp_path, ["a", "b", nothing])

@@ -13,6 +13,8 @@ from recipes.ner.reading import load_tagged
 from recipes.qa import train as qa
 from recipes.qa.arguments import QaDataArguments
 from recipes.qa.squad import check_row, load_questions
+from recipes.sentiment.arguments import SentimentDataArguments
+from recipes.sentiment.labels import load_labeled
 from recipes.summarization.arguments import SummarizationDataArguments
 from recipes.translation.arguments import TranslationDataArguments
 from tests.conftest import read_jsonl, write_jsonl
@@ -190,3 +192,13 @@ def test_sources_without_a_target(tmp_path, form, target):
     data, unlabeled = loaded(TranslationDataArguments, tmp_path, [good], test_file=test, **languages)
     assert "test" not in data
     assert unlabeled["text"][:] == ["snow"]
+
+
+def test_a_table_without_the_column_of_labels_is_told_once_at_its_header(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,sentiment\n" + "fine,good\n" * 12, encoding="utf-8")
+    with pytest.raises(InputError, match=r"^\S+a\.csv:1: no column label; columns here: text, sentiment; [^\n]+$"):
+        load_labeled(SentimentDataArguments(train_file=str(file)))
+    file = write_jsonl(tmp_path / "b.jsonl", [{"text": "fine", "sentiment": "good"}] * 12)
+    with pytest.raises(InputError, match=r"b\.jsonl:1: no column label; [^\n]*\(\d+ more such rows\)$"):
+        load_labeled(SentimentDataArguments(train_file=file))

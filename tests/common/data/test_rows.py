@@ -187,10 +187,10 @@ BAD_FILES = {
     "ragged CSV": (".csv", "tokens,ner_tags\na,O\na,O,x\n", ":3: 3 cells, but the header has 2 columns"),
     "open quote in CSV": (".csv", 'tokens,ner_tags\n"a,O\n', "not comma-separated text"),
     "CSV column twice": (".csv", "tokens,tokens\na,O\n", ":1: two columns have the same name"),
-    "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 column, but the lines above have 2"),
+    "no tag column": (".conll", "Oslo B-LOC\nfell\n", ":2: 1 column, but most lines have 2"),
     "Parquet cut off": (".parquet", "PAR1 and no more", "not a Parquet file"),
     "unknown ending": (".docx", "x", "unknown file type '.docx'"),
-    "plain text": (".txt", "Nobody\n", ":1: 1 column, but a line needs a word and a tag"),
+    "plain text": (".txt", "Nobody\n", "each line has one column, a word without a tag"),
 }  # fmt: skip
 
 
