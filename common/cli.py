@@ -227,10 +227,16 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None, desc
     config.add_argument("--config")
     path = config.parse_known_args(argv)[0].config
     values = vars(parser.parse((_read_yaml(path, parser) if path else []) + argv))
+    values = {name: _with_home(value) for name, value in values.items()}
     try:  # a name in two dataclasses belongs to the first
         return tuple(t(**{f.name: values.pop(f.name) for f in fields(t) if f.name in values}) for t in dataclass_types)
     except (ValueError, ImportError, OSError) as error:  # from transformers, or from an unreadable folder
         raise InputError(one_line(error)) from None
+
+
+def _with_home(value: Any) -> Any:
+    """Return a path with `~/` replaced, which the shell leaves in `--name=~/path` and YAML; other values unchanged."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _of_copy(description: str, dataclass_types: tuple[type, ...]) -> str:

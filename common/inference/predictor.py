@@ -22,6 +22,7 @@ from common.hardware import native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.models.sizes import positions_of
+from common.models.weights import loading
 from common.speed import apply
 from common.tuning.adapters import load_adapters
 
@@ -99,7 +100,7 @@ def load_saved(auto_class: type[Any], folder: str) -> PreTrainedModel:
     apart = (path / "base").is_dir() and adapter.is_dir()
     base = str(path / "base" if apart else path)
     generation = loadable_generation(base)
-    with quiet():
+    with loading(base, base, load_config(base), f"by {auto_class.__name__}"), quiet():
         model = auto_class.from_pretrained(
             base,
             dtype=torch.float32,

@@ -35,6 +35,7 @@ from common.models.load import (
 from common.models.new import MODELS, learn, overrides
 from common.models.sizes import check_length, check_vocabulary
 from common.models.structure import set_dropout
+from common.models.weights import check_fit, loading
 
 #: layers of each side, width, heads, feed-forward width
 SIZES = {"tiny": (2, 192, 3, 768), "small": (4, 256, 4, 1024), "base": (6, 512, 8, 2048)}
@@ -294,7 +295,7 @@ def load_encoder_decoder(
     path = resolve_model(args.model_name_or_path, args.model_revision)
     check_whole(path)
     config = load_config(path)
-    name = args.model_name_or_path
+    name = str(args.model_name_or_path)
     if args.warm_start and config.is_encoder_decoder:
         raise InputError(f"--warm_start: {name} is already an encoder-decoder; remove it, or name an encoder")
     if not args.warm_start and not config.is_encoder_decoder:
@@ -317,23 +318,18 @@ def load_encoder_decoder(
         "use_safetensors": True,
         "trust_remote_code": False,
     }
-    try:
-        with quiet():
-            if args.warm_start:
-                model, untrained, new = _add_decoder(path, config, tokenizer, args.warm_start, settings)
-            else:
-                changes = quantization(quantize, AutoModelForSeq2SeqLM, config) | loadable_generation(path)
-                model, loading = AutoModelForSeq2SeqLM.from_pretrained(
-                    path, config=config, output_loading_info=True, **settings, **changes
-                )
-                new = set(loading["missing_keys"])
-                untrained = ", ".join(sorted(new))
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(
-            f"{name}: cannot be loaded as an encoder-decoder: {reason}; choose another --model_name_or_path"
-        ) from None
-    model.name_or_path = str(name)
+    with loading(name, path, config, "as an encoder-decoder"), quiet():
+        if args.warm_start:
+            model, untrained, new = _add_decoder(path, config, tokenizer, args.warm_start, settings)
+        else:
+            changes = quantization(quantize, AutoModelForSeq2SeqLM, config) | loadable_generation(path)
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                path, config=config, output_loading_info=True, **settings, **changes
+            )
+            check_fit(model, info, name)
+            new = set(info["missing_keys"])
+            untrained = ", ".join(sorted(new))
+    model.name_or_path = name
     check_vocabulary(model, tokenizer, model.name_or_path)
     for side, length in (("source", source_length), ("target", target_length)):
         check_length(model, model.name_or_path, f"max_{side}_length", length, side)
@@ -379,8 +375,8 @@ def _add_decoder(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, config=decoder_config, output_loading_info=True, **settings
         )
-        decoder, loading = loaded
-        untrained = sorted(loading["missing_keys"])
+        decoder, info = loaded
+        untrained = sorted(info["missing_keys"])
         parts = {"crossattention" if "crossattention" in key else key for key in untrained}
         words, new = f"decoder: {', '.join(sorted(parts))}", set(untrained)
     else:

@@ -28,6 +28,7 @@ from common.args import DEFAULT_ENCODER, ModelArguments
 from common.data.tokens import set_special_tokens
 from common.errors import InputError, one_line, quiet, tell, warn
 from common.hardware import native_bf16
+from common.models import weights
 from common.models.generation_settings import loadable_generation
 from common.models.sizes import check_length, check_vocabulary, pad_multiple
 from common.models.structure import head_names, set_dropout
@@ -94,6 +95,7 @@ def resolve_model(name: str, revision: str | None = None) -> str:
             raise InputError(
                 f"{name}: not a checkpoint, because config.json is missing; name the folder that contains it"
             )
+        weights.check_not_pointers(Path(name))
         return name
     if name in EMBEDDED and revision is None:
         return _embedded(name)
@@ -130,7 +132,7 @@ def _embedded(name: str) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> str:
-    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"]  # pickle files can run code
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]  # pickle files can run code
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=kinds, ignore_patterns=["*/*"])
         if not any(Path(folder).glob("*.safetensors")):  # an unmerged model has two folders (common.tuning.tune)
@@ -209,15 +211,32 @@ def load_tokenizer(
     return tokenizer
 
 
+def _check_tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise `InputError` for a folder without a vocabulary: transformers makes an empty tokenizer without a warning."""
+    names = dict(tokenizer.vocab_files_names)
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    if any(path.name in (whole, "tekken.json") or path.suffix in (".model", ".tiktoken") for path in folder.iterdir()):
+        return
+    missing = [name for name in names.values() if not (folder / name).is_file()]
+    if missing or not names:
+        others = f", or {' and '.join(missing)}," if missing else ""
+        raise InputError(f"{folder}: has no tokenizer; copy {whole}{others} of the checkpoint into it")
+
+
 def read_tokenizer(path: str, allow_special_tokens: bool | None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the checkpoint in folder `path`, fast or slow; see `load_tokenizer`."""
     config = load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, TypeError) as error:
+    except Exception as error:  # tokenizers raises Exception itself for a file that it cannot read
+        if not any(True for kind in ("tokenizer.json", "vocab*", "*.model") for _ in Path(path).glob(kind)):
+            raise InputError(f"{path}: has no tokenizer; copy tokenizer.json of the checkpoint into it") from None
         raise InputError(
-            f"{path}: cannot load the tokenizer: {one_line(error)}; download the checkpoint again, or choose another"
+            f"{path}: cannot load the tokenizer ({type(error).__name__}: {one_line(error)}); download the checkpoint "
+            "again, or choose another"
         ) from None
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        _check_tokenizer_files(Path(path), tokenizer)
     if allow_special_tokens is None:
         allow_special_tokens = getattr(config, "allow_special_tokens", False)
     set_special_tokens(tokenizer, allow_special_tokens)
@@ -326,27 +345,22 @@ def load_model(
     check_head(auto_class, config, args.model_name_or_path)
     kernel = None if args.attn_implementation == "auto" else args.attn_implementation
     changes = quantization(quantize, auto_class, config) | loadable_generation(path)
-    try:
-        with quiet():
-            model, loading = auto_class.from_pretrained(
-                path,
-                config=config,
-                attn_implementation=kernel,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # initialise a head of another size
-                output_loading_info=True,
-                **changes,
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(
-            f"{args.model_name_or_path}: cannot be loaded by {auto_class.__name__}: {one_line(error)}; choose another "
-            "--model_name_or_path"
-        ) from None
+    with weights.loading(args.model_name_or_path, path, config, f"by {auto_class.__name__}"), quiet():
+        model, info = auto_class.from_pretrained(
+            path,
+            config=config,
+            attn_implementation=kernel,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # initialise a head of another size
+            output_loading_info=True,
+            **changes,
+        )
+    weights.check_fit(model, info, args.model_name_or_path)
     check_vocabulary(model, tokenizer, args.model_name_or_path)
     check_length(model, args.model_name_or_path, argument, max_length)
-    new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+    new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     if labels != known_labels:
         new |= _initialise_heads(model)
     if new:

@@ -172,6 +172,14 @@ def test_yaml_scalars_are_read_as_they_are_written(tmp_path):
     assert args.load_best_model_at_end is False
 
 
+def test_paths_below_home_are_found_where_no_shell_replaces_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "run.yaml").write_text("train_file: ~/rows.jsonl\n")
+    _, data, _, _ = parse("--config", str(tmp_path / "run.yaml"), "--test_file=~/rows.jsonl")
+    assert data.train_file == data.test_file == str(tmp_path / "rows.jsonl")
+
+
 def test_the_stride_follows_the_length():
     assert parse("--max_seq_length", "64")[1].doc_stride == 16
     assert parse()[1].doc_stride == 64

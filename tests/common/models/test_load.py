@@ -178,6 +178,7 @@ def test_the_head_is_drawn_from_the_seed_and_replaced_for_other_labels(tiny, tmp
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     AutoModelForTokenClassification.from_pretrained(tiny, num_labels=9).save_pretrained(tmp_path / "nine")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "nine")
     assert load(str(tmp_path / "nine")).model.classifier.out_features == 3
 
 
@@ -186,6 +187,7 @@ def test_a_head_is_kept_for_the_same_labels_in_its_own_order_and_for_no_others(t
         folder = tmp_path / labels[1]
         made = AutoModelForTokenClassification.from_pretrained(tiny, id2label=dict(enumerate(labels)))
         made.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
         capsys.readouterr()
         model = load(str(folder)).model
         kept = torch.equal(model.classifier.weight, made.classifier.weight)
@@ -213,11 +215,29 @@ def test_what_cannot_be_loaded_says_why(tiny, tmp_path):
         load(tiny, max_length=500)
     with pytest.raises(InputError, match=r"--max_seq_length 0: must be at least 4"):
         load(tiny, max_length=0)
-    (tmp_path / "pickle").mkdir()
-    shutil.copy(f"{tiny}/config.json", tmp_path / "pickle")
-    torch.save({}, tmp_path / "pickle" / "pytorch_model.bin")
-    with pytest.raises(InputError, match="cannot be loaded by AutoModelForTokenClassification"):
-        load(str(tmp_path / "pickle"))  # safetensors only: a pickle could run code
+
+
+def test_a_folder_without_a_whole_tokenizer_is_refused(tiny, tmp_path):
+    """transformers makes an empty tokenizer of a folder with a configuration only."""
+    bert = shutil.copytree(tiny, tmp_path / "bert")
+    (bert / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bert: cannot load the tokenizer \(KeyError: .*download"):
+        load_tokenizer(str(bert))
+    (bert / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"bert: has no tokenizer; copy tokenizer\.json of the checkpoint"):
+        load_tokenizer(str(bert))
+    (bert / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"bert: has no tokenizer; copy tokenizer\.json, or vocab\.txt, of the check"):
+        load_tokenizer(str(bert))
+    (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nmara\n")
+    assert load_tokenizer(str(bert))("Mara")["input_ids"] == [2, 5, 3]
+
+
+def test_a_chat_template_comes_from_the_hub_in_its_own_file(tiny, hub):
+    shutil.copytree(tiny, hub)
+    (hub / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    tokenizer = load_tokenizer(resolve_model("me/tuned"))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Go"}], tokenize=False) == "Go!"
 
 
 def test_attention_dropout_reaches_the_model(tiny):
