@@ -197,6 +197,10 @@ class DataArguments(FileArguments):
         named = {f.name.removesuffix(ending): getattr(self, f.name) for f in fields(self) if f.name.endswith(ending)}
         return {ours: theirs for ours, theirs in named.items() if theirs}
 
+    def predict_arguments(self) -> list[str]:
+        """Return arguments that predict needs for a model of this run."""
+        return []
+
     def files(self) -> dict[str, str]:
         """Return argument -> file for the files of the run."""
         named = {f"{split}_file": getattr(self, f"{split}_file") for split in SPLITS}

@@ -109,7 +109,7 @@ def json_fault(path: Path, error: Exception) -> tuple[str, str]:
 
 def read_json_lines(source: Source) -> Iterator[Located]:
     """Yield the objects of a file with one object a line."""
-    for where, text, problem in source.lines():
+    for where, text, problem in source.lines(carriage_returns=True):
         if problem:
             yield where, problem
         elif text.strip():

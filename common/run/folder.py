@@ -91,6 +91,7 @@ class Run:
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name
         self._columns = described(data_args.columns(), next(iter(rows.values())))
+        self._predict_arguments = data_args.predict_arguments()
         self._package = type(data_args).__module__.rpartition(".")[0]
         self._rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for part in (args, *more, data_args) for k, v in plain(part).items()}
@@ -359,15 +360,15 @@ class Run:
         tell(f"\nmodel, scores and predictions: {self.folder}")
         tell(f"use it: {self._predict_command(example)}")
 
-    def _reading_arguments(self) -> str:
-        """Return the arguments that say how the files of the run are read, as words of a command line."""
+    def _reading_arguments(self) -> list[str]:
+        """Return the arguments that say how the files of the run are read."""
         words: list[str] = []
         for field in dataclasses.fields(FileArguments):
             value = self.record["arguments"].get(field.name, field.default)
             if value != field.default:
                 values = value if isinstance(value, list) else [str(value).lower() if value is False else str(value)]
                 words += [f"--{field.name}", *values]
-        return shlex.join(words)
+        return words
 
     def _predict_command(self, example: str | Path | None = None) -> str:
         """Return a command that runs the saved model, on a file that exists if the run has read one."""
@@ -375,8 +376,8 @@ class Run:
         file = example or next(filter(None, files), None)
         output = f"{self.folder}-predicted.jsonl" if file else "NEW_FILE.jsonl"
         names = {"MODEL": str(self.folder), "INPUT": _from_here(file) if file else "YOUR_FILE", "OUTPUT": output}
-        reading = self._reading_arguments() if file else ""
-        names |= {"ARGS": reading} if reading else {}
+        arguments = (self._reading_arguments() if file else []) + self._predict_arguments
+        names |= {"ARGS": shlex.join(arguments)} if arguments else {}
         words = [f"{name}={shlex.quote(value)}" for name, value in names.items()]
         return " ".join(["make predict", f"RECIPE={self.recipe}", *words])
 

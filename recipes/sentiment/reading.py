@@ -5,10 +5,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from common.args import FileArguments
-from common.data import READERS, TABLES, Located, Source, read_file
+from common.data import READERS, TABLES, Located, Row, Source, read_file
 from common.data.source import Line
 from common.errors import InputError, tell
 
+#: keys of a task in the JSON export of Label Studio
+TASK = ("data", "annotations", "completions", "predictions", "drafts", "meta")
 PLAIN = (".txt", ".text")
 #: begin of a label in a file of fastText: `__label__good __label__short The text`
 FASTTEXT = "__label__"
@@ -43,7 +45,29 @@ def read_rows(
             f"{path}: plain text has no labels; give --label_file with a label a line; end the name of a table in one "
             f"of: {' '.join(TABLES)}"
         )
-    return read_file(path, READERS, args)
+    return _without_tasks(read_file(path, READERS, args), columns)
+
+
+def _without_tasks(rows: Iterator[Located], columns: tuple[str, str]) -> Iterator[Located]:
+    """Yield the rows, with the text and the labels of a task of Label Studio in `columns`."""
+    for where, row in rows:
+        if isinstance(row, dict) and isinstance(row.get("data"), dict) and columns[0] not in row:
+            data = row["data"]
+            texts = [text for name, text in data.items() if name in (columns[0], "text")] or list(data.values())
+            found = {columns[0]: texts[0], columns[1]: _choices(row)} if len(texts) == 1 else {}
+            row = {name: value for name, value in row.items() if found and name not in TASK} | found or row
+        elif isinstance(row, dict) and isinstance(row.get(columns[1]), dict) and "choices" in row[columns[1]]:
+            row = row | {columns[1]: row[columns[1]]["choices"]}  # JSON-MIN of Label Studio
+        yield where, row
+
+
+def _choices(task: Row) -> list[str] | None:
+    """Return the labels of a task by its first annotation that is not cancelled; None without labels."""
+    annotations = task.get("annotations") or task.get("completions") or []
+    kept = [one for one in annotations if isinstance(one, dict) and not one.get("was_cancelled")]
+    results = kept[0].get("result") or [] if kept else []
+    chosen = [choice for one in results for choice in one.get("value", {}).get("choices", [])]
+    return list(dict.fromkeys(chosen)) or None
 
 
 def _read_fasttext(source: Source, columns: tuple[str, str]) -> Iterator[Located]:

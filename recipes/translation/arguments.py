@@ -9,11 +9,13 @@ from datasets import Dataset, DatasetDict
 
 from common.args import LabeledDataArguments
 from common.data.corpus import files_of
+from common.data.files import TABLES
 from common.data.rows import SPLITS, UNLABELED, Gold, load_splits
+from common.data.source import ending_of
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
-from .pairs import check_row, check_source, check_splits, flatten, lacks_target, reader, source_of
+from .pairs import check_row, check_source, check_splits, flatten, lacks_target, line_readers, reader, source_of
 from .scoring import TOKENIZE
 
 
@@ -80,8 +82,16 @@ class TranslationDataArguments(LabeledDataArguments):
                 raise InputError(f"--{split}_target_file: add --{split}_file with the source lines")
             if target and not Path(target).is_file():
                 raise InputError(f"--{split}_target_file {target}: no such file")
+            if file and not (target or split == "test" or self.pairs) and self._has_lines(file):
+                raise InputError(
+                    f"--{split}_file {file}: has lines of one language; add the others by --{split}_target_file"
+                )
         if self.bleu_tokenize not in ("auto", *TOKENIZE):
             raise InputError(f"--bleu_tokenize {self.bleu_tokenize}: must be auto or one of {', '.join(TOKENIZE)}")
+
+    def _has_lines(self, file: str) -> bool:
+        languages = list(self.directions()[0])
+        return not glob.has_magic(file) and ending_of(Path(file)) in line_readers(languages).keys() - TABLES.keys()
 
     def sample_files(self) -> dict[str, str]:
         """Return the sample file of each split; the files are generated from Babel's tables."""
@@ -158,6 +168,11 @@ class TranslationDataArguments(LabeledDataArguments):
             inputs = [name for name in ("translation", "source") if name in unlabeled.column_names]
             unlabeled = unlabeled.map(lambda row: {"text": source_of(row, pairs[0])}, remove_columns=inputs)
         return data, unlabeled
+
+    def predict_arguments(self) -> list[str]:
+        """Return the arguments that choose one of several pairs in predict."""
+        source, target = self.directions()[0]
+        return ["--source_lang", source, "--target_lang", target] if self.pairs and len(self.pairs) > 1 else []
 
     def columns(self) -> dict[str, str]:
         """Return the columns that `load_splits` reads, under the names that the recipe uses."""

@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 
 from common.args import FileArguments
 from common.data.corpus import files_of
-from common.data.files import read_file
+from common.data.files import READERS, TABLES, Readers, read_file, read_text
+from common.data.json_files import parse_cell
 from common.data.language_codes import two_letters
 from common.data.source import Located, Row, Source
 from common.data.words import words
@@ -57,13 +58,18 @@ def reader(
         args: how to read the files; the defaults if None.
     """
     languages = list(dict.fromkeys(name for direction in directions for name in direction))
+    readers = line_readers(languages)
 
     def read(path: str) -> Iterator[Located]:
         if path in targets:
             yield from parallel_lines(path, targets[path], *directions[0], args=args)
             return
-        for where, row in chain.from_iterable(read_file(file, args=args) for file in files_of(path)):
+        lines = Source(Path(path)).ending not in TABLES  # the source of each row
+        for where, row in chain.from_iterable(read_file(file, readers, args) for file in files_of(path)):
+            if isinstance(row, dict) and lines and len(directions) == 1:
+                row = {"translation": {directions[0][0]: row["text"]}}
             if isinstance(row, dict):
+                row = with_object(row)
                 translation = row.get("translation")
                 columns = _texts_in(languages, row)
                 one_pair = len(directions) == 1 and directions[0][0] in columns
@@ -76,6 +82,23 @@ def reader(
             yield where, row
 
     return read
+
+
+def line_readers(languages: list[str]) -> Readers:
+    """Return the readers of all formats, and of files of lines that end in a language, such as `.en`, or in `.src`."""
+    endings = {f".{name.lower()}" for language in languages for name in (language, two_letters(language))}
+    return dict.fromkeys((*endings, ".src", ".source"), read_text) | READERS
+
+
+def with_object(row: Row) -> Row:
+    """Return a row with the object in `translation`, which a cell of a table holds as JSON or as Python writes it."""
+    cell = row.get("translation")
+    if not isinstance(cell, str) or not cell.lstrip().startswith("{"):
+        return row
+    try:
+        return row | {"translation": parse_cell(cell)}
+    except ValueError:
+        return row
 
 
 def _texts_in(languages: list[str], row: Row) -> Row:

@@ -4,8 +4,9 @@
     python -m recipes.translation.predict --model outputs/translation --input t.txt --output t.jsonl --n_best 3
 
 The input is JSON Lines of {"text": ...}, or of {"translation": {"en": ...}} with the model's source language, or a
-.txt file with one text per line. A model for several pairs needs --target_lang, and --source_lang if several pairs
-have this target. The output has the same rows in the same order, with four more columns:
+.txt file with one text per line; such a file may also end in the source language, for example in .en. A model for
+several pairs needs --target_lang, and --source_lang if several pairs have this target. The output has the same rows in
+the same order, with four more columns:
 
 - `predicted`: the translation;
 - `score`: mean log-probability of its tokens;
@@ -17,10 +18,12 @@ Memory use does not grow with the file.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from common.cli import command_line, parse
 from common.data.columns import Columns
+from common.data.files import read_file
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import joined, pieces
 from common.data.source import Row
@@ -28,6 +31,8 @@ from common.errors import InputError
 from common.inference.generation import Generator, SearchArguments
 from common.inference.predictor import InputRows, predict_file
 from common.models.load import load_config, resolve_model
+
+from .pairs import line_readers, with_object
 
 WRITTEN = ("predicted", "score", "pieces", "ended", "n_best")
 COLUMNS = {"source": ("text",)}
@@ -115,8 +120,9 @@ def pick(directions: list[Direction], source_lang: str | None, target_lang: str 
 def source_of(row: Row, columns: Columns, source_lang: str) -> str | None:
     """Return the text of an input row, or None."""
     text = columns.value(row, "source")
-    if text is None and isinstance(row.get("translation"), dict):
-        text = row["translation"].get(source_lang)
+    translation = with_object(row).get("translation")
+    if text is None and isinstance(translation, dict):
+        text = translation.get(source_lang)
     text = row.get(source_lang) if text is None else text
     return text if isinstance(text, str) else None
 
@@ -145,7 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     search = args.num_beams, args.length_penalty
     translator = Translator(args.model, args.batch_tokens, args.precision, *search, **options)
     translator.check_n_best(args.n_best)
-    rows = InputRows(args, lambda row: check_row(row, translator.columns, translator.direction.source_lang))
+    source_lang = translator.direction.source_lang
+    read = partial(read_file, readers=line_readers([source_lang]), args=args)
+    rows = InputRows(args, lambda row: check_row(row, translator.columns, source_lang), read)
     return predict_file(args, lambda some: with_translations(some, translator, args.n_best), rows)
 
 

@@ -1,5 +1,7 @@
 """Test that parallel files, folders of classes, workbooks and exports become rows of text and label."""
 
+import json
+
 import pytest
 from transformers import PretrainedConfig
 
@@ -100,3 +102,18 @@ def test_predict_reads_what_training_reads(name):
     columns = Columns(PretrainedConfig(), **COLUMNS)
     assert len(rows) >= 3
     assert [problem for row in rows for problem in check_row(row, columns)] == []
+
+
+def test_json_of_label_studio_has_texts_and_choices(tmp_path):
+    def task(number, text, *choices, **more):
+        result = [{"type": "choices", "value": {"choices": list(choices)}}] if choices else []
+        return {"id": number, "data": {"review": text}, "annotations": [{"result": result} | more]}
+
+    tasks = [task(1, "fine", "good"), task(2, "poor", "bad"), task(3, "skipped", "bad", was_cancelled=True)]
+    file = tmp_path / "tasks.json"
+    file.write_text(json.dumps(tasks), encoding="utf-8")
+    rows = [row for _, row in read_rows(file, FileArguments(), ("text", "label"))]
+    assert rows[0] == {"id": 1, "text": "fine", "label": ["good"]}
+    assert [row["label"] for row in rows] == [["good"], ["bad"], None]
+    file.write_text(json.dumps([{"text": "a", "mood": {"choices": ["sad", "calm"]}}]), encoding="utf-8")
+    assert next(read_rows(file, FileArguments(), ("text", "mood")))[1]["mood"] == ["sad", "calm"]

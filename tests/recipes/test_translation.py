@@ -29,10 +29,13 @@ from transformers import (
     MBartTokenizer,
     NllbTokenizer,
     PegasusTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     T5Tokenizer,
 )
 
+from common.data.columns import Columns
+from common.data.files import read_file
 from common.data.language_codes import Direction, direction, set_direction, target_id
 from common.data.sentences import joined, pieces
 from common.errors import InputError, RunStopped
@@ -163,6 +166,27 @@ def test_rows_that_cannot_be_translated_are_told_with_their_line(tmp_path, row, 
     with pytest.raises(InputError) as error:
         train.main(["--train_file", file, *LANGUAGES, "--output_dir", str(tmp_path / "out"), *more])
     assert f"{file}:2: {message}" in str(error.value)
+
+
+def test_files_of_one_language_and_objects_in_cells(tmp_path):
+    lines = "".join(f"the cat {number}\n" for number in range(6))
+    files = parallel(tmp_path, lines, lines.replace("the cat", "die Katze"))
+    named = dict(zip((name.removeprefix("--") for name in files[::2]), files[1::2], strict=True))
+    (tmp_path / "other.en").write_text("a dog\n\nno dog\n", encoding="utf-8")
+    languages = {"source_lang": "en", "target_lang": "de"}
+    arguments = train.TranslationDataArguments(**named, **languages, test_file=str(tmp_path / "other.en"))
+    assert arguments.load()[1]["text"][:] == ["a dog", "no dog"]
+    with pytest.raises(InputError, match=r"t\.en: has lines of one language; add the others by --train_target_file"):
+        train.TranslationDataArguments(train_file=files[1], **languages)
+    several = train.TranslationDataArguments(train_file=str(tmp_path / "t.en"), pairs=["en-de", "de-en"])
+    assert several.predict_arguments() == ["--source_lang", "en", "--target_lang", "de"]
+
+    cells = ['{""en"": ""a"", ""de"": ""b""}', "{'en': 'a', 'de': 'b'}"]
+    (tmp_path / "t.csv").write_text("translation\n" + "".join(f'"{cell}"\n' for cell in cells), encoding="utf-8")
+    rows = [row for _, row in reader(WAY, {})(str(tmp_path / "t.csv"))]
+    assert [row["translation"] for row in rows] == [{"en": "a", "de": "b"}] * 2
+    row = next(read_file(tmp_path / "t.csv"))[1]
+    assert predict.source_of(row, Columns(PretrainedConfig(), source=("text",)), "en") == "a"
 
 
 def test_the_three_forms_of_rows_are_the_same_data(pairs, tmp_path, arguments):
