@@ -65,9 +65,11 @@ class Run:
         recipe: name of the recipe's folder.
         record: the content of `run.json`.
         checkpoint: the checkpoint folder to resume from; None for a run from the start.
+        opened: the last run of this process.
         trained: the run of this process whose model is trained and not saved yet; None without one.
     """
 
+    opened: "ClassVar[Run | None]" = None
     trained: "ClassVar[Run | None]" = None
     _trainer: Trainer
 
@@ -118,6 +120,8 @@ class Run:
         self._keeps = False  # whether `start` keeps that run aside
         # files in the folder at the start of the run -> time of change; None: stays a file of the user if it changes
         self._initial_files: dict[str, int | None] | None = None
+        self._created: tuple[list[Path], list[Path]] = ([], [])  # a lock and folders that this run has made
+        Run.opened = self
         self.checkpoint: str | None = in_main_process(lambda: self._open(args))
 
     def _open(self, args: TrainingArguments) -> str | None:
@@ -125,7 +129,7 @@ class Run:
             raise InputError(f"--output_dir {self.folder}: is a file; name a folder")
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         lock = self.folder / ".lock"
-        locked = lock.exists()
+        self._created = ([] if lock.exists() else [lock], made)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -134,17 +138,24 @@ class Run:
             checkpoint = self._checkpoint(args)
             self._check(args, checkpoint)
         except (OSError, InputError) as error:
-            with suppress(OSError):  # a refused run leaves nothing
-                if not locked:
-                    lock.unlink()
-                for path in made:
-                    path.rmdir()
+            self.leave()
             if isinstance(error, InputError):
                 raise
             raise InputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from None
         if checkpoint:
             checkpoints.tell_of(checkpoint)
         return str(checkpoint) if checkpoint else None
+
+    def leave(self) -> None:
+        """Remove the lock and the folders that a run has made, if it is refused before it starts."""
+        files, folders = self._created
+        self._created = ([], [])
+        if self._initial_files is None and is_main_process():
+            with suppress(OSError):
+                for file in files:
+                    file.unlink()
+                for folder in folders:
+                    folder.rmdir()
 
     def _checkpoint(self, args: TrainingArguments) -> Path | None:
         if not args.resume_from_checkpoint:

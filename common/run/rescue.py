@@ -21,12 +21,14 @@ def keep_trained_model(main: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(main)
     def kept(*args: P.args, **kwargs: P.kwargs) -> T:
-        Run.trained = None
+        Run.opened = Run.trained = None
         try:
             return main(*args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
             run, Run.trained = Run.trained, None
             if run is None:
+                if isinstance(error, InputError) and Run.opened is not None:
+                    Run.opened.leave()
                 raise
             about = run.rescue()
             if isinstance(error, InputError):

@@ -13,7 +13,7 @@ from common.data.json_files import parse_cell
 from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, ending_of
 
-from .articles import as_text, check_document, check_row, check_splits, flatten, lacks_summary
+from .articles import as_text, check_document, check_row, check_splits, flatten, lacks_summary, of_cell
 
 WORDS = ("auto", "english", "unicode")
 
@@ -70,7 +70,7 @@ class SummarizationDataArguments(LabeledDataArguments):
         in_cells = ending_of(Path(path)) in TEXT_CELLS
         for where, row in read_file(path, args=self):
             if isinstance(row, dict):
-                text = as_text(row.get(self.document_column_name))
+                text = as_text(of_cell(row, row.get(self.document_column_name)))
                 row = row | ({} if text is None else {self.document_column_name: text})
                 cell = row.get(self.references_column_name)
                 if in_cells and isinstance(cell, str):  # an empty cell means no references

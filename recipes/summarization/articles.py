@@ -6,8 +6,10 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from common.data.json_files import parse_cell
 from common.data.sentences import sentences
 from common.data.source import Row
+from common.data.tables import TableRow
 from common.errors import tell, warn
 
 #: keys of a turn for its speaker and its text
@@ -26,6 +28,17 @@ def as_text(document: Any) -> str | None:
         return None
     lines = [_line(turn) for turn in document]
     return None if None in lines else "\n".join(lines)
+
+
+def of_cell(row: Row, document: Any) -> Any:
+    """Return the document of a row; a cell of a table may hold a list of sentences or turns, as JSON or Python."""
+    if not isinstance(row, TableRow) or not isinstance(document, str) or not document.lstrip().startswith("["):
+        return document
+    try:
+        turns = parse_cell(document)
+    except ValueError:
+        return document
+    return document if as_text(turns) is None else turns
 
 
 def _line(turn: Any) -> str | None:

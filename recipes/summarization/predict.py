@@ -37,7 +37,7 @@ from common.inference.generation import Generator, SearchArguments
 from common.inference.predictor import InputRows, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
-from .articles import as_text, units
+from .articles import as_text, of_cell, units
 from .extractive import best_sentences, document_scores, encode_windows, sentence_logits
 from .scoring import extract
 
@@ -184,13 +184,13 @@ def check_row(row: Row, columns: Columns) -> Iterator[str]:
     for name in WRITTEN:
         if name in row:
             yield f'has "{name}" already, and predict would overwrite it; rename that column'
-    if as_text(columns.value(row, "document")) is None:
+    if as_text(of_cell(row, columns.value(row, "document"))) is None:
         yield columns.problem(row, "document", "a string or a list of turns")
 
 
 def with_summaries(rows: list[Row], model: Extractor | Writer, columns: Columns, n_best: int = 0) -> Iterator[Row]:
     """Yield the rows, each with its summary, and with the `n_best` summaries if `n_best` is above 0."""
-    documents = [as_text(columns.value(row, "document")) for row in rows]
+    documents = [as_text(of_cell(row, columns.value(row, "document"))) for row in rows]
     if isinstance(model, Extractor):
         yield from (row | summary for row, summary in zip(rows, model(documents), strict=True))
         return

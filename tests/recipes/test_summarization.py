@@ -19,10 +19,11 @@ from transformers import (
     PegasusConfig,
 )
 
+from common.data.files import read_file
 from common.errors import InputError
 from recipes.summarization import predict, train, train_abstractive
 from recipes.summarization.arguments import SummarizationDataArguments
-from recipes.summarization.articles import as_text, check_row, check_splits, flatten, units
+from recipes.summarization.articles import as_text, check_row, check_splits, flatten, of_cell, units
 from recipes.summarization.extractive import (
     cut,
     document_scores,
@@ -554,3 +555,15 @@ def test_rouge_keeps_the_marks_of_letters():
         rouge = Rouge(kind, [])
         assert rouge(["le cafe\u0301"], [["le café"]])[0, 0] == pytest.approx(100)
     assert "words:unicode" in Rouge("auto", ["e\u0301te\u0301 e\u0301toile"]).signature
+
+
+def test_a_cell_may_hold_a_list_of_turns(tmp_path):
+    turns = [{"speaker": "Ann", "text": "Hi."}, {"speaker": "Bo", "text": "Hello."}]
+    cells = [json.dumps(turns), str(turns), "[1] A note.", "[2]"]
+    rows = "".join(f'"{cell}",s\n' for cell in (cell.replace('"', '""') for cell in cells))
+    (tmp_path / "a.csv").write_text(f"document,summary\n{rows}", encoding="utf-8")
+    arguments = SummarizationDataArguments(train_file=str(tmp_path / "a.csv"))
+    texts = [row["document"] for _, row in arguments.read(arguments.train_file)]
+    assert texts == ["Ann: Hi.\nBo: Hello."] * 2 + cells[2:]
+    read = [row for _, row in read_file(tmp_path / "a.csv")]
+    assert [as_text(of_cell(row, row["document"])) for row in read] == texts
