@@ -358,6 +358,7 @@ def load_model(
             **changes,
         )
     weights.check_fit(model, info, args.model_name_or_path)
+    weights.zero_new_biases(model, info["missing_keys"])
     check_vocabulary(model, tokenizer, args.model_name_or_path)
     check_length(model, args.model_name_or_path, argument, max_length)
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}

@@ -1,6 +1,6 @@
 """Say why the weights of a checkpoint cannot be loaded, or do not fit its configuration, before training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,7 @@ def check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:
         info: `missing_keys` and `mismatched_keys` of `from_pretrained`.
         name: the checkpoint.
     """
-    transformer = transformer_of(model)
-    inside = {id(parameter) for parameter in transformer.parameters()}
-    body = {n for n, parameter in model.named_parameters() if id(parameter) in inside}
+    body = _names_of_body(model)
     for key, stored, expected in sorted(info.get("mismatched_keys", ())):
         if key in body:
             raise InputError(
@@ -97,3 +95,23 @@ def check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:
             f"{name}: the weights lack {len(missing)} parameters of the layers in config.json, such as {missing[0]}; "
             "copy both files from one checkpoint"
         )
+
+
+def zero_new_biases(model: nn.Module, missing: Iterable[str]) -> None:
+    """Set new biases of the head to 0. For some heads `from_pretrained` leaves them as uninitialised memory.
+
+    Args:
+        model: the loaded model.
+        missing: names of the parameters that the checkpoint lacks.
+    """
+    body = _names_of_body(model)
+    new = {name for name in missing if name.endswith("bias")} - body
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in new:
+            nn.init.zeros_(parameter)
+
+
+def _names_of_body(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of the Transformer in `model`, without its head."""
+    inside = {id(parameter) for parameter in transformer_of(model).parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}

@@ -6,13 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertModel, T5Config, T5Model
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LongformerConfig,
+    LongformerForMaskedLM,
+    T5Config,
+    T5Model,
+)
 
 from common.args import ModelArguments
 from common.errors import InputError
 from common.inference.predictor import load_saved
 from common.models.encoder_decoder import Seq2SeqModelArguments, load_encoder_decoder
 from common.models.load import load_model, resolve_model
+from common.models.weights import zero_new_biases
 from tests.layouts import save_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -87,6 +97,19 @@ def test_weights_under_other_names_are_refused(bert):
     save_file({f"module.{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(InputError, match="lack 32 parameters of the layers"):
         load(bert)
+
+
+def test_new_biases_of_a_head_are_zero_and_others_stay():
+    """Longformer without a language-model head had random memory in `lm_head.bias`: losses from 6 to 4e12."""
+    model = LongformerForMaskedLM(LongformerConfig(vocab_size=20, attention_window=[4, 4], pad_token_id=1, **SIZES))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    inside = "longformer.encoder.layer.0.output.dense.bias"
+    zero_new_biases(model, ["lm_head.bias", "lm_head.decoder.bias", "lm_head.dense.weight", inside])
+    assert not model.lm_head.bias.any()
+    assert not model.lm_head.decoder.bias.any()
+    others = ["lm_head.dense.weight", "lm_head.dense.bias", inside]
+    assert all(bool((model.get_parameter(name) == 7).all()) for name in others)
 
 
 def test_an_encoder_decoder_without_its_layers_is_refused(tmp_path):
