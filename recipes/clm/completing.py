@@ -23,6 +23,7 @@ class Completer:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_length: int):
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.most_new = max(1, max_length // 2)  # the other half is for the prompt
         self.start = beginning(tokenizer)
 
     @torch.inference_mode()
@@ -35,12 +36,13 @@ class Completer:
             prompts: texts to complete, or the messages of dialogues to answer. The model reads only the end of a prompt
                 that is too long. It does not read the last space of a text, because most tokenizers join a space with
                 the word after it.
-            new_tokens: maximum number of tokens in a completion.
+            new_tokens: maximum number of tokens in a completion; at most half of the tokens that the model takes.
             temperature: 0 decodes greedily; above 0 samples with the global random state.
             top_p: sample from the most probable tokens that sum to this probability.
             rows: prompts in a batch.
         """
-        room = max(1, self.max_length - new_tokens)
+        new_tokens = min(new_tokens, self.most_new)
+        room = self.max_length - new_tokens
         set_template(self.tokenizer)
         encoder = DialogueEncoder(self.tokenizer)
         encoded = [
@@ -54,7 +56,7 @@ class Completer:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         config = GenerationConfig(
-            max_new_tokens=min(new_tokens, self.max_length - 1),
+            max_new_tokens=new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             **({"do_sample": False} | sampling),

@@ -111,6 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         tell(f"{args.input}: has a column completion, which is kept; the predictions are in {column}")
     set_seed(args.seed)
     model = Completion(args.model, args.batch_tokens, args.speed, allow_special_tokens=args.allow_special_tokens)
+    most = model.complete.most_new
+    if args.max_new_tokens > most:
+        tell(f"--max_new_tokens {args.max_new_tokens}: at most {most} are generated, half of what the model takes")
     return predict_file(args, lambda some: with_completions(some, model, args, column), rows)
 
 

@@ -250,6 +250,8 @@ def test_completions_do_not_depend_on_their_batch(decoder):
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     model = AutoModelForCausalLM.from_pretrained(decoder)
     completer = Completer(model, tokenizer, 128)
+    short = Completer(model, tokenizer, 16)
+    assert short(["Return the"], 16) == short(["Return the"], 8)  # the prompt keeps its half
     prompts = ["The", *[" ".join(text.split()[:n]) for n, text in enumerate(TEXTS[:12], 1)], "", "long " * 300]
     together = completer(prompts, 12)
     assert together == [completer([prompt], 12)[0] for prompt in prompts]
