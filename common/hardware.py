@@ -37,6 +37,14 @@ def described(run: dict[str, Any]) -> str:
     return ", ".join([*run.get("gpus", [f"{run['cpu']}, {run['cores']} core{plural}"]), run["precision"]])
 
 
+def accelerator() -> torch.device:
+    """Return the GPU or other accelerator of this machine, or the CPU.
+
+    A build of torch for CUDA names its accelerator on a machine without a GPU too; only an available one counts.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def native_bf16(cpu: bool) -> bool:
     """Return whether the hardware computes bfloat16 products: CPU with AVX512_BF16 or AMX, GPU since Ampere."""
     if cpu or not torch.cuda.is_available():

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.data.language_codes import encode_sources
 from common.errors import InputError
-from common.hardware import native_bf16
+from common.hardware import accelerator, native_bf16
 from common.inference.predictor import PredictArguments, load_saved, token_batches
 from common.inference.search import shrinking_search
 from common.models.decoding import decoded, forced_ids, generating, padded
@@ -71,7 +71,7 @@ class Generator:
         path = resolve_model(model)
         self.prefix = prefix
         self.tokenizer = load_seq2seq_tokenizer(model, allow_special_tokens=allow_special_tokens)
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = accelerator()
         self.model: PreTrainedModel = load_saved(AutoModelForSeq2SeqLM, path).eval().to(self.device)
         self.max_length = load_config(path).max_source_length
         search = self.model.generation_config

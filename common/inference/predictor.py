@@ -18,7 +18,7 @@ from common.data.files import FileReader, check_output, fresh_file, read_file, t
 from common.data.source import Row
 from common.data.tables import MissingColumn
 from common.errors import InputError, Problems, check_file_exists, quiet, tell
-from common.hardware import native_bf16, reraise_out_of_memory
+from common.hardware import accelerator, native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.models.sizes import positions_of
@@ -160,7 +160,7 @@ class Predictor:
             InputError: the model has another head.
         """
         path = resolve_model(model)
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = accelerator()
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path, allow_special_tokens)
         self.config: PretrainedConfig = load_config(path)
         if not any(name.endswith(head) for name in self.config.architectures or []):

@@ -4,8 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.hardware import accelerator
 from tests.conftest import run
+
+
+def test_a_build_for_gpus_uses_the_cpu_of_a_machine_without_one(monkeypatch):
+    """`pip install torch` on Linux takes a build for CUDA, which names "cuda" as its accelerator without a GPU too."""
+    named = torch.device("cuda")
+    monkeypatch.setattr(
+        "torch.accelerator.current_accelerator", lambda check_available=False: None if check_available else named
+    )
+    assert accelerator() == torch.device("cpu")
+
 
 MANY_SHAPES = """
 import torch
