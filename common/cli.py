@@ -48,6 +48,10 @@ def command_line(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped: interrupted by SIGINT outside training; run the command again", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # such as make ner | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+        print("stopped: the program that reads the output has ended; write the output to a file", file=sys.stderr)
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -114,7 +114,7 @@ def signals_launcher(files: dict[str, str], folder: Path) -> Iterator[Outcome]:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         seconds = time.monotonic() - start
-        whole = "is whole; resume" in log.read_text() and checkpoints.problem(last_checkpoint(out)) is None
+        whole = "is complete; resume" in log.read_text() and checkpoints.problem(last_checkpoint(out)) is None
         yield whole and seconds < 10, seconds
         shutil.rmtree(out)
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,7 @@ def load_splits(
     if prepare is not None:
         sources = prepare({split: rows for split, rows in sources.items() if split in SPLITS})
     problems = Problems(args.skip_bad_rows)
+    arguments = {getattr(args, f.name): f.name for f in fields(args) if f.name.endswith("_column_name")}
     splits: dict[str, list[Entry]] = {}
     places: dict[str, str] = {}
     for split in SPLITS:
@@ -158,7 +159,7 @@ def load_splits(
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Source(Path(place)).ending in TEXT_CELLS else ()
             found = checked(
-                sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert
+                sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert, arguments
             )
             name, rows = _without_unlabeled(split, place, list(found), gold)
             splits[name], places[name] = rows, place
@@ -173,6 +174,8 @@ def load_splits(
     for name, rows in splits.items():
         limit = limits[name]
         drawn = rows if limit is None else [rows[i] for i in sample(_classes(rows, gold), limit)]
+        if len(drawn) < len(rows):
+            tell(f"{name}: {len(drawn):,} of {len(rows):,} rows are used, drawn at random")
         kept = accepted(drawn, problems)
         if args.skip_bad_rows and drawn and not kept:
             problems.add(places[name], "each row has a problem")
@@ -192,6 +195,7 @@ def checked(
     gold: Gold | None = None,
     unique_ids: bool = False,
     convert: Callable[[Row], Row] | None = None,
+    arguments: Mapping[str, str] | None = None,
 ) -> Iterator[Entry]:
     """Yield each row with the recipe's columns and `id`, or what is wrong with the row.
 
@@ -205,6 +209,7 @@ def checked(
         gold: see `load_splits`.
         unique_ids: see `load_splits`.
         convert: see `load_splits`.
+        arguments: the user's name of a column -> the argument that sets it, for messages.
     """
     places: dict[str, str] = {}
     for number, (where, item) in enumerate(source, 1):
@@ -213,7 +218,7 @@ def checked(
             continue
         missing = [theirs for ours, theirs in columns.items() if theirs not in item]
         if missing and not (gold and {columns.get(name) for name in gold.columns}.issuperset(missing)):
-            problem = missing_columns(item, missing)
+            problem = missing_columns(item, missing, arguments)
             yield Rejected(problem.place(item, where), [problem])
             continue
         row: Row = {ours: item.get(theirs) for ours, theirs in (columns | (optional or {})).items()}
@@ -228,18 +233,26 @@ def checked(
         if messages:
             yield Rejected(where, messages)
         elif lacking:
-            yield _unlabeled(where, item, row, lacking, columns, missing)
+            yield _unlabeled(where, item, row, lacking, columns, missing, arguments)
         else:
             yield convert(row) if convert else row
 
 
-def _unlabeled(where: str, item: Row, row: Row, gold: Gold, columns: dict[str, str], missing: list[str]) -> Unlabeled:
+def _unlabeled(
+    where: str,
+    item: Row,
+    row: Row,
+    gold: Gold,
+    columns: dict[str, str],
+    missing: list[str],
+    arguments: Mapping[str, str] | None,
+) -> Unlabeled:
     """Return a row without a gold value; a column that a table lacks is a problem of its header."""
     remedy = "add it, remove the row, or pass --drop_unlabeled true"
     if not missing:
         values = ", ".join(f"{columns[name]} is {brief(row[name])}" for name in gold.columns)
         return Unlabeled(where, row, f"no {gold.name}{values and f': {values}'}; {remedy}")
-    problem = missing_columns(item, missing)
+    problem = missing_columns(item, missing, arguments)
     place = problem.place(item, where)
     return Unlabeled(place, row, problem if place != where else type(problem)(f"{problem}; {remedy}"))
 

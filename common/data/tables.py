@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -66,15 +66,17 @@ class MissingColumn(SameProblem):
         return row.table.where if isinstance(row, TableRow) else where
 
 
-def missing_columns(row: Row, names: Sequence[str]) -> MissingColumn:
-    """Return the problem that `row` lacks the columns `names`."""
+def missing_columns(row: Row, names: Sequence[str], arguments: Mapping[str, str] | None = None) -> MissingColumn:
+    """Return the problem that `row` lacks the columns `names`; `arguments` has the argument that sets each name."""
     unusable = row.table.unusable if isinstance(row, TableRow) else {}
     for name in names:
         if name in unusable:
             return MissingColumn(f"{unusable[name]}: {name}")
     here = f"columns here: {', '.join(map(str, row)) or 'none'}"
     hint = header_hint(row, names)
-    renaming = "" if "likely" in hint else "; name yours with the arguments that end in _column_name"
+    known = [f"--{arguments[name]}" for name in names if name in arguments] if arguments else []
+    setting = " and ".join(known) if len(known) == len(names) else "the arguments that end in _column_name"
+    renaming = "" if "likely" in hint else f"; name yours with {setting}"
     return MissingColumn(f"no column {' nor '.join(names)}; {here}{renaming}{hint}")
 
 
@@ -86,7 +88,7 @@ def header_hint(row: Row, names: Sequence[str]) -> str:
     likely = likely_delimiter(table, names)
     if likely:
         return f"; {_delimiter_remedy(likely)}"
-    listed = ",".join(names) if len(names) == len(table.names) else f"with a name for each of {len(table.names)}"
+    listed = ",".join(names) if len(names) == len(table.names) else f"with {len(table.names)} names"
     header = f"if this line is a row, give --csv_header false --column_names {listed}, in the order of the columns"
     return f"; {f'{CONLL}; ' if _looks_like_conll(table.source) else ''}{header}"
 

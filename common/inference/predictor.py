@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import ModelOutput
 
 from common.args import FileArguments, SpeedArguments
-from common.data.files import FileReader, check_output, fresh_file, read_file, too_long
-from common.data.source import Row
+from common.data.files import TABLES, FileReader, check_output, fresh_file, read_file, too_long
+from common.data.source import COMPRESSED, Row
 from common.data.tables import MissingColumn
 from common.errors import InputError, Problems, check_file_exists, quiet, tell
 from common.hardware import accelerator, native_bf16, reraise_out_of_memory
@@ -51,6 +51,8 @@ class PredictArguments(SpeedArguments, FileArguments):
         self.check_input()
         if min(self.buffer_rows, self.batch_tokens) < 1:
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
+        if Path(self.output).suffix.lower() in {*TABLES, *COMPRESSED} - {".json", ".jsonl"}:
+            raise InputError(f"--output {self.output}: predict writes JSON Lines; choose a name that ends in .jsonl")
         check_output(self.output, self.overwrite)
 
     def check_input(self) -> None:
@@ -165,7 +167,10 @@ class Predictor:
         self.config: PretrainedConfig = load_config(path)
         if not any(name.endswith(head) for name in self.config.architectures or []):
             wanted = head if isinstance(head, str) else " or ".join(head)
-            raise InputError(f"--model {model}: has no head {wanted}; name a folder that train saved")
+            kind = ", ".join(self.config.architectures or []) or "a model without a head"
+            raise InputError(
+                f"--model {model}: is {kind}, not {wanted}; name a model of this recipe, or RECIPE= of the model"
+            )
         self.model: PreTrainedModel = load_saved(auto_class, path).eval().to(self.device)
         self.speed = apply(LoadedModel(self.model, self.tokenizer), SpeedArguments(speed))
         positions = min(self.tokenizer.model_max_length, positions_of(self.model) or 512)
@@ -259,5 +264,8 @@ def predict_file(
                 empty += not str(row.get("predicted", True)).strip()
             count += len(buffer)
             bar.update(len(buffer))
-    tell(f"{count} rows written to {args.output}" + (f", {empty} of them with an empty prediction" if empty else ""))
+    tell(
+        f"{count} row{'s' * (count != 1)} written to {args.output}"
+        + (f", {empty} of them with an empty prediction" if empty else "")
+    )
     return count

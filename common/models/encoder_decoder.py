@@ -334,7 +334,7 @@ def load_encoder_decoder(
     for side, length in (("source", source_length), ("target", target_length)):
         check_length(model, model.name_or_path, f"max_{side}_length", length, side)
     if untrained:
-        tell(f"new weights, which the pretrained model lacks: {untrained}")
+        tell(f"new weights, which training sets: {untrained}")
     return LoadedModel(model, tokenizer, frozenset(new), name, max(source_length, target_length), kernel)
 
 

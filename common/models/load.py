@@ -365,7 +365,7 @@ def load_model(
     if labels != known_labels:
         new |= _initialise_heads(model)
     if new:
-        tell(f"new weights, which the pretrained model lacks: {', '.join(sorted(new))}")
+        tell(f"new weights, which training sets: {', '.join(sorted(new))}")
     set_dropout(model, dropout, args.attention_dropout)
     # an adapter stores this name of its base: keep the given name, not a path on this machine
     model.name_or_path = args.model_name_or_path

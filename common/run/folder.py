@@ -294,9 +294,10 @@ class Run:
         if self.checkpoint and args.max_steps <= 0:
             trainer.check_steps(self.checkpoint)
         trainer.check_saving()
-        length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        count, unit = (args.max_steps, "step") if args.max_steps > 0 else (args.num_train_epochs, "epoch")
+        length = f"{count:g} {unit}{'s' * (count != 1)}"
         precision = self.record["hardware"]["precision"]
-        tell(f"training for {length} of {trainer.step_rows} rows a step, in {precision}, into {self.folder}")
+        tell(f"training for {length} with {trainer.step_rows} rows a step, in {precision}, into {self.folder}")
         with self.phase("train"):
             result = trainer.train(resume_from_checkpoint=self.checkpoint)
             self._trainer, Run.trained = trainer, self
@@ -389,7 +390,7 @@ class Run:
         names = {"MODEL": str(self.folder), "INPUT": _from_here(file) if file else "YOUR_FILE", "OUTPUT": output}
         arguments = (self._reading_arguments() if file else []) + self._predict_arguments
         names |= {"ARGS": shlex.join(arguments)} if arguments else {}
-        words = [f"{name}={shlex.quote(value)}" for name, value in names.items()]
+        words = [f"{name}={_quoted(value)}" for name, value in names.items()]
         return " ".join(["make predict", f"RECIPE={self.recipe}", *words])
 
     def predict_unlabeled(self, rows: Dataset | None) -> None:
@@ -515,6 +516,11 @@ def _command() -> list[str]:
     spec = sys.modules["__main__"].__spec__
     words = re.sub(r"(--hub[_-]token[\0=])[^\0]*", r"\1HIDDEN", "\0".join(sys.argv[1:])).split("\0")
     return [spec.name if spec else sys.argv[0], *filter(None, words)]
+
+
+def _quoted(value: str) -> str:
+    """Quote a word for the shell; in double quotes if it has single ones, which is easier to read."""
+    return f'"{value}"' if "'" in value and not set(value) & set('"$`\\!') else shlex.quote(value)
 
 
 def _sha256_of_rows(data: Dataset) -> str:

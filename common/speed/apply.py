@@ -85,7 +85,7 @@ class Speed:
         if not self.applied:
             return "speed: plain transformers" + (f" ({self._reasons()})" if self.fell_back else "")
         rest = f"; not used: {self._reasons()}" if self.fell_back else ""
-        return f"speed: faster code, same results (--speed off: plain transformers): {', '.join(self.applied)}{rest}"
+        return f"speed: same results faster by {', '.join(self.applied)} (--speed off: without){rest}"
 
     def _reasons(self) -> str:
         return ", ".join(f"{name}: {reason}" for name, reason in self.fell_back.items())

@@ -178,6 +178,6 @@ class OrderlyStop(WholeCheckpoints):
             self.save_now()  # --save_strategy best saves only better models
             raise RunStopped(
                 f"{signal.Signals(asked).name} after step {self.state.global_step}; checkpoint-{self.state.global_step}"
-                f" is whole; {HOW_TO_RESUME}",
+                f" is complete; {HOW_TO_RESUME}",
                 code=128 + asked,
             )

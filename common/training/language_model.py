@@ -173,7 +173,7 @@ class LanguageTrainer(Trainer):
             if self.args.world_size == 1 and self.state.global_step > 0:
                 self.save_now()
             kept = (
-                f"{Path(self.last_whole).name} is whole; correct the texts, then {HOW_TO_RESUME}"
+                f"{Path(self.last_whole).name} is complete; correct the texts, then {HOW_TO_RESUME}"
                 if self.last_whole
                 else ""
             )

@@ -21,7 +21,7 @@ from common.cli import command_line, parse
 from common.data import Row
 from common.data.columns import Columns as SavedColumns
 from common.data.json_files import list_of_cell
-from common.data.tables import TableRow
+from common.data.tables import MissingColumn, TableRow
 from common.errors import tell
 from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
@@ -120,7 +120,9 @@ def check_row(row: Row) -> Iterator[str]:
         yield str(error)
         return
     if found is None or (tokens is not None and not isinstance(tokens, list)):
-        yield f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
+        yield MissingColumn(
+            f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
+        )
 
 
 def with_entities(

@@ -99,7 +99,11 @@ class SentimentDataArguments(LabeledDataArguments):
 
     def check_path(self, name: str, path: str) -> None:
         """Raise `InputError` unless `path` is a file, or a folder with folders of classes."""
-        if not Path(path).is_dir() or not any(inner.is_dir() for inner in Path(path).iterdir()):
+        if Path(path).is_dir() and not any(inner.is_dir() for inner in Path(path).iterdir()):
+            raise InputError(
+                f"--{name} {path}: has no folder for each class, such as {path}/good; name a file or add folders"
+            )
+        if not Path(path).is_dir():
             super().check_path(name, path)
 
     def files(self) -> dict[str, str]:

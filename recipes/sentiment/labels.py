@@ -135,7 +135,7 @@ class LabelReader:
             check_separators(Counter(of_row[0] for of_row in every), choice)
         several = not single if choice == "auto" else choice == "true"
         if single and (self.in_lists or self.hot) and choice == "auto":
-            tell("label: each row has exactly one label, and the model gives one; for several: --multi_label true")
+            tell("label: each row has one label; for a model that may give several: --multi_label true")
         for split, of_split in labels.items():
             of_split = [[self._named(label, split) for label in of_row] for of_row in of_split]
             values = of_split if several else [of_row[0] for of_row in of_split]

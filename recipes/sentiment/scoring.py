@@ -231,6 +231,7 @@ def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> Non
     rows += [[f"all ({a})", *(metrics[f"{split}_{a}_{k}"] for k in keys), total] for a in averages]
     if f"{split}_bag_of_words_macro_f1" in metrics:
         rows.append(["bag of words (macro)", "", "", metrics[f"{split}_bag_of_words_macro_f1"], total])
+    tell(f"\n{rows_named(split)} scores of classes")
     print_table(["class", "precision", "recall", "F1", "rows"], rows, last=len(rows) - len(names))
     absent = metrics[f"{split}_absent_classes"]
     if absent:

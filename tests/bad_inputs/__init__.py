@@ -49,10 +49,11 @@ def tried(found: Iterable[Variant], file: Path, run: Callable[[], Any], also: st
 
 
 def lines_of(content: bytes) -> list[str]:
-    """Return the lines of a file that are not blank; a byte order mark selects the encoding."""
+    """Return the lines of a file that are not blank; a byte order mark selects the encoding, and CR may end lines."""
     marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
-    return [line for line in content.decode(encoding).split("\n") if line.strip()]
+    text = content.decode(encoding)
+    return [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
 
 
 def as_bytes(rows: list[Any]) -> bytes:

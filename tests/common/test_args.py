@@ -1,5 +1,6 @@
 """Test arguments: precedence, names, types and help."""
 
+import subprocess
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from recipes.ner.predict import ARGUMENTS as PREDICT
 from recipes.ner.train import ARGUMENTS, NerDataArguments, NerTrainingArguments
 from recipes.sentiment.train import SentimentTrainingArguments
 from recipes.translation.predict import ARGUMENTS as TRANSLATION
+from tests.conftest import ROOT
 
 
 def parse(*argv: str) -> tuple:
@@ -266,3 +268,13 @@ def test_the_sample_is_read_when_no_data_is_named(tmp_path):
     assert DataArguments().files() == {}
     with pytest.raises(InputError, match="--validation_file and --test_file: no training rows; add --train_file"):
         OwnArguments(test_file=str(tmp_path / "train.json"))
+
+
+def test_a_reader_of_the_output_that_ends_stops_the_program_without_a_traceback():
+    text = "from common.cli import command_line; command_line(lambda: [print('x' * 99) for _ in range(99_999)])"
+    with subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=-1, stderr=-1, text=True) as child:
+        child.stdout.readline()
+        child.stdout.close()
+        said = child.stderr.read()
+    assert child.returncode == 141
+    assert said.splitlines() == ["stopped: the program that reads the output has ended; write the output to a file"]

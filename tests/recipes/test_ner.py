@@ -173,7 +173,7 @@ def test_predict_reads_plain_text_and_refuses_what_it_cannot_use(arguments, tiny
         predict.main(["--model", out, "--input", bad, "--output", str(tmp_path / "c.jsonl")])
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3", "4"]
     assert not (tmp_path / "c.jsonl").exists()
-    with pytest.raises(InputError, match="has no head ForTokenClassification"):
+    with pytest.raises(InputError, match="not ForTokenClassification; name a model of this recipe"):
         predict.main(["--model", tiny, "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "c.jsonl")])
     gold = write_jsonl(tmp_path / "gold.jsonl", [{"text": "Ann", "entities": [[0, 3, "PER"]]}, {"text": "b"}])
     predict.main(["--model", out, "--input", gold, "--output", str(tmp_path / "e.jsonl")])

@@ -420,7 +420,7 @@ def test_class_weights():
         ({"text": "x", "label": ["a"]}, "is of type list of type text, but the first row has type text"),
         ({"text": "x", "label": 3}, "is of type number, but the first row has type text"),
         ({"text": 7, "label": "a"}, "text is 7"),
-        ({"txt": "x", "label": "a"}, "no column text; columns here: txt, label"),
+        ({"txt": "x", "label": "a"}, "no column text; columns here: txt, label; name yours with --text_column_name"),
     ],
 )
 def test_bad_rows_name_file_and_line(start, rows, tmp_path, bad, message):

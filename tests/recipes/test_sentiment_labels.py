@@ -106,7 +106,7 @@ def test_columns_of_0_and_1(tmp_path, capsys):
     assert labels["train"][:3] == [["toxic", "threat"], ["insult", "threat"], []]
     one = [{"toxic": 1, "insult": 0, "threat": 0}, {"toxic": 0, "insult": 1, "threat": 0}]
     assert loaded(tmp_path, one, **columns)[2] is False
-    assert "each row has exactly one label" in capsys.readouterr().out
+    assert "each row has one label" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"a.jsonl:1: insult is 3; needed: 0 or 1"):
         loaded(tmp_path, [{"toxic": 1, "insult": 3, "threat": 0}], **columns)
     with pytest.raises(InputError, match="no column threat; columns here: text, toxic, insult"):
@@ -116,7 +116,7 @@ def test_columns_of_0_and_1(tmp_path, capsys):
 def test_one_label_a_row_in_lists_is_told(tmp_path, capsys):
     labels, _, several, _ = loaded(tmp_path, [["a"], ["b"]])
     assert (several, labels["train"][:2]) == (False, ["a", "b"])
-    assert "each row has exactly one label, and the model gives one" in capsys.readouterr().out
+    assert "each row has one label; for a model" in capsys.readouterr().out
     labels, _, several, _ = loaded(tmp_path, [["a"], ["b"]], multi_label="true")
     assert (several, labels["train"][:2]) == (True, [["a"], ["b"]])
     with pytest.raises(InputError, match=r"--multi_label false: a row has 2 labels \(a, b\)"):

@@ -210,6 +210,7 @@ def test_a_file_without_a_header_is_told_once_and_read_with_names(tmp_path):
     message = refusal(tmp_path / "a.csv", "I loved it,pos\nbad one,neg\n" * 10)
     assert message.count("\n") == 0
     assert ":1: no column text nor label; columns here: I loved it, pos" in message
+    assert "name yours with the arguments" in message  # `DataArguments` alone has none
     assert "--csv_header false --column_names text,label" in message
     rows = load(tmp_path / "a.csv", "good,pos\nbad,neg\n", csv_header=False, column_names=["text,label"])
     assert rows == [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]

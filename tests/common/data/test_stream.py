@@ -266,7 +266,9 @@ def test_a_bad_line_far_in_loses_nothing(folder, tiny, tmp_path, capsys):
     whole = mlm.main(words)
     words[words.index("--output_dir") + 1] = str(tmp_path / "out")
     file.write_bytes(bad)
-    with pytest.raises(InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is whole; correct the texts"):
+    with pytest.raises(
+        InputError, match=r"0\.txt:41: not UTF-8 text(.|\n)*checkpoint-\d+ is complete; correct the texts"
+    ):
         mlm.main(words)
     file.write_bytes(good)
     again = mlm.main([*words, "--resume_from_checkpoint", "true"])

@@ -100,6 +100,13 @@ def test_input_without_the_column_is_told_once(tmp_path, name, content, message)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.XLSX", "out.jsonl.gz"])
+def test_an_output_name_of_another_format_is_told(tmp_path, name):
+    (tmp_path / "texts.csv").write_text("text\na\n")
+    with pytest.raises(InputError, match=f"--output {name}: predict writes JSON Lines; choose a name that ends in"):
+        PredictArguments(model="m", input=str(tmp_path / "texts.csv"), output=name)
+
+
 def test_a_folder_or_a_missing_file_as_input_is_told(tmp_path):
     (tmp_path / "texts.csv").write_text("text\na\n")
     with pytest.raises(InputError, match=r"--input .*: is a folder, not a file; name a file in it: texts\.csv"):

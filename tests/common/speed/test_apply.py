@@ -254,8 +254,7 @@ def test_a_sequence_classifier_computes_first_tokens_in_its_last_layer():
     speed = apply(LoadedModel(model, None), SpeedArguments())
     assert speed.applied == ["padding_free", "last_layer_at_first_token", "dropout"]
     assert speed.line() == (
-        "speed: faster code, same results (--speed off: plain transformers): "
-        "padding_free, last_layer_at_first_token, dropout"
+        "speed: same results faster by padding_free, last_layer_at_first_token, dropout (--speed off: without)"
     )
     batch = collate_for("ner")(rows().to_list())
     batch.pop("labels")

@@ -422,7 +422,7 @@ def test_a_signal_to_the_launcher_publishes_a_checkpoint(files, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     assert time.monotonic() - start < 15
-    assert "is whole; resume with the same command" in log.read_text()
+    assert "is complete; resume with the same command" in log.read_text()
     assert checkpoints.problem(last_checkpoint(out)) is None
 
 
