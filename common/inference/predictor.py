@@ -22,6 +22,7 @@ from common.hardware import accelerator, native_bf16, reraise_out_of_memory
 from common.models.generation_settings import loadable_generation
 from common.models.load import LoadedModel, load_config, load_tokenizer, resolve_model
 from common.models.sizes import positions_of
+from common.models.structure import check_bf16
 from common.models.weights import loading
 from common.speed import apply
 from common.tuning.adapters import load_adapters
@@ -179,6 +180,7 @@ class Predictor:
         self.labels = self.model.config.id2label
         self.batch_tokens = batch_tokens
         self.bf16 = precision == "bf16" or (precision == "auto" and native_bf16(self.device.type == "cpu"))
+        check_bf16(self.config, self.bf16)
 
     def logits(self, columns: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield row numbers and logits in float32, as `outputs`."""

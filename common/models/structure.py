@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.pytorch_utils import Conv1D
@@ -50,6 +50,16 @@ class Layer:
     def output(self) -> str:
         """Return the last linear module, the end of the feed-forward part."""
         return self.linear[-1]
+
+
+#: model types whose code in transformers fails in bfloat16 at some length (BigBird: its block-sparse attention)
+NEEDS_FP32 = frozenset({"big_bird"})
+
+
+def check_bf16(config: PretrainedConfig, bf16: bool) -> None:
+    """Raise `InputError` if a model of this configuration cannot be computed in bfloat16, as `bf16` asks."""
+    if bf16 and config.model_type in NEEDS_FP32:
+        raise InputError(f"--precision: a {config.model_type} model fails in bf16 on long rows; give --precision fp32")
 
 
 def layer_names(model: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from common.args import TrainingArguments
 from common.errors import InputError, one_line
-from common.models.structure import transformer_of
+from common.models.structure import check_bf16, transformer_of
 from common.speed import apply
 from common.training.evaluation import Reducer, RowEvaluation
 from common.training.finite import FiniteCheck
@@ -82,6 +82,7 @@ class Trainer(
             kwargs.setdefault("processing_class", model.tokenizer)
         kwargs |= self.take_tasks(args, **kwargs)
         config = transformer_of(self.tuned.model).config
+        check_bf16(config, bool(args.bf16))
         drops = any(getattr(config, name, None) for name in LAYER_DROPS)
         if drops or is_gradual(self.tuned) or self.by_task:  # else a process waits for gradients that a step lacks
             args.ddp_find_unused_parameters = True

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForTokenClassification, PreTrainedModel
 
 from common.args import SpeedArguments
+from common.errors import InputError
 from common.models.load import LoadedModel
-from common.models.structure import watch
+from common.models.structure import check_bf16, watch
 from common.models.trial import trial
 from common.speed import apply, head, padding_free
 from tests.common.speed.models import NO_DROPOUT, SIZES, language_model
@@ -88,3 +89,9 @@ def test_a_head_whose_trial_fails_computes_the_next_batch_from_all_positions(kin
             logits = model(input_ids=ids, attention_mask=mask).logits
         logits = logits[0] if len(logits) == 1 else logits[labels != -100]
         assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_big_bird_is_refused_in_bf16_before_training():
+    with pytest.raises(InputError, match="a big_bird model fails in bf16 on long rows; give --precision fp32"):
+        check_bf16(big_bird().config, bf16=True)
+    check_bf16(big_bird().config, bf16=False)
