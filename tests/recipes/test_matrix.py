@@ -183,7 +183,7 @@ def test_matrix(recipe, name, tmp_path):
     if name in REFUSED[recipe]:
         with pytest.raises(InputError, match=REFUSED[recipe][name]):
             train(words)
-        assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
+        assert not (tmp_path / "out").exists()
         return
     assert train(words)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"]
