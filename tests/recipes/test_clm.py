@@ -314,7 +314,7 @@ def test_an_encoder_is_told(tiny, start):
         start({"train": TEXTS[:30]}, "--model_name_or_path", tiny)
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.soak)])
 def test_corrupted_files_are_refused_or_train_as_they_stand(decoder, tmp_path, capsys, every):
     good = DIALOGUES[:12]
     found = list(variants(good))

@@ -518,7 +518,8 @@ def test_segments_are_next_random_or_exchanged(objective):
     assert list(segments(texts, 40, objective)) == list(segments(texts, 40, objective))
 
 
-@pytest.mark.parametrize("objective", ["mlm+nsp", pytest.param("mlm+sop", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop"])
 def test_a_run_with_pairs_learns_both_and_fills_masks(start, tmp_path, tokenizer, objective, monkeypatch):
     monkeypatch.setattr("common.training.evaluation.EVALUATED_TOGETHER", 64)  # several parts
     few = PARAGRAPHS[:8]
@@ -676,7 +677,7 @@ def test_texts_that_are_too_short_are_counted(start, capsys):
     assert "train: dropped 1 of 31 texts with fewer than 3 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.soak)])
 def test_corrupted_files_are_refused_or_train_as_they_stand(tiny, tmp_path, capsys, every):
     good = [{"text": text} for text in TEXTS[:12]]
     found = list(variants(good))

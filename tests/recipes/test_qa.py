@@ -493,7 +493,7 @@ def test_a_carved_validation_split_shares_no_context(start, tmp_path):
     assert record["rows"].keys() == {"train", "validation"}
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.soak)])
 def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_path, capsys, every):
     good = rows["train"][:12]
     nested = json.dumps(as_nested(good), indent=1).encode()

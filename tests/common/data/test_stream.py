@@ -350,7 +350,9 @@ def files(tmp_path_factory):
             marks=pytest.mark.soak,
         ),
         {"streaming": True, "shuffle_buffer": 10, "batch_ramp_start": 2, "batch_ramp_steps": 9, "pack_as": "blocks"},
-        {"batch_ramp_start": 2, "batch_ramp_steps": 9, "gradient_accumulation_steps": 2},
+        pytest.param(
+            {"batch_ramp_start": 2, "batch_ramp_steps": 9, "gradient_accumulation_steps": 2}, marks=pytest.mark.soak
+        ),
     ],
     ids=["workers", "ramp-blocks", "ramp-in-memory"],
 )

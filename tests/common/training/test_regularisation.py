@@ -498,7 +498,7 @@ def files(tmp_path_factory) -> dict[str, str]:
     return make_files(tmp_path_factory.mktemp("files"))
 
 
-@pytest.mark.parametrize("name", ["freelb", "together", "r_drop", "swa"])
+@pytest.mark.parametrize("name", [pytest.param("freelb", marks=pytest.mark.soak), "together", "r_drop", "swa"])
 def test_two_processes_change_nothing(files, tmp_path, name):
     more = {"dropout": 0, "optim": "sgd", "learning_rate": 0.1} if name != "r_drop" else {"optim": "sgd"}
     if name == "r_drop":  # without dropout R-Drop compares equal outputs, and is plain training
@@ -511,7 +511,10 @@ def test_two_processes_change_nothing(files, tmp_path, name):
     assert farthest(one, two) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "more"), [("together", {}), ("freelb", {}), ("swa", {"lora_r": 4})])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("together", {}), ("freelb", {}), pytest.param("swa", {"lora_r": 4}, marks=pytest.mark.soak)],
+)
 def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
     settings = EACH[name] | more
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
