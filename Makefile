@@ -14,9 +14,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RECIPE ?= ner
 MODEL ?= outputs/$(RECIPE)
-# workers of pytest: three for two cores, because many tests wait for other processes; at most 4
-PYTEST := $(BIN)/python -m pytest -q --dist worksteal \
-	-n $(shell n=$$(nproc 2>/dev/null || echo 2); n=$$((n * 3 / 2)); echo $$((n > 4 ? 4 : n < 2 ? 2 : n)))
 
 # GPUS=n runs n processes on this machine; without it one process uses the hardware that it finds
 ifeq ($(GPUS),)
@@ -63,11 +60,11 @@ $(RECIPES): $(INSTALLED)
 	$(RUN) recipes.$(if $(findstring -,$@),$(subst -,.train_,$@),$@.train) $(ARGS)
 
 test: $(INSTALLED) ## run all tests
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; half an hour
 	$(BIN)/python -m tests.soak $(ARGS)
-	$(PYTEST) --soak
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --soak
 
 bench: $(INSTALLED) ## measure speed against the stock Trainer, an hour: RECIPE=ner, ARGS=--scaling (by size), ARGS=--busy (busy machine)
 	$(BIN)/python -m tests.benchmarks.bench $(if $(filter-out file,$(origin RECIPE)),$(RECIPE)) $(ARGS)

@@ -274,6 +274,7 @@ def test_from_nothing_by_default(tmp_path, capsys):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_layer == 1
 
 
+@pytest.mark.soak
 def test_two_processes_give_what_one_gives(start, decoder, tmp_path):
     texts = {"train": TEXTS[:60], "validation": TEXTS[60:97]}
     more = ["--optim", "sgd", "--learning_rate", "0.1", "--per_device_eval_batch_size", "3"]

@@ -429,6 +429,7 @@ def test_lengths_are_said_and_summaries_that_are_cut_teach_nothing(writing, tmp_
         train_abstractive.main([*writing, *more, "--max_target_length", "2", "--overwrite", "true"])
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_scores_of_one(picking, writing, tmp_path):
     sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--max_predict_samples", "9"]
     writing += ["--num_beams", "1"]

@@ -498,6 +498,7 @@ def test_another_budget_cannot_be_resumed_unless_the_step_is_the_same(arguments,
     train.main([*arguments, *more, "--max_tokens_per_batch", "256", "--gradient_accumulation_steps", "2"])
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
     sgd = ["--optim", "sgd", "--learning_rate", "0.1", "--logging_steps", "1", "--max_predict_samples", "19"]
     sgd += ["--num_beams", "1"]

@@ -87,6 +87,7 @@ def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, settings):
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "more",
     [
