@@ -349,7 +349,16 @@ def files(tmp_path_factory):
             {"streaming": True, "shuffle_buffer": 10, "dataloader_num_workers": 2, "masking": "whole_word"},
             marks=pytest.mark.soak,
         ),
-        {"streaming": True, "shuffle_buffer": 10, "batch_ramp_start": 2, "batch_ramp_steps": 9, "pack_as": "blocks"},
+        pytest.param(
+            {
+                "streaming": True,
+                "shuffle_buffer": 10,
+                "batch_ramp_start": 2,
+                "batch_ramp_steps": 9,
+                "pack_as": "blocks",
+            },
+            marks=pytest.mark.soak,
+        ),
         pytest.param(
             {"batch_ramp_start": 2, "batch_ramp_steps": 9, "gradient_accumulation_steps": 2}, marks=pytest.mark.soak
         ),

@@ -45,6 +45,7 @@ def written(folder: Path, settings: str) -> list[str]:
     return ["--settings", str(path), "--seeds", "1", "--folder", str(folder / "out")]
 
 
+@pytest.mark.soak
 def test_settings_are_compared_once_and_what_fails_is_told(words, tmp_path, capsys):
     compared = written(tmp_path, "plain:\ntogether: --lora_r 2 --l2_sp 0.1\n")
     command = ["ner", "--methods", "bias", *compared, *words]
