@@ -169,7 +169,7 @@ def encoding_problem(sample: bytes, line: bytes, encoding: str) -> str:
     if likely is None:
         return f"{problem}: a binary file, or damaged; give a text file, and its encoding by --encoding"
     if marked and likely == encoding:
-        return f"{problem}, which its byte order mark promises; write the file again, or give its --encoding"
+        return f"{problem}, although its byte order mark says so; write the file again, or give its --encoding"
     if likely.startswith("utf"):
         reason = "by its byte order mark" if marked else "by its zero bytes"
         return f"{problem}; likely {likely}, {reason}; give --encoding {likely}"

@@ -150,7 +150,7 @@ def read_csv(source: Source) -> Iterator[Located]:
     )
     given = source.args.column_names
     names: list[str] = []
-    table, kept = None, []
+    table, kept, remedy = None, [], ""
     for where, cells in (_quoted_records if quoted else _plain_records)(source):
         if isinstance(cells, str):
             yield where, cells
@@ -166,17 +166,10 @@ def read_csv(source: Source) -> Iterator[Located]:
             if first:
                 continue
         if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
-            likely = likely_delimiter(table)
-            if likely:
-                raise InputError(f"{where}: {_widths(cells, names, source)}; {_delimiter_remedy(likely)}")
-            if source.args.csv_header and _has_unnamed_first_column(source, quoted, len(names)):
-                raise InputError(
-                    f"{table.where}: each row has one cell more than the header; add the name of the first column to "
-                    "the header, such as id"
-                )
-            if _looks_like_conll(source):
-                raise InputError(f"{table.where}: {CONLL}")
-            yield where, f"{_widths(cells, names, source)}; {_row_remedy(source, quoted)}"
+            if not remedy:  # once: these look at the beginning of the file
+                _check_layout(f"{where}: {_widths(cells, names, source)}", table, source, quoted)
+                remedy = _row_remedy(source, quoted)
+            yield where, f"{_widths(cells, names, source)}; {remedy}"
         else:
             yield where, TableRow({names[i]: cells[i] for i in kept}, table)
 
@@ -184,6 +177,27 @@ def read_csv(source: Source) -> Iterator[Located]:
 def _widths(cells: list[str], names: list[str], source: Source) -> str:
     given = "the header has" if source.args.csv_header else "--column_names has"
     return f"{len(cells)} cells, but {given} {len(names)} columns"
+
+
+def _check_layout(problem: str, table: Table, source: Source, quoted: bool) -> None:
+    """Raise `InputError` if not only a row but the layout of the file is why rows do not have the cells of the header.
+
+    Args:
+        problem: place and problem of the first such row.
+        table: the columns of the file.
+        source: the file.
+        quoted: whether quotation marks enclose cells.
+    """
+    likely = likely_delimiter(table)
+    if likely:
+        raise InputError(f"{problem}; {_delimiter_remedy(likely)}")
+    if source.args.csv_header and _has_unnamed_first_column(source, quoted, len(table.names)):
+        raise InputError(
+            f"{table.where}: each row has one cell more than the header; add the name of the first column to the "
+            "header, such as id"
+        )
+    if _looks_like_conll(source):
+        raise InputError(f"{table.where}: {CONLL}")
 
 
 def _has_unnamed_first_column(source: Source, quoted: bool, columns: int) -> bool:

@@ -1,6 +1,5 @@
 """Read the labels of rows: one label, lists, cells with several labels, and columns of 0 and 1."""
 
-import ast
 import math
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from common.data import load_splits
-from common.data.json_files import parse_json
+from common.data.json_files import parse_cell
 from common.data.labels import check_number, label_counts, warn_of_alike, warn_of_few, warn_of_unseen
 from common.data.rows import UNLABELED, Gold
 from common.data.source import Located, Row
@@ -286,19 +285,13 @@ def written_list(cell: str) -> Any:
     text = cell.strip()
     if text[:1] + text[-1:] not in ("[]", "{}", "()"):
         return cell
-    quoted = re.findall(r"'[^']*'|\"[^\"]*\"", text)
-    if quoted and re.fullmatch(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s+(?:'[^']*'|\"[^\"]*\"))+\s*\]", text):
-        return [part[1:-1] for part in quoted]  # numpy writes no commas; Python would join the texts
-    if re.fullmatch(r"\[\s*\d+\.?(?:\s+\d+\.?)+\s*\]", text):
-        return [int(part.rstrip(".")) for part in text[1:-1].split()]
-    for parse in (parse_json, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, list | tuple | set):
-            return sorted(value, key=str) if isinstance(value, set) else list(value)
-    return cell
+    try:
+        value = parse_cell(text)
+    except ValueError:
+        return cell
+    if isinstance(value, set):
+        return sorted(value, key=str)
+    return list(value) if isinstance(value, list | tuple) else cell
 
 
 def _is_hot(labels: list[str]) -> bool:

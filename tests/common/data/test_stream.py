@@ -213,7 +213,7 @@ def test_a_shard_that_vanishes_or_is_cut_off_is_told(folder, stream):
     [
         ("1.txt", b"", "1.txt: contains no rows"),
         ("1.txt", bytes(range(256)) * 9, "1.txt:1: contains zero bytes"),
-        ("1.txt", b"\xff\xfe bad\n", "1.txt: not UTF-16 text, which its byte order mark promises"),
+        ("1.txt", b"\xff\xfe bad\n", "1.txt: not UTF-16 text, although its byte order mark says so"),
         ("1.jsonl", b'{"txt": "a"}\n', "1.jsonl:1: no column text; columns here: txt"),
         ("1.parquet", b"PAR1 and no more", "1.parquet: not a Parquet file"),
         ("1.json", b"[]", "1.json: a .json file cannot be streamed; convert it to .jsonl"),
