@@ -24,47 +24,36 @@ table starts with the score at each value, drawn in `ARGUMENT.png`; the rest sho
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from matplotlib.figure import Figure
 
-from common.cli import command_line, training_module
-from common.errors import InputError, RunStopped, one_line, tell, warn
-from common.hardware import cores, described
+from common.cli import command_line
+from common.errors import InputError, one_line, tell, warn
+from common.hardware import described
 from common.run.fingerprint import NAMES, differences
+from common.tools.runner import (
+    OWN,
+    PREFIXES,
+    Child,
+    check_arguments,
+    check_seeds,
+    in_turn,
+    keep,
+    remove_weights,
+    score_of,
+    start,
+)
 
-#: arguments that a comparison sets
-OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
 #: number of evaluations under `--steps`
 EVALUATIONS = 10
-#: prefixes of the name of a score; the first that exists is shown
-PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
-#: parses the arguments of all runs, because a mistake in the last run must stop the first; prints their fingerprints
-CHECK = """
-import importlib, json, sys
-from common.cli import command_line, parse
-from common.run.fingerprint import fingerprint
-arguments = importlib.import_module(sys.argv[1]).ARGUMENTS
-found = lambda: [fingerprint(parse(arguments, words)) for words in json.load(sys.stdin)]
-command_line(lambda: print(json.dumps(found()), flush=True))
-"""
 
 
 def read_settings(path: str) -> dict[str, list[str]]:
@@ -128,152 +117,6 @@ def along(over: list[str], steps: list[int]) -> dict[str, tuple[list[str], list[
         point = [f"--{argument}", value] if over and value != "all" else []
         words[value] = budget if number else [], point
     return words
-
-
-def check_arguments(recipe: str, all_words: list[list[str]]) -> list[dict[str, Any]]:
-    """Return the fingerprint of each run by its arguments. Raises `InputError` if the recipe rejects any of them."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, training_module(recipe)],
-        input=json.dumps(all_words),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise InputError(done.stderr.strip().removeprefix("error: ") or done.stdout.strip())
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-# A run
-
-
-def launcher(gpus: int | None) -> list[str]:
-    """Return the command that runs a module in `gpus` processes, as the Makefile does; None: in one process."""
-    if gpus is None:
-        return [sys.executable, "-m"]
-    several = ["--multi_gpu"] if gpus > 1 else []
-    return [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(gpus), "-m"]
-
-
-@dataclass
-class Child:
-    """A running process that trains one run."""
-
-    process: subprocess.Popen
-    folder: Path
-    log: Path
-    went_on: bool
-
-    def outcome(self) -> dict[str, Any]:
-        """Return the measurements of an ended run, or `error`."""
-        if self.process.returncode == 0:
-            return measured(self.folder) | (
-                {"train_seconds": None} if self.went_on else {}
-            )  # only the seconds since the resume are known
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        messages = [line for line in lines if line.startswith(("error: ", "stopped: "))] or lines
-        messages = messages or [f"exit status {self.process.returncode}"]
-        return {"error": messages[-1].removeprefix("error: ").removeprefix("stopped: ")}
-
-
-def share(at_once: int, slot: int) -> dict[str, str]:
-    """Return the environment variables that limit the run in `slot` of `at_once` to its share of cores and GPUs.
-
-    A number of threads that the user chose stays.
-    """
-    if at_once == 1:
-        return {}
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
-    gpu = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
-    return threads | gpu
-
-
-def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once: int, slot: int) -> Child:
-    """Start a run, or resume a stopped one, in a new process on its share of the machine."""
-    went_on = any(folder.glob("checkpoint-*"))
-    again = ["--resume_from_checkpoint", "true"] if went_on else ["--overwrite"]
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder.with_suffix(".log")
-    command = [*launcher(gpus), training_module(recipe), *words, "--output_dir", str(folder), *again]
-    environment = os.environ | share(at_once, slot)
-    with open(log, "a", encoding="utf-8") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    return Child(child, folder, log, went_on)
-
-
-def in_turn(jobs: Mapping[Any, Callable[[int], Child]], at_once: int) -> Iterator[tuple[Any, Child]]:
-    """Start the jobs, `at_once` at a time, and yield each run that ends.
-
-    Ctrl-C and SIGTERM are passed on: the running processes save a checkpoint, and `RunStopped` is raised.
-
-    Args:
-        jobs: key -> function that starts a run in the slot that it gets.
-        at_once: number of slots.
-    """
-    waiting, stopped = dict(jobs), []
-    running: dict[Any, Child] = {}
-    slots: dict[Any, int] = {}
-
-    def hand_on(number: int, frame: Any = None) -> None:
-        stopped.append(number)
-        for child in running.values():
-            with suppress(ProcessLookupError):
-                os.killpg(child.process.pid, number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while running or (waiting and not stopped):
-            while waiting and len(running) < at_once and not stopped:
-                key = next(iter(waiting))
-                slots[key] = next(slot for slot in range(at_once) if slot not in slots.values())
-                running[key] = waiting.pop(key)(slots[key])
-            for key in [key for key, child in running.items() if child.process.poll() is not None]:
-                child = running.pop(key)
-                del slots[key]
-                if child.process.returncode == 0 or not stopped:
-                    yield key, child
-            time.sleep(0.05)
-    finally:
-        if running:  # the caller has failed
-            hand_on(signal.SIGTERM)
-            for child in running.values():
-                child.process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopped:
-        raise RunStopped(
-            f"{signal.Signals(stopped[0]).name}; run the same command again to resume", code=128 + stopped[0]
-        )
-
-
-def measured(folder: Path) -> dict[str, Any]:
-    """Read the record of a finished run: scores, seconds and memory of the training, and sizes."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    trained = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-    phase = record["phases"]["train"]
-    adapter = folder / "adapter"
-    saved = sum(path.stat().st_size for path in (adapter if adapter.is_dir() else folder).glob("*.safetensors"))
-    name = (record["arguments"]["metric_for_best_model"] or "loss").removeprefix("eval_")
-    return {
-        "metric": name,
-        "greater_is_better": record["arguments"]["greater_is_better"],
-        "scores": {k: v for k, v in record["scores"].items() if isinstance(v, (int, float))},
-        "trainable_parameters": trained["trainable_parameters"],
-        "train_seconds": phase["seconds"],
-        "peak_memory_mib": phase.get("peak_gpu_memory_mib", phase["peak_memory_mib"]),
-        "saved_bytes": saved,
-        **{key: record[key] for key in ("code", "rows", "hardware", "finished", "git_commit")},
-    }
-
-
-def score_of(record: dict[str, Any], name: str | None = None) -> tuple[str, float]:
-    """Return name and value of score `name` (None: of the score that picks checkpoints), on test rows if possible."""
-    scores, name = record["scores"], name or record["metric"]
-    for prefix in PREFIXES:
-        if prefix + name in scores:
-            return prefix + name, scores[prefix + name]
-    raise InputError(f"--score {name}: the recipe has no such score; choose one of {', '.join(sorted(scores))}")
 
 
 # Results
@@ -459,16 +302,6 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     return parser.parse_known_args(argv)
 
 
-def check_seeds(seeds: list[str]) -> None:
-    """Raise `InputError` if a seed is no integer or is repeated: runs of one seed are equal and have no spread."""
-    for seed in seeds:
-        if not seed.isdecimal():
-            raise InputError(f"--seeds {seed}: must be an integer of at least 0")
-    repeated = [number for number, count in Counter(map(int, seeds)).items() if count > 1]
-    if repeated:
-        raise InputError(f"--seeds: {repeated[0]} is repeated, and its runs would be equal; name each seed once")
-
-
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Run a comparison, and return the rows of its table."""
     options, common = read_options(argv)
@@ -505,10 +338,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         words = [*asked[name, value], "--seed", seed]
         return start(options.recipe, words, output_of(name, value, seed), options.gpus, options.at_once, slot)
 
-    def keep(records: list[dict[str, Any]]) -> None:
-        new = results.with_suffix(".new")  # a kill must not leave half a file
-        new.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
-        new.replace(results)
+    def save(records: list[dict[str, Any]]) -> None:
+        keep(results, "".join(json.dumps(one) + "\n" for one in records))
 
     def report(which: tuple[str, str, str], record: dict[str, Any]) -> None:
         name, value, seed = which
@@ -528,22 +359,21 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for which in runs:
             shutil.rmtree(output_of(*which), ignore_errors=True)
         if results.exists():
-            keep(known)
+            save(known)
     records: dict[tuple[str, str, str], dict[str, Any]] = {
         which: record for which in runs if (record := finished(which)) is not None
     }
     warn_of_changes([differences(r.get("made_with", {}), now[which[:2]]) for which, r in records.items()])
     for which, record in list(records.items()):
         report(which, record)
-    jobs = {which: partial(begin, *which) for which in runs if which not in records}
+    jobs = iter([(which, partial(begin, *which)) for which in runs if which not in records])
     for which, child in in_turn(jobs, options.at_once):
         record = about(*which) | {"made_with": now[which[:2]]} | child.outcome()
         record |= {"at_once": options.at_once} if options.at_once > 1 else {}
         known.append(record)
-        keep(known)
+        save(known)
         if "error" not in record:  # a failed run keeps its checkpoints for the next call
-            for path in [*child.folder.rglob("*.safetensors"), *child.folder.glob("checkpoint-*")]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove_weights(child.folder)
         records[which] = record
         report(which, record)
 

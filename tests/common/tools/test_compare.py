@@ -1,18 +1,12 @@
 """Test `make compare`: configurations side by side, run once, in a table and a picture; errors before any run."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.cli import parse
-from common.errors import InputError, RunStopped
-from common.hardware import cores
+from common.errors import InputError
 from common.tools import compare
 from recipes.ner import train
 
@@ -112,28 +106,6 @@ def test_a_method_by_number_of_rows_two_runs_at_once(no_epochs, tmp_path, capsys
     assert all(one["finished"] > other["finished"] for one, other in zip(again, records, strict=True))
 
 
-def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
-    text = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print(1, flush=True)"
-
-    def begin(seconds: float, slot: int) -> compare.Child:
-        command = [sys.executable, "-c", f"{text}; time.sleep({seconds})"]
-        child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
-        child.stdout.readline()  # the child is ready for the signal
-        begun.append(child)
-        return compare.Child(child, tmp_path, tmp_path / "log", False)
-
-    begun: list[subprocess.Popen] = []
-    before = signal.getsignal(signal.SIGTERM)
-    jobs = {name: partial(begin, seconds) for name, seconds in (("short", 0), ("long", 60), ("later", 60), ("no", 0))}
-    ending = compare.in_turn(jobs, 2)
-    assert next(ending)[0] == "short"
-    os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(RunStopped, match="SIGTERM; run the same command again to resume"):
-        next(ending)
-    assert [child.poll() for child in begun] == [0, 143]
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 def over_table(metric: str, greater: bool) -> list[str]:
     full, lora = ([{"name": name, "seeds": ["1"], "score": "eval_f1", "standard_deviation": None, "mean": mean}
                    for mean in means] for name, means in (("full", (0.5, 0.7)), ("lora", (0.6, 0.4))))  # fmt: skip
@@ -189,23 +161,6 @@ def test_a_run_that_failed_keeps_its_checkpoints_and_goes_on_from_them(no_epochs
     assert "checkpoint-1" in log.read_text()  # the second run resumed from it
 
 
-def test_runs_at_once_share_cores_and_gpus(monkeypatch):
-    assert compare.share(1, 0) == {}
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    shares = [compare.share(3, slot) for slot in range(3)]
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
-    assert {share["OMP_NUM_THREADS"] for share in shares} == {str(max(1, cores() // 3))}
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert "OMP_NUM_THREADS" not in compare.share(3, 0)
-
-
-def test_processes_are_launched_as_by_the_makefile():
-    assert compare.launcher(None)[1:] == ["-m"]
-    assert compare.launcher(1)[2:] == ["accelerate.commands.launch", "--num_processes", "1", "-m"]
-    assert compare.launcher(4)[2:] == ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "4", "-m"]
-
-
 @pytest.mark.soak
 def test_the_file_of_regularisers_is_of_arguments_that_go_together():
     asked = compare.configurations([], "common/tools/regularisers.yaml", [])
@@ -237,5 +192,3 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
 def test_what_cannot_be_compared_is_told(arguments, message):
     with pytest.raises(InputError, match=message):
         compare.main(["ner", *arguments])
-    with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
-        compare.check_arguments("nothing", [[]])

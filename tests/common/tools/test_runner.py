@@ -1,0 +1,75 @@
+"""Test the runner of compare and transfer: processes in turn, their share of the machine, and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from common.errors import InputError, RunStopped
+from common.hardware import cores
+from common.tools import runner
+
+
+def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
+    text = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print(1, flush=True)"
+
+    def begin(seconds: float, slot: int) -> runner.Child:
+        command = [sys.executable, "-c", f"{text}; time.sleep({seconds})"]
+        child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+        child.stdout.readline()  # the child is ready for the signal
+        begun.append(child)
+        return runner.Child(child, tmp_path, tmp_path / "log", False)
+
+    begun: list[subprocess.Popen] = []
+    before = signal.getsignal(signal.SIGTERM)
+    seconds = {"short": 0, "long": 60, "later": 60, "no": 0}
+    jobs = iter([(name, partial(begin, number)) for name, number in seconds.items()])
+    ending = runner.in_turn(jobs, 2)
+    assert next(ending)[0] == "short"
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(RunStopped, match="SIGTERM; run the same command again to resume"):
+        next(ending)
+    assert [child.poll() for child in begun] == [0, 143]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_job_that_must_wait_is_asked_for_again(tmp_path):
+    def begin(slot: int) -> runner.Child:
+        return runner.Child(subprocess.Popen([sys.executable, "-c", ""]), tmp_path, tmp_path / "log", False)
+
+    ended: list[str] = []
+
+    def jobs():
+        yield "first", begin
+        while not ended:
+            yield None
+        yield "second", begin
+
+    for key, _ in runner.in_turn(jobs(), 2):
+        ended.append(key)
+    assert ended == ["first", "second"]
+
+
+def test_runs_at_once_share_cores_and_gpus(monkeypatch):
+    assert runner.share(1, 0) == {}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    shares = [runner.share(3, slot) for slot in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
+    assert {share["OMP_NUM_THREADS"] for share in shares} == {str(max(1, cores() // 3))}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "OMP_NUM_THREADS" not in runner.share(3, 0)
+
+
+def test_processes_are_launched_as_by_the_makefile():
+    assert runner.launcher(None)[1:] == ["-m"]
+    assert runner.launcher(1)[2:] == ["accelerate.commands.launch", "--num_processes", "1", "-m"]
+    assert runner.launcher(4)[2:] == ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "4", "-m"]
+
+
+def test_a_recipe_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
+        runner.check_arguments("nothing", [[]])
