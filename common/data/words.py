@@ -1,4 +1,4 @@
-"""Cut texts of any script into words. All scores and baselines that count words use this module."""
+"""Cut texts of any script into words. All scores and baselines that count words, and all word tags, use this module."""
 
 import unicodedata
 
@@ -40,3 +40,21 @@ def without_spaces(text: str) -> bool:
     """Return whether most letters of a text are of scripts without spaces between words."""
     found = letters(text)
     return 2 * sum(_ONE_UNSPACED.match(letter) is not None for letter in found) > len(found)
+
+
+#: a run of letters, digits and underscores
+_PART = rf"(?:(?![{NO_SPACES}])[\p{{L}}\p{{M}}\p{{N}}_])+"
+_TAGGED_WORD = regex.compile(
+    rf"""https?://\S+ | www\.\S+                        # addresses
+    | [@\#]{_PART}                                      # user names and hashtags
+    | (?:\p{{L}}\.){{2,}}                               # U.S.
+    | ['’](?:s|re|ve|ll|d|m)\b                          # clitics are separate words
+    | {_PART}(?:(?:[-.&,:]|['’](?!(?:s|re|ve|ll|d|m)\b)){_PART})*   # O'Neill, AT&T, well-known, 1,000.5
+    | \S\p{{M}}*""",
+    regex.VERBOSE | regex.IGNORECASE,
+)
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Return the character span of each word. Punctuation and clitics are words, as in CoNLL and OntoNotes."""
+    return [match.span() for match in _TAGGED_WORD.finditer(text)]

@@ -22,6 +22,7 @@ from common.data import Row
 from common.data.columns import Columns as SavedColumns
 from common.data.json_files import list_of_cell
 from common.data.tables import MissingColumn, TableRow
+from common.data.words import split_words
 from common.errors import tell
 from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
@@ -30,7 +31,7 @@ from .annotations import Annotated, Unusable, task_text
 from .arguments import TAGS, WORDS
 from .conll import Columns
 from .reading import file_reader
-from .tagging import entity_spans, split_words, stitch, word_spans
+from .tagging import entity_spans, stitch, word_spans
 from .train import encode
 
 

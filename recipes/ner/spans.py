@@ -6,10 +6,10 @@ from pathlib import Path
 
 from common.data import Located
 from common.data.sentences import sentences
+from common.data.words import split_words
 from common.errors import tell
 
 from .annotations import Annotated, Skipped, Span, Unusable, read_annotated
-from .tagging import split_words
 
 _EXAMPLES = 3  # of each kind in a message
 

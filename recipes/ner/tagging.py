@@ -1,34 +1,16 @@
-"""Split words, cut windows and find entities, for training and prediction."""
+"""Cut windows and find entities, for training and prediction."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-import regex
 from transformers import PreTrainedTokenizerFast
 
 from common.data.tokens import Ends, encode_parts, encodings
-from common.data.words import NO_SPACES
 from common.errors import InputError
 from common.models.room import room_of
 
 from .schemes import invalid_tags
-
-_PART = rf"(?:(?![{NO_SPACES}])[\p{{L}}\p{{M}}\p{{N}}_])+"
-WORD = regex.compile(
-    rf"""https?://\S+ | www\.\S+                        # addresses
-    | [@\#]{_PART}                                      # user names and hashtags
-    | (?:\p{{L}}\.){{2,}}                               # U.S.
-    | ['’](?:s|re|ve|ll|d|m)\b                          # clitics are separate words
-    | {_PART}(?:(?:[-.&,:]|['’](?!(?:s|re|ve|ll|d|m)\b)){_PART})*   # O'Neill, AT&T, well-known, 1,000.5
-    | \S\p{{M}}*""",
-    regex.VERBOSE | regex.IGNORECASE,
-)
-
-
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Return the character span of each word. Punctuation and clitics are words, as in CoNLL and OntoNotes."""
-    return [match.span() for match in WORD.finditer(text)]
 
 
 def cut_windows(

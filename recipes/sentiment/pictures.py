@@ -1,13 +1,12 @@
 """Plot a classifier's results: confusion matrix, ROC, precision-recall, reliability and learning curves."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from common.errors import is_main_process, printable
+from common.errors import is_main_process
+from common.run.pictures import draw_confusion, picture, short_name
 
 from .scoring import BINS, decide
 
@@ -37,50 +36,14 @@ def draw(
         return
     folder = Path(folder, "pictures")
     folder.mkdir(exist_ok=True)
-    names = [_short(name) for name in names]
+    names = [short_name(name) for name in names]
     hits = gold.astype(int) if thresholds is not None else np.eye(len(names), dtype=int)[gold]
     if thresholds is None:
-        _confusion(folder / "confusion.png", gold, decide(probs, None), names)
+        draw_confusion(folder / "confusion.png", gold, decide(probs, None), names)
     _curves(folder / "roc.png", probs, hits, names, "false positive rate", "true positive rate", _roc)
     _curves(folder / "precision_recall.png", probs, hits, names, "recall", "precision", _precision_recall)
     _reliability(folder / "reliability.png", probs, gold, hits, thresholds)
     _learning(folder / "learning.png", history, metric)
-
-
-def _short(name: str) -> str:
-    shown = printable(name, 60)
-    return (shown if len(shown) <= 28 else shown[:27] + "…").replace("$", r"\$")
-
-
-@contextmanager
-def _picture(path: Path, width: float = 6.0, height: float = 5.0) -> Iterator:
-    """Yield axes to draw on, then save the picture to `path`."""
-    import matplotlib  # imported here: other processes save its time and memory
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    with matplotlib.rc_context({"font.size": 10}):
-        yield figure.add_subplot()
-    figure.savefig(path, dpi=120)
-
-
-def _confusion(path: Path, gold: np.ndarray, decided: np.ndarray, names: list[str]) -> None:
-    counts = confusion_matrix(gold, decided, labels=range(len(names)))
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4.5, 2.5 + 0.22 * len(names))
-    with _picture(path, side + 1, side) as axes:
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        size = 10 if len(names) <= 20 else 7
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, fontsize=size)
-        axes.set_yticks(range(len(names)), names, fontsize=size)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("gold")
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[i, j] > 0.5 else "black"
-            axes.text(
-                j, i, counts[i, j], ha="center", va="center", fontsize=size if len(names) <= 20 else 5, color=color
-            )
-        axes.figure.colorbar(image, label="share of the gold class", shrink=0.8)
 
 
 def _roc(hits: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +57,7 @@ def _precision_recall(hits: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, 
 
 def _curves(path: Path, probs: np.ndarray, hits: np.ndarray, names: list[str], x: str, y: str, curve) -> None:
     both = [i for i in range(len(names)) if 0 < hits[:, i].sum() < len(hits)]
-    with _picture(path) as axes:
+    with picture(path) as axes:
         grid = np.linspace(0, 1, 201)
         lines = []
         for i in both:
@@ -118,7 +81,7 @@ def _reliability(path: Path, probs: np.ndarray, gold: np.ndarray, hits: np.ndarr
     bins = np.minimum((confidence.ravel() * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     shares = np.bincount(bins, weights=correct.ravel().astype(float), minlength=BINS) / np.maximum(counts, 1)
-    with _picture(path) as axes:
+    with picture(path) as axes:
         middles = (np.arange(BINS) + 0.5) / BINS
         axes.bar(middles, np.where(counts, shares, np.nan), width=0.9 / BINS, label="correct")
         axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfectly calibrated")
@@ -133,7 +96,7 @@ def _reliability(path: Path, probs: np.ndarray, gold: np.ndarray, hits: np.ndarr
 
 def _learning(path: Path, history: list[dict], metric: str) -> None:
     metric = f"eval_{metric.removeprefix('eval_')}"
-    with _picture(path) as axes:
+    with picture(path) as axes:
         for key, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
             points = [(entry["step"], entry[key]) for entry in history if key in entry]
             if points:

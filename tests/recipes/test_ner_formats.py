@@ -6,6 +6,7 @@ import pytest
 from transformers import PretrainedConfig
 
 from common.data.columns import Columns as SavedColumns
+from common.data.words import split_words
 from common.errors import InputError
 from recipes.ner.annotations import Span
 from recipes.ner.arguments import NerDataArguments
@@ -14,7 +15,6 @@ from recipes.ner.predict import check_row, in_columns, text_of, with_entities
 from recipes.ner.reading import file_reader, load_tagged
 from recipes.ner.schemes import IOB2, Scheme, recognise
 from recipes.ner.spans import align
-from recipes.ner.tagging import split_words
 from tests.conftest import ROOT, write_jsonl
 
 FILES = ROOT / "tests" / "formats" / "ner"

@@ -9,7 +9,7 @@ from seqeval.scheme import IOB2, Entities
 from common.errors import InputError
 from recipes.ner.reading import check_row, repair_tags
 from recipes.ner.scoring import Gazetteer, compare, gold_tags, predicted_tags
-from recipes.ner.tagging import cut_windows, entity_spans, split_words, stitch
+from recipes.ner.tagging import cut_windows, entity_spans, stitch
 from recipes.ner.train import encode
 from tests.conftest import SAMPLE, read_jsonl
 
@@ -135,22 +135,6 @@ def test_repair_turns_iob1_into_iob2_and_counts():
     assert list(check_row(row, repair_bio=True)) == []
     repaired = repair_tags(row)
     assert repaired == {"ner_tags": ["B-LOC", "I-LOC", "B-LOC", "O", "B-PER", "B-LOC"], "repaired": 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("Munich's mayor, J. O'Neill, isn't here.", "Munich 's mayor , J . O'Neill , isn't here ."),
-        ("AT&T paid $1,000.50 (5%) in the U.S.", "AT&T paid $ 1,000.50 ( 5 % ) in the U.S."),
-        ("see https://a.b/c?d=1 @ann_b #NER", "see https://a.b/c?d=1 @ann_b #NER"),
-        ("東京へ行く Tokyo", "東 京 へ 行 く Tokyo"),
-        ("हिन्दी भाषा", "हिन्दी भाषा"),
-        ("well-known re\u0301sume\u0301", "well-known re\u0301sume\u0301"),
-        ("", ""),
-    ],
-)
-def test_split_words(text, words):
-    assert [text[start:end] for start, end in split_words(text)] == words.split()
 
 
 def test_gazetteer_takes_the_longest_match_and_the_commonest_type():

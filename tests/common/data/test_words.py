@@ -8,7 +8,7 @@ import pytest
 import regex
 
 from common.data.sentences import sentences
-from common.data.words import letters, without_spaces, words
+from common.data.words import letters, split_words, without_spaces, words
 
 SENTENCES = {
     "Latin": ("Ça coûte 1 000 €, naïve!", ["Ça", "coûte", "1", "000", "naïve"]),
@@ -89,3 +89,19 @@ def test_sentences_end_at_the_marks_of_their_script():
         assert " ".join(sentences(text)) == text
     assert sentences("Dr. A. É. Meier kam. Er ging.") == ["Dr. A. É. Meier kam.", "Er ging."]
     assert len(sentences(unicodedata.normalize("NFD", "Dr. É. Meier kam. Er ging."))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Munich's mayor, J. O'Neill, isn't here.", "Munich 's mayor , J . O'Neill , isn't here ."),
+        ("AT&T paid $1,000.50 (5%) in the U.S.", "AT&T paid $ 1,000.50 ( 5 % ) in the U.S."),
+        ("see https://a.b/c?d=1 @ann_b #NER", "see https://a.b/c?d=1 @ann_b #NER"),
+        ("東京へ行く Tokyo", "東 京 へ 行 く Tokyo"),
+        ("हिन्दी भाषा", "हिन्दी भाषा"),
+        ("well-known re\u0301sume\u0301", "well-known re\u0301sume\u0301"),
+        ("", ""),
+    ],
+)
+def test_words_of_tags_are_those_of_conll(text, expected):
+    assert [text[start:end] for start, end in split_words(text)] == expected.split()
