@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from common.data.augment.rows import AugmentedRows
 from common.data.workers import inner_loader, spare_workers
 from common.errors import InputError
 from common.training.collator import EpochSeeded, TrainingCollator
@@ -334,8 +335,10 @@ class SeededOrder(MeanLoss):
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
 
-    def make_batches(self, dataset: Dataset) -> StepSampler:
+    def make_batches(self, dataset: Dataset | AugmentedRows) -> StepSampler:
         """Return the batch sampler of a training set."""
+        if isinstance(dataset, AugmentedRows):  # a copy counts as long as its row, because its length differs by epoch
+            return self.row_batches(np.tile(row_lengths(dataset.windows), 1 + dataset.copies))
         return self.row_batches(row_lengths(dataset))
 
     def row_batches(self, lengths: np.ndarray) -> "TrainingBatches":

@@ -18,10 +18,9 @@ from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.source import Row
 from common.errors import InputError
+from common.inference.filling import Filler
 from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
-
-from .filling import Filler
 
 MASK = "[MASK]"
 COLUMNS = {"text": ("text",)}

@@ -25,6 +25,7 @@ from transformers import (
 from common import cli, data, models
 from common.args import ModelArguments, check_best_metric
 from common.errors import InputError
+from common.inference.filling import Filler
 from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         losses={"labels": losses_at_labels} | ({"pair": pairs.pair_losses} if in_pairs else {}),
         preprocess_logits_for_metrics={"pair": pairs.pair_hits},
     )
-    fill = filling.Filler(loaded.model, tokenizer, trainer.speed, length)
+    fill = Filler(loaded.model, tokenizer, trainer.speed, length)
     gaps = filling.sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)
 
     # Train

@@ -24,11 +24,9 @@ from pathlib import Path
 from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.files import read_file
-from common.data.language_codes import Direction, set_direction
-from common.data.sentences import joined, pieces
 from common.data.source import Row
-from common.errors import InputError
-from common.inference.generation import Generator, SearchArguments
+from common.inference import translator
+from common.inference.generation import SearchArguments
 from common.inference.predictor import InputRows, predict_file
 from common.models.load import load_config, resolve_model
 
@@ -55,66 +53,12 @@ class TranslationPredictArguments(SearchArguments):
 ARGUMENTS = (TranslationPredictArguments,)
 
 
-class Translator(Generator):
-    """Load a saved model and translate texts of any length.
+class Translator(translator.Translator):
+    """A `common.inference.translator.Translator` with the names of the columns that its training read."""
 
-    `source_lang` and `target_lang` select one of the pairs that the model was trained on. `Generator` documents the
-    other arguments.
-    """
-
-    def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
-        config = load_config(resolve_model(model))
-        directions = getattr(config, "translation", None)
-        if not isinstance(directions, list):
-            raise InputError(f"--model {model}: has no languages; use a folder that recipes.translation.train saved")
-        self.columns = Columns(config, **COLUMNS)
-        self.direction = pick([Direction(**direction) for direction in directions], source_lang, target_lang)
-        super().__init__(model, *args, prefix=self.direction.source_prefix, **kwargs)
-        set_direction(self.tokenizer, self.model, self.direction)
-
-    def __call__(self, texts: list[str], n_best: int = 1) -> list[list[Row]]:
-        """Return the `n_best` translations of each text, best first: `predicted`, `score`, `pieces` and `ended`.
-
-        For a text in several pieces, translation n joins translation n of each piece.
-        """
-        self.check_n_best(n_best)
-        cut = [pieces(text, self.fits) for text in texts]
-        flat = [piece for of_text in cut for piece, _ in of_text]
-        outputs = iter(self.best(flat, n_best))
-        results = []
-        for of_text in cut:
-            of_pieces = [next(outputs) for _ in of_text]  # pieces x n_best x (text, log-probability, tokens, ended)
-            options = []
-            for rank in range(n_best):
-                best = [piece[rank] for piece in of_pieces]
-                options.append(
-                    {
-                        "predicted": joined([text for text, *_ in best], of_text),
-                        "score": round(sum(total for _, total, *_ in best) / max(1, sum(n for *_, n, _ in best)), 4),
-                        "pieces": len(of_text),
-                        "ended": all(ended for *_, ended in best),
-                    }
-                )
-            results.append(options)
-        return results
-
-
-def pick(directions: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
-    """Return the direction with these languages; None matches any language.
-
-    Raises:
-        InputError: no direction matches, or several match.
-    """
-    matches = [d for d in directions if source_lang in (None, d.source_lang) and target_lang in (None, d.target_lang)]
-    if len(matches) == 1:
-        return matches[0]
-    known = ", ".join(f"{d.source_lang}-{d.target_lang}" for d in matches or directions)
-    named = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
-    if matches:
-        raise InputError(
-            f"{' '.join(named) or '--target_lang'}: matches several pairs of the model; choose one of: {known}"
-        )
-    raise InputError(f"{' '.join(named)}: the model was not trained on this pair; choose one of: {known}")
+    def __init__(self, model: str, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.columns = Columns(load_config(resolve_model(model)), **COLUMNS)
 
 
 def source_of(row: Row, columns: Columns, source_lang: str) -> str | None:
@@ -137,10 +81,10 @@ def check_row(row: Row, columns: Columns, source_lang: str) -> Iterator[str]:
         yield columns.problem(row, "source", f"a string), {others}")
 
 
-def with_translations(rows: list[Row], translator: Translator, n_best: int = 0) -> Iterator[Row]:
+def with_translations(rows: list[Row], model: Translator, n_best: int = 0) -> Iterator[Row]:
     """Yield the rows, each with its translation, and with the `n_best` translations if `n_best` is above 0."""
-    texts = [source_of(row, translator.columns, translator.direction.source_lang) for row in rows]
-    for row, options in zip(rows, translator(texts, max(1, n_best)), strict=True):
+    texts = [source_of(row, model.columns, model.direction.source_lang) for row in rows]
+    for row, options in zip(rows, model(texts, max(1, n_best)), strict=True):
         yield row | options[0] | ({"n_best": options} if n_best else {})
 
 
@@ -149,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     options = {"source_lang": args.source_lang, "target_lang": args.target_lang, "speed": args.speed}
     options["allow_special_tokens"] = args.allow_special_tokens
     search = args.num_beams, args.length_penalty
-    translator = Translator(args.model, args.batch_tokens, args.precision, *search, **options)
-    translator.check_n_best(args.n_best)
-    source_lang = translator.direction.source_lang
+    model = Translator(args.model, args.batch_tokens, args.precision, *search, **options)
+    model.check_n_best(args.n_best)
+    source_lang = model.direction.source_lang
     read = partial(read_file, readers=line_readers([source_lang]), args=args)
-    rows = InputRows(args, lambda row: check_row(row, translator.columns, source_lang), read)
-    return predict_file(args, lambda some: with_translations(some, translator, args.n_best), rows)
+    rows = InputRows(args, lambda row: check_row(row, model.columns, source_lang), read)
+    return predict_file(args, lambda some: with_translations(some, model, args.n_best), rows)
 
 
 if __name__ == "__main__":

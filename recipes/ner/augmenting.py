@@ -1,0 +1,41 @@
+"""Convert tagged words to a text with mentions, which `--augment` changes, and back."""
+
+from itertools import accumulate
+
+from common.data.augment import SpanText
+from common.data.source import Row
+
+from .tagging import entity_spans
+
+#: in the place of a space inside a word; of the private use area of Unicode
+_SPACE = "\ue000"
+
+
+def texts_of(row: Row) -> list[SpanText]:
+    """Return the words of a row as a text with single spaces, with a span and a label for each mention."""
+    words = [word.replace(" ", _SPACE) for word in row["tokens"]]
+    ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
+    starts = [end - len(word) for end, word in zip(ends, words, strict=True)]
+    mentions = entity_spans(row["ner_tags"])
+    return [
+        SpanText(
+            " ".join(words),
+            tuple((starts[first], ends[last - 1]) for _, first, last in mentions),
+            tuple(label for label, _, _ in mentions),
+            tuple(zip(starts, ends, strict=True)),
+        )
+    ]
+
+
+def with_texts(row: Row, texts: list[SpanText]) -> Row:
+    """Return a row with the words of a text, and IOB2 tags for its spans."""
+    (text,) = texts
+    words: list[str] = []
+    tags: list[str] = []
+    at = 0
+    for (start, end), label in zip((*text.spans, (len(text.text),) * 2), (*text.labels, ""), strict=True):
+        outside, inside = ([w for w in part.split(" ") if w] for part in (text.text[at:start], text.text[start:end]))
+        words += outside + inside
+        tags += ["O"] * len(outside) + [f"{'I' if i else 'B'}-{label}" for i in range(len(inside))]
+        at = end
+    return row | {"tokens": [word.replace(_SPACE, " ") for word in words], "ner_tags": tags}

@@ -1,0 +1,21 @@
+"""Say what `--augment` may change of a row: the context outside its answers."""
+
+from common.data.augment import SpanText
+from common.data.source import Row
+
+
+def texts_of(row: Row) -> list[SpanText]:
+    """Return the context of a row, with a span for each answer. The question stays as it is."""
+    answers = row["answers"]
+    pairs = zip(answers["answer_start"], answers["text"], strict=True)
+    return [SpanText(row["context"], tuple((start, start + len(text)) for start, text in pairs))]
+
+
+def with_texts(row: Row, texts: list[SpanText]) -> Row:
+    """Return a row with another context, and the answers at their new places."""
+    (context,) = texts
+    answers = {
+        "text": [context.text[start:end] for start, end in context.spans],
+        "answer_start": [start for start, _ in context.spans],
+    }
+    return row | {"context": context.text, "answers": answers}
