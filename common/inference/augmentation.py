@@ -29,12 +29,13 @@ from common.data.augment import (
 from common.data.augment.arguments import AugmentedDataArguments
 from common.data.augment.rows import AugmentedRows
 from common.data.augment.words import number_of
+from common.data.language_codes import Direction
 from common.data.source import Row
 from common.data.tokens import encodings
 from common.errors import InputError, in_main_process, printable, tell, warn
 from common.inference.filling import Filler
 from common.inference.predictor import Predictor
-from common.inference.translator import Translator
+from common.inference.translator import Translator, saved_directions
 from common.models.load import resolve_model
 
 #: texts that a model reads between two writes of the file
@@ -196,13 +197,8 @@ class BackTranslation(ByModel):
 
     def __init__(self, there: str, back: str):
         self.key = f"back {_hash_of_weights(there)} {_hash_of_weights(back)} {TRANSLATIONS}"
-        self.models = [Translator(there, beams=TRANSLATIONS), Translator(back)]
-        first, second = (model.direction for model in self.models)
-        if (first.source_lang, first.target_lang) != (second.target_lang, second.source_lang):
-            raise InputError(
-                f"--augment_models {there} {back}: translate {first.source_lang} to {first.target_lang}, and "
-                f"{second.source_lang} to {second.target_lang}; the second must be the reverse of the first"
-            )
+        first, second = _there_and_back(there, back)
+        self.models = [Translator(there, first, beams=TRANSLATIONS), Translator(back, second)]
 
     def found(self, texts: list[SpanText]) -> dict[str, list]:
         """Return the different texts that come back, other than the text."""
@@ -221,6 +217,22 @@ class BackTranslation(ByModel):
     def __call__(self, text: SpanText, rng: np.random.Generator) -> SpanText:
         others = self.of(text)["texts"]
         return SpanText(others[rng.integers(len(others))]) if others else text
+
+
+def _there_and_back(there: str, back: str) -> tuple[Direction, Direction]:
+    """Return the direction of each of two models; the second is the reverse of the first."""
+    directions = saved_directions(there), saved_directions(back)
+    fitting = [
+        (first, second)
+        for first in directions[0]
+        for second in directions[1]
+        if (first.source_lang, first.target_lang) == (second.target_lang, second.source_lang)
+    ]
+    if len(fitting) != 1:
+        known = " and ".join(", ".join(f"{d.source_lang}-{d.target_lang}" for d in some) for some in directions)
+        wrong = "the second must be the reverse of the first" if not fitting else "give a first model of one direction"
+        raise InputError(f"--augment_models {there} {back}: translate {known}; {wrong}")
+    return fitting[0]
 
 
 def _with_masks(text: str, words: list[tuple[int, str]], mask: str) -> str:

@@ -1,7 +1,5 @@
 """Translate texts of any length with a saved model."""
 
-from transformers import PretrainedConfig
-
 from common.data.language_codes import Direction, set_direction
 from common.data.sentences import joined, pieces
 from common.data.source import Row
@@ -11,20 +9,15 @@ from common.models.load import load_config, resolve_model
 
 
 class Translator(Generator):
-    """Load a saved model and translate texts of any length.
+    """A saved model that translates texts of any length in one direction, of `saved_directions`.
 
-    `source_lang` and `target_lang` select one of the pairs that the model was trained on. `Generator` documents the
-    other arguments.
+    `Generator` documents the other arguments.
     """
 
-    def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
-        config = load_config(resolve_model(model))
-        directions = saved_directions(config)
-        if not directions:
-            raise InputError(f"{model}: has no languages; name a folder of a trained model that translates")
-        self.direction = pick(directions, source_lang, target_lang)
-        super().__init__(model, *args, **kwargs | {"prefix": self.direction.source_prefix})
-        set_direction(self.tokenizer, self.model, self.direction)
+    def __init__(self, model: str, direction: Direction, *args, **kwargs):
+        self.direction = direction
+        super().__init__(model, *args, **kwargs | {"prefix": direction.source_prefix})
+        set_direction(self.tokenizer, self.model, direction)
 
     def __call__(self, texts: list[str], n_best: int = 1) -> list[list[Row]]:
         """Return the `n_best` translations of each text, best first: `predicted`, `score`, `pieces` and `ended`.
@@ -53,28 +46,14 @@ class Translator(Generator):
         return results
 
 
-def pick(directions: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
-    """Return the direction with these languages; None matches any language.
+def saved_directions(model: str) -> list[Direction]:
+    """Return the directions that training saved in the configuration of a model, under the name of its recipe.
 
     Raises:
-        InputError: no direction matches, or several match.
+        InputError: there are none.
     """
-    matches = [d for d in directions if source_lang in (None, d.source_lang) and target_lang in (None, d.target_lang)]
-    if len(matches) == 1:
-        return matches[0]
-    known = ", ".join(f"{d.source_lang}-{d.target_lang}" for d in matches or directions)
-    named = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
-    if matches:
-        raise InputError(
-            f"{' '.join(named) or '--target_lang'}: matches several pairs of the model; choose one of: {known}"
-        )
-    raise InputError(f"{' '.join(named)}: the model was not trained on this pair; choose one of: {known}")
-
-
-def saved_directions(config: PretrainedConfig) -> list[Direction]:
-    """Return the directions that training saved in a configuration, under the name of its recipe; empty without."""
     names = set(Direction.__dataclass_fields__)
-    for value in vars(config).values():
+    for value in vars(load_config(resolve_model(model))).values():
         if isinstance(value, list) and value and all(isinstance(v, dict) and v.keys() == names for v in value):
             return [Direction(**direction) for direction in value]
-    return []
+    raise InputError(f"{model}: has no languages; name the folder of a model that a recipe trained to translate")

@@ -1,13 +1,16 @@
 """Compare how masks are filled before and after training."""
 
+from collections.abc import Callable
+
 import numpy as np
 import regex
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import sentences_of
 from common.data.tokens import encodings
 from common.errors import printable, tell
-from common.inference.filling import Fills
+from common.inference.filling import Filler, Fills
+from common.speed import Speed
 
 _WORD = regex.compile(r"(?:\p{L}\p{M}*){5,}")
 
@@ -35,6 +38,18 @@ def sentences_with_a_gap(texts: list[str], tokenizer: PreTrainedTokenizerFast, c
         if len(gaps) == count:
             break
     return gaps
+
+
+def gap_filler(
+    gaps: list[tuple[str, str]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    speed: Speed,
+    max_length: int,
+) -> Callable[[], list[list[Fills]]]:
+    """Return a function that fills the gaps of `sentences_with_a_gap` with the model as it then is."""
+    fill = Filler(model, tokenizer, speed, max_length)
+    return lambda: fill([text for text, _ in gaps], top=5)
 
 
 def compare_fills(gaps: list[tuple[str, str]], before: list[list[Fills]], after: list[list[Fills]]) -> list[dict]:

@@ -25,7 +25,6 @@ from transformers import (
 from common import cli, data, models
 from common.args import ModelArguments, check_best_metric
 from common.errors import InputError
-from common.inference.filling import Filler
 from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
@@ -123,19 +122,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         losses={"labels": losses_at_labels} | ({"pair": pairs.pair_losses} if in_pairs else {}),
         preprocess_logits_for_metrics={"pair": pairs.pair_hits},
     )
-    fill = Filler(loaded.model, tokenizer, trainer.speed, length)
     gaps = filling.sentences_with_a_gap(corpus.texts["validation"]["text"][:], tokenizer)
+    fill = filling.gap_filler(gaps, loaded.model, tokenizer, trainer.speed, length)
 
     # Train
     with run.phase("before"):
         metrics = trainer.scores(blocks, "before")
-        before = fill([text for text, _ in gaps], top=5)
+        before = fill()
     run.train(trainer)
 
     # Test
     with run.phase("after"):
         metrics |= trainer.scores(blocks, "after")
-        fills = filling.compare_fills(gaps, before, fill([text for text, _ in gaps], top=5))
+        fills = filling.compare_fills(gaps, before, fill())
     trainer.save_metrics("eval", metrics)
     print_perplexities(metrics)
     write_json_lines(Path(args.output_dir, "fill_ins.jsonl"), fills)

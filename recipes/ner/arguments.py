@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import LabeledDataArguments
+from common.data.augment import AugmentedDataArguments
 from common.errors import InputError
 
 from .brat import is_brat
@@ -16,8 +16,9 @@ WORDS, TAGS = "tokens", "ner_tags"
 
 
 @dataclass
-class NerDataArguments(LabeledDataArguments):
+class NerDataArguments(AugmentedDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
+    augmentations = ("synonym", "eda", "mention", "contextual")
 
     text_column_name: str = field(
         default=WORDS, metadata={"help": "column with the list of words, or with the text of rows with spans"}

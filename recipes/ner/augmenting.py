@@ -1,10 +1,18 @@
 """Convert tagged words to a text with mentions, which `--augment` changes, and back."""
 
+from collections.abc import Callable
 from itertools import accumulate
 
-from common.data.augment import SpanText
-from common.data.source import Row
+from datasets import Dataset
 
+from common.args import TrainingArguments
+from common.data.augment import AugmentedRows, SpanText
+from common.data.source import Row
+from common.errors import InputError
+from common.inference import augmentation
+
+from .arguments import NerDataArguments
+from .schemes import Scheme
 from .tagging import entity_spans
 
 #: in the place of a space inside a word; of the private use area of Unicode
@@ -39,3 +47,25 @@ def with_texts(row: Row, texts: list[SpanText]) -> Row:
         tags += ["O"] * len(outside) + [f"{'I' if i else 'B'}-{label}" for i in range(len(inside))]
         at = end
     return row | {"tokens": [word.replace(_SPACE, " ") for word in words], "ner_tags": tags}
+
+
+def augmented(
+    windows: Dataset,
+    rows: Dataset,
+    encode: Callable,
+    scheme: Scheme,
+    data_args: NerDataArguments,
+    args: TrainingArguments,
+) -> Dataset | AugmentedRows:
+    """Return the training windows, with augmented copies under `--augment`; see `common.inference.augmentation`.
+
+    Raises:
+        InputError: each word has a tag of its own.
+    """
+    if data_args.augment is not None and scheme.name == "none":
+        raise InputError(
+            f"--augment {data_args.augment}: the tags are of single words (--tag_scheme none), which no augmentation "
+            "carries; leave it out"
+        )
+    sentences = windows["sentence"][:]
+    return augmentation.augmented(windows, rows, sentences, encode, texts_of, with_texts, data_args, args)

@@ -11,6 +11,7 @@ More in README.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -33,6 +34,7 @@ from common.tuning import TuningArguments, tune
 
 from . import scoring
 from .arguments import NerDataArguments
+from .augmenting import augmented
 from .reading import load_tagged
 from .tagging import cut_windows
 
@@ -102,12 +104,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     reading = {"tag_scheme": "none" if scheme.name == "none" else "iob2", "sentences": data_args.sentence_column_name}
     reading["conll_columns"] = [data_args.conll_word_column, data_args.conll_tag_column]
     config.update(cut | reading)  # predict does the same
+    how = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut}
     windows = data.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut},
+        fn_kwargs=how,
     )
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
@@ -120,10 +123,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted = scoring.predicted_tags(windows, prediction.predictions, labels)
         return metric.compute(predictions=predicted, references=scoring.gold_tags(windows, labels))
 
+    encode_one = partial(encode, indices=[0], **how)
     trainer = Trainer(
         model=tuned,
         args=args,
-        train_dataset=windows["train"],
+        train_dataset=augmented(windows["train"], data["train"], encode_one, scheme, data_args, args),
         eval_dataset=windows["validation"],
         data_collator=DataCollatorForTokenClassification(loaded.tokenizer, pad_to_multiple_of=loaded.pad_multiple),
         losses=label_losses,

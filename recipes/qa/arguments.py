@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import LabeledDataArguments
+from common.data.augment import AugmentedDataArguments
 from common.errors import InputError
 
 from .scoring import UNITS
 
 
 @dataclass
-class QaDataArguments(LabeledDataArguments):
+class QaDataArguments(AugmentedDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
 
     question_column_name: str = field(default="question", metadata={"help": "column with the question"})

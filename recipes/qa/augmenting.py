@@ -1,7 +1,15 @@
 """Say what `--augment` may change of a row: the context outside its answers."""
 
-from common.data.augment import SpanText
+from collections.abc import Callable
+
+from datasets import Dataset
+
+from common.args import TrainingArguments
+from common.data.augment import AugmentedRows, SpanText
 from common.data.source import Row
+from common.inference import augmentation
+
+from .arguments import QaDataArguments
 
 
 def texts_of(row: Row) -> list[SpanText]:
@@ -19,3 +27,10 @@ def with_texts(row: Row, texts: list[SpanText]) -> Row:
         "answer_start": [start for start, _ in context.spans],
     }
     return row | {"context": context.text, "answers": answers}
+
+
+def augmented(
+    windows: Dataset, rows: Dataset, encode: Callable, data_args: QaDataArguments, args: TrainingArguments
+) -> Dataset | AugmentedRows:
+    """Return the training windows, with augmented copies under `--augment`; see `common.inference.augmentation`."""
+    return augmentation.augmented(windows, rows, windows["row"][:], encode, texts_of, with_texts, data_args, args)

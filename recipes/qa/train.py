@@ -11,6 +11,7 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from common.tuning import TuningArguments, tune
 
 from . import spans
 from .arguments import QaDataArguments
+from .augmenting import augmented
 from .scoring import SquadScorer, print_scores, unit_of
 from .squad import load_questions
 
@@ -88,12 +90,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = loaded.model.config
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     config.update(cut | {"max_answer_length": data_args.max_answer_length})  # predict reads them
+    how = {"tokenizer": loaded.tokenizer, **cut}
     windows = data.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, **cut},
+        fn_kwargs=how,
     )
     spans.print_limits(windows["train"], len(data["train"]))
     spans.answer_in_context(loaded.model)
@@ -114,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = Trainer(
         model=tuned,
         args=args,
-        train_dataset=windows["train"],
+        train_dataset=augmented(windows["train"], data["train"], partial(encode, indices=[0], **how), data_args, args),
         eval_dataset=windows["validation"],
         data_collator=spans.SpanCollator(loaded.tokenizer, loaded.pad_multiple),
         losses=spans.span_losses,

@@ -24,7 +24,9 @@ from pathlib import Path
 from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.files import read_file
+from common.data.language_codes import Direction
 from common.data.source import Row
+from common.errors import InputError
 from common.inference import translator
 from common.inference.generation import SearchArguments
 from common.inference.predictor import InputRows, predict_file
@@ -54,11 +56,34 @@ ARGUMENTS = (TranslationPredictArguments,)
 
 
 class Translator(translator.Translator):
-    """A `common.inference.translator.Translator` with the names of the columns that its training read."""
+    """Load a saved model and translate texts of any length.
 
-    def __init__(self, model: str, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
+    `source_lang` and `target_lang` select one of the pairs that the model was trained on. `Generator` documents the
+    other arguments.
+    """
+
+    def __init__(self, model: str, *args, source_lang: str | None = None, target_lang: str | None = None, **kwargs):
+        direction = pick(translator.saved_directions(model), source_lang, target_lang)
+        super().__init__(model, direction, *args, **kwargs)
         self.columns = Columns(load_config(resolve_model(model)), **COLUMNS)
+
+
+def pick(directions: list[Direction], source_lang: str | None, target_lang: str | None) -> Direction:
+    """Return the direction with these languages; None matches any language.
+
+    Raises:
+        InputError: no direction matches, or several match.
+    """
+    matches = [d for d in directions if source_lang in (None, d.source_lang) and target_lang in (None, d.target_lang)]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(f"{d.source_lang}-{d.target_lang}" for d in matches or directions)
+    named = [f"--{name} {x}" for name, x in (("source_lang", source_lang), ("target_lang", target_lang)) if x]
+    if matches:
+        raise InputError(
+            f"{' '.join(named) or '--target_lang'}: matches several pairs of the model; choose one of: {known}"
+        )
+    raise InputError(f"{' '.join(named)}: the model was not trained on this pair; choose one of: {known}")
 
 
 def source_of(row: Row, columns: Columns, source_lang: str) -> str | None:

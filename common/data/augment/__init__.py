@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from common.data.augment.arguments import AugmentedDataArguments
 from common.data.augment.mentions import mentions_of, replace_mentions
 from common.data.augment.pieces import Pieces, SpanText
+from common.data.augment.rows import AugmentedRows
 from common.data.augment.words import eda, synonym
 
 #: default share of the words that change, and probability that a mention is replaced
@@ -34,6 +36,8 @@ def augment_text(
 __all__ = [
     "MENTIONS_CHANGED",
     "WORDS_CHANGED",
+    "AugmentedDataArguments",
+    "AugmentedRows",
     "Pieces",
     "SpanText",
     "augment_text",

@@ -99,13 +99,11 @@ class Pieces:
         self.gaps.insert(at + (not last), " ")
 
     def delete(self, at: int) -> None:
-        """Delete a piece and one of the spaces around it."""
+        """Delete a piece and the space before it, or the space after it if the text begins with it."""
         before, after = self.gaps[at], self.gaps[at + 1]
-        if at == 0 and not before:
-            after = after.lstrip()
-        elif at == len(self.pieces) - 1 and not after:
-            before = before.rstrip()
-        elif before[-1:].isspace() and after[:1].isspace():
+        if before[-1:].isspace():
+            before = before[:-1]
+        elif at == 0 and after[:1].isspace():
             after = after[1:]
         del self.pieces[at]
         self.gaps[at : at + 2] = [before + after]
