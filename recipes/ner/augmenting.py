@@ -1,6 +1,7 @@
 """Convert tagged words to a text with mentions, which `--augment` changes, and back."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 
 from datasets import Dataset
@@ -53,11 +54,21 @@ def augmented(
     windows: Dataset,
     rows: Dataset,
     encode: Callable,
+    how: dict,
     scheme: Scheme,
     data_args: NerDataArguments,
     args: TrainingArguments,
 ) -> Dataset | AugmentedRows:
     """Return the training windows, with augmented copies under `--augment`; see `common.inference.augmentation`.
+
+    Args:
+        windows: the encoded rows.
+        rows: the rows before encoding.
+        encode: `encode` of the recipe.
+        how: its arguments besides rows and indices.
+        scheme: scheme of the tags.
+        data_args: the arguments of augmentation.
+        args: seed and output folder.
 
     Raises:
         InputError: each word has a tag of its own.
@@ -67,5 +78,6 @@ def augmented(
             f"--augment {data_args.augment}: the tags are of single words (--tag_scheme none), which no augmentation "
             "carries; leave it out"
         )
+    encode_one = partial(encode, indices=[0], **how)
     sentences = windows["sentence"][:]
-    return augmentation.augmented(windows, rows, sentences, encode, texts_of, with_texts, data_args, args)
+    return augmentation.augmented(windows, rows, sentences, encode_one, texts_of, with_texts, data_args, args)

@@ -11,8 +11,6 @@ More in README.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 from datasets import Dataset
 from peft import TaskType
@@ -123,11 +121,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted = scoring.predicted_tags(windows, prediction.predictions, labels)
         return metric.compute(predictions=predicted, references=scoring.gold_tags(windows, labels))
 
-    encode_one = partial(encode, indices=[0], **how)
     trainer = Trainer(
         model=tuned,
         args=args,
-        train_dataset=augmented(windows["train"], data["train"], encode_one, scheme, data_args, args),
+        train_dataset=augmented(windows["train"], data["train"], encode, how, scheme, data_args, args),
         eval_dataset=windows["validation"],
         data_collator=DataCollatorForTokenClassification(loaded.tokenizer, pad_to_multiple_of=loaded.pad_multiple),
         losses=label_losses,
@@ -149,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         baseline = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
         metrics |= run.save_scores(trainer, "test", output.metrics, baseline)
         predicted = scoring.predicted_tags(windows["test"], output.predictions, labels)
-        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), scoring.compare(data["test"], predicted))
+        write_json_lines(args.folder / "predictions_test.jsonl", scoring.compare(data["test"], predicted))
     scoring.print_scores(metrics, scored)
 
     # Save

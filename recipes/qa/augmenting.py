@@ -1,6 +1,7 @@
 """Say what `--augment` may change of a row: the context outside its answers."""
 
 from collections.abc import Callable
+from functools import partial
 
 from datasets import Dataset
 
@@ -30,7 +31,17 @@ def with_texts(row: Row, texts: list[SpanText]) -> Row:
 
 
 def augmented(
-    windows: Dataset, rows: Dataset, encode: Callable, data_args: QaDataArguments, args: TrainingArguments
+    windows: Dataset, rows: Dataset, encode: Callable, how: dict, data_args: QaDataArguments, args: TrainingArguments
 ) -> Dataset | AugmentedRows:
-    """Return the training windows, with augmented copies under `--augment`; see `common.inference.augmentation`."""
-    return augmentation.augmented(windows, rows, windows["row"][:], encode, texts_of, with_texts, data_args, args)
+    """Return the training windows, with augmented copies under `--augment`; see `common.inference.augmentation`.
+
+    Args:
+        windows: the encoded rows.
+        rows: the rows before encoding.
+        encode: `encode` of the recipe.
+        how: its arguments besides rows and indices.
+        data_args: the arguments of augmentation.
+        args: seed and output folder.
+    """
+    encode_one = partial(encode, indices=[0], **how)
+    return augmentation.augmented(windows, rows, windows["row"][:], encode_one, texts_of, with_texts, data_args, args)

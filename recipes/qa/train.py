@@ -11,7 +11,6 @@ More in README.md.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = Trainer(
         model=tuned,
         args=args,
-        train_dataset=augmented(windows["train"], data["train"], partial(encode, indices=[0], **how), data_args, args),
+        train_dataset=augmented(windows["train"], data["train"], encode, how, data_args, args),
         eval_dataset=windows["validation"],
         data_collator=spans.SpanCollator(loaded.tokenizer, loaded.pad_multiple),
         losses=spans.span_losses,
