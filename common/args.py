@@ -68,6 +68,26 @@ class ModelArguments:
 
 
 @dataclass
+class ClassifierArguments(ModelArguments):
+    """Choose what the head of a classifier reads, and where it starts."""
+
+    head_init: Literal["probe", "random"] = field(
+        default="probe",
+        metadata={
+            "help": "weights of a new head: probe (logistic regression on the frozen encoder), random",
+            "resume": "fixed",
+        },
+    )
+    pooling: Literal["auto", "mean", "first"] = field(
+        default="auto",
+        metadata={
+            "help": "what the head reads: mean of all tokens, first token; auto: as the encoder was trained",
+            "resume": "fixed",
+        },
+    )
+
+
+@dataclass
 class FileArguments:
     """Say how input files are read, in training and in predict."""
 

@@ -37,6 +37,12 @@ def described(run: dict[str, Any]) -> str:
     return ", ".join([*run.get("gpus", [f"{run['cpu']}, {run['cores']} core{plural}"]), run["precision"]])
 
 
+def sharding() -> str | None:
+    """Return what shards the weights in this launch, FSDP or DEEPSPEED; None if nothing does."""
+    names = ("FSDP", "DEEPSPEED")
+    return next((n for n in names if os.environ.get(f"ACCELERATE_USE_{n}", "false").lower() == "true"), None)
+
+
 def accelerator() -> torch.device:
     """Return the GPU or other accelerator of this machine, or the CPU.
 

@@ -34,7 +34,7 @@ from common.models.load import (
 )
 from common.models.new import MODELS, learn, overrides
 from common.models.sizes import check_length, check_vocabulary
-from common.models.structure import set_dropout
+from common.models.structure import set_dropout, without_pooling_layer
 from common.models.weights import check_fit, loading
 
 #: layers of each side, width, heads, feed-forward width
@@ -362,6 +362,7 @@ def _add_decoder(
     """
     if config.is_decoder or getattr(config, "add_cross_attention", False):
         raise ValueError(f"this {config.model_type} model is a decoder, not an encoder")
+    without_pooling_layer(config)
     encoder = AutoModel.from_pretrained(path, config=config, **settings)
     if encoder.get_input_embeddings().num_embeddings < len(tokenizer):
         raise ValueError("the model has fewer embeddings than the tokenizer has tokens")

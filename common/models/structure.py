@@ -62,15 +62,40 @@ def check_bf16(config: PretrainedConfig, bf16: bool) -> None:
         raise InputError(f"--precision: a {config.model_type} model fails in bf16 on long rows; give --precision fp32")
 
 
-def layer_names(model: nn.Module) -> list[str]:
-    """List the layers of the Transformer in `model`, in order: the items of outermost module lists with weights."""
+def layer_names(model: nn.Module, pooling: bool = False) -> list[str]:
+    """List the layers of the Transformer in `model`, in order: the items of outermost module lists with weights.
+
+    Args:
+        model: the model.
+        pooling: also list a pooling layer (`common.models.pooling`), which is last.
+    """
     names: list[str] = []
     inside = {id(module) for module in transformer_of(model).modules()}
     for name, module in model.named_modules():
         nested = id(module) not in inside or any(name.startswith(f"{other}.") for other in names)
         if isinstance(module, nn.ModuleList) and not nested and any(True for _ in module.parameters()):
             names += [f"{name}.{i}" for i in range(len(module))]
-    return names
+    return names[:-1] if has_pooling_layer(model) and not pooling else names
+
+
+def has_pooling_layer(model: nn.Module) -> bool:
+    """Return whether the last layer of `model` only pools: it is never trained (`common.models.pooling`)."""
+    return getattr(transformer_of(model).config, "pooling_layer", False)
+
+
+def pooling_names(model: nn.Module) -> list[str]:
+    """List the parameters of the pooling layer; empty if there is none."""
+    if not has_pooling_layer(model):
+        return []
+    layer = layer_names(model, pooling=True)[-1]
+    return [name for name, _ in model.named_parameters() if name.startswith(f"{layer}.")]
+
+
+def without_pooling_layer(config: PretrainedConfig) -> None:
+    """Leave the pooling layer of a saved classifier out of a configuration: other heads read each token."""
+    if getattr(config, "pooling_layer", False):
+        config.num_hidden_layers -= 1
+        del config.pooling_layer
 
 
 def transformer_of(model: nn.Module) -> PreTrainedModel:
@@ -156,13 +181,16 @@ AttentionInterface.register("watched", _watched)
 AttentionMaskInterface.register("watched", sdpa_mask)
 
 
-def watch(model: nn.Module) -> list[Layer]:
+def watch(model: nn.Module, pooling: bool = False) -> list[Layer]:
     """Run `model` on a few tokens and record the linear modules of each layer before and after attention.
+
+    `pooling` also records a pooling layer.
 
     Attention outside the `AttentionInterface` of transformers cannot be recorded. The lists `attention`, `query`, `key`
     and `value` are empty then.
     """
-    layers, names = layer_names(model), {id(module): name for name, module in model.named_modules()}
+    layers = layer_names(model, pooling)
+    names = {id(module): name for name, module in model.named_modules()}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, LINEAR):

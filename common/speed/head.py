@@ -250,7 +250,7 @@ def limit_last_layer(
     reason = untested(model, LAST_LAYER)
     if reason is not None:
         return reason
-    last = watch(model)[-1]
+    last = watch(model, pooling=True)[-1]
     layer, attention = model.get_submodule(last.name), model.get_submodule(last.attention[-1])
     if any(getattr(hook, "func", None) is take_chosen for hook in layer._forward_pre_hooks.values()):
         return "an earlier trainer of this model limits it"

@@ -4,7 +4,6 @@
 not by names.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,9 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InputError, tell
+from common.hardware import sharding
 from common.models.load import LoadedModel
+from common.models.pooling import fix_pooling
 from common.models.structure import (
     bias_names,
     depths,
@@ -25,6 +26,7 @@ from common.models.structure import (
     head_names,
     layer_names,
     norm_names,
+    pooling_names,
     transformer_of,
 )
 from common.tuning.adapters import Shape, insert_adapters, is_adapter, save_adapters
@@ -66,9 +68,8 @@ def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
         InputError: the method does not work with this model or under this launcher.
     """
     model = loaded.model
-    for name in ("FSDP", "DEEPSPEED"):  # these shard the weights that an adapter is merged into
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and args.method != "full":
-            raise InputError(f"{args.asked}: cannot be merged under {name}; launch with common/launch/multi_gpu.yaml")
+    if sharding() and args.method != "full":  # the weights that an adapter is merged into are sharded
+        raise InputError(f"{args.asked}: cannot be merged under {sharding()}; launch with common/launch/multi_gpu.yaml")
     if args.method == "adapter":
         fresh = fresh_names(model, loaded.new_parameters)
         trained = fresh + insert_adapters(model, Shape(args.adapter_placement, args.adapter_reduction))
@@ -81,6 +82,7 @@ def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
         raise InputError(
             f"{args.asked}: finds no layers in a {transformer_of(model).config.model_type} model; give --tuning full"
         )
+    fix_pooling(model)
     if args.method != "full":
         weights = list(model.parameters())
         count = sum(weight.numel() for weight in weights if weight.requires_grad)
@@ -137,13 +139,14 @@ class GradualUnfreezing(TrainerCallback):
 
     def __init__(self, tuned: TunedModel):
         self.model, self.last = tuned.model, len(layer_names(tuned.model))
-        self.depth = depths(tuned.model, tuned.new_parameters)
+        fixed = pooling_names(tuned.model)
+        self.depth = {n: d for n, d in depths(tuned.model, tuned.new_parameters).items() if n not in fixed}
         if not head_names(tuned.model) + fresh_names(tuned.model, tuned.new_parameters):
             self.last -= 1  # the head is tied: begin with the last layer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         for name, weight in self.model.named_parameters():
-            weight.requires_grad_(self.depth[name] > self.last - int(state.epoch))
+            weight.requires_grad_(self.depth.get(name, 0) > self.last - int(state.epoch))
             if not weight.requires_grad:
                 weight.grad = None
 

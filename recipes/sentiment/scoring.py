@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from scipy.special import expit, softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -24,6 +24,7 @@ from common.data.source import Row
 from common.data.words import without_spaces, words
 from common.errors import tell
 from common.run.report import print_table, rows_named, write_json_lines
+from common.training import Trainer
 
 BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 
@@ -214,6 +215,14 @@ class Scorer:
         uniform = np.full((len(gold), size), 1 / size)
         return list(scores(uniform, gold, self.classes, [0.5] * size if self.multi_label else None))
 
+    def probe(self, trainer: Trainer, rows: DatasetDict) -> dict[str, float]:
+        """Score the test rows by the model before training, whose head is a linear probe."""
+        if "test" not in rows or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these cannot predict yet
+            return {}
+        thresholds = self.thresholds(trainer.predict(rows["validation"])) if self.multi_label else None
+        result = self(trainer.predict(rows["test"]), thresholds)
+        return {f"probe_{name}": result[name] for name in ("accuracy", "macro_f1")}
+
     def write(self, folder: str, rows: Dataset, output: PredictionOutput, thresholds: list[float] | None) -> None:
         """Write `predictions_test.jsonl`, and `hardest_test.jsonl` with the same rows sorted by loss."""
         probs, gold = self.read(output)
@@ -223,14 +232,15 @@ class Scorer:
 
 
 def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> None:
-    """Print the scores of each class, the averages, and the baseline if `metrics` has one."""
+    """Print the scores of each class, the averages, and the baselines that `metrics` has."""
     keys = ("precision", "recall", "f1")
     rows = [[n, *(metrics[f"{split}_class_{n}_{k}"] for k in (*keys, "support"))] for n in names]
     total = sum(row[-1] for row in rows)
     averages = [a for a in ("micro", "macro", "weighted") if f"{split}_{a}_f1" in metrics]
     rows += [[f"all ({a})", *(metrics[f"{split}_{a}_{k}"] for k in keys), total] for a in averages]
-    if f"{split}_bag_of_words_macro_f1" in metrics:
-        rows.append(["bag of words (macro)", "", "", metrics[f"{split}_bag_of_words_macro_f1"], total])
+    baselines = {"bag of words": "bag_of_words", "linear probe": "probe"}
+    baselines = {name: f"{split}_{key}" for name, key in baselines.items() if f"{split}_{key}_accuracy" in metrics}
+    rows += [[f"{name} (macro)", "", "", metrics[f"{key}_macro_f1"], total] for name, key in baselines.items()]
     tell(f"\n{rows_named(split)} scores of classes")
     print_table(["class", "precision", "recall", "F1", "rows"], rows, last=len(rows) - len(names))
     absent = metrics[f"{split}_absent_classes"]
@@ -240,7 +250,8 @@ def print_scores(metrics: dict[str, float], split: str, names: list[str]) -> Non
         k for k in ("accuracy", "mcc", "roc_auc", "average_precision", "calibration_error") if f"{split}_{k}" in metrics
     ]
     print_table(["score", rows_named(split)], [[k.replace("_", " "), metrics[f"{split}_{k}"]] for k in shown])
-    if f"{split}_bag_of_words_accuracy" in metrics:
+    if baselines:
         print_table(
-            ["baseline", rows_named(split)], [["bag of words, accuracy", metrics[f"{split}_bag_of_words_accuracy"]]]
+            ["baseline", rows_named(split)],
+            [[f"{name}, accuracy", metrics[f"{key}_accuracy"]] for name, key in baselines.items()],
         )

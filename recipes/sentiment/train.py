@@ -22,10 +22,12 @@ from transformers import (
     set_seed,
 )
 
-from common.args import ModelArguments, TrainingArguments, check_best_metric
+from common.args import ClassifierArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.models import load_model
+from common.models.pooling import pool
 from common.run import Run, keep_trained_model
+from common.training.probe import start_at_probe
 from common.tuning import TuningArguments, tune
 
 from . import scoring, texts, windows
@@ -56,7 +58,7 @@ class SentimentTrainingArguments(TrainingArguments):
     )
 
 
-ARGUMENTS = (ModelArguments, SentimentDataArguments, TuningArguments, SentimentTrainingArguments)
+ARGUMENTS = (ClassifierArguments, SentimentDataArguments, TuningArguments, SentimentTrainingArguments)
 
 
 def encode(
@@ -88,24 +90,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Model
     length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
     loaded = load_model(AutoModelForSequenceClassification, model_args, labels, length, **options)
+    pool(loaded, model_args)
     config = loaded.model.config
     labels = list(config.id2label.values())
     config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
     reading = data_args.reading()
     config.update(reading)  # saved with the model: predict reads texts in the same way
-    rows = data.map(
-        encode,
-        batched=True,
-        remove_columns=data["train"].column_names,
-        fn_kwargs={
-            "tokenizer": loaded.tokenizer,
-            "label2id": config.label2id,
-            "multi_label": multi_label,
-            "reading": reading,
-        },
-    )
+    more = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, "multi_label": multi_label, "reading": reading}
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
     windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
+    probed = model_args.head_init == "probe" and start_at_probe(loaded, rows, args, weights, multi_label)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
@@ -128,6 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
+    baselines = scorer.probe(trainer, rows) if probed else {}
     run.train(trainer)
     with run.phase("eval"):
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
@@ -142,9 +138,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(rows["test"], metric_key_prefix="test")
-        test_scores = scorer(output, thresholds)
-        test_scores |= scoring.bag_of_words(data["train"][:], data["test"][:], labels, multi_label)
-        metrics |= run.save_scores(trainer, "test", output.metrics, test_scores)
+        baselines |= scoring.bag_of_words(data["train"][:], data["test"][:], labels, multi_label)
+        metrics |= run.save_scores(trainer, "test", output.metrics, scorer(output, thresholds) | baselines)
         scorer.write(args.output_dir, data["test"], output, thresholds)
     history, selected_by = trainer.state.log_history, args.metric_for_best_model or "loss"
     draw(args.output_dir, *scorer.read(output), labels, thresholds, history, selected_by)

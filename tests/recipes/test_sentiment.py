@@ -285,7 +285,7 @@ def test_a_run_with_windows_scores_and_predicts_one_pooled_result_a_text(start, 
             for i, r in enumerate(rs)] for s, rs in rows.items()
     }  # fmt: skip
     more = ["--multi_label", "true"] if several else []
-    metrics = start(data, "--long_texts", "windows", "--max_seq_length", "32", *more)
+    metrics = start(data, "--long_texts", "windows", "--max_seq_length", "32", "--head_init", "random", *more)
     printed = capsys.readouterr()
     assert re.search(r"(\d+) of 96 texts exceed --max_seq_length 32 and are read in windows", printed.out)
     report = read_jsonl(tmp_path / "out" / "predictions_test.jsonl")
