@@ -36,7 +36,7 @@ from common.errors import InputError, in_main_process, printable, tell, warn
 from common.inference.filling import Filler
 from common.inference.predictor import Predictor
 from common.inference.translator import Translator, saved_directions
-from common.models.load import resolve_model
+from common.models.load import load_config, resolve_model
 
 #: texts that a model reads between two writes of the file
 TEXTS_TOGETHER = 512
@@ -44,6 +44,8 @@ TEXTS_TOGETHER = 512
 GROUPS = 7
 #: fills of a mask, and translations there of a text, from which a copy is drawn
 FILLS, TRANSLATIONS = 10, 4
+#: ends of the names of masked language models
+HEADS = ("ForMaskedLM", "ForPreTraining")
 #: copies that the message before training counts
 COUNTED = 200
 _LETTERS = regex.compile(r"[\p{L}\p{M}]+(?:['’-][\p{L}\p{M}]+)*")
@@ -147,7 +149,12 @@ class Contextual(ByModel):
 
     def __init__(self, folder: str, share: float):
         self.share, self.key = share, f"contextual {_hash_of_weights(folder)} {GROUPS} {FILLS}"
-        self.models = [Predictor(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), folder)]
+        kinds = load_config(resolve_model(folder)).architectures or ["a model without a head"]
+        if not any(kind.endswith(HEADS) for kind in kinds):
+            raise InputError(
+                f"--augment_model {folder}: is {', '.join(kinds)}; name the folder of a masked language model"
+            )
+        self.models = [Predictor(AutoModelForMaskedLM, HEADS, folder)]
         if self.models[0].tokenizer.mask_token is None:
             raise InputError(f"--augment_model {folder}: its tokenizer has no mask token; name another model")
 

@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.args import SPLITS, LabeledDataArguments
+from common.args import SPLITS
+from common.data.augment import AugmentedDataArguments
 from common.errors import InputError, nearest_file
 
 
 @dataclass
-class SentimentDataArguments(LabeledDataArguments):
+class SentimentDataArguments(AugmentedDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
+    augmentations = ("synonym", "eda", "contextual", "back_translation")
 
     text_column_name: str = field(default="text", metadata={"help": "column with the text"})
     text_pair_column_name: str | None = field(default=None, metadata={"help": "column with a second text"})

@@ -32,6 +32,7 @@ from common.tuning import TuningArguments, tune
 
 from . import scoring, texts, windows
 from .arguments import SentimentDataArguments
+from .augmenting import augmented
 from .labels import load_labeled
 from .pictures import draw
 
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = windows.Trainer(
         model=tuned,
         args=args,
-        train_dataset=rows["train"],
+        train_dataset=augmented(rows["train"], data["train"], encode, more, data_args, args),
         eval_dataset=rows["validation"],
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=loaded.pad_multiple),
         losses=texts.loss_with(weights, multi_label),

@@ -17,6 +17,7 @@ from recipes.ner.tagging import entity_spans
 from recipes.qa import augmenting as qa
 from recipes.qa import train as qa_train
 from recipes.sentiment import augmenting as sentiment
+from recipes.sentiment import train as sentiment_train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 
 WORDS = ["film", "buys", "quickly", "the", "New York", "北京", "don't", "U.S.", "…", ",", "\u200b.", "start"]
@@ -134,6 +135,7 @@ def test_batches_that_make_the_same_steps_see_the_same_copies(words, tmp_path):
 @pytest.mark.parametrize(
     ("train", "arguments", "message"),
     [
+        (sentiment_train, "--augment mention", "the rows have no mentions with labels; give synonym or eda or"),
         (ner_train, "--augment back_translation", "a translated text loses the places of words and answers; give"),
         (qa_train, "--augment mention", "the rows have no mentions with labels; give synonym or eda or contextual"),
         (ner_train, "--augment eda --augment_copies 0", "--augment_copies 0: must be at least 1"),
@@ -141,6 +143,7 @@ def test_batches_that_make_the_same_steps_see_the_same_copies(words, tmp_path):
         (ner_train, "--augment_share 0.2", "--augment_share: needs --augment"),
         (ner_train, "--augment contextual", "--augment contextual: needs --augment_model"),
         (ner_train, "--augment eda --augment_model x", "--augment_model: needs --augment contextual; add it"),
+        (sentiment_train, "--augment back_translation --augment_models x", "needs two folders, --augment_models THERE"),
         (qa_train, "--augment contextual --augment_model no/such/folder", "no/such/folder: no such folder"),
     ],
 )
