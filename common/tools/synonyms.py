@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # type: ignore[import-untyped, unused-ignore]
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from transformers import AutoModel, AutoTokenizer
 
 from common.args import DEFAULT_ENCODER
