@@ -25,12 +25,12 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak bench lint format predict compare sweep $(RECIPES)
+.PHONY: help setup test soak bench lint format predict compare sweep annotate $(RECIPES)
 
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
 	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
-	@echo "Commands: predict, compare, sweep, test and bench take ARGS too, compare also GPUS; predict uses a GPU if there is one"
+	@echo "Commands: predict, compare, sweep, annotate, test and bench take ARGS too, compare also GPUS; predict uses a GPU if there is one"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=new.jsonl
@@ -43,6 +43,11 @@ compare: $(INSTALLED) ## compare tuning methods or settings: RECIPE=ner METHODS=
 
 sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
 	$(BIN)/python -m common.tools.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
+
+annotate: $(INSTALLED) ## choose rows to label next: RECIPE=ner MODEL=outputs/ner INPUT=pool.jsonl OUTPUT=new.jsonl N=50 STRATEGY=margin
+	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the rows to choose from, and OUTPUT=, the file to write))
+	$(BIN)/python -m common.tools.annotate $(RECIPE) --model "$(MODEL)" --input "$(INPUT)" --output "$(OUTPUT)" \
+		$(if $(N),--n $(N)) $(if $(STRATEGY),--strategy $(STRATEGY)) $(ARGS)
 
 setup: $(INSTALLED) ## create .venv and install the pinned requirements
 

@@ -33,6 +33,8 @@ PROGRAMS = [
     *(ROOT / "recipes").glob("*/predict.py"),
     ROOT / "common" / "tools" / "compare.py",
     ROOT / "common" / "tools" / "sweep.py",
+    ROOT / "common" / "tools" / "annotate" / "__main__.py",
+    *(ROOT / "recipes").glob("*/annotate.py"),
 ]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
 
@@ -86,6 +88,9 @@ def test_documented_commands_are_understood(file, command):
     if match := re.search(r"-m common\.tools\.(compare|sweep) (.*)", command):
         beside_the_recipe(match[1], shlex.split(match[2]))
         return
+    if match := re.search(r"-m common\.tools\.annotate (\w+) (.*)", command):
+        understood(match[1], "annotate", shlex.split(match[2]))
+        return
     if match := re.search(r"-m (tests\.\w+\.\w+)", command):
         assert (ROOT / (match[1].replace(".", "/") + ".py")).is_file()
         return
@@ -100,6 +105,11 @@ def test_documented_commands_are_understood(file, command):
     if targets[0] in TARGETS:
         _, recipe, script = TARGETS[targets[0]].split(".")
         understood(recipe, script, shlex.split(variables.get("ARGS", "")))
+    if targets[0] == "annotate":
+        given = {"input": "INPUT", "output": "OUTPUT", "model": "MODEL", "n": "N", "strategy": "STRATEGY"}
+        options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]
+        options = shlex.split(" ".join([*options, variables.get("ARGS", "")]))
+        understood(variables.get("RECIPE", "ner"), "annotate", options)
     if targets[0] in ("compare", "sweep"):
         given = {"methods": "METHODS", "settings": "SETTINGS"} if targets[0] == "compare" else {"trials": "TRIALS"}
         options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]

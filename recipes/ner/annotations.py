@@ -115,7 +115,7 @@ def _gliner(row: Row) -> Annotated | None:
 
 
 def task_text(row: Row, text_column: str) -> Annotated | None:
-    """Return the text of a row without its spans, with the words of Prodigy; None if the row has no text.
+    """Return the text of a row without its spans, with words in the form of Prodigy; None if the row has no text.
 
     Raises:
         Unusable: a task of Label Studio has several texts, none of them named `text_column`.
@@ -128,7 +128,7 @@ def task_text(row: Row, text_column: str) -> Annotated | None:
             raise Unusable(f"data has the texts {', '.join(texts)}; choose one by --text_column_name")
         name = texts[0] if texts else None
     text = data.get(name)
-    return Annotated(text, [], _words(row.get("tokens"))) if isinstance(text, str) else _gliner(row)
+    return Annotated(text, [], _words(data.get("tokens"))) if isinstance(text, str) else _gliner(row)
 
 
 def _label_studio(task: Row, text_column: str) -> Annotated:
@@ -141,7 +141,7 @@ def _label_studio(task: Row, text_column: str) -> Annotated:
     chosen = next((a for a in valid if a.get("ground_truth")), valid[0])
     regions = [r for r in chosen.get("result") or [] if isinstance(r, dict) and isinstance(r.get("value"), dict)]
     spans = [r for r in regions if any(name in r["value"] for name in ("labels", "hypertextlabels"))]
-    return Annotated(text.text, _spans(spans, text.text))
+    return Annotated(text.text, _spans(spans, text.text), text.words)
 
 
 def _value(span: dict, key: str) -> Any:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, PretrainedConfig
 
 from common.cli import command_line, parse
 from common.data import Row
 from common.data.columns import Columns as SavedColumns
+from common.data.files import FileReader
 from common.data.json_files import list_of_cell
 from common.data.tables import MissingColumn, TableRow
 from common.data.words import split_words
@@ -66,9 +67,10 @@ class Tagger(Predictor):
             AutoModelForTokenClassification, "ForTokenClassification", model, batch_tokens, precision, speed, **more
         )
         self.doc_stride = getattr(self.config, "doc_stride", self.max_length // 4)
-        single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
+        #: whether each word has a tag of its own, such as a part of speech
+        self.single_words = getattr(self.config, "tag_scheme", "iob2") == "none"
         #: returns the entities of a sequence of tags
-        self.spans = word_spans if single_words else entity_spans
+        self.spans = word_spans if self.single_words else entity_spans
 
     def __call__(self, sentences: list[list[str]]) -> list[tuple[list[str], list[float]]]:
         """Return, for each list of words, the tag of each word and the probability of the tag."""
@@ -83,6 +85,14 @@ class Tagger(Predictor):
             for i, row_scores, row_tags in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
                 tags[i], scores[i] = [self.labels[tag] for tag in row_tags], row_scores
         return list(zip(stitch(windows, tags), stitch(windows, scores), strict=True))
+
+
+def reader_for(args: NerPredictArguments, config: PretrainedConfig) -> FileReader:
+    """Return the function that reads files in the way that the model's training files were read."""
+    trained = getattr(config, "conll_columns", (None, None))
+    conll = Columns(args.conll_word_column or trained[0], args.conll_tag_column or trained[1])
+    labels, sentences = set(config.id2label.values()), getattr(config, "sentences", None)
+    return file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences, labels=labels)
 
 
 def in_columns(row: Row, columns: SavedColumns) -> Row:
@@ -147,10 +157,7 @@ def with_entities(
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     config = load_config(resolve_model(args.model))
-    trained = getattr(config, "conll_columns", (None, None))
-    conll = Columns(args.conll_word_column or trained[0], args.conll_tag_column or trained[1])
-    labels, sentences = set(config.id2label.values()), getattr(config, "sentences", None)
-    read = file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences, labels=labels)
+    read = reader_for(args, config)
     column = "entities"
 
     def check(row: Row) -> Iterator[str]:

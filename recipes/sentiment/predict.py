@@ -84,6 +84,11 @@ def check_row(row: Row, columns: Columns) -> Iterator[str]:
     for name in WRITTEN:
         if name in row:
             yield f'already has "{name}", which would be overwritten; rename that column'
+    yield from check_columns(row, columns)
+
+
+def check_columns(row: Row, columns: Columns) -> Iterator[str]:
+    """Yield a message for each text that a row lacks."""
     if not isinstance(columns.value(row, "text"), str):
         yield columns.problem(row, "text")
     pair = columns.value(row, "text_pair")

@@ -53,9 +53,10 @@ def _without_tasks(rows: Iterator[Located], columns: tuple[str, str]) -> Iterato
     for where, row in rows:
         if isinstance(row, dict) and isinstance(row.get("data"), dict) and columns[0] not in row:
             data = row["data"]
-            texts = [text for name, text in data.items() if name in (columns[0], "text")] or list(data.values())
-            found = {columns[0]: texts[0], columns[1]: _choices(row)} if len(texts) == 1 else {}
-            row = {name: value for name, value in row.items() if found and name not in TASK} | found or row
+            names = [name for name in data if name in (columns[0], "text")] or list(data)
+            if len(names) == 1:
+                others = {name: value for name, value in (row | data).items() if name not in (*TASK, *names)}
+                row = others | {columns[0]: data[names[0]], columns[1]: _choices(row)}
         elif isinstance(row, dict) and isinstance(row.get(columns[1]), dict) and "choices" in row[columns[1]]:
             row = row | {columns[1]: row[columns[1]]["choices"]}  # JSON-MIN of Label Studio
         yield where, row
