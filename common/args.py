@@ -68,8 +68,8 @@ class ModelArguments:
 
 
 @dataclass
-class ClassifierArguments(ModelArguments):
-    """Choose what the head of a classifier reads, and where it starts."""
+class HeadArguments(ModelArguments):
+    """Choose the pretrained model, and where a new head starts."""
 
     head_init: Literal["probe", "random"] = field(
         default="probe",
@@ -78,6 +78,12 @@ class ClassifierArguments(ModelArguments):
             "resume": "fixed",
         },
     )
+
+
+@dataclass
+class ClassifierArguments(HeadArguments):
+    """Choose the pretrained model, what the head of a classifier of texts reads, and where it starts."""
+
     pooling: Literal["auto", "mean", "first"] = field(
         default="auto",
         metadata={

@@ -14,11 +14,12 @@ import torch
 from datasets import Dataset, DatasetDict
 from scipy.special import expit, log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.args import TrainingArguments
+from common.args import HeadArguments, TrainingArguments
 from common.errors import tell
 from common.hardware import sharding
 from common.inference.predictor import token_batches
@@ -28,8 +29,8 @@ from common.models.trial import trial
 
 #: strengths tried: the C of scikit-learn, inverse to the weight of the penalty
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)
-#: most training rows of a probe; a random sample of more
-MOST_ROWS = 20_000
+#: about the most labels that a probe is fitted to, or compared by; a random sample of the rows has them
+MOST_LABELS = 20_000
 #: least standard deviation of a feature, relative to the size of all features; a smaller one is not scaled up to 1
 LEAST_SPREAD = 0.1
 #: tokens in a batch
@@ -53,7 +54,12 @@ class Linear:
 
 
 def start_at_probe(
-    loaded: LoadedModel, rows: DatasetDict, args: TrainingArguments, weights: Tensor | None, multi_label: bool
+    loaded: LoadedModel,
+    rows: DatasetDict,
+    model_args: HeadArguments,
+    args: TrainingArguments,
+    weights: Tensor | None = None,
+    multi_label: bool = False,
 ) -> bool:
     """Set the last layer of the head to a logistic regression; its strength is the best one on the validation rows.
 
@@ -62,38 +68,37 @@ def start_at_probe(
     Args:
         loaded: the model, before `common.tuning.tune`.
         rows: encoded rows with `labels`, of which the splits train and validation are read.
+        model_args: `head_init` says whether a probe is wanted.
         args: give device, precision and seed.
         weights: weight of each class in the loss; None for equal weights.
         multi_label: whether `labels` has a 0 or 1 for each class.
 
     Returns:
-        Whether the head was set. It is not if the checkpoint has a head for these labels, if the class has no such
+        Whether the head was set. Under "probe" it is not if the checkpoint has a head for these labels, if the class has no such
         head, if all training rows have one label, or under FSDP and DeepSpeed, which shard the weights.
     """
     model = loaded.model
     assert isinstance(model, PreTrainedModel)
     layer = last_linear(model)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    if layer is None or names[id(layer.weight)] not in loaded.new_parameters or sharding():
+    wanted = model_args.head_init == "probe" and not sharding()
+    if layer is None or names[id(layer.weight)] not in loaded.new_parameters or not wanted:
         return False
     if not (model.config.architectures or [""])[0].endswith("ForSequenceClassification"):
         pass_on(model, layer)
     classes = layer.out_features
-    train = rows["train"]
-    if len(train) > MOST_ROWS:
-        train = train.shuffle(seed=args.seed).select(range(MOST_ROWS))
-    features, labels = features_of(loaded, layer, train, args), np.array(train["labels"][:])
+    features, labels = features_of(loaded, layer, _sample(rows["train"], args.seed), args)
     if len(np.unique(labels, axis=0)) < 2:
         return False
-    held_out = features_of(loaded, layer, rows["validation"], args), np.array(rows["validation"]["labels"][:])
+    held_out = features_of(loaded, layer, _sample(rows["validation"], args.seed), args)
     each = np.ones(classes) if weights is None else weights.numpy()
     with threadpool_limits(1):  # the products are small: more threads are slower
         tried = [_fit(features, labels, each, classes, strength, multi_label) for strength in STRENGTHS]
-    best = min(tried, key=lambda probe: _errors(probe.logits(held_out[0]), held_out[1], multi_label))
+    best = max(tried, key=lambda probe: _quality(probe.logits(held_out[0]), held_out[1], multi_label))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(best.weight))
         layer.bias.copy_(torch.from_numpy(best.bias))
-    tell(f"the head starts at a linear probe of {len(labels):,} training rows (--head_init random: at random weights)")
+    tell(f"the head starts at a linear probe of {len(labels):,} labels (--head_init random: at random weights)")
     return True
 
 
@@ -153,19 +158,39 @@ def _scale(layer: nn.Linear, weight: float, bias: float) -> None:
         layer.bias.fill_(bias)
 
 
-def features_of(loaded: LoadedModel, layer: nn.Linear, rows: Dataset, args: TrainingArguments) -> np.ndarray:
-    """Return what `layer`, the last one of the head, reads of each row without dropout: float32, (rows, width)."""
+def features_of(
+    loaded: LoadedModel, layer: nn.Linear, rows: Dataset, args: TrainingArguments
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `layer`, the last one of the head, reads at each label without dropout, and the labels.
+
+    A row has a label, a 0 or 1 for each class, or a label for each token (-100: none).
+
+    Returns:
+        Features in float32, (labels, width), and the labels, in the order of the rows.
+    """
     model = loaded.model if loaded.model.device == args.device else loaded.model.to(args.device)
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
-    result = np.empty((len(rows), layer.in_features), dtype=np.float32)
-    names = [name for name in tokenizer.model_input_names if name in rows.column_names]
-    rows = rows.select_columns(names)
+    labels = rows["labels"][:]
+    rows = rows.select_columns([name for name in tokenizer.model_input_names if name in rows.column_names])
+    features: list[Any] = [None] * len(rows)
     with trial(model), _inputs_as_outputs(layer), torch.autocast(args.device.type, torch.bfloat16, bool(args.bf16)):
         for batch in token_batches([len(ids) for ids in rows["input_ids"]], BATCH_TOKENS):
             inputs = tokenizer.pad(rows[batch], return_tensors="pt").to(args.device)
-            result[batch] = model(**inputs).logits.float().cpu().numpy()
-    return result
+            for row, read in zip(batch, model(**inputs).logits.float().cpu().numpy(), strict=True):
+                of_tokens = read.ndim == 2
+                features[row] = read[np.flatnonzero(np.array(labels[row]) != -100)] if of_tokens else read[None]
+    flat = [number for of_row in labels for number in of_row if number != -100] if of_tokens else labels
+    return np.concatenate(features), np.array(flat)
+
+
+def _sample(rows: Dataset, seed: int) -> Dataset:
+    """Return random rows with about `MOST_LABELS` labels, or all rows if they have fewer."""
+    labels = rows["labels"][:]
+    counts = [sum(number != -100 for number in row) if isinstance(row, list) else 1 for row in labels]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept = order[: 1 + np.searchsorted(np.cumsum(np.array(counts)[order]), MOST_LABELS)]
+    return rows.select(np.sort(kept))
 
 
 @contextmanager
@@ -203,10 +228,10 @@ def _fit(
     return Linear(weight, probe.bias - weight @ mean)
 
 
-def _errors(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> tuple[float, float]:
-    """Return the share of wrong decisions and the mean loss; probes are compared by both, in this order."""
+def _quality(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> tuple[float, float]:
+    """Return the macro F1 of decisions and the negative mean loss; probes are compared by both, in this order."""
     if multi_label:
         signs = np.where(labels > 0, scores, -scores)
-        return float((signs <= 0).mean()), float(-np.log(expit(signs) + 1e-12).mean())
-    losses = -log_softmax(scores, axis=-1)[np.arange(len(labels)), labels]
-    return float((scores.argmax(-1) != labels).mean()), float(losses.mean())
+        return 0.0, float(np.log(expit(signs) + 1e-12).mean())  # thresholds are tuned later
+    gains = log_softmax(scores, axis=-1)[np.arange(len(labels)), labels]
+    return float(f1_score(labels, scores.argmax(-1), average="macro", zero_division=0)), float(gains.mean())

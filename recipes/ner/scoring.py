@@ -23,7 +23,7 @@ _TAGS = datasets.Features(
 
 
 #: these entity types would overwrite an average or the baseline's score; their scores are named `type_macro_f1`, ...
-RESERVED = ("macro", "gazetteer")
+RESERVED = ("macro", "gazetteer", "probe")
 
 
 class StrictSeqeval(evaluate.Metric):
@@ -149,7 +149,7 @@ def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
 
 
 def print_scores(metrics: dict[str, float], split: str) -> None:
-    """Print the scores of each entity type, the averages, and the baseline if `metrics` has one."""
+    """Print the scores of each entity type, the averages, and the baselines that `metrics` has."""
     keys = ("precision", "recall", "f1")
     types = [
         k.removeprefix(f"{split}_").removesuffix("_support")
@@ -160,7 +160,7 @@ def print_scores(metrics: dict[str, float], split: str) -> None:
     total = sum(row[-1] for row in rows)
     rows.append(["all (micro)", *(metrics[f"{split}_{k}"] for k in keys), total])
     rows.append(["all (macro)", *(metrics[f"{split}_macro_{k}"] for k in keys), total])
-    if f"{split}_gazetteer_f1" in metrics:
-        rows.append(["gazetteer of train", "", "", metrics[f"{split}_gazetteer_f1"], total])
+    baselines = {"gazetteer of train": f"{split}_gazetteer_f1", "linear probe": f"{split}_probe_f1"}
+    rows += [[name, "", "", metrics[key], total] for name, key in baselines.items() if key in metrics]
     tell(f"\n{rows_named(split)} scores of entities (seqeval, strict IOB2)")
-    print_table(["type", "precision", "recall", "F1", "entities"], rows, last=3)
+    print_table(["type", "precision", "recall", "F1", "entities"], rows, last=len(rows) - len(types))

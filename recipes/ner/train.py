@@ -22,12 +22,13 @@ from transformers import (
     set_seed,
 )
 
-from common.args import ModelArguments, TrainingArguments, check_best_metric
+from common.args import HeadArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
 from common.models import load_model
 from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer, label_losses
+from common.training.probe import start_at_probe
 from common.tuning import TuningArguments, tune
 
 from . import scoring
@@ -51,7 +52,7 @@ class NerTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 
 
-ARGUMENTS = (ModelArguments, NerDataArguments, TuningArguments, NerTrainingArguments)
+ARGUMENTS = (HeadArguments, NerDataArguments, TuningArguments, NerTrainingArguments)
 
 
 def encode(
@@ -103,13 +104,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     reading["conll_columns"] = [data_args.conll_word_column, data_args.conll_tag_column]
     config.update(cut | reading)  # predict does the same
     how = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut}
-    windows = data.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=data["train"].column_names,
-        fn_kwargs=how,
-    )
+    columns = data["train"].column_names
+    windows = data.map(encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
+    probed = start_at_probe(loaded, windows, model_args, args)
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer
@@ -133,18 +130,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
+    scored = "test" if "test" in windows else "eval"
+    probe = trainer.predict(windows["test"]).metrics if probed and scored == "test" else {}
     run.train(trainer)
     with run.phase("eval"):
         metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
 
     # Test
-    scored = "test" if "test" in windows else "eval"
     if scored == "test":
         with run.phase("test"):
             output = trainer.predict(windows["test"], metric_key_prefix="test")
-        baseline = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
-        metrics |= run.save_scores(trainer, "test", output.metrics, baseline)
+        baselines = {"gazetteer_f1": scoring.gazetteer_f1(data["train"], data["test"], metric)}
+        baselines |= {"probe_f1": probe["test_f1"]} if probe else {}
+        metrics |= run.save_scores(trainer, "test", output.metrics, baselines)
         predicted = scoring.predicted_tags(windows["test"], output.predictions, labels)
         write_json_lines(args.folder / "predictions_test.jsonl", scoring.compare(data["test"], predicted))
     scoring.print_scores(metrics, scored)

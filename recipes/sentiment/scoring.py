@@ -217,7 +217,7 @@ class Scorer:
 
     def probe(self, trainer: Trainer, rows: DatasetDict) -> dict[str, float]:
         """Score the test rows by the model before training, whose head is a linear probe."""
-        if "test" not in rows or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these cannot predict yet
+        if "test" not in rows:
             return {}
         thresholds = self.thresholds(trainer.predict(rows["validation"])) if self.multi_label else None
         result = self(trainer.predict(rows["test"]), thresholds)

@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
     windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
-    probed = model_args.head_init == "probe" and start_at_probe(loaded, rows, args, weights, multi_label)
+    probed = start_at_probe(loaded, rows, model_args, args, weights, multi_label)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
