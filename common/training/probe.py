@@ -74,8 +74,8 @@ def start_at_probe(
         multi_label: whether `labels` has a 0 or 1 for each class.
 
     Returns:
-        Whether the head was set. Under "probe" it is not if the checkpoint has a head for these labels, if the class has no such
-        head, if all training rows have one label, or under FSDP and DeepSpeed, which shard the weights.
+        Whether the head was set. Under "probe" it stays as it is if the checkpoint has a head for these labels, if the
+        class has no such head, if all training rows have one label, or under FSDP and DeepSpeed, which shard weights.
     """
     model = loaded.model
     assert isinstance(model, PreTrainedModel)
