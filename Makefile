@@ -25,12 +25,12 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak bench lint format predict compare sweep annotate $(RECIPES)
+.PHONY: help setup test soak bench lint format predict compare sweep annotate transfer $(RECIPES)
 
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
 	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
-	@echo "Commands: predict, compare, sweep, annotate, test and bench take ARGS too, compare also GPUS; predict uses a GPU if there is one"
+	@echo "Commands: predict, compare, sweep, annotate, transfer, test and bench take ARGS too, compare and transfer also GPUS; predict uses a GPU if there is one"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=new.jsonl
@@ -48,6 +48,10 @@ annotate: $(INSTALLED) ## choose rows to label next: RECIPE=ner MODEL=outputs/ne
 	$(if $(and $(INPUT),$(OUTPUT)),,$(error give INPUT=, the rows to choose from, and OUTPUT=, the file to write))
 	$(BIN)/python -m common.tools.annotate $(RECIPE) --model "$(MODEL)" --input "$(INPUT)" --output "$(OUTPUT)" \
 		$(if $(N),--n $(N)) $(if $(STRATEGY),--strategy $(STRATEGY)) $(ARGS)
+
+transfer: $(INSTALLED) ## measure what pretraining, a domain or another task brings: PLAN=FILE SEEDS="1 2 3"; PREDICT=only ranks
+	$(BIN)/python -m common.tools.transfer $(if $(PLAN),--plan "$(PLAN)") $(if $(PREDICT),--predict $(PREDICT)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 setup: $(INSTALLED) ## create .venv and install the pinned requirements
 

@@ -35,6 +35,7 @@ PROGRAMS = [
     ROOT / "common" / "tools" / "sweep.py",
     ROOT / "common" / "tools" / "annotate" / "__main__.py",
     *(ROOT / "recipes").glob("*/annotate.py"),
+    ROOT / "common" / "tools" / "transfer" / "__main__.py",
 ]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
 
@@ -91,6 +92,9 @@ def test_documented_commands_are_understood(file, command):
     if match := re.search(r"-m common\.tools\.annotate (\w+) (.*)", command):
         understood(match[1], "annotate", shlex.split(match[2]))
         return
+    if match := re.search(r"-m common\.tools\.transfer (.*)", command):
+        importlib.import_module("common.tools.transfer.__main__").read_options(shlex.split(match[1]))
+        return
     if match := re.search(r"-m (tests\.\w+\.\w+)", command):
         assert (ROOT / (match[1].replace(".", "/") + ".py")).is_file()
         return
@@ -110,6 +114,11 @@ def test_documented_commands_are_understood(file, command):
         options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]
         options = shlex.split(" ".join([*options, variables.get("ARGS", "")]))
         understood(variables.get("RECIPE", "ner"), "annotate", options)
+    if targets[0] == "transfer":
+        given = {"plan": "PLAN", "predict": "PREDICT", "seeds": "SEEDS"}
+        options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]
+        options = shlex.split(" ".join([*options, variables.get("ARGS", "")]))
+        importlib.import_module("common.tools.transfer.__main__").read_options(options)
     if targets[0] in ("compare", "sweep"):
         given = {"methods": "METHODS", "settings": "SETTINGS"} if targets[0] == "compare" else {"trials": "TRIALS"}
         options = [f"--{name} {variables[variable]}" for name, variable in given.items() if variable in variables]

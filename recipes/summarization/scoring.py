@@ -45,6 +45,12 @@ class UnicodeWords(Tokenizer):
         return words(text.lower())
 
 
+def kind_of(texts: Sequence[str]) -> str:
+    """Return the kind of words that fits the alphabet of the texts: "english" if 99 % of the letters are ASCII."""
+    found = [letter for text in texts for letter in letters(text) if letter[0].isalpha()]
+    return "english" if sum(map(str.isascii, found)) >= 0.99 * len(found) else "unicode"
+
+
 class Rouge:
     """Compute the F1 of ROUGE-1, -2, -L and -Lsum with Google's rouge_score, and cache the scores.
 
@@ -53,14 +59,13 @@ class Rouge:
 
     Args:
         kind: "english" (words of rouge_score, Porter stemmer), "unicode" (words of any script, no stemmer), or "auto"
-            ("english" if at least 99 % of the letters in `texts` are ASCII).
+            (by `kind_of`).
         texts: texts for "auto".
     """
 
     def __init__(self, kind: str, texts: Sequence[str]):
         if kind == "auto":
-            found = [letter for text in texts for letter in letters(text) if letter[0].isalpha()]
-            kind = "english" if sum(map(str.isascii, found)) >= 0.99 * len(found) else "unicode"
+            kind = kind_of(texts)
             tell(f"ROUGE counts {kind} words, from the alphabet of the summaries")
         stemmer = kind == "english"
         self.tokenizer = EnglishWords() if stemmer else UnicodeWords()

@@ -14,7 +14,8 @@ from tests.benchmarks import bench
 from tests.conftest import ROOT
 
 #: `recipes/__init__.py` and `common/__init__.py` are loaded first in all programs; one of each kind is started
-OURS = ["recipes.ner.train", "recipes.ner.predict", "common.tools.compare", "common.tools.sweep"]
+OURS = ["recipes.ner.train", "recipes.ner.predict", "common.tools.compare", "common.tools.sweep",
+        "common.tools.transfer"]  # fmt: skip
 STOCK = "tests.benchmarks.stock_ner"
 
 #: starts each program until it imports torch, and prints the variable at that moment

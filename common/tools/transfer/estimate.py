@@ -1,0 +1,99 @@
+"""Estimate the seconds of runs, from a short measurement of this machine and from the runs that have ended."""
+
+import statistics
+import time
+
+import torch
+from transformers import AutoModel, PretrainedConfig
+
+from common.args import DEFAULT_ENCODER
+from common.errors import quiet
+from common.hardware import native_bf16
+from common.models import resolve_model
+from common.models.load import load_config
+from common.tools.transfer.chains import Run
+
+#: seconds of a run without its training: imports, reading, saving
+START_UP = 15.0
+#: cost of a row that is evaluated, and of a row whose encoder is frozen, beside one that is trained
+EVALUATED = 0.3
+#: characters of a token, about
+CHARACTERS = 4.5
+
+
+class Estimate:
+    """Tell how many seconds runs take; `learn` corrects it by runs that have ended.
+
+    Args:
+        token_seconds: seconds of a token in training.
+    """
+
+    def __init__(self, token_seconds: float):
+        self.token_seconds = token_seconds
+        self._ratios: dict[str, list[float]] = {}
+
+    def seconds(self, run: Run) -> float:
+        """Return the seconds that a run is going to take."""
+        known = self._ratios.get(run.task.recipe) or [one for ratios in self._ratios.values() for one in ratios]
+        return self._by_size(run) * (statistics.median(known) if known else 1.0)
+
+    def learn(self, run: Run, seconds: float) -> None:
+        """Take the seconds of a run that has ended into account."""
+        self._ratios.setdefault(run.task.recipe, []).append(seconds / self._by_size(run))
+
+    def _by_size(self, run: Run) -> float:
+        task, rows = run.task, run.task.rows
+        texts = rows.texts
+        longest = task.longest
+        tokens = statistics.fmean(min(len(text) / CHARACTERS + 2, 4 * longest) for text in texts[:500])
+        validation, test = rows.evaluated
+        args = task.args
+        if run.only_scores:
+            work = EVALUATED * (validation + test)
+        else:
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            count = _number(run.words, "--max_train_samples") or len(texts)
+            epochs = _number(run.words, "--num_train_epochs") or args.num_train_epochs
+            steps = _number(run.words, "--max_steps") or args.max_steps
+            if steps > 0:
+                epochs = steps * batch / count
+            frozen = "--tuning head" in " ".join(run.words)
+            work = epochs * ((EVALUATED if frozen else 1) * count + EVALUATED * validation)
+            work += EVALUATED * (validation + test)
+        return START_UP + work * tokens * self.token_seconds
+
+
+def _number(words: tuple[str, ...], name: str) -> float | None:
+    return float(words[words.index(name) + 1]) if name in words else None
+
+
+def measure(model: str | None) -> float:
+    """Return the seconds of a token in training on this machine when it is idle, from three steps of the encoder.
+
+    On a CPU they are the time of its threads, which other processes do not change.
+    """
+    config: PretrainedConfig = load_config(resolve_model(model or DEFAULT_ENCODER))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with quiet():
+        encoder = AutoModel.from_config(config, dtype=torch.float32).to(device).train()
+    ids = torch.ones(16, 32, dtype=torch.long, device=device)
+    more = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+    times = []
+    for _ in range(3):
+        begin, used = time.perf_counter(), time.process_time()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bf16(device.type == "cpu")):
+            encoder(input_ids=ids, **more)[0].float().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        of_threads = (time.process_time() - used) / torch.get_num_threads()
+        times.append(of_threads if device.type == "cpu" else time.perf_counter() - begin)
+    return min(times) / ids.numel()
+
+
+def minutes(seconds: float) -> str:
+    """Return a time for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

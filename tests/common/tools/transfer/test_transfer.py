@@ -1,0 +1,302 @@
+"""Test `make transfer`: chains of runs, shared by plans, resumed after a kill, and the report that they give."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, BertForSequenceClassification, BertForTokenClassification
+
+import recipes
+from common.errors import InputError
+from common.tools.transfer import __main__ as transfer
+from common.tools.transfer.chains import Graft, Random, build
+from common.tools.transfer.findings import Findings
+from common.tools.transfer.plan import read_plan
+from common.tools.transfer.tasks import Tasks
+from common.tools.transfer.work import Store, graft, random_checkpoint
+from tests.common.tools.transfer import toy
+from tests.conftest import ROOT
+
+PLAN = """
+title: Toys
+seeds: [1, 2, 3]
+model: {tiny}
+targets:
+  play: {{recipe: toy, rows: [10, all]}}
+sources:
+  pretrained: {{}}
+  scratch: {{}}
+  school: {{kind: intermediate, recipe: toy, arguments: --teaches 1 --num_train_epochs 2}}
+  street: {{kind: domain, recipe: toy, arguments: --train_file {file}}}
+"""
+
+
+@pytest.fixture
+def toys(tmp_path, tiny, monkeypatch) -> Path:
+    """Return a folder with a recipe `toy` and a plan, as working directory."""
+    toy.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(recipes, "__path__", [str(tmp_path / "recipes"), *recipes.__path__])
+    for name in [name for name in sys.modules if name.startswith("recipes.toy")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "plan.yaml").write_text(PLAN.format(tiny=tiny, file=tmp_path / "rows.jsonl"))
+    return tmp_path
+
+
+def run(folder: Path, *words: str) -> Findings:
+    return transfer.main(["--plan", str(folder / "plan.yaml"), "--folder", str(folder / "out"), *words])
+
+
+def test_a_plan_of_toys_is_trained_once_and_its_report_is_right(toys, capsys):
+    text = (toys / "plan.yaml").read_text().replace("targets:", "forgetting: false\ntargets:")
+    (toys / "plan.yaml").write_text(text)
+    findings = run(toys, "--predict", "off", "--at_once", "2")
+    told = capsys.readouterr().out
+    # 8 cells, 2 sources, and the baseline for the minutes of school (3 times) and of street (2 times), with 3 seeds
+    assert "30 of 30 runs are left: about " in told
+    assert re.search(r"30 of 30: .*: test_accuracy 0\.\d+, 2 s", told)
+    assert "42 of 42: play, " in told
+    cell = findings.cells["play", "school", 10]
+    assert cell.score.mean == pytest.approx(82, abs=0.3)
+    assert cell.gain.effect.mean == pytest.approx(30, abs=0.3)
+    assert cell.gain.sure
+    assert cell.seconds == 6
+    assert cell.longer_seconds == pytest.approx(2 * 1.5**3)
+    assert cell.longer.effect.mean == pytest.approx(2, abs=0.3)
+    assert not findings.cells["play", "street", None].gain.sure
+    assert findings.needed["play", "school"][50] == (10, 10, 10)
+    report = (toys / "out" / "plan" / "transfer.md").read_text()
+    assert "- Intermediate training on school helps play at 10 rows (+30." in report
+    assert "- Training on the domain street has no sure effect on play: at 10 rows (+0.0 ± " in report
+    assert "- On play at 10 rows, school also beats pretrained trained for the same minutes (+2" in report
+    assert re.search(r"\| school \| \+30\.\d ± \d\.\d ● \| \+30\.\d ± \d\.\d ● \|", report)
+    assert "| play, school | &lt; 10 | &lt; 10 |" in report
+    page = (toys / "out" / "plan" / "transfer.html").read_text()
+    assert "background: rgb(" in page
+    assert "<svg" in page
+    assert "<script" not in page
+    content = json.loads((toys / "out" / "plan" / "transfer.json").read_text())
+    assert len(content["cells"]) == 8
+    assert content["cells"][0]["scores"] == findings.cells["play", "scratch", 10].scores
+    # nothing is trained again, also not by another plan with the same runs
+    files = {path: path.stat().st_mtime_ns for path in (toys / "out" / "runs").glob("*.json")}
+    (toys / "other.yaml").write_text(text.replace("  scratch: {}\n", "").replace("Toys", "Others"))
+    transfer.main(["--plan", "other.yaml", "--folder", str(toys / "out"), "--predict", "off"])
+    assert {path: path.stat().st_mtime_ns for path in (toys / "out" / "runs").glob("*.json")} == files
+    assert (toys / "out" / "other" / "transfer.md").read_text().startswith("# Others\n")
+    assert not list((toys / "out" / "runs").glob("*.claim"))
+    assert not list((toys / "out" / "models").iterdir())
+
+
+def test_the_signs_rank_without_training(toys, capsys):
+    findings = run(toys, "--predict", "only")
+    assert set(findings.signs["play"]) == {"school", "street"}
+    assert findings.signs["play"]["school"]["similarity"] == pytest.approx(1)
+    assert findings.signs["play"]["school"]["labels"] == 1
+    assert "sources for play, by signs that need no training" in capsys.readouterr().out
+    assert not (toys / "out" / "runs").exists()
+    assert "## Prediction" in (toys / "out" / "plan" / "transfer.md").read_text()
+
+
+def test_a_failed_run_is_told_and_tried_again_by_the_next_call(toys, capsys):
+    text = (toys / "plan.yaml").read_text().replace("forgetting: true", "")
+    broken = text.replace("--teaches 1", "--teaches 1 --fail 2").replace("targets:", "forgetting: false\ntargets:")
+    (toys / "plan.yaml").write_text(broken)
+    findings = run(toys, "--predict", "off", "--seeds", "1", "2")
+    told = capsys.readouterr()
+    assert "school: toy, seed 2: it was told to fail" in told.out
+    assert "warning: runs failed: 3 runs are left; run the same command again for them" in told.err
+    assert findings.cells["play", "school", 10].error == "it was told to fail"
+    assert findings.cells["play", "street", 10].scores
+    assert "failed" in (toys / "out" / "plan" / "transfer.md").read_text()
+    begun = len(list((toys / "out" / "runs").glob("*.json")))
+    run(toys, "--predict", "off", "--seeds", "1", "2")
+    assert "3 of " in capsys.readouterr().out
+    assert len(list((toys / "out" / "runs").glob("*.json"))) == begun
+
+
+def test_a_budget_that_is_too_small_is_told_before_training(toys):
+    with pytest.raises(InputError, match=r"budget: 0.1 minutes, but the \d+ runs that are left take about \d+ minutes"):
+        run(toys, "--predict", "off", "--budget", "0.1")
+    assert not list((toys / "out").glob("runs/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        (
+            "translation",
+            "",
+            "sources: street: cannot feed play: translation trains an encoder-decoder, and toy needs an en",
+        ),
+        ("clm", "", "sources: street: cannot feed play: clm trains a new decoder, and toy needs an encoder"),
+        ("ner", "--lerning_rate 1", "sources: street: unknown argument --lerning_rate; did you mean --learning_rate?"),
+        ("ner", "--train_file {file}", "sources: street: {file}:1: "),
+    ],
+)
+def test_a_source_that_cannot_feed_its_target_is_named(toys, recipe, arguments, message, monkeypatch):
+    file = toys / "rows.jsonl"
+    text = re.sub(r"^model: .*$", "", (toys / "plan.yaml").read_text(), flags=re.MULTILINE)
+    street = f"recipe: {recipe}, arguments: {arguments.format(file=file)}}}"
+    (toys / "plan.yaml").write_text(re.sub(r"recipe: toy, arguments: --train_file \S+}", street, text))
+    for name in ("translation", "clm", "ner"):
+        (toys / "recipes" / name).symlink_to(ROOT / "recipes" / name)
+    with pytest.raises(InputError, match=re.escape(message.format(file=file))):
+        run(toys)
+
+
+def test_rows_that_are_not_there_and_a_recipe_without_scores_are_told(toys):
+    (toys / "recipes" / "mlm").symlink_to(ROOT / "recipes" / "mlm")
+    text = (toys / "plan.yaml").read_text()
+    (toys / "plan.yaml").write_text(text.replace("rows: [10, all]", "rows: [10, 60]"))
+    with pytest.raises(InputError, match="targets: play: rows 60: there are 50 training rows; give all, or less"):
+        run(toys)
+    (toys / "plan.yaml").write_text(re.sub("model: .*", "", text).replace("toy, rows: [10, all]", "mlm, rows: [10]"))
+    with pytest.raises(InputError, match="targets: play: mlm: has no score of single test rows, so it can be a source"):
+        run(toys)
+    (toys / "recipes" / "toy" / "transfer.py").unlink()
+    (toys / "plan.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"toy: has no recipes/toy/transfer.py, which tells its rows and scores"):
+        run(toys)
+
+
+def test_equal_runs_of_two_plans_have_equal_keys_and_edited_files_other_ones(toys):
+    def keys() -> list[str]:
+        return [one.key for one in build(read_plan(toys / "plan.yaml"), Tasks(), toys / "out").runs()]
+
+    before = keys()
+    assert len(before) == len(set(before)) == 3 * (8 + 2 + 2)  # cells, sources, forgetting
+    plan = toys / "plan.yaml"
+    moved = toys / "moved.jsonl"
+    (toys / "rows.jsonl").rename(moved)
+    plan.write_text(plan.read_text().replace(str(toys / "rows.jsonl"), str(moved)))
+    assert keys() == before
+    moved.write_text('{"text": "edited"}\n')
+    assert len(set(keys()) - set(before)) == 3 * 4  # street, its two cells, and its forgetting
+
+
+def test_a_source_that_is_a_target_shares_its_runs(toys):
+    text = (
+        (toys / "plan.yaml").read_text().partition("targets:")[0]
+        + """
+targets:
+  a: {recipe: toy, arguments: --teaches 1, rows: [0, 10, all]}
+  b: {recipe: toy, arguments: --teaches 2, rows: [0, all]}
+sources:
+  pretrained: {}
+  domains: {kind: domain, of: targets}
+"""
+    )
+    (toys / "plan.yaml").write_text(text)
+    chains = build(read_plan(toys / "plan.yaml"), Tasks(), toys / "out")
+    assert chains.first["b", "a"] == chains.cells["a", "pretrained", None]
+    zero = chains.cells["b", "a", 0][0]
+    assert zero.only_scores
+    assert zero.start == chains.cells["a", "pretrained", None][0]
+    # one label set and one recipe: the model of the target is scored as it is
+    assert chains.forgetting["b", "a"][0].start == chains.cells["b", "a", None][0]
+    order = [run.key for run in chains.runs()]
+    assert all(order.index(need.key) < order.index(one.key) for one in chains.runs() for need in one.needs())
+
+
+def test_the_head_of_a_source_is_put_on_the_weights_of_a_target(tiny, tmp_path, tokenizer):
+    folders = {"head": BertForTokenClassification, "body": BertForSequenceClassification}
+    for seed, (name, kind) in enumerate(folders.items()):
+        torch.manual_seed(seed)
+        model = kind.from_pretrained(tiny, num_labels=3)
+        for weight in model.parameters():
+            weight.data += seed
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    graft(tmp_path / "head", tmp_path / "body", tmp_path / "new")
+    new, head, body = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "head", "body"))
+    assert new.keys() == head.keys()
+    for name, value in new.items():
+        origin = head if name.startswith("classifier") else body
+        assert torch.equal(value, origin[name]), name
+    assert not torch.equal(head["classifier.weight"], body["classifier.weight"])
+    BertForTokenClassification.from_pretrained(tmp_path / "new")
+
+
+def test_random_weights_have_the_architecture_and_the_tokenizer_of_the_model(tiny, tmp_path):
+    for seed in (1, 2):
+        random_checkpoint(Random(tiny, seed), tmp_path / str(seed))
+    first, second, base = (AutoModel.from_pretrained(path) for path in (tmp_path / "1", tmp_path / "2", tiny))
+    assert first.config.to_dict() | {"dtype": None} == base.config.to_dict() | {"dtype": None}
+    name = "encoder.layer.0.attention.self.query.weight"
+    weights = [model.state_dict()[name] for model in (first, second, base)]
+    assert not any(torch.equal(a, b) for a, b in zip(weights, weights[1:] + weights[:1], strict=True))
+    assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (Path(tiny) / "tokenizer.json").read_bytes()
+
+
+def test_a_model_is_made_once_for_several_processes(tiny, tmp_path):
+    store = Store(tmp_path)
+    folder = store.model_of(Random(tiny, 1))
+    assert store.model_of(Random(tiny, 1)) == folder
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [Random(tiny, 1).key]
+    assert Graft.__doc__
+
+
+REAL = """
+seeds: [1, 2]
+model: {tiny}
+targets:
+  reviews:
+    recipe: sentiment
+    arguments: --precision fp32 --max_eval_samples 20 --max_predict_samples 60 --max_steps 3
+    rows: [20, 40]
+sources:
+  scratch: {{}}
+  pretrained: {{}}
+  own: {{kind: adapted, recipe: mlm, texts: target, arguments: --max_steps 2 --precision fp32 --max_eval_samples 10}}
+  names:
+    kind: intermediate
+    recipe: ner
+    rows: 40
+    arguments: --precision fp32 --max_eval_samples 10 --max_predict_samples 20 --max_steps 3
+"""
+
+
+@pytest.mark.soak
+def test_a_killed_plan_goes_on_where_it_was(tiny, tmp_path):
+    (tmp_path / "plan.yaml").write_text(REAL.format(tiny=tiny))
+    command = [sys.executable, "-m", "common.tools.transfer", "--plan", str(tmp_path / "plan.yaml"), "--at_once", "2"]
+    command += ["--folder", str(tmp_path / "out")]
+    runs = tmp_path / "out" / "runs"
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
+        first = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        while len(list(runs.glob("*.json"))) < 3 and first.poll() is None:
+            time.sleep(0.2)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    assert len(before) >= 3
+    assert list(runs.glob("*.claim"))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    assert {name: after[name] for name in before} == before
+    assert not list(runs.glob("*.claim"))
+    content = json.loads((tmp_path / "out" / "plan" / "transfer.json").read_text())
+    assert all(cell["score"] is not None and len(cell["scores"]) == 2 for cell in content["cells"])
+    assert [one["source"] for one in content["forgetting"]] == ["names"]
+    assert {cell["source"] for cell in content["cells"] if cell["net"]} >= {"own", "names"}
+    assert set(content["signs"]["reviews"]) == {"own", "names"}
+
+
+def test_every_recipe_says_what_transfer_reads_of_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in sorted(ROOT.glob("recipes/*/transfer.py")):
+        module = importlib.import_module(f"recipes.{path.parent.name}.transfer")
+        assert callable(module.training_rows)
