@@ -39,7 +39,10 @@ def row_statistics(rows: list[dict[str, Any]], score: str) -> RowStatistics:
 
     def of_sums(sums: np.ndarray) -> np.ndarray:
         flat = sums.reshape(-1, len(names), 10)
-        scores = [[bleu_of_counts(bleu, c[None]) for bleu, c in zip(bleus, of, strict=True)] for of in flat]
+        scores = [
+            [bleu_of_counts(bleu, c[None].round().astype(int)) for bleu, c in zip(bleus, of, strict=True)]
+            for of in flat
+        ]
         return np.mean(scores, axis=1).reshape(sums.shape[:-1])
 
     return RowStatistics(values.reshape(len(rows), -1), of_sums)
