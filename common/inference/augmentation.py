@@ -121,6 +121,7 @@ class ByModel:
                 remove_columns="number",
                 features=self.features,
                 cache_file_name=str(file),  # has another name until it is complete
+                load_from_cache_file=True,
                 new_fingerprint=name,
             )
 

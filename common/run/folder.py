@@ -434,9 +434,8 @@ class Run:
         changed = [name for name in now if name in then and now[name] != then[name]]
         for name in changed:
             if self._rules.get(name) == "fixed":
-                raise InputError(
-                    f"--{name}: the run has {then[name]} and cannot resume with {now[name]}; give --{name} {then[name]}"
-                )
+                remedy = "leave it out" if then[name] is None else f"give --{name} {then[name]}"
+                raise InputError(f"--{name}: the run has {then[name]} and cannot resume with {now[name]}; {remedy}")
         others = [f"--{name} {then[name]} to {now[name]}" for name in changed if name not in self._rules]
         if others:
             warn(f"resuming with changed arguments; results will differ from the original run: {', '.join(others)}")
