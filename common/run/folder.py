@@ -64,6 +64,7 @@ class Run:
         folder: the output folder.
         recipe: name of the recipe's folder.
         record: the content of `run.json`.
+        rules: argument -> how resuming treats another value (see `common.args`).
         checkpoint: the checkpoint folder to resume from; None for a run from the start.
         opened: the last run of this process.
         trained: the run of this process whose model is trained and not saved yet; None without one.
@@ -95,7 +96,7 @@ class Run:
         self._columns = described(data_args.columns(), next(iter(rows.values())))
         self._predict_arguments = data_args.predict_arguments()
         self._package = type(data_args).__module__.rpartition(".")[0]
-        self._rules = resume_rules(map(type, (data_args, *more, args)))
+        self.rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for part in (args, *more, data_args) for k, v in plain(part).items()}
         self.record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -433,10 +434,10 @@ class Run:
             )
         changed = [name for name in now if name in then and now[name] != then[name]]
         for name in changed:
-            if self._rules.get(name) == "fixed":
+            if self.rules.get(name) == "fixed":
                 remedy = "leave it out" if then[name] is None else f"give --{name} {then[name]}"
                 raise InputError(f"--{name}: the run has {then[name]} and cannot resume with {now[name]}; {remedy}")
-        others = [f"--{name} {then[name]} to {now[name]}" for name in changed if name not in self._rules]
+        others = [f"--{name} {then[name]} to {now[name]}" for name in changed if name not in self.rules]
         if others:
             warn(f"resuming with changed arguments; results will differ from the original run: {', '.join(others)}")
 

@@ -25,6 +25,7 @@ from common.training.progress import Progress
 from common.training.regularisation import Regularised
 from common.training.resume import ExactResume, RestoreState
 from common.training.saving import WholeCheckpoints
+from common.training.semi import SemiSupervised, Unlabeled
 from common.training.tasks import SeveralTasks
 from common.tuning.tune import TunedModel, callbacks, is_gradual
 
@@ -43,6 +44,7 @@ class Trainer(
     RowEvaluation,
     Regularised,
     SeveralTasks,
+    SemiSupervised,
     SeededOrder,
     MeanLoss,
 ):
@@ -61,6 +63,7 @@ class Trainer(
         preprocess_logits_for_metrics: `f(logits, labels)` reduces a batch on the device; or a dictionary of functions
             with the keys of `losses`.
         train_dataset: a dictionary by task trains several tasks (`common.training.tasks`).
+        unlabeled: rows without labels, which each step takes beside labelled ones (`common.training.semi`).
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Trainer(
         losses: Losses | dict[str, Losses],
         compute_metrics: Callable[[EvalPrediction, Dataset], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Reducer | dict[str, Reducer] | None = None,
+        unlabeled: Unlabeled | None = None,
         **kwargs,
     ):
         self.tuned = model if isinstance(model, TunedModel) else TunedModel(model, kwargs.get("processing_class"))
@@ -80,7 +84,7 @@ class Trainer(
         self.speed = apply(self.tuned, args)
         if isinstance(model, TunedModel):
             kwargs.setdefault("processing_class", model.tokenizer)
-        kwargs |= self.take_tasks(args, **kwargs)
+        kwargs |= self.take_tasks(args, **kwargs) | self.take_unlabeled(args, unlabeled, **kwargs)
         config = transformer_of(self.tuned.model).config
         check_bf16(config, bool(args.bf16))
         drops = any(getattr(config, name, None) for name in LAYER_DROPS)
@@ -106,6 +110,7 @@ class Trainer(
         for callback in (*callbacks(self.tuned), SetEpoch(self), RestoreState(self)):
             self.add_callback(callback)
         self.regularise()
+        self.choose_threshold()
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Train as `ExactResume.train`, and add the number of trained parameters to the metrics."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data.augment import AugmentedDataArguments
+from common.data.pool import PoolArguments
 from common.errors import InputError
 
 from .brat import is_brat
@@ -16,7 +17,7 @@ WORDS, TAGS = "tokens", "ner_tags"
 
 
 @dataclass
-class NerDataArguments(AugmentedDataArguments):
+class NerDataArguments(PoolArguments, AugmentedDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
     augmentations = ("synonym", "eda", "mention", "contextual")
 

@@ -12,7 +12,6 @@ does not grow with the file.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 
 from transformers import AutoModelForTokenClassification, PretrainedConfig
@@ -21,18 +20,15 @@ from common.cli import command_line, parse
 from common.data import Row
 from common.data.columns import Columns as SavedColumns
 from common.data.files import FileReader
-from common.data.json_files import list_of_cell
-from common.data.tables import MissingColumn, TableRow
-from common.data.words import split_words
 from common.errors import tell
 from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
-from .annotations import Annotated, Unusable, task_text
 from .arguments import TAGS, WORDS
 from .conll import Columns
 from .reading import file_reader
 from .tagging import entity_spans, stitch, word_spans
+from .texts import check_row, in_columns, text_of
 from .train import encode
 
 
@@ -93,47 +89,6 @@ def reader_for(args: NerPredictArguments, config: PretrainedConfig) -> FileReade
     conll = Columns(args.conll_word_column or trained[0], args.conll_tag_column or trained[1])
     labels, sentences = set(config.id2label.values()), getattr(config, "sentences", None)
     return file_reader(conll, (WORDS, TAGS), args, predicting=True, sentences=sentences, labels=labels)
-
-
-def in_columns(row: Row, columns: SavedColumns) -> Row:
-    """Return the row with its words in `tokens`, or its text in `text`, from a column of the training data."""
-    value = columns.value(row, "tokens")
-    if value is None and isinstance(row.get("data"), dict):  # a task of Label Studio
-        value = columns.value(row["data"], "tokens")
-    if isinstance(value, str) and isinstance(row, TableRow):
-        value = list_of_cell(value)
-    others = {name: cell for name, cell in row.items() if name != "tokens"}
-    return others | {"text" if isinstance(value, str) else "tokens": value} if value is not None else row
-
-
-def text_of(row: Row) -> Annotated | None:
-    """Return the text of a row and the spans of its words, or None if the row has neither `text` nor `tokens`."""
-    tokens = row.get("tokens")
-    if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
-        ends = accumulate(len(token) + 1 for token in tokens)
-        spans = [(end - 1 - len(token), end - 1) for token, end in zip(tokens, ends, strict=True)]
-        return Annotated(" ".join(tokens), [], spans)
-    annotated = task_text(row, "text")
-    if annotated is not None and annotated.words is None:
-        annotated.words = split_words(annotated.text)
-    return annotated
-
-
-def check_row(row: Row) -> Iterator[str]:
-    """Yield a message for each error in an input row."""
-    tokens = row.get("tokens")
-    if isinstance(tokens, list) and not all((isinstance(t, str) and t.strip()) or isinstance(t, dict) for t in tokens):
-        yield "tokens must be a list of non-blank texts"
-        return
-    try:
-        found = text_of(row)
-    except Unusable as error:
-        yield str(error)
-        return
-    if found is None or (tokens is not None and not isinstance(tokens, list)):
-        yield MissingColumn(
-            f'needs "text" (a text) or "tokens" (a list of texts); columns here: {", ".join(row) or "none"}'
-        )
 
 
 def with_entities(

@@ -26,6 +26,7 @@ from common.data import (
 from common.data.files import FileReader
 from common.data.json_files import list_of_cell
 from common.data.labels import warn_of_alike, warn_of_few
+from common.data.pool import POOL
 from common.errors import tell, warn
 
 from .arguments import TAGS, WORDS, NerDataArguments
@@ -33,6 +34,7 @@ from .brat import read_brat
 from .conll import ENDINGS, Columns, looks_tagged, read_conll
 from .schemes import IOB2, Scheme, invalid_tags, recognise, with_begins
 from .spans import SpanConverter
+from .texts import read_unlabeled
 from .words import check_words, join_words
 
 #: tags that stand for "no tag" in columns of class numbers
@@ -213,8 +215,8 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
     With `--repair_bio`, tags `I-X` that continue no entity become `B-X`, and their number is printed.
 
     Returns:
-        The splits; the test rows if they have no gold tags, else None; the scheme of the files. With the scheme none,
-        the tags stay as they are.
+        The splits, under `--semi` with `POOL`; the test rows if they have no gold tags, else None; the scheme of the
+        files. With the scheme none, the tags stay as they are.
     """
     columns = args.columns()
     convert = TagConverter(args)
@@ -237,6 +239,10 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
     elif convert.scheme != IOB2:
         data = data.map(lambda row: {"ner_tags": convert.scheme.to_iob2(row["ner_tags"])})
     warn_of_types(data)
+    if args.semi:
+        tags = {tag for row in data["train"]["ner_tags"] for tag in row}
+        read = file_reader(conll, names, args, predicting=True, sentences=args.sentence_column_name, labels=tags)
+        data[POOL] = read_unlabeled(args, data, read)
     return data, unlabeled, convert.scheme
 
 

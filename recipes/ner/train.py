@@ -26,7 +26,7 @@ from common.args import HeadArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
 from common.models import load_model
-from common.run import Run, keep_trained_model, write_json_lines
+from common.run import keep_trained_model, open_run, write_json_lines
 from common.training import Trainer, label_losses
 from common.training.probe import start_at_probe
 from common.tuning import TuningArguments, tune
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Data
     data, unlabeled, scheme = load_tagged(data_args)
-    run = Run(args, data_args, model_args, tuning_args, rows=data)
+    run, teacher = open_run(main, argv, args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         losses=label_losses,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=score,
+        unlabeled=teacher and teacher.labels(windows, AutoModelForTokenClassification, config.label2id.get("O")),
     )
 
     # Train
@@ -147,6 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         predicted = scoring.predicted_tags(windows["test"], output.predictions, labels)
         write_json_lines(args.folder / "predictions_test.jsonl", scoring.compare(data["test"], predicted))
     scoring.print_scores(metrics, scored)
+    metrics |= teacher.compare(trainer, metrics, ("precision", "recall", "f1")) if teacher else {}
 
     # Save
     run.publish(

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from common.args import SPLITS
 from common.data.augment import AugmentedDataArguments
+from common.data.pool import PoolArguments
 from common.errors import InputError, nearest_file
 
 
 @dataclass
-class SentimentDataArguments(AugmentedDataArguments):
+class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
     sample: ClassVar[Path | None] = Path(__file__).resolve().parent / "sample"
     augmentations = ("synonym", "eda", "contextual", "back_translation")
 

@@ -11,12 +11,14 @@ from datasets import Dataset, DatasetDict
 from common.data import load_splits
 from common.data.json_files import parse_cell
 from common.data.labels import check_number, label_counts, warn_of_alike, warn_of_few, warn_of_unseen
+from common.data.pool import POOL
 from common.data.rows import UNLABELED, Gold
 from common.data.source import Located, Row
 from common.errors import InputError, brief, tell, warn
 
 from .arguments import SentimentDataArguments
-from .reading import read_rows
+from .reading import check_texts, read_rows
+from .unlabeled import read_unlabeled
 
 #: texts that stand for "no label" (SNLI writes -, pandas nan and <NA>)
 NO_LABEL = ("", "-", "nan", "NaN", "<NA>")
@@ -27,13 +29,6 @@ MOST_FRACTIONS = 10
 _FRACTION = re.compile(r"[-+]?\d*[.,]\d+")
 _INTEGER = re.compile(r"-?\d{1,4000}")
 _BITS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-
-
-def check_texts(row: Row) -> Iterator[str]:
-    """Yield a message for each text of a row that is missing or blank."""
-    for name in ("text", "text_pair"):
-        if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-            yield f"{name} is {brief(row[name])}; needed: a non-blank text"
 
 
 class LabelReader:
@@ -203,8 +198,8 @@ def load_labeled(args: SentimentDataArguments) -> tuple[DatasetDict, Dataset | N
     """Load the rows, with columns `text`, `label` (a text, or a list of texts) and for pairs `text_pair`.
 
     Returns:
-        The splits; the test rows if they have no labels, else None; whether rows have several labels; the class
-        names, sorted by value if all are integers, else alphabetically.
+        The splits, under `--semi` with `POOL`; the test rows if they have no labels, else None; whether rows have
+        several labels; the class names, sorted by value if all are integers, else alphabetically.
 
     Raises:
         InputError: rows are invalid, with file and line, or their labels have several readings.
@@ -227,7 +222,10 @@ def load_labeled(args: SentimentDataArguments) -> tuple[DatasetDict, Dataset | N
     data = load_splits(args, columns | reader.columns, check, read=read, gold=gold, convert=reader.convert)
     unlabeled = data.pop(UNLABELED, None)
     several, hidden = reader.finish(data)
-    return data, unlabeled or hidden, several, class_names(data, several)
+    classes = class_names(data, several)
+    if args.semi:
+        data[POOL] = read_unlabeled(args, data, several)
+    return data, unlabeled or hidden, several, classes
 
 
 def class_names(data: DatasetDict, several: bool) -> list[str]:

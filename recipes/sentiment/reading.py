@@ -7,7 +7,7 @@ from pathlib import Path
 from common.args import FileArguments
 from common.data import READERS, TABLES, Located, Row, Source, read_file
 from common.data.source import Line
-from common.errors import InputError, tell
+from common.errors import InputError, brief, tell
 
 #: keys of a task in the JSON export of Label Studio
 TASK = ("data", "annotations", "completions", "predictions", "drafts", "meta")
@@ -106,6 +106,13 @@ def _read_parallel(texts: Source, labels: Source, columns: tuple[str, str]) -> I
             raise InputError(f"{where}: {shorter.path} has no line for this line of {longer.path}; make them parallel")
         elif text.text.strip() or label.text.strip():
             yield text.where, {columns[0]: text.text, columns[1]: label.text.strip()}
+
+
+def check_texts(row: Row) -> Iterator[str]:
+    """Yield a message for each text of a row that is missing or blank."""
+    for name in ("text", "text_pair"):
+        if name in row and (not isinstance(row[name], str) or not row[name].strip()):
+            yield f"{name} is {brief(row[name])}; needed: a non-blank text"
 
 
 def _read_folder(folder: Path, args: FileArguments, columns: tuple[str, str]) -> Iterator[Located]:

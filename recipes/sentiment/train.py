@@ -26,7 +26,7 @@ from common.args import ClassifierArguments, TrainingArguments, check_best_metri
 from common.cli import command_line, parse
 from common.models import load_model
 from common.models.pooling import pool
-from common.run import Run, keep_trained_model
+from common.run import keep_trained_model, open_run
 from common.training.probe import start_at_probe
 from common.tuning import TuningArguments, tune
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Data
     data, unlabeled, multi_label, labels = load_labeled(data_args)
-    run = Run(args, data_args, model_args, tuning_args, rows=data)
+    run, teacher = open_run(main, argv, args, data_args, model_args, tuning_args, rows=data)
 
     # Model
     length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         losses=texts.loss_with(weights, multi_label),
         preprocess_logits_for_metrics=lambda logits, labels: logits.float(),
         compute_metrics=score,
+        unlabeled=teacher and teacher.labels(rows, AutoModelForSequenceClassification),
         multi_label=multi_label,
     )
 
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     history, selected_by = trainer.state.log_history, args.metric_for_best_model or "loss"
     draw(args.output_dir, *scorer.read(output), labels, thresholds, history, selected_by)
     scoring.print_scores(metrics, scored, labels)
+    metrics |= teacher.compare(trainer, metrics, ("accuracy", "macro_f1")) if teacher else {}
 
     # Save
     run.publish(
