@@ -116,13 +116,14 @@ def open_run(
     """
     if data_args.semi is None:
         return Run(args, data_args, *more, rows=rows), None
-    folder = args.folder.with_name(f"{args.folder.name}-teacher")
-    resume = bool(args.resume_from_checkpoint)
-    before = in_main_process(lambda: _record(folder)) if resume else None
-    if args.resume_from_checkpoint is True and before and not in_main_process(lambda: _stopped(args.folder)):
-        args.resume_from_checkpoint = None  # the run stopped while its teacher was trained
-    run = Run(args, data_args, *more, rows=rows)
     rounds = data_args.semi_rounds or 1
+    earlier = [args.folder.with_name(args.folder.name + "-teacher" * number) for number in range(1, rounds + 1)]
+    folder = earlier[0]
+    resume = bool(args.resume_from_checkpoint)
+    before, begun = in_main_process(lambda: (_record(folder), any(map(_record, earlier)))) if resume else (None, False)
+    if args.resume_from_checkpoint is True and begun and not in_main_process(lambda: _stopped(args.folder)):
+        args.resume_from_checkpoint = None  # the run stopped in an earlier round
+    run = Run(args, data_args, *more, rows=rows)
     if before and before["finished"]:
         _check_same(before, run, folder, rounds)
         scores = before["scores"]
@@ -132,7 +133,8 @@ def open_run(
         words = _words(tuple(map(type, (*more, data_args, args))), argv, rounds - 1)
         words += ["--output_dir", str(folder)]
         words += ["--overwrite", "true"] if args.overwrite else []
-        words += ["--resume_from_checkpoint", "true"] if resume and in_main_process(lambda: _stopped(folder)) else []
+        if in_main_process(lambda: _stopped(folder) or any(map(_record, earlier[1:]))) and resume:
+            words += ["--resume_from_checkpoint", "true"]
         try:
             scores = main(words)
         except InputError:
@@ -142,8 +144,7 @@ def open_run(
         gc.collect()  # the model of the teacher, in cycles of its trainer
     set_seed(args.seed)
     inner = {n.removeprefix(WITHOUT): value for n, value in scores.items() if n.startswith(WITHOUT)}
-    without = args.folder.with_name(args.folder.name + "-teacher" * rounds)
-    return run, Teacher(data_args, folder, without, inner or scores)
+    return run, Teacher(data_args, folder, earlier[-1], inner or scores)
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -71,8 +71,7 @@ def test_rounds_are_runs_that_resume_one_by_one(files, tmp_path, capsys):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("semi", ["pseudo", "fixmatch", "noisy_student"])
-@pytest.mark.parametrize("kill_at", [3, 20, 25])
+@pytest.mark.parametrize(("semi", "kill_at"), [("noisy_student", 3), ("noisy_student", 20), ("fixmatch", 25)])
 def test_a_run_killed_in_any_round_ends_in_the_same_bytes(files, tmp_path, semi, kill_at):
     settings = {"semi": semi, "semi_threshold": 0.1, "dropout": 0.1}  # 18 steps without unlabelled rows, 72 with them
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
@@ -88,13 +87,3 @@ def test_a_run_killed_in_any_round_ends_in_the_same_bytes(files, tmp_path, semi,
     for name in ("", "-teacher", "-teacher-teacher"):
         if (tmp_path / f"whole{name}").exists():
             assert difference(tmp_path / f"again{name}", tmp_path / f"whole{name}") == 0
-
-
-@pytest.mark.soak
-def test_two_processes_give_the_run_of_one(files, tmp_path):
-    for processes in (1, 2):
-        settings = {"semi": "fixmatch", "semi_threshold": 0.1, "num_train_epochs": 1}
-        arguments = words(files, tmp_path / str(processes), **settings, per_device_train_batch_size=8 // processes)
-        Job(arguments, tmp_path / "log", processes=processes).succeeds()
-    one, two = (weights(tmp_path / name) for name in "12")
-    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3

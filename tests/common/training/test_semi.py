@@ -1,5 +1,8 @@
 """Test training on unlabelled rows: thresholds, weights, targets, masks, order and the loss of a step, exactly."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +32,8 @@ from common.training.semi import (
     trust,
 )
 from common.tuning import TuningArguments, tune
+from tests.conftest import build_tokenizer
+from tests.faults import Job
 
 CLASSES, WORDS = 3, range(20, 300)
 
@@ -52,32 +57,31 @@ def small_model(tokenizer, tags: bool, seed: int, dropout: float = 0.0):
     return (BertForTokenClassification if tags else BertForSequenceClassification)(config)
 
 
+def trainer_of(tokenizer, folder, semi="pseudo", tags=False, settings=None, background=None, dropout=0.0, **given):
+    """Return a trainer of 24 labelled and 60 unlabelled rows."""
+    (folder / "pool.txt").write_text("text\n")
+    pool = PoolArguments(semi=semi, unlabeled_file=[str(folder / "pool.txt")], **settings or {})
+    arguments = {"precision": "fp32", "disable_tqdm": True, "optim": "sgd", "learning_rate": 0.1}
+    arguments |= {"num_train_epochs": 1, "save_strategy": "no", "eval_strategy": "no", "max_grad_norm": 0.5}
+    arguments |= {"per_device_train_batch_size": 8, "logging_steps": 1, "output_dir": str(folder / "out")}
+    collator = DataCollatorForTokenClassification if tags else DataCollatorWithPadding
+    loaded = LoadedModel(small_model(tokenizer, tags, seed=1, dropout=dropout), tokenizer)
+    return Trainer(
+        model=tune(loaded, TuningArguments(), None),
+        args=TrainingArguments(**arguments | given),
+        train_dataset=make_rows(24, tags),
+        eval_dataset=make_rows(40, tags, seed=2),
+        data_collator=collator(tokenizer),
+        losses=label_losses,
+        compute_metrics=lambda prediction, dataset: {},
+        unlabeled=Unlabeled(make_rows(60, tags, seed=3), pool, small_model(tokenizer, tags, seed=4), background),
+    )
+
+
 @pytest.fixture
 def make(tokenizer, tmp_path):
-    """Return a function that makes a trainer of 24 labelled and 60 unlabelled rows."""
-    (tmp_path / "pool.txt").write_text("text\n")
-
-    def go(semi="pseudo", tags=False, settings=None, background=None, dropout=0.0, **given) -> Trainer:
-        pool = PoolArguments(semi=semi, unlabeled_file=[str(tmp_path / "pool.txt")], **settings or {})
-        arguments = {"precision": "fp32", "disable_tqdm": True, "optim": "sgd", "learning_rate": 0.1}
-        arguments |= {"num_train_epochs": 1, "save_strategy": "no", "eval_strategy": "no", "max_grad_norm": 0.5}
-        arguments |= {"per_device_train_batch_size": 8, "logging_steps": 1, "output_dir": str(tmp_path / "out")}
-        collator = DataCollatorForTokenClassification if tags else DataCollatorWithPadding
-        loaded = LoadedModel(small_model(tokenizer, tags, seed=1, dropout=dropout), tokenizer)
-        trainer = Trainer(
-            model=tune(loaded, TuningArguments(), None),
-            args=TrainingArguments(**arguments | given),
-            train_dataset=make_rows(24, tags),
-            eval_dataset=make_rows(40, tags, seed=2),
-            data_collator=collator(tokenizer),
-            losses=label_losses,
-            compute_metrics=lambda prediction, dataset: {},
-            unlabeled=Unlabeled(make_rows(60, tags, seed=3), pool, small_model(tokenizer, tags, seed=4), background),
-        )
-        trainer.create_optimizer_and_scheduler(10)
-        return trainer
-
-    return go
+    """Return `trainer_of` for the folder of the test."""
+    return partial(trainer_of, tokenizer, tmp_path)
 
 
 def batch_of(trainer: Trainer, numbers: list[int]) -> dict:
@@ -292,6 +296,30 @@ def test_accumulation_changes_neither_losses_nor_weights(make, semi):
     for a, b in zip(whole, parts, strict=True):
         assert all(b[name] == pytest.approx(a[name], rel=1e-4) for name in ("loss", "loss_labels", "loss_unlabeled"))
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-5
+
+
+def train_each(arguments: list[str]) -> None:
+    """Train by each method and write the weights. Arguments: folder, rows per device."""
+    for semi in ("pseudo", "noisy_student", "fixmatch"):
+        trainer = trainer_of(
+            build_tokenizer(), Path(arguments[0]), semi, tags=True, max_steps=4, use_cpu=True,
+            settings={"semi_threshold": 0.45, "semi_weight": 1.0}, per_device_train_batch_size=int(arguments[1]),
+        )  # fmt: skip
+        trainer.train()
+        if trainer.is_world_process_zero():
+            weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+            save_file(weights, f"{arguments[0]}/{semi}.safetensors")
+
+
+@pytest.mark.soak
+def test_two_processes_change_nothing(tmp_path):
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        words = [str(tmp_path / str(processes)), str(8 // processes)]
+        Job(words, tmp_path / "log", processes=processes, main=train_each).succeeds()
+    for semi in ("pseudo", "noisy_student", "fixmatch"):
+        one, two = (load_file(tmp_path / n / f"{semi}.safetensors") for n in "12")
+        assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
 
 
 def test_what_cannot_be_combined_is_refused(make):
