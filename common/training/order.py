@@ -23,8 +23,10 @@ from common.training.loss import MeanLoss
 STEPS_SORTED_TOGETHER = 50
 
 
-def row_lengths(dataset: Dataset, name: str = "input_ids") -> np.ndarray:
+def row_lengths(dataset: Dataset | AugmentedRows, name: str = "input_ids") -> np.ndarray:
     """Return the length of each row in tokens, from Arrow column `name` of an encoded data set; shape (rows,)."""
+    if isinstance(dataset, AugmentedRows):  # a copy counts as long as its row, because its length differs by epoch
+        return np.tile(row_lengths(dataset.windows, name), 1 + dataset.copies)
     column = dataset.select_columns(name).with_format("arrow")[:][name]
     return pc.list_value_length(column).to_numpy()
 
@@ -337,8 +339,6 @@ class SeededOrder(MeanLoss):
 
     def make_batches(self, dataset: Dataset | AugmentedRows) -> StepSampler:
         """Return the batch sampler of a training set."""
-        if isinstance(dataset, AugmentedRows):  # a copy counts as long as its row, because its length differs by epoch
-            return self.row_batches(np.tile(row_lengths(dataset.windows), 1 + dataset.copies))
         return self.row_batches(row_lengths(dataset))
 
     def row_batches(self, lengths: np.ndarray) -> "TrainingBatches":

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from common.args import SpeedArguments, TrainingArguments
+from common.data.augment.rows import AugmentedRows
 from common.data.pool import PoolArguments
 from common.errors import InputError, tell, warn
 from common.models.load import LoadedModel
@@ -94,9 +95,14 @@ def best_threshold(confidence: np.ndarray, right: np.ndarray, classes: int) -> f
 class MixedRows(TorchDataset):
     """Concatenate labelled and unlabelled rows; column `TARGETS` says whether a row is unlabelled."""
 
-    def __init__(self, labeled: Dataset, unlabeled: Dataset):
+    def __init__(self, labeled: Dataset | AugmentedRows, unlabeled: Dataset):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.lengths = np.concatenate([row_lengths(rows) for rows in (labeled, unlabeled)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of augmented rows."""
+        if isinstance(self.labeled, AugmentedRows):
+            self.labeled.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.lengths)
