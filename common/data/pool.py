@@ -36,44 +36,24 @@ class PoolArguments(LabeledDataArguments):
     """Choose unlabelled rows, and how they are used in training; see `common.training.semi`."""
 
     unlabeled_file: list[str] | None = field(
-        default=None, metadata={"help": "rows without labels for --semi, one or several files that predict reads"}
+        default=None, metadata={"help": "rows without labels for --semi, in files that predict reads"}
     )
     semi: Literal["pseudo", "fixmatch", "noisy_student"] | None = field(
-        default=None,
-        metadata={
-            "help": "train on --unlabeled_file: pseudo (labels of a first model), fixmatch (labels of the model in "
-            "training), noisy_student (rounds with probabilities as labels)",
-            "resume": "fixed",
-        },
+        default=None, metadata={"help": "how the model learns from --unlabeled_file", "resume": "fixed"}
     )
     max_unlabeled_samples: int | None = field(
         default=None, metadata={"help": "use only N random unlabelled rows, the same for each --seed"}
     )
     semi_rounds: int | None = field(
-        default=None,
-        metadata={
-            "help": "models trained one after the other, each on labels of the one before; pseudo 1, noisy_student 2",
-            "resume": "fixed",
-        },
+        default=None, metadata={"help": "runs after the first: pseudo 1, noisy_student 2", "resume": "fixed"}
     )
     semi_threshold: float | None = field(
-        default=None,
-        metadata={
-            "help": "least probability of a label for an unlabelled row; chosen on the validation rows if not given",
-            "resume": "fixed",
-        },
+        default=None, metadata={"help": "least probability of a target; default: by validation rows", "resume": "fixed"}
     )
     semi_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "weight of the unlabelled rows in the loss; chosen on the validation rows if not given",
-            "resume": "fixed",
-        },
+        default=None, metadata={"help": "weight of unlabelled rows; default: by validation rows", "resume": "fixed"}
     )
-    semi_noise: float | None = field(
-        default=None,
-        metadata={"help": "share of the tokens of unlabelled rows that are masked in training; 0.15 if not given"},
-    )
+    semi_noise: float | None = field(default=None, metadata={"help": "share of masked tokens; default: 0.15"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
