@@ -175,6 +175,10 @@ class DataArguments(FileArguments):
     max_train_samples: int | None = field(
         default=None, metadata={"help": "use only N random training rows, the same for each --seed"}
     )
+    train_rows: str | None = field(
+        default=None,
+        metadata={"help": "file with the numbers of the training rows to use, one a line, from 1; others are left out"},
+    )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "use only N random validation rows, the same for each --seed"}
     )
@@ -195,6 +199,8 @@ class DataArguments(FileArguments):
                 self.check_path(name, path)
         if self.dataset_name and any(files.values()):
             raise InputError("--dataset_name and files exclude each other; give one of them")
+        if self.train_rows is not None:
+            check_file_exists("train_rows", self.train_rows)
         if not 0 < self.validation_split_percentage < 100:
             raise InputError(
                 f"--validation_split_percentage {self.validation_split_percentage}: must be between 1 and 99"

@@ -34,6 +34,7 @@ PROGRAMS = [
     ROOT / "common" / "tools" / "compare.py",
     ROOT / "common" / "tools" / "sweep.py",
     ROOT / "common" / "tools" / "annotate" / "__main__.py",
+    ROOT / "common" / "tools" / "annotate" / "simulate.py",
     *(ROOT / "recipes").glob("*/annotate.py"),
     ROOT / "common" / "tools" / "transfer" / "__main__.py",
 ]
@@ -88,6 +89,10 @@ def test_documented_commands_are_understood(file, command):
         return
     if match := re.search(r"-m common\.tools\.(compare|sweep) (.*)", command):
         beside_the_recipe(match[1], shlex.split(match[2]))
+        return
+    if match := re.search(r"-m common\.tools\.annotate simulate (.*)", command):
+        options, rest = importlib.import_module("common.tools.annotate.simulate").read_options(shlex.split(match[1]))
+        understood(options.recipe, "train", rest)
         return
     if match := re.search(r"-m common\.tools\.annotate (\w+) (.*)", command):
         understood(match[1], "annotate", shlex.split(match[2]))

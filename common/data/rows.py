@@ -179,10 +179,38 @@ def load_splits(
         kept = accepted(drawn, problems)
         if args.skip_bad_rows and drawn and not kept:
             problems.add(places[name], "each row has a problem")
+        if name == "train" and args.train_rows and not problems.count:
+            kept = [kept[i] for i in row_numbers(args.train_rows, len(kept))]
+            tell(f"train: the {len(kept):,} rows of --train_rows are used")
         data[name] = _dataset(kept, places[name])
     problems.check()
     _warn_of_shared_files(files)
     return data
+
+
+def row_numbers(path: str, rows: int) -> list[int]:
+    """Return the numbers in the file of `--train_rows`, counted from 0.
+
+    Args:
+        path: the file; its numbers count from 1.
+        rows: number of training rows.
+
+    Raises:
+        InputError: the file has no numbers, or a line is not the number of a row, or is repeated.
+    """
+    problems, numbers = Problems(), dict[int, str]()
+    for where, text, problem in Source(Path(path)).lines():
+        number = int(text) - 1 if text.strip().isdecimal() and len(text) < 20 else -1
+        if problem or not 0 <= number < rows:
+            problems.add(where, problem or f"{brief(text)} is no row; give a number from 1 to {rows:,} a line")
+        elif number in numbers:
+            problems.add(where, f"row {number + 1} is also in {numbers[number]}; name each row once")
+        else:
+            numbers[number] = where
+    problems.check()
+    if not numbers:
+        raise InputError(f"--train_rows {path}: has no numbers; name the rows to train on, one a line")
+    return list(numbers)
 
 
 def checked(

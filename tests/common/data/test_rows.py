@@ -145,6 +145,25 @@ def test_max_samples_draw_the_same_rows_each_time_and_judge_no_other(tmp_path, s
         load(**files)
 
 
+def test_train_rows_names_the_rows_to_use(tmp_path):
+    file, numbers = write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "numbers.txt"
+    numbers.write_text("3\n1\n")
+    data = load(train_file=file, validation_file=file, train_rows=str(numbers))
+    assert data["train"]["id"][:] == ["3", "1"]
+    assert len(data["validation"]) == 3
+    for text, message in (
+        ("2\n4\n", r"numbers.txt:2: '4' is no row; give a number from 1 to 3 a line"),
+        ("x\n", "numbers.txt:1: 'x' is no row"),
+        ("2\n2\n", "numbers.txt:2: row 2 is also in .*numbers.txt:1; name each row once"),
+        ("", "has no numbers; name the rows to train on, one a line"),
+    ):
+        numbers.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(train_file=file, validation_file=file, train_rows=str(numbers))
+    with pytest.raises(InputError, match=r"--train_rows gone\.txt: no such file"):
+        load(train_file=file, train_rows="gone.txt")
+
+
 def test_labels_come_from_all_splits_and_unseen_ones_are_named(tmp_path, capsys):
     train_file = write_jsonl(tmp_path / "train.jsonl", ROWS)
     other = [{"tokens": ["Acme"], "ner_tags": ["B-ORG"]}]
