@@ -23,8 +23,7 @@ DOCUMENTS = [
     ROOT / "common" / "data" / "README.md",
     ROOT / "common" / "tools" / "RESULTS.md",
     ROOT / "common" / "training" / "README.md",
-    *(ROOT / "recipes").glob("*/README.md"),
-    *(ROOT / "recipes").glob("*/RESULTS.md"),
+    *(ROOT / "recipes").glob("*/*.md"),
     *(ROOT / "tests" / "benchmarks").glob("*.md"),
     *(ROOT / "common" / "launch").glob("*.yaml"),
 ]

@@ -52,13 +52,18 @@ class PredictArguments(SpeedArguments, FileArguments):
         self.check_input()
         if min(self.buffer_rows, self.batch_tokens) < 1:
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
-        if Path(self.output).suffix.lower() in {*TABLES, *COMPRESSED} - {".json", ".jsonl"}:
-            raise InputError(f"--output {self.output}: predict writes JSON Lines; choose a name that ends in .jsonl")
-        check_output(self.output, self.overwrite)
+        self.check_output()
 
     def check_input(self) -> None:
         """Raise `InputError` unless `--input` is a file."""
         check_file_exists("input", self.input or "")
+
+    def check_output(self) -> None:
+        """Raise `InputError` unless `--output` can be written."""
+        output = self.output or ""
+        if Path(output).suffix.lower() in {*TABLES, *COMPRESSED} - {".json", ".jsonl"}:
+            raise InputError(f"--output {output}: predict writes JSON Lines; choose a name that ends in .jsonl")
+        check_output(output, self.overwrite)
 
 
 class InputRows:

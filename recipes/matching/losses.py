@@ -1,0 +1,94 @@
+"""Losses of texts that match, with one loss for each row; they agree with those of sentence-transformers."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .pairs import Identities
+
+#: largest distance at which a pair that does not match is still pushed apart (Hadsell et al. 2006)
+MARGIN = 0.5
+
+
+def in_batch_losses(
+    embeddings: Tensor, rows: Tensor, label_smoothing: float, identities: Identities, temperature: float
+) -> Tensor:
+    """Compute the loss of each query: cross-entropy of its positive among all passages of the batch.
+
+    `MultipleNegativesRankingLoss` of sentence-transformers (Henderson et al. 2017, https://arxiv.org/abs/1705.00652),
+    except that a passage known to answer the query, of another row, is no negative: it is left out of the softmax.
+
+    Args:
+        embeddings: of unit length: all queries, then all positives, then the negatives of all rows, (texts, width). Or
+            single texts, one a row, as in an evaluation; their losses are 0.
+        rows: numbers of the rows in `identities`, (rows,).
+        label_smoothing: weight that is spread over the passages of the softmax.
+        identities: says which text stands where, and which passages answer a query.
+        temperature: divides the similarities.
+
+    Returns:
+        Losses of shape (rows,).
+    """
+    if len(embeddings) == len(rows):
+        return embeddings.new_zeros(len(rows))
+    queries, passages = embeddings[: len(rows)].float(), embeddings[len(rows) :].float()
+    scores = queries @ passages.T / temperature
+    answers = torch.from_numpy(identities.also_answers(rows.cpu().numpy())).to(scores.device)
+    own = torch.arange(len(rows), device=scores.device)
+    answers[own, own] = False
+    scores = scores.masked_fill(answers, -torch.inf)
+    logs = scores.log_softmax(-1)
+    losses = -logs[own, own]
+    if label_smoothing:
+        spread = -logs.masked_fill(answers, 0).sum(-1) / (~answers).sum(-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    return losses
+
+
+def cosine_losses(embeddings: Tensor, scores: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Compute (cosine - score)^2 for each pair: `CosineSimilarityLoss` of sentence-transformers.
+
+    Args:
+        embeddings: all first texts, then all second texts, (2 * pairs, width).
+        scores: similarity of each pair, from 0 to 1; -100 for a pair that does not count.
+        label_smoothing: not used.
+    """
+    one, other = embeddings.float().chunk(2)
+    return (torch.cosine_similarity(one, other) - scores).square().masked_fill(scores == -100, 0)
+
+
+def contrastive_losses(embeddings: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Compute the contrastive loss of each pair: `ContrastiveLoss` of sentence-transformers (Hadsell et al. 2006).
+
+    With the distance d = 1 - cosine: d^2 / 2 for a pair that matches, max(0, `MARGIN` - d)^2 / 2 for any other.
+
+    Args:
+        embeddings: all first texts, then all second texts, (2 * pairs, width).
+        labels: 1 for a pair that matches, else 0; -100 for a pair that does not count.
+        label_smoothing: not used.
+    """
+    one, other = embeddings.float().chunk(2)
+    distance = 1 - torch.cosine_similarity(one, other)
+    losses = torch.where(labels > 0, distance.square(), F.relu(MARGIN - distance).square()) / 2
+    return losses.masked_fill(labels == -100, 0)
+
+
+def loss_of(kind: str, identities: Identities | None, temperature: float) -> Callable[..., Tensor]:
+    """Return the loss for a kind of rows."""
+    if kind == "ranking":
+        return partial(in_batch_losses, identities=identities, temperature=temperature)
+    return cosine_losses if kind == "score" else contrastive_losses
+
+
+def similarities(embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return the cosine of each pair in a batch of `cosine_losses`: what the scores need of a batch."""
+    one, other = embeddings.float().chunk(2)
+    return torch.cosine_similarity(one, other)
+
+
+def reduced_for(kind: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return the function that keeps of a batch what the scores need: vectors, or the cosine of each pair."""
+    return (lambda logits, labels: logits.float()) if kind == "ranking" else similarities
