@@ -35,7 +35,7 @@ class MatchingDataArguments(LabeledDataArguments):
     )
     text_column_name: str = field(default="text", metadata={"help": "column with the first text of a scored pair"})
     text_pair_column_name: str = field(default="text_pair", metadata={"help": "column with the second text"})
-    score_column_name: str = field(default="score", metadata={"help": "column with the similarity of a pair"})
+    score_column_name: str | None = field(default=None, metadata={"help": "column with the score of a pair; score"})
     label_column_name: str = field(default="label", metadata={"help": "column with 1 for a pair that matches, else 0"})
     corpus_file: str | None = field(
         default=None,
@@ -49,6 +49,7 @@ class MatchingDataArguments(LabeledDataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.score_column_name = self.score_column_name or "score"
         if self.corpus_file is not None:
             self.check_path("corpus_file", self.corpus_file)
         elif self.positive_id_column_name is not None:
