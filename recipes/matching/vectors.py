@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from common.errors import InputError
 from common.models import LoadedModel, resolve_model
+from common.models.pooling import trained_pooling
 
 Pooling = Literal["mean", "cls", "max"]
 #: flags of the poolings in the configuration of sentence-transformers
@@ -67,14 +68,10 @@ def reading_of(path: str, config: PretrainedConfig) -> Reading:
     saved = getattr(config, SAVED, None)
     if saved is not None:
         return Reading(**saved)
-    about = Path(path, "1_Pooling", "config.json")
-    if not about.is_file():
-        return Reading()
-    settings = json.loads(about.read_text(encoding="utf-8"))
-    modes = [mode for flag, mode in POOLINGS.items() if settings.get(flag)] or [settings.get("pooling_mode")]
-    if modes not in [[mode] for mode in POOLINGS.values()]:
-        raise InputError(f"{about}: pools by {modes}; this recipe has {', '.join(POOLINGS.values())}; give --pooling")
-    return Reading(pooling=modes[0])
+    trained = {"mean": "mean", "first": "cls"}.get(trained_pooling(path) or "")
+    if trained is None and Path(path, "1_Pooling").is_dir():
+        raise InputError(f"{path}/1_Pooling: pools in a way that this recipe lacks; give --pooling mean, cls or max")
+    return Reading(trained or "mean")
 
 
 def save_modules(folder: Path, reading: Reading, width: int, max_seq_length: int) -> None:

@@ -22,12 +22,13 @@ from sentence_transformers.sentence_transformer.losses import (
 from transformers import BertConfig, BertForSequenceClassification
 
 from common.errors import InputError
-from recipes.matching import predict, steps, train
+from recipes.matching import predict, service, steps, train
 from recipes.matching.encoder import Embedder
 from recipes.matching.index import Index
 from recipes.matching.losses import contrastive_losses, cosine_losses, in_batch_losses
 from recipes.matching.pairs import Identities
 from recipes.matching.scoring import interval, rank, rank_by_words
+from recipes.matching.service import conformal_threshold
 from tests.bad_inputs import tried, variants
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job
@@ -443,6 +444,61 @@ def test_mined_negatives_train_again(model, start, rows, tmp_path):
     pairs = run("mine", model, rows["train"], tmp_path / "pairs.jsonl", "--as_pairs", "true", "--max_share", "1.5")
     assert {row["label"] for row in pairs} == {"yes", "no"}
     assert [row["text_pair"] for row in pairs if row["label"] == "yes"] == [row["positive"] for row in rows["train"]]
+
+
+# Customer service
+
+
+def test_the_threshold_keeps_the_promised_share_of_new_questions():
+    random = np.random.default_rng(0)
+    kept = []
+    for _ in range(2000):
+        known, new = random.beta(5, 2, 60), random.beta(5, 2, 50)
+        kept.append((new >= conformal_threshold(known, 0.9)).mean())
+    assert 0.9 <= np.mean(kept) < 0.92  # at most 1 / (n + 1) above the promise
+    assert conformal_threshold(np.arange(10), 0.95) == -np.inf
+    assert conformal_threshold(np.arange(19), 0.95) == 0
+
+
+def test_questions_are_answered_or_handed_over(model, tmp_path, capsys):
+    test = read_jsonl(Path(model, "predictions_test.jsonl"))
+    file = write_jsonl(tmp_path / "known.jsonl", [{"query": row["query"]} for row in test])
+    words = ["--model", model, "--validation_file", file, "--input", file, "--precision", "fp32", "--overwrite"]
+    words += ["--output", str(tmp_path / "answered.jsonl"), "--coverage", "0.8"]
+    results = service.main([*words, "--test_file", file, "--out_of_scope_file", str(SAMPLE / "out_of_scope.jsonl")])
+    found = read_jsonl(tmp_path / "answered.jsonl")
+    assert results["in scope, not handed over"] >= 0.8
+    assert results["in scope, not handed over"] == np.mean([row["action"] != "hand_over" for row in found])
+    assert "out of scope, handed over" in capsys.readouterr().out
+    for row, before in zip(found, test, strict=True):
+        assert row["action"] in ("answer", "hand_over")
+        assert row["answer"] == (before["found"][0]["text"] if row["action"] == "answer" else None)
+    with pytest.raises(InputError, match=r"--coverage 0.999: needs at least 999 rows in --validation_file"):
+        service.main([*words, "--coverage", "0.999"])
+
+
+def test_the_intent_is_that_of_the_best_example_or_of_a_classifier(model, tokenizer, tmp_path):
+    examples = [
+        {"id": row["id"], "text": row["text"], "topic": row["topic"]}
+        for row in read_jsonl(SAMPLE / "corpus.jsonl")[:60]
+    ]
+    run("index", model, examples, tmp_path / "examples", "--keep_columns", "topic")
+    file = write_jsonl(tmp_path / "asked.jsonl", [{"query": row["text"], "intent": row["topic"]} for row in examples])
+    output = tmp_path / "answered.jsonl"
+    words = ["--model", model, "--index", str(tmp_path / "examples"), "--validation_file", file, "--test_file", file]
+    words += ["--output", str(output), "--precision", "fp32", "--overwrite"]
+    asked = write_jsonl(tmp_path / "in.jsonl", [{"query": row["text"]} for row in examples])
+    results = service.main([*words, "--answer_intent_column", "topic", "--input", asked])
+    assert results["in scope, intent right"] == 1.0
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    names = {0: "delivery", 1: "returns", 2: "payment"}
+    config = BertConfig(vocab_size=len(tokenizer), id2label=names, label2id={v: k for k, v in names.items()}, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "intents")
+    tokenizer.save_pretrained(tmp_path / "intents")
+    service.main([*words, "--intents", str(tmp_path / "intents"), "--input", asked])
+    found = read_jsonl(output)
+    assert {row["intent"] for row in found} <= set(names.values())
+    assert {row["action"] for row in found} <= {"answer", "route", "hand_over"}
 
 
 # Rows
