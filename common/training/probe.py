@@ -4,7 +4,7 @@ Fine-tuning then starts from a good head, and changes the encoder less than it w
 al. 2022, https://arxiv.org/abs/2202.10054).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,7 @@ def start_at_probe(
     args: TrainingArguments,
     weights: Tensor | None = None,
     multi_label: bool = False,
+    strengths: Sequence[float] | None = None,
 ) -> bool:
     """Set the last layer of the head to a logistic regression; its strength is the best one on the validation rows.
 
@@ -72,6 +73,7 @@ def start_at_probe(
         args: give device, precision and seed.
         weights: weight of each class in the loss; None for equal weights.
         multi_label: whether `labels` has a 0 or 1 for each class.
+        strengths: the strengths that are tried; `STRENGTHS` for None.
 
     Returns:
         Whether the head was set. Under "probe" it stays as it is if the checkpoint has a head for these labels, if the
@@ -84,8 +86,7 @@ def start_at_probe(
     wanted = model_args.head_init == "probe" and not sharding()
     if layer is None or names[id(layer.weight)] not in loaded.new_parameters or not wanted:
         return False
-    if not (model.config.architectures or [""])[0].endswith("ForSequenceClassification"):
-        pass_on(model, layer)
+    pass_on(model, layer)
     classes = layer.out_features
     features, labels = features_of(loaded, layer, _sample(rows["train"], args.seed), args)
     if len(np.unique(labels, axis=0)) < 2:
@@ -93,7 +94,7 @@ def start_at_probe(
     held_out = features_of(loaded, layer, _sample(rows["validation"], args.seed), args)
     each = np.ones(classes) if weights is None else weights.numpy()
     with threadpool_limits(1):  # the products are small: more threads are slower
-        tried = [_fit(features, labels, each, classes, strength, multi_label) for strength in STRENGTHS]
+        tried = [_fit(features, labels, each, classes, strength, multi_label) for strength in strengths or STRENGTHS]
     best = max(tried, key=lambda probe: _quality(probe.logits(held_out[0]), held_out[1], multi_label))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(best.weight))
@@ -112,8 +113,11 @@ def last_linear(model: PreTrainedModel) -> nn.Linear | None:
 def pass_on(model: PreTrainedModel, last: nn.Linear) -> None:
     """Let the linear layer between the encoder and the last layer of the head pass its input on.
 
-    A head without such a layer, or with several, stays as it is, and so does one whose activation has no linear part.
+    A head without such a layer, or with several, stays as it is, and so does one whose activation has no linear part,
+    and one that a classification has trained.
     """
+    if (model.config.architectures or [""])[0].endswith("ForSequenceClassification"):
+        return
     ids = torch.randint(3, model.config.vocab_size, (4, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
     order: list[Any] = []
     inputs: dict[nn.Module, Tensor] = {}
@@ -174,7 +178,7 @@ def features_of(
     labels = rows["labels"][:]
     rows = rows.select_columns([name for name in tokenizer.model_input_names if name in rows.column_names])
     features: list[Any] = [None] * len(rows)
-    with trial(model), _inputs_as_outputs(layer), torch.autocast(args.device.type, torch.bfloat16, bool(args.bf16)):
+    with trial(model), inputs_as_outputs(layer), torch.autocast(args.device.type, torch.bfloat16, bool(args.bf16)):
         for batch in token_batches([len(ids) for ids in rows["input_ids"]], BATCH_TOKENS):
             inputs = tokenizer.pad(rows[batch], return_tensors="pt").to(args.device)
             for row, read in zip(batch, model(**inputs).logits.float().cpu().numpy(), strict=True):
@@ -194,7 +198,8 @@ def _sample(rows: Dataset, seed: int) -> Dataset:
 
 
 @contextmanager
-def _inputs_as_outputs(layer: nn.Module) -> Iterator[None]:
+def inputs_as_outputs(layer: nn.Module) -> Iterator[None]:
+    """Let `layer` return its input inside the block."""
     vars(layer)["forward"] = lambda features: features
     try:
         yield

@@ -1,8 +1,8 @@
-"""Data arguments of text classification."""
+"""Arguments of text classification: data, and training on few rows."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from common.args import SPLITS
 from common.data.augment import AugmentedDataArguments
@@ -116,3 +116,79 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
     def reading(self) -> dict[str, int | str | None]:
         """Return the arguments of `windows.read`, which the saved configuration keeps for predict."""
         return {name: getattr(self, name) for name in ("max_seq_length", "keep", "long_texts", "doc_stride")}
+
+
+@dataclass
+class FewShotArguments:
+    """Choose the training on few rows, which comes before the fit of the head."""
+
+    _argument_group_name = "few shots"
+
+    shots: int | None = field(
+        default=None,
+        metadata={
+            "help": "train on this many rows of each class, drawn by --seed; the rest is unused",
+            "resume": "fixed",
+        },
+    )
+    few_shot: Literal["contrastive", "prompt"] | None = field(
+        default=None,
+        metadata={
+            "help": "first train the encoder: contrastive (vectors of a class become similar), or prompt (fill in the "
+            "word of the class; needs an encoder with an MLM head)",
+            "resume": "fixed",
+        },
+    )
+    few_shot_steps: int | None = field(
+        default=None, metadata={"help": "steps of --few_shot; by the number of rows if not given", "resume": "fixed"}
+    )
+    few_shot_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "learning rate of --few_shot; default: 2e-5 contrastive, 1e-4 prompt", "resume": "fixed"},
+    )
+    pattern: str | None = field(
+        default=None,
+        metadata={"help": 'how prompt reads a text; default: "{text} It was [MASK]."', "resume": "fixed"},
+    )
+    verbalizer: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "words that prompt fills in, such as positive=great negative=terrible; default: the labels",
+            "resume": "fixed",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 1:
+            raise InputError(f"--shots {self.shots}: must be at least 1")
+        if self.shots == 1 and self.few_shot == "contrastive":
+            raise InputError("--shots 1: contrastive training compares rows of a class; give --shots 2 or more")
+        for name in ("few_shot_steps", "few_shot_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name} {value}: must be above 0")
+            if value is not None and self.few_shot is None:
+                raise InputError(f"--{name}: needs --few_shot contrastive or prompt; add it")
+        for name in ("pattern", "verbalizer"):
+            if getattr(self, name) is not None and self.few_shot != "prompt":
+                raise InputError(f"--{name}: needs --few_shot prompt; add it")
+
+    @property
+    def strengths(self) -> tuple[float, ...] | None:
+        """Return the strengths of the head's logistic regression: one, as few validation rows choose none reliably."""
+        return (0.001,) if self.few_shot else None
+
+    def epochs(self, given: float | None, data: SentimentDataArguments, default: float) -> float:
+        """Return the epochs of fine-tuning: those `given`, else none after `--few_shot`, else `default`.
+
+        Raises:
+            InputError: `data` has an argument that acts during fine-tuning only, and there is none.
+        """
+        epochs = given if given is not None else 0 if self.few_shot else default
+        for name in ("augment", "semi"):
+            if self.few_shot and epochs == 0 and getattr(data, name):
+                raise InputError(
+                    f"--{name}: --few_shot {self.few_shot} trains on the rows as they are; leave it out, or give "
+                    "--num_train_epochs 5"
+                )
+        return epochs

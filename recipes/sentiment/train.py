@@ -30,8 +30,8 @@ from common.run import keep_trained_model, open_run
 from common.training.probe import start_at_probe
 from common.tuning import TuningArguments, tune
 
-from . import scoring, texts, windows
-from .arguments import SentimentDataArguments
+from . import few_shot, scoring, texts, windows
+from .arguments import FewShotArguments, SentimentDataArguments
 from .augmenting import augmented
 from .labels import load_labeled
 from .pictures import draw
@@ -50,7 +50,7 @@ class SentimentTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 1e-4 for full fine-tuning, 2e-3 for LoRA, ..."}
     )
-    num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "epochs; default: 5, after --few_shot 0"})
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that selects the best checkpoint"}
     )
@@ -59,7 +59,9 @@ class SentimentTrainingArguments(TrainingArguments):
     )
 
 
-ARGUMENTS = (ClassifierArguments, SentimentDataArguments, TuningArguments, SentimentTrainingArguments)
+ARGUMENTS = (
+    ClassifierArguments, SentimentDataArguments, FewShotArguments, TuningArguments, SentimentTrainingArguments,
+)  # fmt: skip
 
 
 def encode(
@@ -79,14 +81,16 @@ def encode(
 @keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, data_args, few_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    args.num_train_epochs = few_args.epochs(args.num_train_epochs, data_args, default=5)
     if args.learning_rate is None:
         args.learning_rate = tuning_args.rate(full=1e-4)
     set_seed(args.seed)
 
     # Data
     data, unlabeled, multi_label, labels = load_labeled(data_args)
-    run, teacher = open_run(main, argv, args, data_args, model_args, tuning_args, rows=data)
+    data["train"] = few_shot.draw(data["train"], few_args.shots, args.seed)
+    run, teacher = open_run(main, argv, args, data_args, model_args, few_args, tuning_args, rows=data)
 
     # Model
     length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
@@ -97,17 +101,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
     reading = data_args.reading()
     config.update(reading)  # saved with the model: predict reads texts in the same way
+    train_encoder = few_shot.prepare(loaded, run, few_args, model_args, data_args, tuning_args, args)
     more = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, "multi_label": multi_label, "reading": reading}
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
     windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
-    probed = start_at_probe(loaded, rows, model_args, args, weights, multi_label)
+    scorer = scoring.Scorer(labels, multi_label)
+    check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
+    train_encoder(rows)
+    probed = start_at_probe(loaded, rows, model_args, args, weights, multi_label, few_args.strengths)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_CLS)
 
     # Trainer
-    scorer = scoring.Scorer(labels, multi_label)
-    check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
-
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         return scorer(prediction, scorer.thresholds(prediction))
 
@@ -125,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train
-    baselines = scorer.probe(trainer, rows) if probed else {}
+    baselines = scorer.probe(trainer, rows) if probed and not few_args.few_shot else {}
     run.train(trainer)
     with run.phase("eval"):
         output = trainer.predict(rows["validation"], metric_key_prefix="eval")
