@@ -176,7 +176,7 @@ class FewShotArguments:
     @property
     def strengths(self) -> tuple[float, ...] | None:
         """Return the strengths of the head's logistic regression: one, as few validation rows choose none reliably."""
-        return (0.001,) if self.few_shot else None
+        return (0.01,) if self.few_shot else None
 
     def epochs(self, given: float | None, data: SentimentDataArguments, default: float) -> float:
         """Return the epochs of fine-tuning: those `given`, else none after `--few_shot`, else `default`.
