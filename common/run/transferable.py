@@ -10,6 +10,7 @@ Without `row_statistics` a recipe can be a source of a plan, and no target.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class TaskRows:
     evaluated: tuple[int, int]
     label_names: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """Return each row as one text."""
         return [" ".join(pieces) for pieces in self.pieces]

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> Findings:
 
     # Runs
     estimate, limit = Estimate(measure(plan.model)), options.budget or plan.budget
-    made_with = {run.identity: shared_fingerprint(run) for run in chains.runs()}
+    made_with = {key: shared_fingerprint(run) for key, run in {run.identity: run for run in chains.runs()}.items()}
     work = Work(store, chains, estimate, options.at_once, limit and 60 * limit, lambda *which: outcome(chains, *which))
     if options.fresh:
         for run in chains.runs():

@@ -48,7 +48,7 @@ from common.tools.runner import OWN
 
 #: kind -> what a report says of it; also the order of the columns
 KINDS = {
-    "scratch": "Random weights",
+    "scratch": "Starting from random weights",
     "frozen": "Training the head alone",
     "pretrained": "Fine-tuning",
     "adapted": "Continued pretraining on",

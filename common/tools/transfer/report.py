@@ -117,7 +117,8 @@ def _text(cell: Cell | None, key: str) -> str:
 def _efficiency(findings: Findings) -> Section:
     text = (
         f"Rows that a source needs for the score of {findings.chains.plan.baseline} at a number of rows, by "
-        "interpolation over the logarithm of the rows, with the 95 % interval. < and >: fewer or more than trained."
+        "interpolation over the logarithm of the rows, with the 95 % interval. ≤: at the fewest trained; "
+        ">: at no number that was trained."
     )
     section = Section("Label efficiency", [text], ["target, source", *()])
     levels = sorted({level for needed in findings.needed.values() for level in needed})
@@ -131,7 +132,7 @@ def _efficiency(findings: Findings) -> Section:
 
 def _needed(values: tuple[float, float, float], least: int, most: int) -> str:
     texts = [
-        f"> {most:,}" if value == np.inf else f"< {least:,}" if value <= least else f"{value:,.0f}" for value in values
+        f"> {most:,}" if value == np.inf else f"≤ {least:,}" if value <= least else f"{value:,.0f}" for value in values
     ]
     return texts[0] if len(set(texts)) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
 

@@ -81,7 +81,7 @@ def test_a_plan_of_toys_is_trained_once_and_its_report_is_right(toys, capsys):
     assert "- Training on the domain street has no sure effect on play: at 10 rows (+0.0 ± " in report
     assert "- On play at 10 rows, school also beats pretrained trained for the same minutes (+2" in report
     assert re.search(r"\| school \| \+30\.\d ± \d\.\d ● \| \+30\.\d ± \d\.\d ● \|", report)
-    assert "| play, school | &lt; 10 | &lt; 10 |" in report
+    assert "| play, school | ≤ 10 | ≤ 10 |" in report
     page = (toys / "out" / "plan" / "transfer.html").read_text()
     assert "background: rgb(" in page
     assert "<svg" in page
@@ -260,17 +260,21 @@ model: {tiny}
 targets:
   reviews:
     recipe: sentiment
-    arguments: --precision fp32 --max_eval_samples 20 --max_predict_samples 60 --max_steps 3
+    arguments: --precision fp32 --max_seq_length 64 --max_eval_samples 20 --max_predict_samples 60 --max_steps 3
     rows: [20, 40]
 sources:
   scratch: {{}}
   pretrained: {{}}
-  own: {{kind: adapted, recipe: mlm, texts: target, arguments: --max_steps 2 --precision fp32 --max_eval_samples 10}}
+  own:
+    kind: adapted
+    recipe: mlm
+    texts: target
+    arguments: --precision fp32 --max_seq_length 64 --max_eval_samples 10 --max_steps 2
   names:
     kind: intermediate
     recipe: ner
     rows: 40
-    arguments: --precision fp32 --max_eval_samples 10 --max_predict_samples 20 --max_steps 3
+    arguments: --precision fp32 --max_seq_length 64 --max_eval_samples 10 --max_predict_samples 20 --max_steps 3
 """
 
 
@@ -296,6 +300,7 @@ def test_a_killed_plan_goes_on_where_it_was(tiny, tmp_path):
     assert {name: after[name] for name in before} == before
     assert not list(runs.glob("*.claim"))
     content = json.loads((tmp_path / "out" / "plan" / "transfer.json").read_text())
+    assert [cell["error"] for cell in content["cells"] if cell["error"]] == []
     assert all(cell["score"] is not None and len(cell["scores"]) == 2 for cell in content["cells"])
     assert [one["source"] for one in content["forgetting"]] == ["names"]
     assert {cell["source"] for cell in content["cells"] if cell["net"]} >= {"own", "names"}
