@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoModelForTokenClassification
 
+from common.args import SPLITS
 from common.run.transferable import RowStatistics, TaskRows, of_spans
 
 from .reading import load_tagged
@@ -19,7 +20,9 @@ def training_rows(parsed: tuple[Any, ...]) -> TaskRows:
         classes=[[tag.removeprefix("B-").removeprefix("I-") for tag in row] for row in tags],
         head=AutoModelForTokenClassification,
         evaluated=(len(data["validation"]), len(data.get("test", []))),
-        label_names=frozenset(tag for split in data.values() for row in split["ner_tags"][:] for tag in row),
+        label_names=frozenset(
+            tag for split in SPLITS if split in data for row in data[split]["ner_tags"] for tag in row
+        ),
     )
 
 
