@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from scipy.special import expit, log_softmax
+from scipy.special import log_expit, log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,7 +27,7 @@ from common.models.structure import head_names, layer_names
 from common.models.trial import trial
 
 #: strengths tried: the C of scikit-learn, inverse to the weight of the penalty
-STRENGTHS = (0.003, 0.03, 0.3, 3.0)
+STRENGTHS = (0.0003, 0.003, 0.03, 0.3, 3.0)
 #: about the most labels that a probe is fitted to, or compared by; a random sample of the rows has them
 MOST_LABELS = 20_000
 #: least standard deviation of a feature, relative to the size of all features; a smaller one is not scaled up to 1
@@ -62,7 +61,7 @@ def start_at_probe(
     multi_label: bool = False,
     strengths: Sequence[float] | None = None,
 ) -> bool:
-    """Set the last layer of the head to a logistic regression; its strength is the best one on the validation rows.
+    """Set the last layer of the head to a logistic regression; its strength has the least loss on the validation rows.
 
     The other layers of a head that no classification has trained pass the encoder's output on.
 
@@ -95,7 +94,7 @@ def start_at_probe(
     each = np.ones(classes) if weights is None else weights.numpy()
     with threadpool_limits(1):  # the products are small: more threads are slower
         tried = [_fit(features, labels, each, classes, strength, multi_label) for strength in strengths or STRENGTHS]
-    best = max(tried, key=lambda probe: _quality(probe.logits(held_out[0]), held_out[1], multi_label))
+    best = min(tried, key=lambda probe: _mean_loss(probe.logits(held_out[0]), held_out[1], multi_label))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(best.weight))
         layer.bias.copy_(torch.from_numpy(best.bias))
@@ -233,10 +232,8 @@ def _fit(
     return Linear(weight, probe.bias - weight @ mean)
 
 
-def _quality(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> tuple[float, float]:
-    """Return the macro F1 of decisions and the negative mean loss; probes are compared by both, in this order."""
+def _mean_loss(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> float:
+    """Return the mean loss of scores (labels, classes)."""
     if multi_label:
-        signs = np.where(labels > 0, scores, -scores)
-        return 0.0, float(np.log(expit(signs) + 1e-12).mean())  # thresholds are tuned later
-    gains = log_softmax(scores, axis=-1)[np.arange(len(labels)), labels]
-    return float(f1_score(labels, scores.argmax(-1), average="macro", zero_division=0)), float(gains.mean())
+        return float(-log_expit(np.where(labels > 0, scores, -scores)).mean())
+    return float(-log_softmax(scores, axis=-1)[np.arange(len(labels)), labels].mean())
