@@ -25,7 +25,7 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak bench lint format predict compare sweep annotate transfer $(RECIPES)
+.PHONY: help setup test soak bench lint format predict compare sweep annotate transfer labels $(RECIPES)
 
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
@@ -52,6 +52,9 @@ annotate: $(INSTALLED) ## choose rows to label next: RECIPE=ner MODEL=outputs/ne
 transfer: $(INSTALLED) ## measure what pretraining, a domain or another task brings: PLAN=FILE SEEDS="1 2 3"; PREDICT=only ranks
 	$(BIN)/python -m common.tools.transfer $(if $(PLAN),--plan "$(PLAN)") $(if $(PREDICT),--predict $(PREDICT)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+labels: PLAN := common/tools/plans/labels.yaml
+labels: transfer ## compare ways to train by number of labels: DATA=/folder/of/the/data
 
 setup: $(INSTALLED) ## create .venv and install the pinned requirements
 
