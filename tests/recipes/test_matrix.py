@@ -17,6 +17,8 @@ from recipes.ner import predict as ner_predict
 from recipes.ner import train as ner
 from recipes.qa import predict as qa_predict
 from recipes.qa import train as qa
+from recipes.relation import predict as relation_predict
+from recipes.relation import train as relation
 from recipes.sentiment import predict as sentiment_predict
 from recipes.sentiment import train as sentiment
 from recipes.summarization import predict as summarization_predict
@@ -46,6 +48,11 @@ def asked(number: int, text: str) -> dict:
     return {"id": str(number), "question": "Which place is named first?", "context": text, "answers": answers}
 
 
+def related(number: int, text: str) -> dict:
+    place = text.index(next(place for place in PLACES if place in text))
+    return {"text": text, "head": [0, 4, "PER"], "tail": [place, place + 4, "LOC"], "label": "ab"[number % 2]}
+
+
 PAIRS = [{"translation": {"en": text, "de": text.replace("the", "die")}} for text in TEXTS]
 SUMMARIES = [{"document": f"{a} {b}", "summary": a} for a, b in zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True)]
 WRITING = [
@@ -64,6 +71,10 @@ RECIPES = {
     "qa": (
         qa.main, qa_predict.main, [asked(i, text) for i, text in enumerate(TEXTS)],
         ["--max_seq_length", "64", "--doc_stride", "8", "--max_question_length", "24"],
+    ),
+    "relation": (
+        relation.main, relation_predict.main, [related(i, text) for i, text in enumerate(TEXTS)],
+        ["--max_seq_length", "48"],
     ),
     "mlm": (mlm.main, mlm_predict.main, [{"text": text} for text in TEXTS], ["--max_seq_length", "48"]),
     "clm": (clm.main, clm_predict.main, [{"text": text} for text in TEXTS], ["--max_seq_length", "48"]),
@@ -119,7 +130,8 @@ WRITERS = dict.fromkeys(ENCODERS, "add a decoder with --warm_start both, name an
     dict.fromkeys(DECODERS, "choose an encoder-decoder such as T5, BART|add a decoder with --warm_start both")
 )
 REFUSED = {
-    "sentiment": {}, "ner": {"bart": ENCODER}, "qa": {"gemma": ENCODER}, "extractive": {"bart": ENCODER},
+    "sentiment": {}, "ner": {"bart": ENCODER}, "qa": {"gemma": ENCODER}, "relation": {"bart": ENCODER},
+    "extractive": {"bart": ENCODER},
     "mlm": dict.fromkeys(DECODERS | PAIRED, f"give an encoder as --model_name_or_path|{ENCODER}"),
     "clm": dict.fromkeys(ENCODERS | PAIRED, DECODER), "abstractive": WRITERS, "translation": WRITERS,
 }  # fmt: skip

@@ -16,6 +16,8 @@ from recipes.ner.conll import BY_CONTENT
 from recipes.ner.reading import check_row, file_reader, load_tagged
 from recipes.qa.arguments import QaDataArguments
 from recipes.qa.squad import load_questions
+from recipes.relation.arguments import RelationDataArguments
+from recipes.relation.reading import load_pairs
 from recipes.sentiment.arguments import SentimentDataArguments
 from recipes.sentiment.labels import load_labeled
 from recipes.summarization.arguments import SummarizationDataArguments
@@ -162,6 +164,18 @@ LOADERS = {
     "summarization": (
         [{"document": f"{text} {text}", "summary": text} for text in TEXTS],
         lambda file: SummarizationDataArguments(train_file=file, validation_file=file).load(),
+    ),
+    "relation": (
+        [
+            {
+                "text": text,
+                "head": [4, 5],
+                "tail": [text.index("dog"), text.index("dog") + 3],
+                "label": "ab"[number % 2],
+            }
+            for number, text in enumerate(TEXTS[:10])
+        ],
+        lambda file: load_pairs(RelationDataArguments(train_file=file, validation_file=file)),
     ),
     "corpus": (
         [{"text": text, "number": number} for number, text in enumerate(TEXTS)],

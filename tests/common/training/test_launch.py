@@ -17,6 +17,7 @@ from recipes.clm import train as clm
 from recipes.mlm import train as mlm
 from recipes.ner import train
 from recipes.qa import train as qa
+from recipes.relation import train as relation
 from recipes.sentiment import train as sentiment
 from recipes.summarization import train as extractive
 from recipes.translation import train as translation
@@ -100,6 +101,7 @@ def test_the_last_small_batch_counts_every_row_once_under_two_processes(two_and_
         (sentiment, ["--class_weights", "balanced"]),
         (sentiment, ["--long_texts", "windows", "--max_seq_length", "16"]),
         (qa, ["--max_question_length", "24", "--doc_stride", "8"]),
+        (relation, []),
         (mlm, ["--text_unit", "paragraph"]),
         (mlm, ["--objective", "mlm+nsp", "--text_unit", "paragraph"]),
         (clm, ["--vocab_size", "300", "--config_overrides", "n_layer=1"]),
