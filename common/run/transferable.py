@@ -5,6 +5,8 @@ A recipe has a module `transfer` with two functions:
     training_rows(parsed) -> TaskRows                    # parsed: one instance of each dataclass of its arguments
     row_statistics(rows, score) -> RowStatistics         # rows: the lines of predictions_test.jsonl
 
+`row_statistics` raises `InputError` for a score without such statistics, also for no rows: a plan is checked so.
+
 Without `row_statistics` a recipe can be a source of a plan, and no target.
 """
 
@@ -122,7 +124,7 @@ def of_classes(
             return _ratio((f1 * theirs).sum(-1), theirs.sum(-1))
         return _ratio(f1.sum(-1), ((ours + theirs) > 0).sum(-1))
 
-    return RowStatistics(values.reshape(len(gold), -1), of_sums)
+    return RowStatistics(values.reshape(len(gold), 3 * len(names)), of_sums)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

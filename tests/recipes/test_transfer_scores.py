@@ -62,6 +62,14 @@ def test_summaries():
         summarization.row_statistics(rows, "bleu")
 
 
+@pytest.mark.parametrize("module", [ner, qa, sentiment, summarization, translation])
+def test_a_score_without_statistics_is_refused_without_rows(module):
+    known = {ner: "f1", qa: "f1", sentiment: "macro_f1", summarization: "rouge_mean", translation: "bleu"}
+    assert len(module.row_statistics([], known[module]).values) == 0
+    with pytest.raises(InputError, match="score loss: no statistics of rows for it; choose one of"):
+        module.row_statistics([], "loss")
+
+
 def test_translations_of_two_pairs():
     gold = ["ein rotes Haus steht dort am Fluss", "zwei Männer reden heute vom Regen", "een rood huis staat daar nu"]
     predicted = ["ein rotes Haus steht am Fluss", "zwei Männer reden vom Schnee heute", "een rood huis staat hier nu"]

@@ -157,7 +157,7 @@ def build(plan: Plan, tasks: Tasks, folder: Path, gpus: int | None = None) -> Ch
         where = f"{plan.path}: targets: {target.name}"
         try:
             loaded[target.name] = task = tasks.load(target.recipe, target.words + _of_model(plan.model))
-            statistics_of(target.recipe)
+            statistics_of(target.recipe)([], target.score or task.score)  # refuses a score without statistics
             _check_rows(target, task)
         except InputError as error:
             problems.add(where, str(error))
@@ -262,9 +262,9 @@ def _add_forgetting(chains: Chains, target: Target, source: Source, rows: Rows, 
     task = chains.first_tasks[target.name, source.name]
     own = chains.tasks[target.name]
     try:
-        statistics_of(task.recipe)
+        statistics_of(task.recipe)([], task.score)
     except InputError:
-        return  # language models have no score of rows
+        return  # such as a language model: it has no score of rows
     if not task.rows.evaluated[1]:
         chains.notes.append(f"forgetting of {source.name} is unknown: it has no test rows; add --test_file")
         return
