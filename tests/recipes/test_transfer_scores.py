@@ -9,6 +9,8 @@ from common.errors import InputError
 from recipes.ner import transfer as ner
 from recipes.ner.scoring import StrictSeqeval
 from recipes.qa import transfer as qa
+from recipes.relation import transfer as relation
+from recipes.relation.scoring import scores as relation_scores
 from recipes.sentiment import transfer as sentiment
 from recipes.summarization import transfer as summarization
 from recipes.summarization.scoring import Rouge, means
@@ -38,6 +40,15 @@ def test_classes():
     assert sentiment.row_statistics(rows, "micro_f1").of_all() == pytest.approx(2 / 3)
 
 
+def test_relations_leave_out_the_pairs_without_one():
+    names = ["founded", "no_relation", "owns"]
+    gold, decided = np.array([0, 1, 2, 0, 1, 1]), np.array([0, 0, 2, 1, 1, 2])
+    rows = [{"label": names[a], "predicted": names[b]} for a, b in zip(gold, decided, strict=True)]
+    expected = relation_scores(gold, decided, names, "no_relation")
+    for name in ("accuracy", "micro_f1", "macro_f1"):
+        assert relation.row_statistics(rows, name).of_all() == pytest.approx(expected[name])
+
+
 def test_answers():
     rows = [{"f1": 0.5, "exact_match": 0.0}, {"f1": 1.0, "exact_match": 1.0}]
     assert qa.row_statistics(rows, "f1").of_all() == 0.75
@@ -62,9 +73,16 @@ def test_summaries():
         summarization.row_statistics(rows, "bleu")
 
 
-@pytest.mark.parametrize("module", [ner, qa, sentiment, summarization, translation])
+@pytest.mark.parametrize("module", [ner, qa, relation, sentiment, summarization, translation])
 def test_a_score_without_statistics_is_refused_without_rows(module):
-    known = {ner: "f1", qa: "f1", sentiment: "macro_f1", summarization: "rouge_mean", translation: "bleu"}
+    known = {
+        ner: "f1",
+        qa: "f1",
+        relation: "micro_f1",
+        sentiment: "macro_f1",
+        summarization: "rouge_mean",
+        translation: "bleu",
+    }
     assert len(module.row_statistics([], known[module]).values) == 0
     with pytest.raises(InputError, match="score loss: no statistics of rows for it; choose one of"):
         module.row_statistics([], "loss")
