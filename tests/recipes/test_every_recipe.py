@@ -28,6 +28,13 @@ SCRIPTS = [
 ]
 
 
+#: a second script of a recipe runs in `make soak`
+RUNS = [
+    pytest.param(*script.values, id=script.id, marks=[pytest.mark.soak] if "_" in script.values[1] else [])
+    for script in SCRIPTS
+]
+
+
 def module(recipe: str, name: str):
     return importlib.import_module(f"recipes.{recipe}.{name}")
 
@@ -74,7 +81,7 @@ def unlabelled(recipe: str, folder: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize(("recipe", "script"), SCRIPTS)
+@pytest.mark.parametrize(("recipe", "script"), RUNS)
 def test_it_runs_tracks_resumes_and_predicts(recipe, script, encoder, tmp_path, monkeypatch):
     main = module(recipe, script).main
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from tests.conftest import ROOT, run
 
 NOTEBOOK = ROOT / "recipes" / "ner" / "ner.ipynb"
 
 
+@pytest.mark.soak
 def test_the_notebook_runs_and_its_model_finds_entities(tiny, small, tmp_path):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code")  # committed without outputs

@@ -676,6 +676,7 @@ def test_evaluation_by_loss_alone_or_on_a_few_rows(arguments, tmp_path):
     assert results(tmp_path / "b")["eval_samples"] == 20
 
 
+@pytest.mark.soak
 def test_bf16_saves_float32_and_generates_as_the_saved_model_does_in_bf16(arguments, tmp_path):
     train.main([*arguments, "--precision", "bf16", "--num_train_epochs", "12", "--num_beams", "1"])
     out = tmp_path / "out"

@@ -374,6 +374,7 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_weights(files, tmp_
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
+@pytest.mark.soak
 def test_two_processes_take_the_steps_of_one_and_a_killed_rank_loses_nothing(files, tmp_path):
     del (texts := dict(files))["model_name_or_path"]
     settings = {"metric_for_best_model": "loss", "max_seq_length": 32, "max_steps": 8, "streaming": True}

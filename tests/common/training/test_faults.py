@@ -110,7 +110,8 @@ def test_masks_drawn_by_row_resume_exactly(files, tmp_path, more):
     assert (tmp_path / "whole" / "fill_ins.jsonl").read_bytes() == (tmp_path / "out" / "fill_ins.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("recipe", [mlm, pytest.param(clm, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("recipe", [mlm, clm])
 def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, recipe):
     settings = {"tokenizer_train": "bpe", "vocab_size": 400, "model_size": "tiny", "dropout": 0.1}
     settings |= {"max_seq_length": 32, "save_total_limit": 20, "metric_for_best_model": "loss"}
@@ -436,6 +437,7 @@ def test_a_signal_to_the_whole_process_group_spares_the_workers(files, tmp_path)
     assert checkpoints.newest_whole(tmp_path / "out").name == f"checkpoint-{run.steps[-1]}"
 
 
+@pytest.mark.soak
 def test_a_second_signal_ends_a_run_that_waits_for_a_stopped_rank(files, tmp_path):
     settings = {"num_train_epochs": 500, "save_steps": 1000, "eval_steps": 1000}
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", processes=2).reaches(3)
@@ -453,6 +455,7 @@ def test_a_second_signal_ends_a_run_that_waits_for_a_stopped_rank(files, tmp_pat
 # 5. A dead or hung rank
 
 
+@pytest.mark.soak
 def test_a_dead_rank_ends_the_run_at_once(files, tmp_path):
     process = launched(files, tmp_path / "out", tmp_path / "log.txt")
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)

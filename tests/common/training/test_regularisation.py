@@ -499,7 +499,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["r_drop", "swa", *(pytest.param(n, marks=pytest.mark.soak) for n in ("freelb", "together"))]
+    "name", ["swa", *(pytest.param(n, marks=pytest.mark.soak) for n in ("r_drop", "freelb", "together"))]
 )
 def test_two_processes_change_nothing(files, tmp_path, name):
     more = {"dropout": 0, "optim": "sgd", "learning_rate": 0.1} if name != "r_drop" else {"optim": "sgd"}
@@ -515,7 +515,10 @@ def test_two_processes_change_nothing(files, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("together", {}), ("freelb", {}), pytest.param("swa", {"lora_r": 4}, marks=pytest.mark.soak)],
+    [
+        ("together", {}),
+        *(pytest.param(n, more, marks=pytest.mark.soak) for n, more in (("freelb", {}), ("swa", {"lora_r": 4}))),
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted(files, tmp_path, name, more):
     settings = EACH[name] | more
@@ -579,7 +582,10 @@ def recipe_words(recipe: str, tiny: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "recipe",
-    ["clm", "mlm", "ner", "qa", "sentiment", "summarization", "summarization-abstractive", "translation"],
+    [
+        *("clm", "mlm", "ner", "qa", "sentiment", "summarization"),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("summarization-abstractive", "translation")),
+    ],
 )
 def test_in_every_recipe_accumulation_changes_nothing(recipe, tiny, tmp_path):
     main = importlib.import_module(training_module(recipe)).main
