@@ -72,6 +72,7 @@ def test_a_worse_trial_is_pruned_and_the_winner_is_a_configuration(command, tmp_
         study_in(tmp_path)
 
 
+@pytest.mark.soak
 def test_a_sweep_that_was_killed_goes_on_in_the_middle_of_its_trial(command, tmp_path):
     sweep.main([*command, "--trials", "1", "--folder", str(tmp_path / "whole")])
     whole = JournalStorage(JournalFileBackend(str(tmp_path / "whole" / "journal.log")))

@@ -74,7 +74,7 @@ def make(tokenizer, folder, rows, tuning: str, **given) -> Trainer:
 
 
 @pytest.mark.parametrize(
-    "tuning", ["full", *(pytest.param(t, marks=pytest.mark.soak) for t in ("head", "top:1")), "lora"]
+    "tuning", [*(pytest.param(t, marks=pytest.mark.soak) for t in ("full", "head", "top:1")), "lora"]
 )
 def test_trained_killed_resumed_saved_and_loaded(tokenizer, tmp_path, rows, tuning):
     whole = make(tokenizer, tmp_path / "whole", rows, tuning)

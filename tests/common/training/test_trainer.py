@@ -119,7 +119,6 @@ def test_workers_that_live_on_evaluate_the_rows_that_are_given(tiny, tokenizer, 
     assert sizes == [90, 7, 90]
 
 
-@pytest.mark.soak
 def test_rows_without_labels_can_be_predicted(tiny, tokenizer, tmp_path, rows):
     trainer = make(tiny, tokenizer, tmp_path, rows)
     trainer.data_collator = lambda batch: dict(tokenizer.pad(batch, return_tensors="pt"))
