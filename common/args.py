@@ -350,10 +350,12 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
 
     Attributes:
         lower_is_better: names of the recipe's scores, besides losses, for which lower is better.
+        usual_epochs: passes over the rows of a recipe that decides later if `num_train_epochs` is None.
     """
 
     _argument_group_name = "training"
     lower_is_better: ClassVar[tuple[str, ...]] = ()
+    usual_epochs: ClassVar[float] = 3.0
 
     output_dir: str | None = field(
         default=None,
@@ -444,6 +446,11 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             "resume": "splits_step",
         },
     )
+
+    @property
+    def passes(self) -> float:
+        """Return the passes over the rows, as far as the arguments alone tell."""
+        return self.usual_epochs if self.num_train_epochs is None else self.num_train_epochs
 
     @property
     def folder(self) -> Path:

@@ -278,3 +278,10 @@ def test_a_reader_of_the_output_that_ends_stops_the_program_without_a_traceback(
         said = child.stderr.read()
     assert child.returncode == 141
     assert said.splitlines() == ["stopped: the program that reads the output has ended; write the output to a file"]
+
+
+def test_passes_are_known_before_a_recipe_has_decided_them(tmp_path):
+    from recipes.sentiment.train import SentimentTrainingArguments
+
+    assert SentimentTrainingArguments(output_dir=str(tmp_path)).passes == 5
+    assert SentimentTrainingArguments(output_dir=str(tmp_path), num_train_epochs=2).passes == 2

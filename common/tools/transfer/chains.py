@@ -327,7 +327,7 @@ def add_longer(chains: Chains, factors: dict[Place, float]) -> None:
         if args.max_steps > 0:
             words: tuple[str, ...] = ("--max_steps", str(round(args.max_steps * factor)))
         else:
-            words = ("--num_train_epochs", f"{args.num_train_epochs * factor:g}")
+            words = ("--num_train_epochs", f"{args.passes * factor:g}")
         chains.longer[place] = tuple(
             replace(run, words=run.words + words, label=f"{run.label}, {factor:g} times as long") for run in baseline
         )

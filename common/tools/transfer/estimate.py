@@ -53,7 +53,7 @@ class Estimate:
         else:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
             count = _number(run.words, "--max_train_samples") or len(texts)
-            epochs = _number(run.words, "--num_train_epochs") or args.num_train_epochs
+            epochs = _number(run.words, "--num_train_epochs") or args.passes
             steps = _number(run.words, "--max_steps") or args.max_steps
             if steps > 0:
                 epochs = steps * batch / count
