@@ -95,7 +95,8 @@ def pool(loaded: LoadedModel, args: ClassifierArguments) -> None:
     if reason:
         tell(f"pooling: the first token, although the encoder was trained for the mean of all: {reason}")
     else:
-        tell("pooling: the mean of all tokens, as the encoder was trained (--pooling first: the first token)")
+        how = ", as the encoder was trained" if asked == "auto" else ""
+        tell(f"pooling: the mean of all tokens{how} (--pooling first: the first token)")
 
 
 def fix_pooling(model: nn.Module) -> None:

@@ -93,7 +93,7 @@ def start_at_probe(
     held_out = features_of(loaded, layer, _sample(rows["validation"], args.seed), args)
     each = np.ones(classes) if weights is None else weights.numpy()
     with threadpool_limits(1):  # the products are small: more threads are slower
-        tried = [_fit(features, labels, each, classes, strength, multi_label) for strength in strengths or STRENGTHS]
+        tried = _fits(features, labels, each, classes, strengths or STRENGTHS, multi_label)
     best = min(tried, key=lambda probe: _mean_loss(probe.logits(held_out[0]), held_out[1], multi_label))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(best.weight))
@@ -206,14 +206,28 @@ def inputs_as_outputs(layer: nn.Module) -> Iterator[None]:
         del vars(layer)["forward"]
 
 
-def _fit(
-    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float, multi_label: bool
-) -> Linear:
-    """Fit a probe to the labels of features (rows, width) by logistic regression on standardised features."""
-    mean, width = features.mean(0, dtype=np.float64), features.shape[1]
+def _fits(
+    features: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    classes: int,
+    strengths: Sequence[float],
+    multi_label: bool,
+) -> list[Linear]:
+    """Fit a probe of each strength to the labels of features (rows, width), standardised for the fit."""
+    mean = features.mean(0, dtype=np.float64)
     scale = np.maximum(features.std(0), LEAST_SPREAD * np.sqrt(np.square(features).mean()))
     scaled = (features - mean) / scale
-    probe = Linear(np.zeros((classes, width)), np.full(classes, -np.log(len(features))))  # a class without rows is rare
+    probes = [_fit(scaled, labels, weights, classes, strength, multi_label) for strength in strengths]
+    return [Linear(probe.weight / scale, probe.bias - probe.weight / scale @ mean) for probe in probes]
+
+
+def _fit(
+    scaled: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float, multi_label: bool
+) -> Linear:
+    """Fit a probe to the labels of standardised features (rows, width) by logistic regression."""
+    count, width = scaled.shape
+    probe = Linear(np.zeros((classes, width)), np.full(classes, -np.log(count)))  # a class without rows is rare
     model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
     if multi_label:
         for i, hits in enumerate(labels.T > 0):
@@ -228,8 +242,7 @@ def _fit(
         pair = len(seen) == 2  # one set of weights, that of the second class
         probe.weight[seen] = np.concatenate([-model.coef_, model.coef_]) / 2 if pair else model.coef_
         probe.bias[seen] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if pair else model.intercept_
-    weight = probe.weight / scale
-    return Linear(weight, probe.bias - weight @ mean)
+    return probe
 
 
 def _mean_loss(scores: np.ndarray, labels: np.ndarray, multi_label: bool) -> float:
