@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -129,17 +130,25 @@ def _alive(process: int, started: str | None) -> bool:
 def end_orphan(folder: Path) -> None:
     """Stop a run in `folder` that outlived the command which started it; it saves a checkpoint.
 
-    The lock file of the run names its process. Only a process of this host whose command line has the folder is
-    stopped.
+    The lock file of the run names process and host. Only a process of this host that holds the lock is stopped.
     """
     with suppress(OSError, ValueError):
-        words = (folder / ".lock").read_text(encoding="utf-8").split()  # process NUMBER on HOST
+        lock = folder / ".lock"
+        words = lock.read_text(encoding="utf-8").split()  # process NUMBER on HOST
         process, host = int(words[1]), words[3]
-        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        if host != socket.gethostname() or str(folder).encode() not in command:
+        if host != socket.gethostname() or process != _holder(lock):
             return
         os.kill(process, signal.SIGTERM)
         for _ in range(600):
             os.kill(process, 0)
             time.sleep(0.1)
         os.kill(process, signal.SIGKILL)
+
+
+def _holder(lock: Path) -> int | None:
+    """Return the process of this host that holds a POSIX lock on a file; None if none does."""
+    form = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
+    with open(lock, "rb") as file:
+        asked = struct.pack(form, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, process = struct.unpack(form, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else process

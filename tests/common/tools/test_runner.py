@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,25 @@ def test_a_job_that_must_wait_is_asked_for_again(tmp_path):
     for key, _ in runner.in_turn(jobs(), 2):
         ended.append(key)
     assert ended == ["first", "second"]
+
+
+def test_a_forked_run_is_that_of_a_new_process(tmp_path):
+    log = tmp_path / "log"
+    run = runner.Forked("recipes.sentiment.train", ["--num_train_epochs", "many"], log, {})
+    assert (run.wait(), run.returncode) == (2, 2)
+    assert log.read_text() == "error: --num_train_epochs: invalid float value: 'many'\n"
+    run = runner.Forked("recipes.sentiment.train", ["--help"], log, {"COLUMNS": "100"})
+    assert run.wait() == 0
+    assert "usage: train.py [--config FILE.yaml]" in log.read_text()
+    assert "COLUMNS" not in os.environ
+
+
+def test_signals_to_the_command_do_not_end_the_process_that_runs_are_forked_from(tmp_path):
+    run = runner.Forked("http.server", ["--bind", "127.0.0.1", "0"], tmp_path / "log", {})
+    parent = int(Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert len({os.getpgid(0), os.getpgid(parent), os.getpgid(run.pid)}) == 3
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait() == -signal.SIGTERM
 
 
 def test_runs_at_once_share_cores_and_gpus(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,8 +17,10 @@ from pathlib import Path
 from common.tools.transfer.claims import claim
 print(claim(Path(sys.argv[1])))
 """
-WAIT = """
-import signal, sys, time
+HOLD = """
+import fcntl, signal, sys, time
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 print(1, flush=True)
 time.sleep(60)
@@ -91,10 +94,13 @@ def test_an_empty_claim_is_stale_after_a_while(tmp_path):
 
 
 def test_a_run_that_outlived_its_command_is_stopped(tmp_path):
-    orphan = subprocess.Popen([sys.executable, "-c", WAIT, str(tmp_path)], stdout=subprocess.PIPE)
+    lock, other = tmp_path / ".lock", tmp_path / "other"
+    orphan = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
     orphan.stdout.readline()
-    (tmp_path / ".lock").write_text(f"process {orphan.pid} on {claims.socket.gethostname()}\n")
-    claims.end_orphan(tmp_path / "other")
+    lock.write_text(f"process {orphan.pid} on {claims.socket.gethostname()}\n")
+    other.mkdir()
+    shutil.copy(lock, other)  # names the process, which does not hold it
+    claims.end_orphan(other)
     assert orphan.poll() is None
     waiter = threading.Thread(target=orphan.wait)  # reaps the process, as init does with an orphan
     waiter.start()
