@@ -81,6 +81,11 @@ def code_hash(arguments: Any) -> str | None:
     return _hash_of([*COMMON.rglob("*.py"), *recipe_folder(arguments).rglob("*.py")])
 
 
+def common_hash() -> str | None:
+    """Return one hash over the code of `common`."""
+    return _hash_of(COMMON.rglob("*.py"))
+
+
 def model_hash(model: str | None) -> str | None:
     """Return one hash over weights and configuration of a model in a local folder; None for any other model."""
     if model is None or not Path(model).is_dir():

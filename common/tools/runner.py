@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ import torch
 from common.cli import training_module
 from common.errors import InputError, RunStopped
 from common.hardware import cores
+from common.run.fingerprint import common_hash
 
 #: arguments that the command sets for each run
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
 #: prefixes of the name of a score; the first that exists is shown
 PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
+#: what a process loads that runs are forked from: with their libraries, most of what a recipe imports
+LOADED = ("common.models.pooling", "common.run", "common.training.probe", "common.tuning", "matplotlib.pyplot")
 #: parses the arguments of all runs, because a mistake in the last run must stop the first; prints their fingerprints
 CHECK = """
 import importlib, json, sys
@@ -72,6 +76,12 @@ def launcher(gpus: int | None) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(gpus), "-m"]
 
 
+@cache
+def _first_code() -> str | None:
+    """Return the hash of the code of `common` at the first call."""
+    return common_hash()
+
+
 class Forked:
     """A run in a process that is forked from one with the libraries loaded, which saves their time for each run.
 
@@ -80,12 +90,11 @@ class Forked:
 
     def __init__(self, module: str, words: list[str], log: Path, environment: dict[str, str]):
         context = multiprocessing.get_context("forkserver")
-        # the first call decides what is loaded; the recipes share nearly all of it
-        context.set_forkserver_preload(["common.tools.own_session", "matplotlib.pyplot", module])
+        context.set_forkserver_preload(["common.tools.own_session", *LOADED])
         before = os.environ.copy()
         os.environ |= environment  # libgomp reads its variables when it is loaded
         try:
-            self._process = context.Process(target=_be_run, args=(module, words, log, environment))
+            self._process = context.Process(target=_be_run, args=(module, words, log, environment, os.getcwd()))
             self._process.start()
         finally:
             os.environ.clear()
@@ -107,15 +116,16 @@ class Forked:
         return self._process.exitcode
 
 
-def _be_run(module: str, words: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Do what `python -m MODULE WORDS >>LOG 2>&1` does."""
+def _be_run(module: str, words: list[str], log: Path, environment: dict[str, str], folder: str) -> None:
+    """Do what `python -m MODULE WORDS >>LOG 2>&1` does in a folder."""
     os.setsid()
+    os.chdir(folder)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ |= environment
     sys.argv[1:] = words
-    sys.modules.pop(module, None)  # it becomes the main module
+    sys.path.insert(0, folder)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
@@ -176,7 +186,8 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     module, words = training_module(recipe), [*words, "--output_dir", str(folder), *again]
-    if gpus is None and sys.platform == "linux" and not torch.cuda.is_available():
+    plain = gpus is None and sys.platform == "linux" and not torch.cuda.is_available()
+    if plain and common_hash() == _first_code():  # else the loaded code is not that of the files
         return Child(Forked(module, words, log, share(at_once, slot)), folder, log, resumed)
     command = [*launcher(gpus), module, *words]
     environment = os.environ | share(at_once, slot)

@@ -14,7 +14,7 @@ from common.models.load import load_config
 from common.tools.transfer.chains import Run
 
 #: seconds of a run without its training: imports, reading, saving
-START_UP = 15.0
+START_UP = 8.0
 #: cost of a row that is evaluated, and of a row whose encoder is frozen, beside one that is trained
 EVALUATED = 0.3
 #: characters of a token, about
