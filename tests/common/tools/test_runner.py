@@ -5,13 +5,25 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from common.errors import InputError, RunStopped
 from common.hardware import cores
 from common.tools import runner
+
+#: starts a run, prints the process groups of command, forking process and run, and ends the run
+SERVE = """
+import os, signal, sys
+from pathlib import Path
+from common.tools import runner
+runner.LOADED = ()  # nothing needs them here
+run = runner.Forked("http.server", ["--bind", "127.0.0.1", "0"], Path(sys.argv[1]), {})
+parent = int(Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()[1])
+print(os.getpgid(0), os.getpgid(parent), os.getpgid(run.pid))
+os.killpg(run.pid, signal.SIGTERM)
+print(run.wait())
+"""
 
 
 def test_all_runs_under_way_are_stopped_and_none_is_begun(tmp_path):
@@ -66,11 +78,9 @@ def test_a_forked_run_is_that_of_a_new_process(tmp_path):
 
 
 def test_signals_to_the_command_do_not_end_the_process_that_runs_are_forked_from(tmp_path):
-    run = runner.Forked("http.server", ["--bind", "127.0.0.1", "0"], tmp_path / "log", {})
-    parent = int(Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    assert len({os.getpgid(0), os.getpgid(parent), os.getpgid(run.pid)}) == 3
-    os.killpg(run.pid, signal.SIGTERM)
-    assert run.wait() == -signal.SIGTERM
+    done = subprocess.run([sys.executable, "-c", SERVE, str(tmp_path / "log")], capture_output=True, text=True)
+    groups, code = done.stdout.splitlines()
+    assert (len(set(groups.split())), code) == (3, str(-signal.SIGTERM)), done.stderr
 
 
 def test_runs_at_once_share_cores_and_gpus(monkeypatch):
