@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from common.args import HeadArguments, ModelArguments, TrainingArguments
 from common.models import load_model
-from common.training.probe import STRENGTHS, features_of, last_linear, pass_on, start_at_probe
+from common.training.probe import SHARE, STRENGTHS, features_of, last_linear, pass_on, start_at_probe
 from tests.common.models.test_pooling import IDS, MASK, classifier
 
 
@@ -36,8 +36,19 @@ def logits_of(model, rows: Dataset) -> np.ndarray:
         return model.eval()(input_ids=torch.tensor(rows["input_ids"][:])).logits.numpy()
 
 
+def test_the_head_has_less_weight_if_training_follows(tiny, args):
+    heads = []
+    for args.num_train_epochs in (0, 3):
+        loaded = loaded_with(tiny, ["a", "b"])
+        assert start_at_probe(loaded, rows_of([i % 2 for i in range(30)]), HeadArguments(), args)
+        layer = last_linear(loaded.model)
+        heads.append(torch.cat([layer.weight, layer.bias[:, None]], 1))
+    torch.testing.assert_close(heads[1], SHARE * heads[0])
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_model_is_the_best_of_the_logistic_regressions(tiny, args, classes):
+    args.num_train_epochs = 0
     loaded, rows = loaded_with(tiny, ["a", "b", "c"][:classes]), rows_of([i % classes for i in range(30)])
     weights = torch.tensor([0.5, 2.0, 1.0])[:classes]
     assert start_at_probe(loaded, rows, HeadArguments(), args, weights)
