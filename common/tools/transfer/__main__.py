@@ -4,6 +4,7 @@
     make transfer PLAN=my_plan.yaml
     make transfer PLAN=my_plan.yaml PREDICT=only
     make transfer PLAN=my_plan.yaml SEEDS="1 2 3 4 5" ARGS="--at_once 2"
+    make transfer PLAN=my_plan.yaml ARGS="--targets reviews --most_rows 100"
     python -m common.tools.transfer --plan my_plan.yaml --folder /shared/transfer
 
 A plan names targets, sources, seeds and a budget; common/tools/transfer/plan.py lists its keys, and
@@ -50,6 +51,8 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, help="YAML file of targets and sources")
     parser.add_argument("--predict", choices=("also", "only", "off"), default="also", help="rank the sources by signs")
     parser.add_argument("--seeds", nargs="+", help="seeds, instead of those of the plan")
+    parser.add_argument("--targets", nargs="+", help="these targets of the plan alone")
+    parser.add_argument("--most_rows", type=int, help="leave out larger numbers of training rows, and all rows")
     parser.add_argument("--folder", type=Path, default=Path("outputs", "transfer"), help="folder of runs and reports")
     parser.add_argument("--at_once", type=int, default=1, help="number of runs at a time; they share the cores")
     parser.add_argument("--gpus", type=int, help="start each run by accelerate launch with this number of processes")
@@ -67,6 +70,7 @@ def main(argv: list[str] | None = None) -> Findings:
     if options.seeds:
         check_seeds(options.seeds)
         plan = plan.with_seeds(tuple(map(int, options.seeds)))
+    plan = plan.part(options.targets, options.most_rows)
     chains = build(plan, Tasks(), options.folder, options.gpus)
     warn_of_notes(chains)
     store, out = Store(options.folder), options.folder / plan.path.stem

@@ -165,6 +165,29 @@ class Plan:
         """Return the plan with other seeds."""
         return replace(self, seeds=seeds)
 
+    def part(self, names: list[str] | None, most_rows: int | None) -> "Plan":
+        """Return the plan for some of its targets, without numbers of rows above `most_rows`, which leaves "all" out.
+
+        Raises:
+            InputError: a target is unknown, or no number of rows is left.
+        """
+        known = [target.name for target in self.targets]
+        for name in names or ():
+            if name not in known:
+                raise InputError(f"--targets {name}: the plan has no such target; choose from {', '.join(known)}")
+        targets = []
+        for target in self.targets:
+            if names is None or target.name in names:
+                rows = target.rows
+                if most_rows is not None:
+                    rows = tuple(number for number in rows if number is not None and number <= most_rows)
+                if not rows:
+                    raise InputError(f"--most_rows {most_rows}: leaves {target.name} without runs; give more")
+                targets.append(replace(target, rows=rows))
+        kept = {target.name for target in targets}
+        sources = tuple(source for source in self.sources if not source.only or kept & set(source.only))
+        return replace(self, targets=tuple(targets), sources=sources)
+
     def target(self, name: str) -> Target:
         """Return a target by its name."""
         return next(target for target in self.targets if target.name == name)

@@ -36,6 +36,19 @@ def test_a_plan_has_targets_and_sources_in_the_order_of_their_kinds(tmp_path):
     assert not plan.source("other").serves(plan.targets[0], 0)
 
 
+def test_a_part_of_a_plan_has_some_of_its_targets_and_numbers_of_rows(tmp_path):
+    text = GOOD.replace("sources:", "  yours: {recipe: qa, rows: [10, 50]}\nsources:")
+    plan = read_plan(write(tmp_path, text + "  far: {kind: intermediate, recipe: qa, only: [yours]}\n"))
+    assert plan.part(None, None) == plan
+    part = plan.part(["mine"], 100)
+    assert [(target.name, target.rows) for target in part.targets] == [("mine", (100,))]
+    assert [source.name for source in part.sources] == ["scratch", "pretrained"]
+    with pytest.raises(InputError, match="--targets his: the plan has no such target; choose from mine, yours"):
+        plan.part(["his"], None)
+    with pytest.raises(InputError, match="--most_rows 20: leaves mine without runs"):
+        plan.part(None, 20)
+
+
 def test_each_target_is_a_source_for_the_others(tmp_path):
     text = """
 seeds: 5
