@@ -44,7 +44,6 @@ from common.run.fingerprint import (
 from common.run.report import fenced, write_json_lines, write_model_card
 from common.training import checkpoints
 from common.training.trainer import Trainer
-from common.tuning import merge
 from common.tuning.methods import METHODS
 
 NOT_MERGED = """`{tuning}` cannot be merged into the weights: `base/` has the model, `adapter/` the trained parameters.
@@ -352,7 +351,7 @@ class Run:
             **record: further entries of `run.json`.
         """
         args, tuning = trainer.args, trainer.tuned.tuning
-        trainer.model = merge(trainer.tuned, str(self.folder), save=args.should_save)
+        trainer.model = trainer.merged(str(self.folder), save=args.should_save)
         names = {name: (f"{split}_{name}", f"after_{split}_{name}") for name in scores}
         apart = tuning.method in METHODS and METHODS[tuning.method].saved == "apart"
         write_model_card(
@@ -417,7 +416,7 @@ class Run:
         again = "run the command again with --resume_from_checkpoint true, which repeats only the rest"
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # saving needs all processes
             return f"{self.folder}: the trained model is in {existing[0].name}; {again}" if existing else ""
-        trainer.model = merge(trainer.tuned, str(self.folder), save=trainer.args.should_save)
+        trainer.model = trainer.merged(str(self.folder), save=trainer.args.should_save)
         trainer.save_model(_internal_call=True)
         self.save()
         rest = f"; for the scores {again}" if existing else ""

@@ -9,14 +9,19 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Dataset as TorchDataset
 
+from common.data.augment.rows import AugmentedRows
 from common.errors import InputError
 from common.training.order import SeededOrder, StepSampler, row_lengths, share
 
 
 class TaskRows(TorchDataset):
-    """Concatenate the training sets of several tasks, and add the name of the task to each row as `task`."""
+    """Concatenate the training sets of several tasks, and add the name of the task to each row as `task`.
 
-    def __init__(self, datasets: dict[str, Dataset]):
+    A number beyond the rows is one of a later pass over them. There column `row`, by which a collator may draw, has a
+    number of its own for each pass.
+    """
+
+    def __init__(self, datasets: dict[str, Dataset | AugmentedRows]):
         self.datasets = datasets
         self.starts = np.cumsum([0, *map(len, datasets.values())])
         self.lengths = np.concatenate([row_lengths(rows) for rows in datasets.values()])
@@ -24,13 +29,22 @@ class TaskRows(TorchDataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of training sets that draw random numbers."""
+        for rows in self.datasets.values():
+            if isinstance(rows, AugmentedRows):
+                rows.set_epoch(epoch)
+
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         names = list(self.datasets)
-        places = np.searchsorted(self.starts, numbers, side="right") - 1
-        return [
-            self.datasets[names[i]][int(number - self.starts[i])] | {"task": names[i]}
-            for i, number in zip(places, numbers, strict=True)
-        ]
+        passes, places = np.divmod(numbers, len(self))
+        tasks = np.searchsorted(self.starts, places, side="right") - 1
+        found = []
+        for task, place, again in zip(tasks, places, passes, strict=True):
+            rows = self.datasets[names[task]]
+            row = rows[int(place - self.starts[task])] | {"task": names[task]}
+            found.append(row | {"row": int(row["row"]) + int(again) * len(rows)} if again and "row" in row else row)
+        return found
 
 
 class TaskBatches(StepSampler):

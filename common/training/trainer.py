@@ -14,6 +14,7 @@ from common.args import TrainingArguments
 from common.errors import InputError, one_line
 from common.models.structure import check_bf16, transformer_of
 from common.speed import apply
+from common.speed.apply import Speed
 from common.training.evaluation import Reducer, RowEvaluation
 from common.training.finite import FiniteCheck
 from common.training.interrupts import OrderlyStop
@@ -27,7 +28,7 @@ from common.training.resume import ExactResume, RestoreState
 from common.training.saving import WholeCheckpoints
 from common.training.semi import SemiSupervised, Unlabeled
 from common.training.tasks import SeveralTasks
-from common.tuning.tune import TunedModel, callbacks, is_gradual
+from common.tuning.tune import TunedModel, callbacks, is_gradual, merge
 
 #: values of a configuration: probability that a step skips a layer
 LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
@@ -81,7 +82,7 @@ class Trainer(
         self.losses, self.user_metrics = named_losses(losses), compute_metrics
         reduce = preprocess_logits_for_metrics
         self.reducers = {name: reduce.get(name) if isinstance(reduce, dict) else reduce for name in self.losses}
-        self.speed = apply(self.tuned, args)
+        self.speed = self.quicken(args)
         if isinstance(model, TunedModel):
             kwargs.setdefault("processing_class", model.tokenizer)
         kwargs |= self.take_tasks(args, **kwargs) | self.take_unlabeled(args, unlabeled, **kwargs)
@@ -111,6 +112,14 @@ class Trainer(
             self.add_callback(callback)
         self.regularise()
         self.choose_threshold()
+
+    def quicken(self, args: TrainingArguments) -> Speed:
+        """Make the model compute faster, and return how."""
+        return apply(self.tuned, args)
+
+    def merged(self, folder: str, save: bool) -> nn.Module:
+        """Return the model as it is saved after training; see `common.tuning.tune.merge`."""
+        return merge(self.tuned, folder, save)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Train as `ExactResume.train`, and add the number of trained parameters to the metrics."""

@@ -1,0 +1,158 @@
+"""Print and draw how each task is trained, print its scores, and save its model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed
+
+from common import training
+from common.errors import is_main_process, tell, warn
+from common.run import Run, print_table
+from common.run.folder import NOT_MERGED
+from common.run.joint import JointTask
+from common.run.report import fenced, rows_named, write_model_card
+from common.tuning import TunedModel
+from common.tuning.tune import is_beside
+
+from .model import freeze
+from .steps import Trainer, summary
+
+Scores = dict[str, dict[str, dict[str, float]]]
+#: panels of the picture: title and prefix of the values in the log
+PANELS = {
+    "loss (nats a label)": "loss",
+    "norm of the gradient": "grad_norm",
+    "weight in the loss": "weight",
+    "rows seen": "rows",
+}
+
+
+def print_plan(trainer: Trainer) -> None:
+    """Print the rows of each task, and how many of them a step and the run take; warn of rows that are left out."""
+    batches = trainer.make_batches(trainer.train_dataset)
+    rows = []
+    passes = []
+    taken = sum(batches.counts(epoch).sum(0) for epoch in range(-(-batches.total // batches.epoch_steps)))
+    taken = taken * batches.total / (batches.epoch_steps * -(-batches.total // batches.epoch_steps))
+    for i, name in enumerate(trainer.trainers):
+        passes.append(float(taken[i] / batches.sizes[i]))
+        rows.append([name, f"{batches.sizes[i]:,}", f"{taken[i] / batches.total:.1f}", f"{passes[i]:.1f}"])
+    how = trainer.sharing
+    tell(f"\n{how.batches} batches, --sampling {how.sampling}, --weighting {how.weighting}")
+    print_table(["task", "training rows", "rows a step", "passes"], rows)
+    never = [name for name, number in zip(trainer.trainers, passes, strict=True) if number < 1]
+    if never:
+        warn(
+            f"{', '.join(never)}: the run takes less than one pass over the rows; raise --num_train_epochs, or choose "
+            "another --sampling"
+        )
+
+
+def values_of(trainer: Trainer, prefix: str, name: str) -> list[tuple[float, float]]:
+    """Return step and value of each entry of the log."""
+    key = f"{prefix}_{name}"
+    return [(entry["step"], entry[key]) for entry in trainer.state.log_history if key in entry and "loss" in entry]
+
+
+def print_training(trainer: Trainer) -> None:
+    """Print rows, tokens, losses, norms of gradients and weights of each task over the run."""
+    rows = []
+    for name, (seen, tokens) in trainer.seen.items():
+        found = {prefix: [value for _, value in values_of(trainer, prefix, name)] for prefix in PANELS.values()}
+        losses, weights = found["loss"] or [np.nan], found["weight"] or [np.nan]
+        norm = float(np.mean(found["grad_norm"])) if found["grad_norm"] else np.nan
+        row = [f"{losses[0]:.3f}", f"{losses[-1]:.3f}", f"{norm:.2f}", f"{weights[0]:.2f}", f"{weights[-1]:.2f}"]
+        rows.append([name, f"{seen:,}", f"{tokens:,}", *row])
+    tell("\ntraining by task")
+    print_table(["task", "rows seen", "tokens", "loss, first", "last", "gradient", "weight, first", "last"], rows)
+
+
+def draw(path: Path, trainer: Trainer) -> None:
+    """Draw loss, norm of the gradient, weight and rows of each task by step."""
+    if not is_main_process():
+        return
+    from matplotlib.figure import Figure  # a slow import, not needed elsewhere
+
+    figure = Figure(figsize=(10.0, 7.0), layout="constrained")
+    for number, (title, prefix) in enumerate(PANELS.items(), 1):
+        axes = figure.add_subplot(2, 2, number)
+        axes.set(xlabel="step", ylabel=title)
+        for name in trainer.trainers:
+            if points := values_of(trainer, prefix, name):
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        if number == 1 and axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def test(folder: Path, trainers: dict[str, training.Trainer], tasks: dict[str, JointTask]) -> Scores:
+    """Return the scores of each task, and write the predictions for its test rows into a folder of its name."""
+    for name in tasks if is_main_process() else ():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return {name: task.test(trainers[name], folder / name) for name, task in tasks.items()}
+
+
+def test_scores(found: Scores, before: Scores, scores: dict[str, str]) -> dict[str, float]:
+    """Return the test scores of each task as `TASK_SCORE`, those before training as `before_...`, mean and worst."""
+    metrics: dict[str, float] = {}
+    main = {}
+    for name, splits in found.items():
+        if "test" in splits:
+            metrics |= {f"{name}_{score}": value for score, value in splits["test"].items()}
+            main[name] = splits["test"][scores[name]]
+            metrics[f"before_{name}_{scores[name]}"] = before[name]["test"][scores[name]]
+    if main:
+        metrics |= {name.removeprefix("_"): value for name, value in summary(main, "").items()}
+    return metrics
+
+
+def print_scores(found: Scores, before: Scores, scores: dict[str, str]) -> None:
+    """Print the score of each task, after training and before it."""
+    rows = []
+    for name, score in scores.items():
+        split = "test" if "test" in found[name] else "eval"
+        rows.append([name, score, rows_named(split), before[name][split][score], found[name][split][score]])
+    tell("\nscores; before training, a head is a linear probe where its recipe has one, else random")
+    print_table(["task", "score", "rows", "before", "after"], rows)
+    for name, value in summary({row[0]: row[4] for row in rows}, "").items():
+        tell(f"{name.removeprefix('_')} over the tasks: {value:.4f}")
+
+
+def save_tasks(
+    run: Run, trainer: Trainer, tasks: dict[str, JointTask], tuned: dict[str, TunedModel], found: Scores
+) -> None:
+    """Save the model of each task into a folder of its name, as its own recipe saves it.
+
+    Args:
+        run: the run.
+        trainer: the trainer of all tasks, after training.
+        tasks: the tasks.
+        tuned: the model of each.
+        found: its scores.
+    """
+    arguments: dict[str, Any] = run.record["arguments"]
+    for name, task in tasks.items():
+        folder, of_task = trainer.args.folder / name, trainer.trainers[name]
+        task.describe_columns(tuned[name].model)
+        if is_beside(tuned[name].model):
+            freeze(tuned[name].model)
+        of_task.args.output_dir = str(folder)
+        if trainer.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        of_task.model = of_task.merged(str(folder), save=trainer.args.should_save)
+        split = "test" if "test" in found[name] else "eval"
+        usage = f"```python\n{fenced(task.usage.format(folder=folder))}\n```"
+        write_model_card(
+            folder,
+            task=task.pipeline,
+            base_model=arguments["model_name_or_path"],
+            scores={score: found[name][split][score] for score in task.headline if score in found[name][split]},
+            split=split,
+            record=run.record,
+            usage=NOT_MERGED.format(tuning="--sharing adapter") if (folder / "adapter").is_dir() else usage,
+        )
+        of_task.save_model(_internal_call=True)
+    run.save()

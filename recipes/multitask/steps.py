@@ -1,0 +1,329 @@
+"""Train several tasks: gradients, loss, rows and tokens of each task in each optimizer step, and scores of each task.
+
+The gradient of each task is computed on its own and kept until the step is complete. It is then averaged over the
+processes, and the weighted gradients are added up. The norm of each is known without a second pass, and a weighting
+by gradients needs nothing more.
+"""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from common import training
+from common.errors import InputError, tell
+from common.hardware import sharding
+from common.models.structure import depths, layer_names
+from common.speed.apply import Speed
+from common.training import checkpoints
+from common.training.progress import Progress
+from common.training.resume import reading
+from common.training.tasks import TaskRows
+from common.tuning import TunedModel
+
+from .arguments import MultitaskTrainingArguments, SharingArguments
+from .sampling import SampledTasks
+from .weighting import Weighting, weighting_of, without_conflicts
+
+#: file of a checkpoint with the state of the weights, and the rows and tokens so far
+STATE = "tasks.json"
+#: entries of a batch: the batch of each task, and its numbers of rows and tokens
+BATCHES, SEEN = "batches", "seen"
+
+
+class MixedCollator:
+    """Collate rows of several tasks: a batch for each task by its own collator."""
+
+    def __init__(self, trainers: dict[str, training.Trainer]):
+        self.inner = [trainer.data_collator for trainer in trainers.values()]
+        self.collators = {
+            name: trainer._get_collator_with_removed_columns(trainer.data_collator)
+            for name, trainer in trainers.items()
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of every collator that draws random numbers."""
+        for collator in self.inner:
+            if hasattr(collator, "set_epoch"):
+                collator.set_epoch(epoch)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_task.setdefault(row["task"], []).append({k: v for k, v in row.items() if k != "task"})
+        seen = {name: [len(some), sum(len(row["input_ids"]) for row in some)] for name, some in by_task.items()}
+        return {BATCHES: {name: dict(self.collators[name](some)) for name, some in by_task.items()}, SEEN: seen}
+
+
+class RestoreTasks(TrainerCallback):
+    """Restore the state of the weights before the first step, or begin a new one."""
+
+    def __init__(self, trainer: "Trainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin(state.max_steps)
+
+
+class Trainer(training.Trainer):
+    """Train the tasks of `SharedModel`, each batch of a task by the trainer of its recipe.
+
+    Args:
+        trainers: the trainer of each task, for its model with the shared encoder.
+        sharing: how rows and weights are chosen.
+        fixed: share of each task in the file of `--tasks`.
+        scores: the score of each task that counts in the mean.
+    """
+
+    args: MultitaskTrainingArguments
+
+    def __init__(
+        self,
+        model: TunedModel,
+        args: MultitaskTrainingArguments,
+        *,
+        trainers: dict[str, training.Trainer],
+        sharing: SharingArguments,
+        fixed: list[float],
+        scores: dict[str, str],
+        **kwargs,
+    ):
+        if sharding():
+            raise InputError(f"several tasks: do not work under {sharding()}; launch with common/launch/multi_gpu.yaml")
+        self.trainers, self.sharing, self.fixed, self.scores = trainers, sharing, np.array(fixed), scores
+        super().__init__(model, args, **kwargs)
+        if sharing.batches == "mixed" and self.step_rows < len(trainers):
+            least = -(-len(trainers) * args.per_device_train_batch_size // self.step_rows)
+            raise InputError(
+                f"--per_device_train_batch_size: {len(trainers)} tasks in a step of {self.step_rows} rows; give at "
+                f"least {least}, or --batches homogeneous"
+            )
+        for trainer in trainers.values():
+            trainer.pop_callback(Progress)
+        values = dict(self.model.named_parameters())
+        self.trained = {name: value for name, value in values.items() if value.requires_grad}
+        inside = set(self.model.shared_names().values())
+        self.shared = {name for name in self.trained if name in inside}
+        at, last = depths(self.model, ()), len(layer_names(self.model)) - (sharing.own_layers or 0)
+        self.last_shared = {name for name in self.shared if at[name] == last}
+        self.add_callback(RestoreTasks(self))
+
+    def quicken(self, args: MultitaskTrainingArguments) -> Speed:
+        """Return how the model of the first task computes faster: the trainer of each task has seen to its model."""
+        return next(iter(self.trainers.values())).speed
+
+    def merged(self, folder: str, save: bool) -> nn.Module:
+        """Return the model as it is: the models of the tasks are saved on their own."""
+        return self.model
+
+    def take_tasks(self, args, **kwargs) -> dict[str, Any]:
+        """Return rows and collator of all tasks."""
+        self.by_task = True
+        for name, trainer in self.trainers.items():
+            if len(trainer.losses) > 1:
+                raise InputError(f"task {name}: has {len(trainer.losses)} losses; train it by its own recipe")
+        return {
+            "train_dataset": TaskRows({name: trainer.train_dataset for name, trainer in self.trainers.items()}),
+            "eval_dataset": {name: trainer.eval_dataset for name, trainer in self.trainers.items()},
+            "data_collator": MixedCollator(self.trainers),
+        }
+
+    def make_batches(self, dataset: TaskRows) -> SampledTasks:
+        """Return the batch sampler."""
+        return SampledTasks(dataset, self.step_rows, self.sharing, self.fixed, self.run_steps, **self.cut())
+
+    def run_steps(self, epoch_steps: int) -> int:
+        """Return the steps of the run."""
+        return self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * epoch_steps)
+
+    # A step
+
+    def begin(self, max_steps: int) -> None:
+        """Begin the weights of a run, or restore those of a checkpoint."""
+        tasks = len(self.trainers)
+        window = max(1, min(self.train_batches.epoch_steps, max_steps // 20))
+        self.weighting: Weighting = weighting_of(tasks, self.sharing, window)
+        self.seen = {name: [0, 0] for name in self.trainers}
+        if self.resumed_from is not None:
+            with reading(self.resumed_from):
+                state = json.loads(Path(self.resumed_from, STATE).read_text(encoding="utf-8"))
+                self.weighting.load(state["weighting"])
+                self.seen = {name: list(state["seen"][name]) for name in self.trainers}
+        self.forget_step()
+        self.forget_gradients()
+
+    def save_beside(self, folder: Path) -> None:
+        """Save the state of the weights."""
+        if self.args.should_save:
+            state = {"weighting": self.weighting.state(), "seen": self.seen}
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    def forget_step(self) -> None:
+        """Forget gradients and losses of the last step."""
+        self.gradients: dict[str, dict[str, Tensor]] = {name: {} for name in self.trainers}
+        self.step_loss = torch.zeros(len(self.trainers), dtype=torch.float64, device=self.args.device)
+
+    def forget_gradients(self) -> None:
+        """Forget the norms of gradients that `log` reports."""
+        self.norms = np.zeros((2, len(self.trainers)))
+
+    def labels_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the labels of each task in a batch."""
+        return {name: batch["labels"] for name, batch in inputs[BATCHES].items()}
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Return the batches of a step and the number of labels of each task, and count rows and tokens."""
+        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        seen = torch.zeros((len(self.trainers), 2), dtype=torch.int64, device=device)
+        for batch in batches:
+            for i, name in enumerate(self.trainers):
+                seen[i] += torch.tensor(batch[SEEN].get(name, [0, 0]), device=device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(seen)
+        for name, new in zip(self.trainers, seen.tolist(), strict=True):
+            self.seen[name] = [old + more for old, more in zip(self.seen[name], new, strict=True)]
+        self.present = [bool(rows) for rows, _ in seen.tolist()]
+        self.share = self.train_batches.share_at(self.state.global_step)
+        return batches, counts
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Compute gradient and loss of each task in a batch; return the weighted loss, whose gradient is complete."""
+        weights = dict(zip(self.trainers, self.weighting.weights(self.share), strict=True))
+        total = torch.zeros((), device=self.args.device)
+        for i, (name, trainer) in enumerate(self.trainers.items()):
+            if name not in inputs[BATCHES]:
+                continue
+            counts = dict.fromkeys(trainer.losses, num_items_in_batch[name])
+            with self.compute_loss_context_manager():
+                loss = trainer.compute_loss(partial(self.model, name), inputs[BATCHES][name], False, counts)
+            self.accelerator.backward(loss)
+            self._take_gradients(name)
+            self.step_loss[i] += loss.detach()
+            self._parts[name][0] += loss.detach()
+            total += weights[name] * loss.detach()
+        return total.requires_grad_()
+
+    def _take_gradients(self, task: str) -> None:
+        kept = self.gradients[task]
+        for name, value in self.trained.items():
+            if value.grad is not None:
+                kept[name] = kept[name] + value.grad if name in kept else value.grad
+                value.grad = None
+
+    def _complete_gradient(self) -> None:
+        """Give the parameters the weighted sum of the gradients of the tasks, and learn from the step."""
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(self.step_loss)
+            self.step_loss /= self.args.world_size
+            for i, name in enumerate(self.trainers):
+                if self.present[i]:
+                    self._average(self.gradients[name])
+        weights = self.weighting.weights(self.share)
+        shared = weights
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        if self.sharing.weighting == "pcgrad":
+            order = np.random.default_rng([self.args.seed, self.state.global_step])
+            shared = without_conflicts(self._products(), order)
+        self.norms += self._norms(self.trained.keys()) / scale, self.present
+        last = self._norms(self.last_shared)[0] / scale if self.sharing.weighting == "gradnorm" else None
+        for i, gradients in enumerate(self.gradients.values()):
+            for name, gradient in gradients.items():
+                value, weight = self.trained[name], float(shared[i] if name in self.shared else weights[i])
+                if value.grad is None:
+                    value.grad = gradient.mul_(weight) if weight != 1 else gradient
+                else:
+                    value.grad.add_(gradient, alpha=weight)
+        losses = np.where(self.present, self.step_loss.cpu().numpy(), np.nan)
+        self.weighting.update(losses, losses if last is None else last)
+        self.forget_step()
+        super()._complete_gradient()
+
+    def _average(self, gradients: dict[str, Tensor]) -> None:
+        """Average the gradients of a task over the processes; a process without rows of the task adds nothing."""
+        has = torch.tensor([name in gradients for name in self.trained], dtype=torch.int32, device=self.args.device)
+        torch.distributed.all_reduce(has, torch.distributed.ReduceOp.MAX)
+        names = [name for name, any_of in zip(self.trained, has.tolist(), strict=True) if any_of]
+        parts = [gradients.get(name, torch.zeros_like(self.trained[name])) for name in names]
+        flat = torch.cat([part.flatten() for part in parts])
+        torch.distributed.all_reduce(flat)
+        flat /= self.args.world_size
+        sums = flat.split([part.numel() for part in parts])
+        gradients.update({name: new.view_as(old) for name, new, old in zip(names, sums, parts, strict=True)})
+
+    def _norms(self, names) -> np.ndarray:
+        """Return the norm of the gradient of each task over some parameters; 0 without rows, shape (tasks,)."""
+        found = []
+        for gradients in self.gradients.values():
+            parts = [gradients[name].norm().double() for name in names if name in gradients]
+            found.append(float(torch.stack(parts).norm()) if parts else 0.0)
+        return np.array(found)
+
+    def _products(self) -> np.ndarray:
+        """Return the inner products of the gradients of the tasks over the shared parameters, (tasks, tasks)."""
+        every = list(self.gradients.values())
+        gram = np.zeros((len(every), len(every)))
+        for i, one in enumerate(every):
+            for j, other in enumerate(every[: i + 1]):
+                both = [name for name in self.shared if name in one and name in other]
+                products = [torch.dot(one[name].flatten(), other[name].flatten()).double() for name in sorted(both)]
+                gram[i, j] = gram[j, i] = float(torch.stack(products).sum()) if products else 0.0
+        return gram
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Log as the parent does, with rows, tokens, weight and norm of the gradient of each task."""
+        if "loss" in logs:
+            weights = self.weighting.weights(self.share)
+            for i, name in enumerate(self.trainers):
+                rows, tokens = self.seen[name]
+                logs |= {f"rows_{name}": rows, f"tokens_{name}": tokens, f"weight_{name}": float(weights[i])}
+                if self.norms[1, i]:
+                    logs[f"grad_norm_{name}"] = float(self.norms[0, i] / self.norms[1, i])
+            self.forget_gradients()
+        super().log(logs, *args, **kwargs)
+
+    # Scores
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate each task by its trainer.
+
+        Returns:
+            The metrics of a task as `eval_TASK_...`; `eval_loss`: the sum of the losses; `eval_mean` and `eval_worst`
+            over the scores of the tasks.
+        """
+        metrics: dict[str, float] = {}
+        with self.averaged():
+            for name, trainer in self.trainers.items():
+                metrics |= trainer.evaluate(metric_key_prefix=f"{metric_key_prefix}_{name}")
+        metrics = {name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))}
+        found = {name: metrics[f"{metric_key_prefix}_{name}_{score}"] for name, score in self.scores.items()}
+        metrics |= summary(found, metric_key_prefix)
+        metrics[f"{metric_key_prefix}_loss"] = sum(
+            metrics[f"{metric_key_prefix}_{name}_loss"] for name in self.trainers
+        )
+        self.log(metrics)
+        if self.is_in_train:
+            tell(", ".join(f"{name} {self.scores[name]} {value:.4g}" for name, value in found.items()))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # upstream: `save_model` calls it; a checkpoint has the names of `state_dict`, the saved model those of `save`
+        folder = Path(output_dir or self.args.folder)
+        if folder.parent.name == checkpoints.STAGING:
+            super()._save(output_dir, state_dict)
+            return
+        self.accelerator.unwrap_model(self.model).save(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+
+def summary(scores: dict[str, float], prefix: str) -> dict[str, float]:
+    """Return mean and worst of the scores of the tasks."""
+    return {f"{prefix}_mean": float(np.mean(list(scores.values()))), f"{prefix}_worst": float(min(scores.values()))}
