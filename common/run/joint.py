@@ -6,9 +6,9 @@ trains each batch of a task by the trainer of the task.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedModel
 
 from common.args import DataArguments, ModelArguments, TrainingArguments
@@ -104,7 +104,7 @@ class JointTask:
 
     def describe_columns(self, model: PreTrainedModel) -> None:
         """Save the names of the columns with the model; predict reads the same ones."""
-        model.config.update({SAVED: described(self.data_args.columns(), cast(Dataset, self.data["train"]))})
+        model.config.update({SAVED: described(self.data_args.columns(), self.data["train"])})
 
 
 def listed(labels: set[str]) -> str:

@@ -31,12 +31,16 @@ class MultitaskDataArguments(DataArguments):
         default=None, metadata={"help": "YAML file of the tasks: recipe, files and columns; default: the sample"}
     )
 
+    #: content of the file; the record of the run keeps it, and resuming warns of a change
+    tasks_content: str = field(default="", init=False)
+
     def __post_init__(self) -> None:
         for name in OF_A_TASK:
             if getattr(self, name) is not None:
                 raise InputError(f"--{name}: belongs to one task; write it into the file of --tasks")
         self.tasks = str(SAMPLE) if self.tasks is None else self.tasks
         check_file_exists("tasks", self.tasks)
+        self.tasks_content = Path(self.tasks).read_text(encoding="utf-8", errors="replace")
         super().__post_init__()
 
     def has_source(self) -> bool:

@@ -37,6 +37,11 @@ class SharedModel(nn.Module):
     def forward(self, task: str, **inputs):
         return self.tasks[task](**inputs)
 
+    def activation_checkpointing_enable(self, **settings) -> None:
+        """Compute activations again in the backward pass, in the model of each task."""
+        for model in self.tasks.values():
+            model.activation_checkpointing_enable(**settings)
+
     def shared_names(self) -> dict[str, str]:
         """Return the shared parameters: name in the encoder -> name in this module."""
         first = next(iter(self.tasks))

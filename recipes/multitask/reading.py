@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from datasets import Dataset, DatasetDict
+from torch.nn import ModuleDict
 
 from common.args import ModelArguments, TrainingArguments
 from common.cli import given_values, parse
@@ -24,12 +25,12 @@ from common.tuning import TuningArguments
 from .arguments import OF_A_TASK, SharingArguments
 
 #: module of a recipe that can take part
-MODULE = Path(__file__).resolve().parent.name
+MODULE = "multitask"
 RECIPES = Path(__file__).resolve().parents[1]
 #: keys of a task that are not arguments of its recipe
 OWN = ("recipe", "share", "score", "texts_of")
-#: names that scores of the whole run have
-RESERVED = ("mean", "worst", "loss", "heads")
+#: names that scores or files of the whole run have
+RESERVED = ("mean", "worst", "loss", "heads", "before", "alone", "base", "adapter")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 #: arguments of this run that its tasks do not take
 NOT_PASSED_ON = frozenset({
@@ -96,13 +97,13 @@ def read_entries(path: str) -> list[Entry]:
         raise InputError(f"{at}: not YAML: {getattr(error, 'problem', None) or one_line(error)}; correct it") from None
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}: names no tasks; write a block for each: `NAME:`, and below it `recipe: FOLDER`")
-    problems, entries = Problems(), {}
+    problems, entries, modules = Problems(), {}, ModuleDict()
     for key, value in root.value:
         name, where = str(key.value), f"{path}:{key.start_mark.line + 1}"
         if name in entries:
             problems.add(where, f"task {name} is also in line {entries[name].where.rpartition(':')[2]}; rename one")
-        elif not NAME.fullmatch(name) or name in RESERVED:
-            problems.add(where, f"{name!r} cannot name a task; use letters, digits, _ and -, and none of {RESERVED}")
+        elif not NAME.fullmatch(name) or name in RESERVED or name.startswith("checkpoint") or hasattr(modules, name):
+            problems.add(where, f"{name!r} cannot name a task; choose another name, of letters, digits, _ and -")
         else:
             entries[name] = _entry(name, where, value, path, problems)
     for entry in entries.values():

@@ -1,10 +1,8 @@
 """Print and draw how each task is trained, print its scores, and save its model."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed
 
 from common import training
 from common.errors import is_main_process, tell, warn
@@ -12,10 +10,8 @@ from common.run import Run, print_table
 from common.run.folder import NOT_MERGED
 from common.run.joint import JointTask
 from common.run.report import fenced, rows_named, write_model_card
-from common.tuning import TunedModel
 from common.tuning.tune import is_beside
 
-from .model import freeze
 from .steps import Trainer, summary
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -119,40 +115,17 @@ def print_scores(found: Scores, before: Scores, scores: dict[str, str]) -> None:
         tell(f"{name.removeprefix('_')} over the tasks: {value:.4f}")
 
 
-def save_tasks(
-    run: Run, trainer: Trainer, tasks: dict[str, JointTask], tuned: dict[str, TunedModel], found: Scores
-) -> None:
-    """Save the model of each task into a folder of its name, as its own recipe saves it.
-
-    Args:
-        run: the run.
-        trainer: the trainer of all tasks, after training.
-        tasks: the tasks.
-        tuned: the model of each.
-        found: its scores.
-    """
-    arguments: dict[str, Any] = run.record["arguments"]
+def write_cards(run: Run, trainer: Trainer, tasks: dict[str, JointTask], found: Scores) -> None:
+    """Write the model card of each task into its folder."""
     for name, task in tasks.items():
-        folder, of_task = trainer.args.folder / name, trainer.trainers[name]
-        task.describe_columns(tuned[name].model)
-        if is_beside(tuned[name].model):
-            freeze(tuned[name].model)
-        of_task.args.output_dir = str(folder)
-        if trainer.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        of_task.model = of_task.merged(str(folder), save=trainer.args.should_save)
-        split = "test" if "test" in found[name] else "eval"
+        folder, split = run.folder / name, "test" if "test" in found[name] else "eval"
         usage = f"```python\n{fenced(task.usage.format(folder=folder))}\n```"
         write_model_card(
             folder,
             task=task.pipeline,
-            base_model=arguments["model_name_or_path"],
+            base_model=run.record["arguments"]["model_name_or_path"],
             scores={score: found[name][split][score] for score in task.headline if score in found[name][split]},
             split=split,
             record=run.record,
-            usage=NOT_MERGED.format(tuning="--sharing adapter") if (folder / "adapter").is_dir() else usage,
+            usage=NOT_MERGED.format(tuning="--sharing adapter") if is_beside(trainer.trainers[name].model) else usage,
         )
-        of_task.save_model(_internal_call=True)
-    run.save()

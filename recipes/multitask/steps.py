@@ -8,6 +8,7 @@ by gradients needs nothing more.
 import json
 import math
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from common.training.progress import Progress
 from common.training.resume import reading
 from common.training.tasks import TaskRows
 from common.tuning import TunedModel
+from common.tuning.tune import is_beside
 
 from .arguments import MultitaskTrainingArguments, SharingArguments
+from .model import freeze
 from .sampling import SampledTasks
 from .weighting import Weighting, weighting_of, without_conflicts
 
@@ -126,9 +129,6 @@ class Trainer(training.Trainer):
     def take_tasks(self, args, **kwargs) -> dict[str, Any]:
         """Return rows and collator of all tasks."""
         self.by_task = True
-        for name, trainer in self.trainers.items():
-            if len(trainer.losses) > 1:
-                raise InputError(f"task {name}: has {len(trainer.losses)} losses; train it by its own recipe")
         return {
             "train_dataset": TaskRows({name: trainer.train_dataset for name, trainer in self.trainers.items()}),
             "eval_dataset": {name: trainer.eval_dataset for name, trainer in self.trainers.items()},
@@ -151,6 +151,8 @@ class Trainer(training.Trainer):
         window = max(1, min(self.train_batches.epoch_steps, max_steps // 20))
         self.weighting: Weighting = weighting_of(tasks, self.sharing, window)
         self.seen = {name: [0, 0] for name in self.trainers}
+        for trainer in self.trainers.values():
+            trainer.forget_losses()
         if self.resumed_from is not None:
             with reading(self.resumed_from):
                 state = json.loads(Path(self.resumed_from, STATE).read_text(encoding="utf-8"))
@@ -174,22 +176,23 @@ class Trainer(training.Trainer):
         """Forget the norms of gradients that `log` reports."""
         self.norms = np.zeros((2, len(self.trainers)))
 
-    def labels_of(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the labels of each task in a batch."""
-        return {name: batch["labels"] for name, batch in inputs[BATCHES].items()}
-
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """Return the batches of a step and the number of labels of each task, and count rows and tokens."""
-        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
-        seen = torch.zeros((len(self.trainers), 2), dtype=torch.int64, device=device)
-        for batch in batches:
-            for i, name in enumerate(self.trainers):
-                seen[i] += torch.tensor(batch[SEEN].get(name, [0, 0]), device=device)
+        """Return the batches of a step, as the trainers of the tasks complete them, and the labels of each task."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts, seen = {}, torch.zeros((len(self.trainers), 2), dtype=torch.int64, device=device)
+        for i, (name, trainer) in enumerate(self.trainers.items()):
+            with_rows = [batch for batch in batches if name in batch[BATCHES]]
+            own = iter([batch[BATCHES][name] for batch in with_rows])
+            completed, counts[name] = trainer.get_batch_samples(own, len(with_rows), device)
+            for batch, new in zip(with_rows, completed, strict=True):
+                batch[BATCHES][name] = new
+                seen[i] += torch.tensor(batch[SEEN][name], device=device)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(seen)
-        for name, new in zip(self.trainers, seen.tolist(), strict=True):
-            self.seen[name] = [old + more for old, more in zip(self.seen[name], new, strict=True)]
         self.present = [bool(rows) for rows, _ in seen.tolist()]
+        for name, new, present in zip(self.trainers, seen.tolist(), self.present, strict=True):
+            self.seen[name] = [old + more for old, more in zip(self.seen[name], new, strict=True)]
+            self._parts[name][1] += present
         self.share = self.train_batches.share_at(self.state.global_step)
         return batches, counts
 
@@ -200,9 +203,8 @@ class Trainer(training.Trainer):
         for i, (name, trainer) in enumerate(self.trainers.items()):
             if name not in inputs[BATCHES]:
                 continue
-            counts = dict.fromkeys(trainer.losses, num_items_in_batch[name])
-            with self.compute_loss_context_manager():
-                loss = trainer.compute_loss(partial(self.model, name), inputs[BATCHES][name], False, counts)
+            batch, counts = inputs[BATCHES][name], num_items_in_batch[name]
+            loss = trainer.compute_loss(partial(self.model, name), batch, num_items_in_batch=counts)
             self.accelerator.backward(loss)
             self._take_gradients(name)
             self.step_loss[i] += loss.detach()
@@ -232,7 +234,7 @@ class Trainer(training.Trainer):
             order = np.random.default_rng([self.args.seed, self.state.global_step])
             shared = without_conflicts(self._products(), order)
         self.norms += self._norms(self.trained.keys()) / scale, self.present
-        last = self._norms(self.last_shared)[0] / scale if self.sharing.weighting == "gradnorm" else None
+        last = self._norms(self.last_shared) / scale if self.sharing.weighting == "gradnorm" else None
         for i, gradients in enumerate(self.gradients.values()):
             for name, gradient in gradients.items():
                 value, weight = self.trained[name], float(shared[i] if name in self.shared else weights[i])
@@ -241,7 +243,8 @@ class Trainer(training.Trainer):
                 else:
                     value.grad.add_(gradient, alpha=weight)
         losses = np.where(self.present, self.step_loss.cpu().numpy(), np.nan)
-        self.weighting.update(losses, losses if last is None else last)
+        if last is None or np.isfinite(last).all():  # else fp16 has overflowed, and the step is skipped
+            self.weighting.update(losses, losses if last is None else last)
         self.forget_step()
         super()._complete_gradient()
 
@@ -314,7 +317,8 @@ class Trainer(training.Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        # upstream: `save_model` calls it; a checkpoint has the names of `state_dict`, the saved model those of `save`
+        # upstream: `save_model` calls it in the main process. A checkpoint has the names of `state_dict`; the folder of
+        # the run gets the shared encoder, and in a folder of its name the model of each task
         folder = Path(output_dir or self.args.folder)
         if folder.parent.name == checkpoints.STAGING:
             super()._save(output_dir, state_dict)
@@ -322,6 +326,12 @@ class Trainer(training.Trainer):
         self.accelerator.unwrap_model(self.model).save(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        for name, trainer in self.trainers.items() if folder == self.args.folder else ():
+            trainer.args.output_dir = str(folder / name)
+            if is_beside(trainer.model):
+                freeze(trainer.model)
+            trainer.model = trainer.merged(str(folder / name), save=True)
+            trainer.save_model(_internal_call=True)
 
 
 def summary(scores: dict[str, float], prefix: str) -> dict[str, float]:

@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         tell(f"\ntask {entry.name} ({entry.recipe})")
         with entry.blamed():
             loaded[entry.name] = tasks[entry.name].model()
+            tasks[entry.name].describe_columns(loaded[entry.name].model)
     tuned, together = model.combine(loaded, sharing)
     together.model.config.tasks = {entry.name: entry.recipe for entry in entries}  # predict reads it
     trainers = {name: task.trainer(tuned[name]) for name, task in tasks.items()}
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     report.print_scores(found, before, scores)
 
     # Save
-    report.save_tasks(run, trainer, tasks, tuned, found)
+    report.write_cards(run, trainer, tasks, found)
     run.publish(
         trainer,
         task="feature-extraction",

@@ -10,6 +10,8 @@ from .arguments import SharingArguments
 
 #: parameters of Adam
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+#: least loss, in nats, by which another one is divided: a head that starts at a probe may have none
+LEAST_LOSS = 0.01
 #: least weight of gradnorm, before the weights are scaled to their sum
 LEAST = 0.01
 
@@ -109,7 +111,8 @@ class Averaging(Weighting):
 
     def weights(self, share: np.ndarray) -> np.ndarray:
         """Return 1 in the first two windows, and then the weights of the equation."""
-        rates = np.where(np.isfinite(self.means).all(0), self.means[1] / self.means[0], 1.0)
+        means = np.maximum(self.means, LEAST_LOSS)
+        rates = np.where(np.isfinite(means).all(0), means[1] / means[0], 1.0)
         scores = np.exp((rates - rates.max()) / self.args.dwa_temperature)
         return self.tasks * scores / scores.sum()
 
@@ -155,7 +158,7 @@ class GradNorm(Learned):
     def update(self, losses: np.ndarray, norms: np.ndarray) -> None:
         """Take a step, and scale the weights to their sum."""
         if not len(self.first):
-            self.first = np.maximum(losses, EPSILON)
+            self.first = np.maximum(losses, LEAST_LOSS)
         rates = losses / self.first
         weighted = self.values * norms
         target = weighted.mean() * (rates / max(rates.mean(), EPSILON)) ** self.args.gradnorm_alpha

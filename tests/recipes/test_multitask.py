@@ -262,14 +262,6 @@ def test_rows_come_in_whole_passes_and_do_not_depend_on_the_cut(how):
     assert list(fresh) == list(whole)
 
 
-def test_later_passes_have_other_row_numbers():
-    rows = rows_of((4, 3))
-    first, second = rows.__getitems__([5, 5 + 2 * 7])
-    assert first["task"] == second["task"] == "task1"
-    assert first["input_ids"] == second["input_ids"]
-    assert (first["row"], second["row"]) == (1, 1 + 2 * 3)
-
-
 def test_a_task_on_texts_learns_no_text_of_test_rows(tiny, tmp_path):
     argv = words(tiny, tmp_path)
     _, data_args, _, args = parse(train.ARGUMENTS, argv)
@@ -315,7 +307,7 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_the_tasks(tiny, tmp_path,
     for name, one in trainer.trainers.items():
         trainer.model.train()
         inputs = {k: v.clone() for k, v in batch[steps.BATCHES][name].items()}
-        losses[name] = one.compute_loss(one.model, inputs, False, {"labels": counts[name]})
+        losses[name] = one.compute_loss(one.model, inputs, False, counts[name])
         losses[name].backward()
         single[name] = {n: p.grad for n, p in parameters.items() if p.grad is not None}
         trainer.model.zero_grad()
@@ -466,6 +458,23 @@ def test_single_runs_are_compared_and_taken_again(tiny, tmp_path, capsys):
     assert "alone, same updates: 4 steps of" not in capsys.readouterr().out
 
 
+def test_the_gain_over_a_single_run_has_an_interval(tmp_path):
+    rows = [{"id": str(i), "label": "ab"[i % 2], "predicted": "ab"[i % 2]} for i in range(60)]
+    worse = [row | {"predicted": "a"} for row in rows]
+    for name, some in (("ours", rows), ("theirs", worse), ("fewer", rows[:5])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "predictions_test.jsonl", some)
+    effect = single.effect_of("sentiment", "accuracy", tmp_path / "ours", tmp_path / "theirs")
+    assert effect.mean == pytest.approx(0.5)
+    assert 0.3 < effect.low < 0.5 < effect.high < 0.7
+    assert single.verdict(effect.mean, effect) == "the other tasks help: +0.5000"
+    same = single.effect_of("sentiment", "accuracy", tmp_path / "ours", tmp_path / "ours")
+    assert single.verdict(same.mean, same) == "no sure difference: +0.0000"
+    assert single.effect_of("sentiment", "accuracy", tmp_path / "ours", tmp_path / "fewer") is None
+    assert single.effect_of("mlm", "accuracy", tmp_path / "ours", tmp_path / "theirs") is None
+    assert single.verdict(-0.1, None) == "lower together, without an interval"
+
+
 # Bad input
 
 
@@ -485,7 +494,8 @@ def test_single_runs_are_compared_and_taken_again(tiny, tmp_path, capsys):
         ("a: {recipe: ner, learning_rate: 1}\nb: {recipe: qa}", r"set for the whole run; give --learning_rate on the"),
         ("a: {recipe: ner, semi: pseudo}\nb: {recipe: qa}", r"semi: does not work beside other tasks; remove it"),
         ("a: {recipe: mlm, texts_of: c}\nb: {recipe: qa}", r":1: task a: texts_of: c is no other task; name one of"),
-        ("mean: {recipe: mlm}\nb: {recipe: qa}", r":1: 'mean' cannot name a task; use letters, digits"),
+        ("mean: {recipe: mlm}\nb: {recipe: qa}", r":1: 'mean' cannot name a task; choose another name, of letters"),
+        ("pop: {recipe: mlm}\nb: {recipe: qa}", r":1: 'pop' cannot name a task"),
         ("a: [", r":1: not YAML: "),
     ],
 )

@@ -205,6 +205,14 @@ def test_steps_do_not_depend_on_how_they_are_cut(tasks, accumulation, processes)
         assert sorted(own) == sorted(step)
 
 
+def test_later_passes_have_other_row_numbers(tasks):
+    numbered = {name: rows.add_column("row", list(range(len(rows)))) for name, rows in tasks.items()}
+    first, second = TaskRows(numbered).__getitems__([75, 75 + 2 * 110])
+    assert first["task"] == second["task"] == "topic"
+    assert first["input_ids"] == second["input_ids"]
+    assert (first["row"], second["row"]) == (5, 5 + 2 * 40)
+
+
 # Several label columns
 
 
