@@ -8,7 +8,7 @@ trains each batch of a task by the trainer of the task.
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from common.args import DataArguments, ModelArguments, TrainingArguments
@@ -37,13 +37,13 @@ class JointTask:
         rows: the encoded rows of each split, once the model is loaded.
     """
 
-    score: ClassVar[str]
+    score: str
     pipeline: ClassVar[str]
     headline: ClassVar[tuple[str, ...]]
     usage: ClassVar[str]
     refused: ClassVar[tuple[str, ...]] = ()
     data: DatasetDict
-    rows: DatasetDict
+    rows: dict[str, Dataset]
 
     def __init__(self, name: str, parsed: tuple[Any, ...]):
         self.name, self.parsed = name, parsed
@@ -101,6 +101,9 @@ class JointTask:
         names = {"validation": "eval", "test": "test"}
         outputs = {p: trainer.predict(self.rows[s], metric_key_prefix=p) for s, p in names.items() if s in self.rows}
         return {prefix: scores_of(output.metrics, prefix) for prefix, output in outputs.items()}
+
+    def finish(self) -> None:
+        """Write further files, such as an index, into the folder of the saved model, `args.output_dir`."""
 
     def describe_columns(self, model: PreTrainedModel) -> None:
         """Save the names of the columns with the model; predict reads the same ones."""

@@ -234,10 +234,10 @@ def read_tasks(
             words = [*words_for(entry, given), *fixed]
             parsed = parse(module_of(entry.recipe, "train").ARGUMENTS, words)
             tasks[entry.name] = task = module_of(entry.recipe, MODULE).Task(entry.name, parsed)
-            task.score = entry.score or task.score
             if not entry.texts_of:
                 task.load()
                 task.check_labels()
+            task.score = entry.score or task.score
     for entry in entries:
         if entry.texts_of:
             with entry.blamed():

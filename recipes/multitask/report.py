@@ -78,7 +78,7 @@ def draw(path: Path, trainer: Trainer) -> None:
             if points := values_of(trainer, prefix, name):
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
         if number == 1 and axes.lines:
-            axes.legend()
+            figure.legend(loc="outside upper center", ncols=len(trainer.trainers))
     figure.savefig(path, dpi=120)
 
 
@@ -129,3 +129,10 @@ def write_cards(run: Run, trainer: Trainer, tasks: dict[str, JointTask], found: 
             record=run.record,
             usage=NOT_MERGED.format(tuning="--sharing adapter") if is_beside(trainer.trainers[name].model) else usage,
         )
+
+
+def finish(run: Run, tasks: dict[str, JointTask]) -> None:
+    """Let each task write its further files, and name all files in the record of the run."""
+    for task in tasks.values():
+        task.finish()
+    run.save()

@@ -356,6 +356,19 @@ def test_accumulation_changes_nothing(tiny, tmp_path, weighting):
 
 
 @pytest.mark.soak
+def test_the_queries_of_a_step_see_all_its_passages(tiny, tmp_path):
+    (tmp_path / "tasks.yaml").write_text("search: {recipe: matching}\nmood: {recipe: sentiment}\n")
+    results = []
+    for rows, accumulation in ((12, 1), (3, 4)):
+        more = ["--per_device_train_batch_size", str(rows), "--gradient_accumulation_steps", str(accumulation)]
+        more += ["--tasks", str(tmp_path / "tasks.yaml"), "--max_train_samples", "24", "--max_eval_samples", "8"]
+        trainer = make_trainer(tiny, tmp_path, "--optim", "sgd", "--learning_rate", "0.01", *more)
+        trainer.train()
+        results.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+    assert farthest(*results) < 1e-5
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("weighting", ["sampling", "uncertainty", "gradnorm", "pcgrad"])
 def test_two_processes_change_nothing(tiny, tmp_path, weighting):
     found = []
