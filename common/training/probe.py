@@ -96,9 +96,7 @@ def start_at_probe(
         return False
     held_out = features_of(loaded, layer, _sample(rows["validation"], args.seed), args)
     each = np.ones(classes) if weights is None else weights.numpy()
-    with threadpool_limits(1):  # the products are small: more threads are slower
-        tried = _fits(features, labels, each, classes, strengths or STRENGTHS, multi_label)
-    best = min(tried, key=lambda probe: _mean_loss(probe.logits(held_out[0]), held_out[1], multi_label))
+    best = best_probe((features, labels), held_out, each, strengths or STRENGTHS, multi_label)
     share = SHARE if args.max_steps > 0 or args.num_train_epochs else 1.0
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(share * best.weight))
@@ -190,6 +188,27 @@ def features_of(
                 features[row] = read[np.flatnonzero(np.array(labels[row]) != -100)] if of_tokens else read[None]
     flat = [number for of_row in labels for number in of_row if number != -100] if of_tokens else labels
     return np.concatenate(features), np.array(flat)
+
+
+def best_probe(
+    known: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    multi_label: bool = False,
+) -> Linear:
+    """Fit a probe of each strength, and return the one with the least mean loss on held-out labels.
+
+    Args:
+        known: features (labels, width), and the class of each, or a 0 or 1 for each class.
+        held_out: the same of other rows.
+        weights: weight of each class in the loss, (classes,).
+        strengths: the strengths that are tried.
+        multi_label: whether there is a 0 or 1 for each class.
+    """
+    with threadpool_limits(1):  # the products are small: more threads are slower
+        tried = _fits(*known, weights, len(weights), strengths, multi_label)
+    return min(tried, key=lambda probe: _mean_loss(probe.logits(held_out[0]), held_out[1], multi_label))
 
 
 def _sample(rows: Dataset, seed: int) -> Dataset:

@@ -2,18 +2,16 @@
 
 import numpy as np
 import torch
-from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from common.models.structure import transformer_of
+from common.training.probe import best_probe
 
 from .markers import PairCollator, encode_pairs
 
-#: most training rows of the probe, which bounds its time and memory
+#: most training and validation rows of the probe, which bounds its time and memory
 MOST_ROWS = 4000
 BATCH = 32
 
@@ -47,14 +45,33 @@ def features(
 
 
 def probe(
-    train: Dataset, test: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerFast, max_seq_length: int, device
+    data: DatasetDict,
+    relations: list[str],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    max_seq_length: int,
+    device: torch.device,
 ) -> list[str]:
-    """Return the relation of each test row by logistic regression on `features` of the first training rows."""
-    train = train.select(range(min(len(train), MOST_ROWS)))
-    known, asked = (features(rows, model, tokenizer, max_seq_length, device) for rows in (train, test))
-    labels = train["label"][:]
-    if len(set(labels)) < 2:
-        return [labels[0]] * len(asked)
-    # C as in the probes of CLIP: small, for features as many as rows
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300)).fit(known, labels)
-    return fitted.predict(asked).tolist()
+    """Return the relation of each test row by a linear probe on `features` of the first training rows.
+
+    Its strength has the least loss on the first validation rows.
+
+    Args:
+        data: the splits train, validation and test.
+        relations: the relations of all splits.
+        model: the pretrained model.
+        tokenizer: its tokenizer.
+        max_seq_length: longest row, in tokens.
+        device: where the model runs.
+    """
+    rows = {split: data[split].select(range(min(len(data[split]), MOST_ROWS))) for split in ("train", "validation")}
+    labels = {split: np.array([relations.index(label) for label in of["label"][:]]) for split, of in rows.items()}
+    read = {
+        split: features(of, model, tokenizer, max_seq_length, device)
+        for split, of in (rows | {"test": data["test"]}).items()
+    }
+    if len(set(labels["train"])) < 2:
+        return [relations[labels["train"][0]]] * len(read["test"])
+    known, held_out = ((read[split], labels[split]) for split in ("train", "validation"))
+    best = best_probe(known, held_out, np.ones(len(relations)))
+    return [relations[i] for i in best.logits(read["test"]).argmax(1)]
