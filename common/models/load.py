@@ -57,6 +57,7 @@ class LoadedModel:
         source: name of the checkpoint of all other parameters; None if all are new.
         read_length: longest input, in tokens; None if unknown.
         attn_implementation: attention kernel chosen by the user; None to let `common.speed` choose.
+        trained_tokens: ids of tokens whose embeddings LoRA and its kin train too, such as tokens that a recipe adds.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class LoadedModel:
     source: str | None = None
     read_length: int | None = None
     attn_implementation: str | None = None
+    trained_tokens: tuple[int, ...] = ()
 
     @property
     def pad_multiple(self) -> int:

@@ -74,6 +74,8 @@ def wrap(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
     else:
         if args.peft_config and getattr(config, "target_modules", "") is None:
             _aim(config, model, args, layers)
+        if isinstance(config, peft.LoraConfig) and loaded.trained_tokens and not config.trainable_token_indices:
+            config.trainable_token_indices = list(loaded.trained_tokens)
         config.task_type = task_type if output_embeddings(model) is not None else None
     holders = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, TaskType
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
@@ -221,6 +222,9 @@ def _merge_quantized(model: PeftModel) -> PreTrainedModel:
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.merge()  # the embeddings of tokens are not quantised
     quantized = model.unload().dequantize()
     weights = {name: weight.float().cpu() for name, weight in quantized.state_dict().items()}
     for name, delta in learnt.items():

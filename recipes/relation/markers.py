@@ -75,7 +75,10 @@ class Markers:
         return found
 
     def add(self, loaded: LoadedModel) -> None:
-        """Add the tokens to tokenizer and embeddings; a new embedding is the mean of those of its words."""
+        """Add the tokens to tokenizer and embeddings; a new embedding is the mean of those of its words.
+
+        Methods of LoRA train the embeddings of all markers too.
+        """
         tokenizer: PreTrainedTokenizerFast = loaded.tokenizer
         known, words = tokenizer.get_vocab(), self.tokens()
         vectors = input_embeddings(transformer_of(loaded.model)).weight.detach()
@@ -88,6 +91,7 @@ class Markers:
         with torch.no_grad():
             for name, vector in initial.items():
                 weight[tokenizer.convert_tokens_to_ids(name)] = vector
+        loaded.trained_tokens = tuple(sorted(tokenizer.convert_tokens_to_ids(list(words))))
 
 
 def encode_pairs(

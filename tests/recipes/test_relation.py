@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -283,7 +283,12 @@ def test_the_probe_reads_frozen_states_of_the_mentions(tiny):
     assert np.allclose(found[1][128:], states.mean(0), atol=1e-5)
     width = len(tokenizer.tokenize("Ann"))
     assert np.allclose(found[1][:64], states[1 : 1 + width].mean(0), atol=1e-5)
-    assert probe(rows, rows, model, tokenizer, 64, torch.device("cpu")) == rows["label"][:]
+    data = DatasetDict(train=rows, validation=rows, test=rows)
+    relations = ["founded", "left", "saw"]  # no row has the first one
+    assert probe(data, relations, model, tokenizer, 64, torch.device("cpu")) == rows["label"][:]
+    one = data["train"].filter(lambda row: row["label"] == "left")
+    data["train"] = one
+    assert set(probe(data, relations, model, tokenizer, 64, torch.device("cpu"))) == {"left"}
 
 
 # Runs
@@ -339,6 +344,24 @@ def test_it_overfits_and_knows_the_direction(tiny, tmp_path, more):
     assert Path(out, "adapter").exists() == bool(more)
     found = predicted_by(out, [{k: row[k] for k in ("text", *MENTIONS)} for row in rows], tmp_path)
     assert [row["predicted"] for row in found] == [row["label"] for row in rows]
+
+
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(m, marks=pytest.mark.soak) for m in ("adalora", "dora"))])
+def test_lora_trains_the_embeddings_of_the_markers(pairs, tiny, tmp_path, method):
+    train.main([*pairs, "--tuning", method, "--max_steps", "6", "--learning_rate", "1e-2"])
+    out = tmp_path / "out"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    after, before = (AutoModel.from_pretrained(path).get_input_embeddings().weight for path in (out, tiny))
+    assert torch.equal(after[: len(before)], before)
+    added = AutoTokenizer.from_pretrained(tiny)
+    used = {f"{role}:{row[role]['type']}>" for row in SAMPLE["train"][:48] for role in MENTIONS}
+    for name, words in Markers(["LOC", "ORG", "PER"]).tokens().items():
+        initial = before[added(words, add_special_tokens=False)["input_ids"]].mean(0)
+        changed = (after[tokenizer.convert_tokens_to_ids(name)] - initial).abs().max()
+        assert (changed > 1e-3) == (name.strip("</") in used), name
+    found = predicted_by(str(out), [{k: row[k] for k in ("text", *MENTIONS)} for row in SAMPLE["test"][:20]], tmp_path)
+    report = read_jsonl(out / "predictions_test.jsonl")
+    assert [row["predicted"] for row in found] == [row["predicted"] for row in report]
 
 
 def test_a_trained_model_is_trained_further_with_its_head_and_markers(pairs, tmp_path, capsys):
