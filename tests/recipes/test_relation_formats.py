@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,37 @@ def test_every_corrupted_variant_is_read_as_it_stands_or_refused(tmp_path, no_ha
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
     assert counts["read"] >= 60 // every
     assert counts["refused"] >= 150 // every
+
+
+def test_wrong_mentions_are_refused_and_right_ones_read():
+    """150 of each kind: overlapping, empty, outside, of another text, and right; in characters and in tokens."""
+    draw, found = random.Random(0), Counter()
+    tokens = TEXT.split()
+    while min(found[kind] for kind in ("overlapping", "empty", "outside", "unequal", "right")) < 150:
+        words = draw.random() < 0.5
+        size = len(tokens) if words else len(TEXT)
+        a, b, c, d = (draw.randrange(-3, size + 4) for _ in range(4))
+        mentions = [{"start": a, "end": b}, {"start": c, "end": d}]
+        text = tokens if words else TEXT
+        inside = all(0 <= m["start"] < m["end"] <= size for m in mentions)
+        quoted = [" ".join(tokens[m["start"] : m["end"]]) if words else TEXT[m["start"] : m["end"]] for m in mentions]
+        if inside and not all(part.strip() for part in quoted):
+            continue  # blank mentions have a message of their own
+        if not inside:
+            kind = "empty" if any(m["start"] >= m["end"] for m in mentions) else "outside"
+        elif max(a, c) < min(b, d):
+            kind = "overlapping"
+        else:
+            kind = "unequal" if draw.random() < 0.6 else "right"
+            if kind == "unequal":
+                quoted[draw.randrange(2)] += draw.choice(["x", "-", "é", "s"])
+            mentions = [m | {"text": part} for m, part in zip(mentions, quoted, strict=True)]
+        found[kind] += 1
+        told = list(check_row({"text": text, "head": mentions[0], "tail": mentions[1], "label": "a"}))
+        assert bool(told) == (kind != "right"), (kind, text, mentions, told)
+        if kind == "overlapping":
+            assert told[0].startswith("head and tail overlap: ")
+        assert all("; " in message for message in told), told  # each says what to do
 
 
 @pytest.mark.parametrize("file", ["semeval.txt", "tacred.json", "fewrel.json"])
