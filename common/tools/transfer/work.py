@@ -120,14 +120,21 @@ def graft(head: Path, body: Path, folder: Path) -> None:
     with torch.device("meta"), quiet():
         prefix = AutoModel.from_config(load_config(str(body))).base_model_prefix
     new, trained = _weights(head), _weights(body)
-    shared = [
-        name
-        for name, value in trained.items()
-        if name.startswith(f"{prefix}.") and name in new and new[name].shape == value.shape
-    ]
+    ours, theirs = _of_encoder(new, prefix), _of_encoder(trained, prefix)
+    shared = {
+        name: trained[theirs[bare]]
+        for bare, name in ours.items()
+        if bare in theirs and new[name].shape == trained[theirs[bare]].shape
+    }
     if not shared:
         raise InputError(f"{head} and {body}: have no weights of an encoder in common")
-    save_file(new | {name: trained[name] for name in shared}, folder / "model.safetensors", {"format": "pt"})
+    save_file(new | shared, folder / "model.safetensors", {"format": "pt"})
+
+
+def _of_encoder(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, str]:
+    """Return the name of each weight of the encoder without `prefix` -> its name; an encoder alone has no prefix."""
+    prefixed = {name.removeprefix(f"{prefix}."): name for name in weights if name.startswith(f"{prefix}.")}
+    return prefixed or {name: name for name in weights}
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
