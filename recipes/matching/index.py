@@ -28,9 +28,11 @@ from .reading import Corpus
 
 #: passages of a part
 PART_ROWS = 50_000
-FORMAT = 1
+FORMAT = 2
 #: the list of parts
 INDEX = "index.json"
+#: entries of the list
+ENTRIES = {"format", "kind", "version", "parts", "width", "model", "fingerprint"}
 #: neighbours of a node of HNSW, and candidates while it is built and searched (Malkov and Yashunin 2018)
 LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 128
 #: kinds of an index
@@ -69,8 +71,27 @@ class Index:
             raise InputError(
                 f"{self.folder / INDEX}: cannot be read ({error}); write it with --command index"
             ) from None
-        if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
-            raise InputError(f"{self.folder / INDEX}: is no index of this recipe; write one with --command index")
+        try:
+            lacking = self._lacking()
+        except (KeyError, TypeError, AttributeError, ValueError):
+            lacking = INDEX
+        if lacking:
+            raise InputError(
+                f"--index {folder}: is no whole index of this recipe ({lacking} is missing or damaged); write it again "
+                "with --command index"
+            )
+
+    def _lacking(self) -> str | None:
+        """Return the file that is missing or has another size than when it was written; None if all are whole."""
+        if self.about["format"] != FORMAT or self.about["kind"] not in KINDS or not self.about.keys() >= ENTRIES:
+            return INDEX
+        for part in self.about["parts"]:
+            sizes = part["bytes"] | ({part["mask"]: None} if part["deleted"] else {})
+            for name, size in sizes.items():
+                path = self.folder / part["name"] / name
+                if not path.is_file() or size not in (None, path.stat().st_size):
+                    return f"{part['name']}/{name}"
+        return None
 
     def check_model(self, model: str) -> None:
         """Raise `InputError` unless `model` wrote this index."""
@@ -219,7 +240,8 @@ class Index:
         index = new_faiss(self.about["kind"], vectors.shape[1])
         index.add(vectors)
         faiss.write_index(index, str(folder / "index.faiss"))
-        return {"name": name, "rows": len(rows), "deleted": 0}
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        return {"name": name, "rows": len(rows), "deleted": 0, "bytes": sizes}
 
     def _check_ids(self, rows: list[Row], parts: list[dict[str, Any]]) -> None:
         """Raise `InputError` if an id occurs twice among `rows`, in `parts`, or both."""
