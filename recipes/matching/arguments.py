@@ -7,13 +7,14 @@ from typing import ClassVar, Literal
 from common.args import LabeledDataArguments
 from common.errors import InputError
 
-#: what rows teach: a query and its passage, a pair with a similarity, or a pair with a label of 0 or 1
-Kind = Literal["ranking", "score", "label"]
+#: what rows teach: a query and its passage, a pair with a similarity, one with a label of 0 or 1, or a translation
+Kind = Literal["ranking", "score", "label", "translation"]
 #: kind -> recipe's names of its columns
 COLUMNS: dict[str, tuple[str, ...]] = {
     "ranking": ("query", "positive"),
     "score": ("text", "text_pair", "score"),
     "label": ("text", "text_pair", "label"),
+    "translation": ("text", "text_pair"),
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,10 +77,38 @@ def contrastive_losses(embeddings: Tensor, labels: Tensor, label_smoothing: floa
     return losses.masked_fill(labels == -100, 0)
 
 
-def loss_of(kind: str, identities: Identities | None, temperature: float) -> Callable[..., Tensor]:
-    """Return the loss for a kind of rows."""
+def translation_losses(embeddings: Tensor, rows: Tensor, label_smoothing: float, targets: np.ndarray) -> Tensor:
+    """Compute |s(text) - t(text)|^2 + |s(translation) - t(text)|^2 of each row, for a student s and a teacher t.
+
+    Equation 1 of Reimers and Gurevych 2020 (https://arxiv.org/abs/2004.09813). `MSELoss` of sentence-transformers
+    divides it by the number of values in both vectors.
+
+    Args:
+        embeddings: all first texts, then all translations, (2 * rows, width). Or single texts, one a row, as in an
+            evaluation; their losses are 0.
+        rows: numbers of the rows in `targets`, (rows,); -100 for a row that does not count.
+        label_smoothing: not used.
+        targets: the teacher's vectors of the first texts of all rows.
+    """
+    if len(embeddings) == len(rows):
+        return embeddings.new_zeros(len(rows))
+    gold = torch.from_numpy(targets[rows.clamp(min=0).cpu().numpy()]).to(embeddings.device)
+    one, other = embeddings.float().chunk(2)
+    return ((one - gold).square().sum(-1) + (other - gold).square().sum(-1)).masked_fill(rows == -100, 0)
+
+
+def loss_of(kind: str, known: Identities | np.ndarray | None, temperature: float) -> Callable[..., Tensor]:
+    """Return the loss for a kind of rows.
+
+    Args:
+        kind: see `Kind`.
+        known: identities of the texts in rows of queries; the teacher's vectors for translations; else None.
+        temperature: see `in_batch_losses`.
+    """
     if kind == "ranking":
-        return partial(in_batch_losses, identities=identities, temperature=temperature)
+        return partial(in_batch_losses, identities=known, temperature=temperature)
+    if kind == "translation":
+        return partial(translation_losses, targets=known)
     return cosine_losses if kind == "score" else contrastive_losses
 
 
@@ -91,4 +120,4 @@ def similarities(embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
 
 def reduced_for(kind: str) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Return the function that keeps of a batch what the scores need: vectors, or the cosine of each pair."""
-    return (lambda logits, labels: logits.float()) if kind == "ranking" else similarities
+    return similarities if kind in ("score", "label") else lambda logits, labels: logits.float()

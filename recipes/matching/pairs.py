@@ -53,7 +53,10 @@ def encoded_rows(
 def training_rows(
     tokenizer: PreTrainedTokenizerFast, rows: Dataset, kind: str, reading: Reading, max_seq_length: int
 ) -> Dataset:
-    """Return the training rows as `encoded_rows`; `labels` is the number of a row of queries, or the gold value."""
+    """Return the training rows as `encoded_rows`.
+
+    `labels` is the number of a row of queries or of a translation, or the gold value of a pair.
+    """
     if kind == "ranking":
         texts = [
             [reading.query_prefix + query, *(reading.passage_prefix + text for text in (positive, *negatives))]
@@ -63,7 +66,8 @@ def training_rows(
         ]
         return encoded_rows(tokenizer, texts, range(len(rows)), max_seq_length)
     texts = [list(pair) for pair in zip(rows["text"][:], rows["text_pair"][:], strict=True)]
-    return encoded_rows(tokenizer, texts, rows[kind][:], max_seq_length)
+    labels = range(len(rows)) if kind == "translation" else rows[kind][:]
+    return encoded_rows(tokenizer, texts, labels, max_seq_length)
 
 
 class TextCollator:

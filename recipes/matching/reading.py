@@ -11,7 +11,7 @@ from common.data import UNLABELED, Gold, Located, Row, load_splits, read_file
 from common.data.json_files import list_of_cell
 from common.data.rows import read_dataset
 from common.data.tables import missing_columns
-from common.errors import Problems, brief, tell, warn
+from common.errors import InputError, Problems, brief, tell, warn
 
 from .arguments import COLUMNS, Kind, MatchingDataArguments
 from .pairs import Identities
@@ -48,16 +48,22 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def load_pairs(args: MatchingDataArguments) -> tuple[DatasetDict, Dataset | None, Corpus]:
+def load_pairs(args: MatchingDataArguments, teacher: str | None = None) -> tuple[DatasetDict, Dataset | None, Corpus]:
     """Load the rows of a run, and the corpus of rows of queries; sets `args.rows` to the kind of the rows.
+
+    Args:
+        args: the arguments.
+        teacher: `--teacher`; the rows are then translations.
 
     Returns:
         The splits, with the columns of `COLUMNS`, and `negatives` of queries; the test rows if none of them has a gold
-        value, else None; the corpus, empty for scored pairs.
+        value, else None; the corpus, empty for other rows.
 
     Raises:
         InputError: up to ten problems, each with file and line.
     """
+    if teacher is not None:
+        return _load_translations(args), None, Corpus([], [])
     if args.rows == "auto":
         args.rows = _kind(args)
     corpus = read_corpus(args) if args.corpus_file else Corpus([], [])
@@ -179,7 +185,7 @@ def _load_scored(args: MatchingDataArguments) -> DatasetDict:
 
     def check(row: Row) -> Iterator[str]:
         yield from texts(row)
-        value = _number(row[gold])
+        value = number_of(row[gold])
         if value is None or not 0 <= value <= 1:
             remedy = "divide by the highest grade" if gold == "score" else "1 for a pair that matches, else 0"
             yield f"{theirs[gold]} is {brief(row[gold])}; needed: a number from 0 to 1 ({remedy})"
@@ -197,11 +203,36 @@ def _load_scored(args: MatchingDataArguments) -> DatasetDict:
             check=texts,
             drop=bool(args.drop_unlabeled),
         ),
-        convert=lambda row: row | {gold: float(_number(row[gold]))},
+        convert=lambda row: row | {gold: float(number_of(row[gold]))},
     )
 
 
-def _number(value: object) -> float | None:
+def _load_translations(args: MatchingDataArguments) -> DatasetDict:
+    """Load sentences with their translations; an object in `translation` has the columns of its row."""
+    if args.rows != "auto" or args.corpus_file is not None:
+        raise InputError("--teacher: reads pairs of sentences; remove --rows and --corpus_file")
+    args.rows = "translation"
+    theirs = args.columns()
+
+    def check(row: Row) -> Iterator[str]:
+        for name in theirs:
+            yield from _check_text(row, name, theirs[name])
+
+    def prepare(sources: dict[str, Iterable[Located]]) -> dict[str, Iterable[Located]]:
+        return {split: map(_with_translation, rows) for split, rows in sources.items()}
+
+    return load_splits(args, theirs, check, carve_by="text", prepare=prepare)
+
+
+def _with_translation(located: Located) -> Located:
+    """Return a row of `{"translation": {"en": ..., "de": ...}}` with the languages as columns."""
+    where, row = located
+    if isinstance(row, dict) and isinstance(row.get("translation"), dict):
+        row = row["translation"] | row
+    return where, row
+
+
+def number_of(value: object) -> float | None:
     """Return a number, also from the text of a cell; None for anything else, and for NaN."""
     if isinstance(value, str):
         try:

@@ -28,7 +28,7 @@ DEPTH = 100
 #: scores of a query, in the order of the columns of `Ranking.each`
 RANKED = ("mrr@10", "ndcg@10", "recall@1", "recall@10", "recall@100", "map@100")
 #: kind of rows -> score that selects the best checkpoint
-MAIN = {"ranking": "ndcg@10", "score": "spearman", "label": "average_precision"}
+MAIN = {"ranking": "ndcg@10", "score": "spearman", "label": "average_precision", "translation": "accuracy"}
 #: resamples of the bootstrap, and the share of them in the interval
 RESAMPLES, INSIDE = 1000, 0.95
 #: queries whose similarities with all passages are in memory at a time
@@ -177,8 +177,12 @@ class Search:
         return results
 
     def report(self, predictions: list[np.ndarray], best: int = 5) -> Iterator[Row]:
-        """Yield the rows with the `best` passages, and the rank of the first relevant one (null: not in `DEPTH`)."""
+        """Yield the rows with the `best` passages, their scores, and the rank of the first relevant passage.
+
+        The rank is null if it exceeds `DEPTH`.
+        """
         ranking = self.ranking(predictions)
+        each = ranking.each(self.relevant)
         for row in self.rows:
             number = self.number[row["query"]]
             relevant = self.relevant[number]
@@ -189,7 +193,8 @@ class Search:
                 for i, score in found[:best]
             ]
             asked = {name: row[name] for name in ("id", "query", "positive")}
-            yield asked | {"rank": hits[0] if hits else None, "found": passages}
+            scores = {name: float(each[number, RANKED.index(name)]) for name in ("mrr@10", "ndcg@10")}
+            yield asked | {"rank": hits[0] if hits else None, **scores, "found": passages}
 
     def show(self, metrics: dict[str, float], split: str) -> None:
         """Print the scores of a split beside its rivals."""

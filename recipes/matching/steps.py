@@ -15,6 +15,7 @@ from torch import Tensor
 from common import training
 from common.args import TrainingArguments
 from common.errors import InputError
+from common.models import ScratchArguments
 from common.tuning.tune import BASE
 
 from .vectors import Reading, pooled, save_modules
@@ -23,13 +24,16 @@ from .vectors import Reading, pooled, save_modules
 ONE_BATCH_ONLY = ("r_drop", "adversarial")
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Raise `InputError` for a temperature out of range, and for regularisers that this recipe lacks."""
+def check_arguments(args: TrainingArguments, scratch_args: ScratchArguments) -> None:
+    """Raise `InputError` for a temperature out of range, regularisers that this recipe lacks, or a new model alone."""
     if not args.temperature > 0:
         raise InputError(f"--temperature {args.temperature}: must be above 0")
     for name in ONE_BATCH_ONLY:
         if getattr(args, name):
             raise InputError(f"--{name}: compares outputs of one batch, which vectors of texts do not have; remove it")
+    if scratch_args.from_scratch and args.teacher is None:
+        raise InputError("--tokenizer_train, --model_size, --config_overrides: a new model learns from a teacher; add "
+                         "--teacher, or pretrain it by make mlm")  # fmt: skip
 
 
 @contextmanager

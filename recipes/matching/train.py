@@ -3,6 +3,7 @@
     make matching
     make matching ARGS="--train_file my.jsonl --validation_file dev.jsonl --test_file test.jsonl"
     make matching ARGS="--corpus_file passages.jsonl --positive_id_column_name passage_id --lora_r 16"
+    make matching ARGS="--teacher outputs/matching --tokenizer_train wordpiece --train_file translations.jsonl"
     python -m recipes.matching.train --config my.yaml
 
 The sample, all-MiniLM-L6-v2, one core (AMD EPYC, bf16), 1.3 minutes: test nDCG@10 0.535, before training 0.386, BM25
@@ -19,11 +20,11 @@ from transformers import AutoModel, EvalPrediction, set_seed
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.models import load_model
+from common.models import ScratchArguments, load_model
 from common.run import Run, draw_history, keep_trained_model, write_json_lines
 from common.tuning import TuningArguments, tune
 
-from . import index, losses, pairs, scoring, steps, vectors
+from . import index, losses, pairs, scoring, steps, student, vectors
 from .arguments import MatchingDataArguments
 from .reading import identities_of, load_pairs
 
@@ -41,7 +42,10 @@ class MatchingTrainingArguments(TrainingArguments):
     )
     num_train_epochs: float = field(default=5, metadata={"help": "passes over the training rows"})
     metric_for_best_model: str | None = field(
-        default="auto", metadata={"help": "score that selects the best checkpoint; auto: ndcg@10, or that of the pairs"}
+        default="ndcg@10",
+        metadata={
+            "help": "score that selects the best checkpoint; of other rows: spearman, average_precision, accuracy"
+        },
     )
     temperature: float = field(default=0.05, metadata={"help": "divides the similarities in the loss of queries"})
     pooling: vectors.Pooling | None = field(
@@ -49,40 +53,53 @@ class MatchingTrainingArguments(TrainingArguments):
     )
     query_prefix: str = field(default="", metadata={"help": "text before each query, such as 'query: ' for E5"})
     passage_prefix: str = field(default="", metadata={"help": "text before each passage"})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "encoder whose vectors a student learns, from sentences and translations", "resume": "fixed"},
+    )
 
 
-ARGUMENTS = (ModelArguments, MatchingDataArguments, TuningArguments, MatchingTrainingArguments)
+ARGUMENTS = (ModelArguments, ScratchArguments, MatchingDataArguments, TuningArguments, MatchingTrainingArguments)
 
 
 @keep_trained_model
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
-    model_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    model_args, scratch_args, data_args, tuning_args, args = parse(ARGUMENTS, argv, __doc__)
+    tuning_args.check_pretrained(new=scratch_args.from_scratch)
     if args.learning_rate is None:
         args.learning_rate = tuning_args.rate(full=1e-4)
-    steps.check_arguments(args)
+    steps.check_arguments(args, scratch_args)
     set_seed(args.seed)
 
     # Data
-    data, unlabeled, corpus = load_pairs(data_args)
+    data, unlabeled, corpus = load_pairs(data_args, args.teacher)
     kind, ranking = data_args.rows, data_args.rows == "ranking"
-    if args.metric_for_best_model == "auto":
+    if args.metric_for_best_model == scoring.MAIN["ranking"]:
         args.metric_for_best_model = scoring.MAIN[kind]
-    run = Run(args, data_args, model_args, tuning_args, rows=data)
+    run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=data)
 
     # Model
     length, options = data_args.max_seq_length, {"quantize": tuning_args.quantize, "dropout": args.dropout}
-    loaded = vectors.without_pooler(load_model(AutoModel, model_args, None, length, **options))
+    if scratch_args.from_scratch:
+        parts = scratch_args, model_args, data["train"], length, args.dropout, run.checkpoint
+        loaded = vectors.without_pooler(student.new_student(*parts))
+    else:
+        loaded = vectors.without_pooler(load_model(AutoModel, model_args, None, length, **options))
+    teacher = student.teacher_of(args, loaded)
     reading = vectors.chosen(loaded, args.pooling, args.query_prefix, args.passage_prefix, model_args.model_revision)
     loaded.model.config.update({"max_seq_length": length, vectors.SAVED: asdict(reading)})  # predict reads the same way
     judges = {
-        split: scoring.judge_of(kind, rows, corpus, reading, args) for split, rows in data.items() if split != "train"
+        split: student.Translations(rows, teacher) if teacher else scoring.judge_of(kind, rows, corpus, reading, args)
+        for split, rows in data.items()
+        if split != "train"
     }
     train_rows = pairs.training_rows(loaded.tokenizer, data["train"], kind, reading, length)
     rows = {
         split: pairs.encoded_rows(loaded.tokenizer, judge.texts, judge.labels, length)
         for split, judge in judges.items()
     }
+    known = teacher(data["train"]["text"][:]) if teacher else identities_of(data["train"]) if ranking else None
     tuned = vectors.without_pooler(tune(loaded, tuning_args, TaskType.FEATURE_EXTRACTION))
 
     # Trainer
@@ -98,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=train_rows,
         eval_dataset=rows["validation"],
         data_collator=pairs.TextCollator(loaded.tokenizer, loaded.pad_multiple),
-        losses=losses.loss_of(kind, identities_of(data["train"]) if ranking else None, args.temperature),
+        losses=losses.loss_of(kind, known, args.temperature),
         preprocess_logits_for_metrics=losses.reduced_for(kind),
         compute_metrics=score,
         reading=reading,
@@ -132,6 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         split=scored,
         metrics=metrics,
         usage=USAGE.format(folder=args.output_dir),
+        base_model=loaded.source or "A new model",
     )
     if ranking:
         index.write_for(args, corpus)

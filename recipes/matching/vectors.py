@@ -104,7 +104,9 @@ def save_modules(folder: Path, reading: Reading, width: int, max_seq_length: int
 def chosen(
     loaded: LoadedModel, pooling: Pooling | None, query_prefix: str, passage_prefix: str, revision: str | None = None
 ) -> Reading:
-    """Return how a model is trained to read: the given pooling, else that of its checkpoint."""
+    """Return how a model is trained to read: the given pooling, else that of its checkpoint, else mean."""
+    if pooling is None and loaded.source is None:
+        pooling = "mean"
     if pooling is None:
         pooling = reading_of(resolve_model(loaded.source, revision), loaded.model.config).pooling
     return Reading(pooling, query_prefix, passage_prefix)

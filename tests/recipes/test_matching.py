@@ -1,7 +1,9 @@
 """Test matching as a user runs it: sample, losses, steps, scores, the format of sentence-transformers, search."""
 
 import json
+import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,19 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from transformers import BertConfig, BertForSequenceClassification
 
+from common.cli import parse
 from common.errors import InputError
 from recipes.matching import predict, service, steps, train
+from recipes.matching.arguments import MatchingDataArguments
 from recipes.matching.encoder import Embedder
 from recipes.matching.index import Index
 from recipes.matching.losses import contrastive_losses, cosine_losses, in_batch_losses
 from recipes.matching.pairs import Identities
+from recipes.matching.reading import read_corpus
 from recipes.matching.scoring import interval, rank, rank_by_words
 from recipes.matching.service import conformal_threshold
-from tests.bad_inputs import tried, variants
+from recipes.matching.transfer import row_statistics, training_rows
+from tests.bad_inputs import HOSTILE, of_bytes, tried, variants
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.faults import Job
 
@@ -260,6 +266,8 @@ def test_a_run_leaves_scores_predictions_and_a_model_of_sentence_transformers(mo
     assert encoder.max_seq_length == 64
     ranks = [row["rank"] for row in report]
     assert np.mean([1 / r if r and r <= 10 else 0 for r in ranks]) == pytest.approx(results["test_mrr@10"])
+    for name in ("mrr@10", "ndcg@10"):
+        assert row_statistics(report, name).of_all() == pytest.approx(results[f"test_{name}"])
 
 
 @pytest.mark.parametrize(
@@ -301,6 +309,18 @@ def test_scored_pairs_train_and_compare(start, rows, tmp_path, kind):
     found = run(None, out, data["test"], tmp_path / "found.jsonl")
     report = read_jsonl(Path(out, "predictions_test.jsonl"))
     assert [row["similarity"] for row in found] == pytest.approx([row["similarity"] for row in report], abs=2e-4)
+
+
+def test_transfer_reads_both_texts_and_scores_queries(words, rows):
+    def read(rows: dict[str, list[dict]], *more: str):
+        return training_rows(parse(train.ARGUMENTS, words(rows, *more)))
+
+    found = read(rows)
+    assert found.pieces[0] == [f"{rows['train'][0]['query']} {rows['train'][0]['positive']}"]
+    assert (found.classes, found.evaluated) == (None, (16, 16))
+    pairs = {s: [{"text": r["query"], "text_pair": r["positive"], "score": 1} for r in of] for s, of in rows.items()}
+    assert read(pairs).evaluated == (16, 0)  # no score of single rows
+    assert read(pairs, "--teacher", "any").evaluated == (16, 16)
 
 
 # Index and search
@@ -588,6 +608,75 @@ def test_corrupted_files_are_refused_or_train_as_they_stand(start, rows, tmp_pat
     capsys.readouterr()
     assert trained >= 30 // every
     assert refused >= 100 // every
+
+
+# Directed corruptions: 150 of each kind, by direct calls
+
+
+@pytest.fixture(scope="module")
+def passages(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "passages"
+    run("index", model, read_jsonl(SAMPLE / "corpus.jsonl")[:12], folder)
+    return folder
+
+
+def test_damaged_indexes_and_those_of_other_models_are_refused(passages, model, tmp_path):
+    """Cut, change and remove the files of an index: a reader finds what it should, or says that it is not whole."""
+    folder, draw = tmp_path / "passages", random.Random(0)
+    shutil.copytree(passages, folder)
+    good = (folder / "index.json").read_bytes()
+
+    def search() -> None:
+        opened = Index(folder)
+        opened.check_model(model)
+        assert len(opened.search(np.eye(1, 64, dtype=np.float32), 20)[0]) <= 12
+
+    _, refused = tried(of_bytes(good, draw), folder / "index.json", search, also=str(folder))
+    assert refused > 60
+    (folder / "index.json").write_bytes(good)
+    about = json.loads(good)
+    others = [about | {"fingerprint": f"{draw.getrandbits(256):064x}"} for _ in range(150)]
+    for other in others:
+        (folder / "index.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match="holds vectors of another model"):
+            Index(folder).check_model(model)
+    (folder / "index.json").write_bytes(good)
+    files = sorted(path for path in folder.glob("part-*/*"))
+    for _ in range(150):
+        path = draw.choice(files)
+        content = path.read_bytes()
+        path.write_bytes(content[: draw.randrange(len(content))])
+        with pytest.raises(
+            InputError, match=rf"no whole index of this recipe \({path.parent.name}/{path.name} is missing"
+        ):
+            Index(folder)
+        path.write_bytes(content)
+    for path in files:
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(InputError, match=f"{path.name} is missing or damaged"):
+            Index(folder)
+        path.with_suffix(".away").rename(path)
+    assert len(Index(folder)) == 12
+
+
+def test_unknown_ids_and_empty_corpora_are_refused(passages, tmp_path):
+    index, draw = Index(passages), random.Random(0)
+    known = [row["id"] for row in read_jsonl(SAMPLE / "corpus.jsonl")[:12]]
+    wrong = [*HOSTILE.values(), *(f" {name}" for name in known), *(f"{name}\n" for name in known), "None", "0", "-1"]
+    wrong += ["".join(draw.choice("delivery-0123é\u202e") for _ in range(draw.randrange(1, 12))) for _ in range(140)]
+    wrong = [name for name in dict.fromkeys(wrong) if name not in known]
+    assert len(wrong) >= 150
+    for name in wrong:
+        with pytest.raises(InputError, match=r"has no passage with the id .*; remove the id"):
+            index.delete([known[0], name])
+    assert len(Index(passages)) == 12
+    blank = ["", " ", "\n", "\t", "\r\n", "\f\n", "\ufeff", "\ufeff\n", " \n" * 3, "\u00a0\n"]
+    for number in range(150):
+        text = "".join(draw.choice(blank[:6]) for _ in range(number % 15)) if number >= len(blank) else blank[number]
+        file = tmp_path / "empty.jsonl"
+        file.write_bytes(text.encode())
+        with pytest.raises(InputError, match=r"empty\.jsonl.*"):
+            read_corpus(MatchingDataArguments(corpus_file=str(file)))
 
 
 @pytest.mark.soak

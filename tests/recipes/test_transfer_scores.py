@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from recipes.matching import transfer as matching
 from recipes.ner import transfer as ner
 from recipes.ner.scoring import StrictSeqeval
 from recipes.qa import transfer as qa
@@ -73,9 +74,20 @@ def test_summaries():
         summarization.row_statistics(rows, "bleu")
 
 
-@pytest.mark.parametrize("module", [ner, qa, relation, sentiment, summarization, translation])
+def test_queries_and_translations():
+    rows = [{"query": query, "mrr@10": 1 / rank, "ndcg@10": 0.5} for query, rank in (("a", 1), ("b", 2), ("a", 1))]
+    assert matching.row_statistics(rows, "mrr@10").of_all() == 0.75  # a query of two rows counts once
+    assert matching.row_statistics(rows, "ndcg@10").of_all() == 0.5
+    assert (
+        matching.row_statistics([{"forward": 1, "backward": 0}, {"forward": 1, "backward": 1}], "accuracy").of_all()
+        == 0.75
+    )
+
+
+@pytest.mark.parametrize("module", [matching, ner, qa, relation, sentiment, summarization, translation])
 def test_a_score_without_statistics_is_refused_without_rows(module):
     known = {
+        matching: "ndcg@10",
         ner: "f1",
         qa: "f1",
         relation: "micro_f1",
