@@ -53,7 +53,7 @@ class HistoryArguments(FileArguments):
     time_column_name: str = field(
         default="timestamp", metadata={"help": "column with the time: a number, or a date such as 2018-09-24T14:27:30"}
     )
-    title_column_name: str = field(default="title", metadata={"help": "column with the title of an item"})
+    title_column_name: str | None = field(default=None, metadata={"help": "column with the title of an item; title"})
     genres_column_name: str = field(
         default="genres", metadata={"help": "column with its genres: a list, or a text with | between them"}
     )
@@ -66,6 +66,7 @@ class HistoryArguments(FileArguments):
         super().__post_init__()
         for name in ("ratings_file", "items_file"):
             check_file_exists(name, getattr(self, name) or "")
+        self.title_column_name = self.title_column_name or "title"
         if not self.output:
             raise InputError("--output: names the folder to write; give it")
         if self.history < 1:

@@ -1,7 +1,7 @@
 """Score recommendations on the rows of `histories`: an encoder beside popularity, neighbours and a model of item ids.
 
-    python -m recipes.matching.recommend --folder outputs/films --model outputs/films-model
-    python -m recipes.matching.recommend --folder outputs/films --model outputs/films-model --output recommended.jsonl
+    python -m recipes.matching.recommend --histories outputs/films --model outputs/films-model
+    python -m recipes.matching.recommend --histories outputs/films --model outputs/films-model --output best.jsonl
 
 Each test row ranks all items that the user has not rated before; none is sampled. A cold row has an item that nobody
 liked in the time of training. `--output` gets the best new items of each user.
@@ -38,7 +38,7 @@ VALIDATED = 1000
 
 @dataclass
 class RecommendArguments(SpeedArguments):
-    folder: str = field(default="", metadata={"help": "folder that histories wrote"})
+    histories: str = field(default="", metadata={"help": "folder that the command histories wrote"})
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder of an encoder that train saved, or a hub id"},
@@ -48,6 +48,7 @@ class RecommendArguments(SpeedArguments):
     )
     id_model: bool = field(default=True, metadata={"help": "train a model of item ids (SASRec) as a rival"})
     seed: int = field(default=42, metadata={"help": "seed of that model"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "score only N random test rows"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file for the best new items of each user"})
     top_k: int = field(default=10, metadata={"help": "items of a user in --output"})
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output file"})
@@ -58,12 +59,15 @@ class RecommendArguments(SpeedArguments):
 
     def __post_init__(self) -> None:
         for name in FILES.values():
-            if not Path(self.folder, name).is_file():
-                raise InputError(f"--folder {self.folder}: has no {name}; write it with recipes.matching.histories")
+            if not Path(self.histories, name).is_file():
+                raise InputError(
+                    f"--histories {self.histories}: has no {name}; write it with recipes.matching.histories"
+                )
         if self.frozen == "none":
             self.frozen = None
-        if self.top_k < 1:
-            raise InputError(f"--top_k {self.top_k}: must be at least 1")
+        for name in ("top_k", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.output is not None:
             check_output(self.output, self.overwrite)
 
@@ -121,11 +125,11 @@ class Log:
             found.append(row)
         return found
 
-    def cases(self, split: str) -> list[Case]:
-        """Return the rows of a split."""
-        return [
-            self.case(row["user"], row["query"], self.number[row["item"]], row["place"]) for row in self.read(split)
-        ]
+    def cases(self, split: str, most: int | None = None) -> list[Case]:
+        """Return the rows of a split, or `most` random ones, the same in each call."""
+        rows = self.read(split)
+        drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
+        return [self.case(r["user"], r["query"], self.number[r["item"]], r["place"]) for r in (rows[i] for i in drawn)]
 
     def case(self, user: str, query: str, item: int, place: int) -> Case:
         """Return a case after the ratings before `place`."""
@@ -174,8 +178,7 @@ def by_ids(log: Log, width: int, seed: int) -> Recommender:
 
         return score
 
-    held_out = log.cases("validation")
-    held_out = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[:VALIDATED]]
+    held_out = log.cases("validation", VALIDATED)
     model = item_ids.train(
         [known(items) for items in log.train], len(log.known), width, seed,
         lambda trained: float(scores_of(ranks(scores_by(trained), held_out))[:, 1].mean()),
@@ -220,9 +223,15 @@ def user_interval(values: np.ndarray, users: Sequence[str]) -> tuple[float, floa
     return float(low), float(high)
 
 
-def compare(log: Log, recommenders: dict[str, Recommender]) -> dict[str, float]:
-    """Print the scores of recommenders on the test rows, the first of which is compared to the others; return them."""
-    cases, known = log.cases("test"), set(log.known)
+def compare(log: Log, recommenders: dict[str, Recommender], most: int | None = None) -> dict[str, float]:
+    """Print the scores of recommenders, the first of which is compared to the others; return them.
+
+    Args:
+        log: the ratings.
+        recommenders: by name.
+        most: number of random test rows; None for all.
+    """
+    cases, known = log.cases("test", most), set(log.known)
     cold = np.array([case.item not in known for case in cases])
     parts = {"all": np.ones(len(cases), dtype=bool), "known": ~cold, "cold": cold}
     users = [case.user for case in cases]
@@ -264,7 +273,7 @@ def best_items(log: Log, recommender: Recommender, top_k: int) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    log = Log(args.folder)
+    log = Log(args.histories)
     settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
     embedder = Embedder(args.model, **settings)
     recommenders = {"this model": by_texts(log, embedder)}
@@ -273,7 +282,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     recommenders |= {"popularity": popularity(log), "last item's neighbours": neighbours(log)}
     if args.id_model:
         recommenders["item ids (SASRec)"] = by_ids(log, embedder.width, args.seed)
-    results = compare(log, recommenders)
+    results = compare(log, recommenders, args.max_predict_samples)
     if args.output:
         with fresh_file(args.output, args.overwrite) as file:
             for row in best_items(log, recommenders["this model"], args.top_k):

@@ -11,16 +11,16 @@ The sample, all-MiniLM-L6-v2, one core (AMD EPYC, bf16), 1.3 minutes: test nDCG@
 More in README.md.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModel, EvalPrediction, set_seed
 
+from common import models
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.models import ScratchArguments, load_model
 from common.run import Run, draw_history, keep_trained_model, write_json_lines
 from common.tuning import TuningArguments, tune
 
@@ -59,7 +59,7 @@ class MatchingTrainingArguments(TrainingArguments):
     )
 
 
-ARGUMENTS = (ModelArguments, ScratchArguments, MatchingDataArguments, TuningArguments, MatchingTrainingArguments)
+ARGUMENTS = (ModelArguments, models.ScratchArguments, MatchingDataArguments, TuningArguments, MatchingTrainingArguments)
 
 
 @keep_trained_model
@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         parts = scratch_args, model_args, data["train"], length, args.dropout, run.checkpoint
         loaded = vectors.without_pooler(student.new_student(*parts))
     else:
-        loaded = vectors.without_pooler(load_model(AutoModel, model_args, None, length, **options))
+        loaded = vectors.without_pooler(models.load_model(AutoModel, model_args, None, length, **options))
     teacher = student.teacher_of(args, loaded)
     reading = vectors.chosen(loaded, args.pooling, args.query_prefix, args.passage_prefix, model_args.model_revision)
-    loaded.model.config.update({"max_seq_length": length, vectors.SAVED: asdict(reading)})  # predict reads the same way
+    loaded.model.config.update({"max_seq_length": length} | vectors.saved(reading))  # predict reads the same way
     judges = {
         split: student.Translations(rows, teacher) if teacher else scoring.judge_of(kind, rows, corpus, reading, args)
         for split, rows in data.items()

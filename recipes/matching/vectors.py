@@ -1,7 +1,7 @@
 """Turn the states of a Transformer into one vector a text, and save the way in the format of sentence-transformers."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,11 @@ class Reading:
     pooling: Pooling = "mean"
     query_prefix: str = ""
     passage_prefix: str = ""
+
+
+def saved(reading: Reading) -> dict[str, dict[str, str]]:
+    """Return the entry of the saved configuration by which `reading_of` finds `reading`."""
+    return {SAVED: asdict(reading)}
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -184,7 +184,7 @@ def test_the_command_compares_and_recommends_new_items(arguments, tiny, tmp_path
     monkeypatch.setattr(item_ids, "PASSES", 2)
     histories.main(arguments(some_ratings(), ITEMS, "--test_share", "0.2"))
     folder, output = tmp_path / "films", tmp_path / "best.jsonl"
-    words = ["--folder", str(folder), "--model", tiny, "--frozen", tiny, "--output", str(output), "--top_k", "5"]
+    words = ["--histories", str(folder), "--model", tiny, "--frozen", tiny, "--output", str(output), "--top_k", "5"]
     results = recommend.main([*words, "--precision", "fp32"])
     told = capsys.readouterr().out
     assert "test: " in told
@@ -196,7 +196,12 @@ def test_the_command_compares_and_recommends_new_items(arguments, tiny, tmp_path
         rated = {r["item"] for r in ratings if r["user"] == row["user"]}
         assert len(row["found"]) == min(5, 24 - len(rated))
         assert not rated & {item["id"] for item in row["found"]}
+    log = Log(str(folder))
+    assert len(log.cases("test", 5)) == 5
+    assert log.cases("test", 5) == [case for case in log.cases("test") if case in log.cases("test", 5)]
     with pytest.raises(InputError, match=r"best.jsonl: exists already"):
         recommend.main(words)
-    with pytest.raises(InputError, match=r"--folder .*: has no train.jsonl; write it with recipes.matching.histories"):
-        recommend.main(["--folder", str(tmp_path), "--model", tiny])
+    with pytest.raises(
+        InputError, match=r"--histories .*: has no train.jsonl; write it with recipes.matching.histories"
+    ):
+        recommend.main(["--histories", str(tmp_path), "--model", tiny])
