@@ -46,6 +46,9 @@ class RecommendArguments(SpeedArguments):
     frozen: str | None = field(
         default=DEFAULT_ENCODER, metadata={"help": "encoder before training, as a rival; or none"}
     )
+    temperature: float = field(
+        default=0.05, metadata={"help": "that of the training, by which cosines are divided where popularity is added"}
+    )
     id_model: bool = field(default=True, metadata={"help": "train a model of item ids (SASRec) as a rival"})
     seed: int = field(default=42, metadata={"help": "seed of that model"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "score only N random test rows"})
@@ -65,6 +68,8 @@ class RecommendArguments(SpeedArguments):
                 )
         if self.frozen == "none":
             self.frozen = None
+        if not self.temperature > 0:
+            raise InputError(f"--temperature {self.temperature}: must be above 0")
         for name in ("top_k", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -189,7 +194,25 @@ def by_ids(log: Log, width: int, seed: int) -> Recommender:
 def by_texts(log: Log, embedder: Embedder) -> Recommender:
     """Score an item by the cosine of its text with that of the history."""
     items = embedder.passages(log.texts)
-    return lambda cases: embedder.queries([case.query for case in cases]) @ items.T
+    known: dict[str, np.ndarray] = {}
+
+    def score(cases: Sequence[Case]) -> np.ndarray:
+        new = list(dict.fromkeys(case.query for case in cases if case.query not in known))
+        if new:
+            known.update(zip(new, embedder.queries(new), strict=True))
+        return np.stack([known[case.query] for case in cases]) @ items.T
+
+    return score
+
+
+def with_popularity(recommender: Recommender, log: Log, temperature: float) -> Recommender:
+    """Add the logarithm of the likes in the time of training to cosines divided by `temperature`.
+
+    Training against the other passages of a batch meets popular items often as negatives, and so learns log p(item |
+    history) - log p(item) (Yi et al. 2019, https://doi.org/10.1145/3298689.3346996); this adds log p(item) again.
+    """
+    likes = popularity(log)
+    return lambda cases: recommender(cases) / temperature + np.log1p(likes(cases))
 
 
 # Scores
@@ -276,7 +299,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     log = Log(args.histories)
     settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
     embedder = Embedder(args.model, **settings)
-    recommenders = {"this model": by_texts(log, embedder)}
+    ours = by_texts(log, embedder)
+    recommenders = {"this model": ours, "this model and popularity": with_popularity(ours, log, args.temperature)}
     if args.frozen:
         recommenders["before training"] = by_texts(log, Embedder(args.frozen, **settings))
     recommenders |= {"popularity": popularity(log), "last item's neighbours": neighbours(log)}
@@ -285,7 +309,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     results = compare(log, recommenders, args.max_predict_samples)
     if args.output:
         with fresh_file(args.output, args.overwrite) as file:
-            for row in best_items(log, recommenders["this model"], args.top_k):
+            for row in best_items(log, ours, args.top_k):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return results
 

@@ -11,7 +11,16 @@ import torch
 from common.errors import InputError
 from recipes.matching import histories, item_ids, recommend
 from recipes.matching.histories import FILES, genres_of, text_of, time_of
-from recipes.matching.recommend import Case, Log, neighbours, popularity, ranks, scores_of, user_interval
+from recipes.matching.recommend import (
+    Case,
+    Log,
+    neighbours,
+    popularity,
+    ranks,
+    scores_of,
+    user_interval,
+    with_popularity,
+)
 from tests.conftest import read_jsonl
 
 ITEMS = [
@@ -156,6 +165,8 @@ def test_popularity_and_neighbours_count_likes_of_the_training_time(arguments, t
     last = users[log.ids[log.known[1]]]
     cosines = [len(users[n] & last) / max(1, len(users[n]) * len(last)) ** 0.5 for n in log.ids]
     assert neighbours(log)([case])[0] == pytest.approx(cosines, abs=1e-5)
+    both = with_popularity(lambda cases: np.full((len(cases), 24), 0.5), log, 0.1)
+    assert both([case])[0] == pytest.approx([5 + np.log(1 + len(users[name])) for name in log.ids])
     for case in log.cases("test"):
         assert case.liked
         assert case.item not in case.liked
