@@ -1,13 +1,13 @@
 """Train this recipe beside other tasks on one encoder (`common.run.joint`)."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModel, EvalPrediction
 
 from common.errors import InputError
-from common.models import LoadedModel, load_model
+from common.models import LoadedModel, ScratchArguments, load_model
 from common.run import write_json_lines
 from common.run.joint import JointTask, scores_of
 from common.tuning import TunedModel
@@ -20,8 +20,10 @@ class Task(JointTask):
     """Turn texts into vectors: search, duplicates, similarity."""
 
     score, pipeline, headline, usage = "ndcg@10", "sentence-similarity", scoring.RANKED, train.USAGE
+    refused = ("teacher", *(field.name for field in fields(ScratchArguments)))
 
     def load(self) -> None:
+        steps.check_arguments(self.args, ScratchArguments())
         if self.args.world_size > 1:  # the queries of a step see the passages of all processes, and one may have none
             raise InputError("this recipe does not work beside other tasks in several processes; remove GPUS=")
         self.data, unlabeled, self.corpus = load_pairs(self.data_args)
@@ -42,7 +44,7 @@ class Task(JointTask):
         loaded = vectors.without_pooler(loaded)
         prefixes = args.query_prefix, args.passage_prefix
         self.reading = vectors.chosen(loaded, args.pooling, *prefixes, self.model_args.model_revision)
-        loaded.model.config.update({"max_seq_length": length, vectors.SAVED: asdict(self.reading)})
+        loaded.model.config.update({"max_seq_length": length} | vectors.saved(self.reading))
         self.judges = {
             split: scoring.judge_of(self.kind, rows, self.corpus, self.reading, args)
             for split, rows in self.data.items()
@@ -61,14 +63,14 @@ class Task(JointTask):
             return self.judges[split](prediction.predictions)
 
         ranking = self.kind == "ranking"
-        identities = identities_of(self.data["train"]) if ranking else None
+        known = identities_of(self.data["train"]) if ranking else None
         return steps.Trainer(
             model=vectors.without_pooler(tuned),
             args=self.args,
             train_dataset=self.rows["train"],
             eval_dataset=self.rows["validation"],
             data_collator=pairs.TextCollator(tuned.tokenizer, tuned.pad_multiple),
-            losses=losses.loss_of(self.kind, identities, self.args.temperature),
+            losses=losses.loss_of(self.kind, known, self.args.temperature),
             preprocess_logits_for_metrics=losses.reduced_for(self.kind),
             compute_metrics=score,
             reading=self.reading,
