@@ -16,7 +16,13 @@ from common.errors import InputError, quiet, tell
 from common.models import LoadedModel
 from common.models.load import check_head
 from common.models.pooling import fix_pooling
-from common.models.structure import depths, layer_names, transformer_of, without_pooling_layer
+from common.models.structure import (
+    depths,
+    input_embeddings,
+    layer_names,
+    transformer_of,
+    without_pooling_layer,
+)
 from common.tuning import TunedModel, TuningArguments
 from common.tuning.adapters import Shape, insert_adapters, is_adapter
 
@@ -101,11 +107,27 @@ def shared_parameters(model: PreTrainedModel, own_layers: int) -> dict[str, nn.P
     }
 
 
+def widest(models: dict[str, PreTrainedModel]) -> PreTrainedModel:
+    """Give all models as many embeddings as the one with the most, and return it: a task may add tokens.
+
+    Raises:
+        InputError: several tasks add tokens, which would get the same embeddings.
+    """
+    sizes = {name: input_embeddings(transformer_of(model)).num_embeddings for name, model in models.items()}
+    wider = [name for name, size in sizes.items() if size > min(sizes.values())]
+    if len(wider) > 1:
+        raise InputError(f"tasks {' and '.join(wider)}: both add tokens, such as markers; train one of them alone")
+    for name, model in models.items():
+        if wider and name not in wider:
+            model.resize_token_embeddings(sizes[wider[0]], mean_resizing=False)
+    return models[wider[0]] if wider else next(iter(models.values()))
+
+
 def share(models: dict[str, PreTrainedModel], own_layers: int) -> None:
-    """Let the other models have the shared parameters of the first one."""
-    first, *others = models.values()
+    """Let all models have the shared parameters of one of them."""
+    first = widest(models)
     ours = shared_parameters(first, own_layers)
-    for model in others:
+    for model in (model for model in models.values() if model is not first):
         theirs = shared_parameters(model, own_layers)
         if theirs.keys() != ours.keys():
             raise InputError(

@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
                 added = {name: next(lines) for name, lines in answers.items()}
                 yield row | {name: {k: v for k, v in new.items() if k not in row} for name, new in added.items()}
 
-        count = predict_file(args, answered, rows)
+        with redirect_stdout(io.StringIO() if args.text is not None else sys.stdout):
+            count = predict_file(args, answered, rows)
     if args.text is not None:
         print(json.dumps(next(lines_of(Path(args.output))), ensure_ascii=False, indent=1))
     return count

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Data
     entries, tasks = read_tasks(data_args.tasks, ARGUMENTS, argv, args)
+    check_best_metric(args, ["mean", "worst", *tasks])
     if args.metric_for_best_model in tasks:
         args.metric_for_best_model += f"_{tasks[args.metric_for_best_model].score}"
     rows = {f"{name} {split}": rows for name, task in tasks.items() for split, rows in task.data.items()}
@@ -56,7 +57,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Trainer
     scores = {name: task.score for name, task in tasks.items()}
-    check_best_metric(args, ["mean", "worst", *(f"{name}_{score}" for name, score in scores.items())])
     trainer = steps.Trainer(
         model=together,
         args=args,

@@ -459,6 +459,28 @@ def test_other_sharing_predicts_as_it_was_trained(tiny, tmp_path, sharing):
 
 
 @pytest.mark.soak
+def test_a_task_may_add_tokens(tiny, tmp_path):
+    tasks = tmp_path / "three.yaml"
+    links = "mood: {recipe: sentiment}\nlinks: {recipe: relation}\n"
+    tasks.write_text(f"{links}texts: {{recipe: mlm, texts_of: links, max_seq_length: 64}}\n")
+    few_rows = [f"--max_{split}_samples={rows}" for split, rows in (("train", 24), ("eval", 8), ("predict", 8))]
+    train.main(words(tiny, tmp_path, "--tasks", str(tasks), *few_rows))
+    out = tmp_path / "out"
+    sizes = {
+        name: load_file(out / name / "model.safetensors")["bert.embeddings.word_embeddings.weight"].shape
+        for name in ("mood", "links", "texts")
+    }
+    assert len(set(sizes.values())) == 1
+    assert AutoModel.from_pretrained(out).config.vocab_size == sizes["mood"][0]
+    source = str(ROOT / "recipes" / "relation" / "sample" / "test.jsonl")
+    predict.main(["--model", str(out), "--input", source, "--output", str(tmp_path / "found.jsonl")])
+    assert "predicted" in read_jsonl(tmp_path / "found.jsonl")[0]["links"]
+    tasks.write_text(f"{links}more: {{recipe: relation}}\n")
+    with pytest.raises(InputError, match="tasks links and more: both add tokens, such as markers; train one of them"):
+        train.main(words(tiny, tmp_path, "--tasks", str(tasks), *few_rows))
+
+
+@pytest.mark.soak
 def test_single_runs_are_compared_and_taken_again(tiny, tmp_path, capsys):
     more = ["--compare_single", "true", "--eval_strategy", "epoch"]
     metrics = train.main(words(tiny, tmp_path, *more))
@@ -496,7 +518,7 @@ def test_the_gain_over_a_single_run_has_an_interval(tmp_path):
     [
         ("a: {recipe: ner}\nb: {recipe: mlm}\na: {recipe: qa}", r":3: task a is also in line 1; rename one"),
         ("a: {recipe: ner}\nb: {recipe: nerd}", r":2: task b: no such recipe here: nerd; did you mean ner\?"),
-        ("a: {recipe: ner}\nb: {}", r":2: task b: names no recipe; give `recipe:` one of mlm, ner, qa"),
+        ("a: {recipe: ner}\nb: {}", r":2: task b: names no recipe; give `recipe:` one of matching, mlm, ner"),
         ("a: {recipe: ner}\nb:", r":2: task b: has no settings; write `recipe: FOLDER` below it"),
         ("a: {recipe: ner}", r"names 1 task; name two or more, or train it by its own recipe"),
         ("- a", r"names no tasks; write a block for each"),
