@@ -25,12 +25,12 @@ RUN := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) -m
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak bench lint format predict compare sweep annotate transfer labels $(RECIPES)
+.PHONY: help setup test soak bench lint format predict compare domains sweep annotate transfer labels $(RECIPES)
 
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
 	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
-	@echo "Commands: predict, compare, sweep, annotate, transfer, test and bench take ARGS too, compare and transfer also GPUS; predict uses a GPU if there is one"
+	@echo "Commands: predict, compare, domains, sweep, annotate, transfer, test and bench take ARGS too, compare and transfer also GPUS; predict uses a GPU if there is one"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=new.jsonl
@@ -40,6 +40,9 @@ predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs
 compare: $(INSTALLED) ## compare tuning methods or settings: RECIPE=ner METHODS="full head lora", or SETTINGS=FILE
 	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+domains: $(INSTALLED) ## leave out one domain at a time: RECIPE=sentiment ARGS="--domain_column topic ..." SEEDS="1 2 3"
+	$(BIN)/python -m common.tools.domains $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
 	$(BIN)/python -m common.tools.sweep $(RECIPE) $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)

@@ -29,6 +29,10 @@ from common.errors import InputError, check_file_exists, tell
 from common.hardware import native_bf16
 
 SPLITS = ("train", "validation", "test")
+#: file of the importance of each weight in a model folder, for `--keep ewc`
+FISHER = "fisher/fisher.safetensors"
+#: begin of the names of a score over domains: the mean of the domains, and the worst domain
+MEAN, WORST = "mean_domain_", "worst_domain_"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -50,6 +54,10 @@ class ModelArguments:
             "resume": "fixed",
         },
     )
+    after: str | None = field(
+        default=None,
+        metadata={"help": "go on from this model, instead of --model_name_or_path; see --keep", "resume": "fixed"},
+    )
     model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the hub"})
     attn_implementation: str = field(
         default="auto",
@@ -65,6 +73,14 @@ class ModelArguments:
             "resume": "fixed",
         },
     )
+
+    def __post_init__(self) -> None:
+        if self.after is None:
+            return
+        default = type(self).__dataclass_fields__["model_name_or_path"].default
+        if self.model_name_or_path not in (default, self.after):
+            raise InputError("--after and --model_name_or_path: both name the model to start from; give one of them")
+        self.model_name_or_path = self.after
 
 
 @dataclass
@@ -246,6 +262,27 @@ class LabeledDataArguments(DataArguments):
     drop_unlabeled: bool | None = field(
         default=None, metadata={"help": "true: drop and count rows without a gold value, which are else an error"}
     )
+    domain_column: str | None = field(
+        default=None, metadata={"help": "column with the domain of a row; scores then come by domain, mean and worst"}
+    )
+    replay_file: str | None = field(
+        default=None, metadata={"help": "labelled rows of an earlier task or domain, for --keep replay or ewc"}
+    )
+    leave_out: str | None = field(
+        default=None,
+        metadata={"help": "domain without training and validation rows; its test rows show how the model does on it"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.leave_out is not None and self.domain_column is None:
+            raise InputError(f"--leave_out {self.leave_out}: the rows have no domains; add --domain_column")
+        if self.replay_file is not None:
+            self.check_path("replay_file", self.replay_file)
+
+    def files(self) -> dict[str, str]:
+        """Return argument -> file for the files of the run."""
+        return super().files() | ({"replay_file": self.replay_file} if self.replay_file else {})
 
 
 @dataclass
@@ -302,6 +339,53 @@ class RegularisationArguments:
             "resume": "fixed",
         },
     )
+
+    keep: Literal["none", "ewc", "lwf", "replay"] = field(
+        default="none",
+        metadata={
+            "help": "how a model learns --after another: ewc pulls the weights that the old rows need, lwf learns the "
+            "outputs of the old model, replay trains on old rows too",
+            "resume": "fixed",
+        },
+    )
+    keep_strength: float | None = field(
+        default=None, metadata={"help": "weight of the penalty of --keep; ewc 1000, lwf 1 if not given"}
+    )
+    keep_temperature: float | None = field(
+        default=None, metadata={"help": "divides the logits that --keep lwf compares; 2 if not given"}
+    )
+    replay_rows: float | None = field(
+        default=None,
+        metadata={
+            "help": "old rows in each epoch of --keep replay; below 1: this share of them; default: all, at most as "
+            "many as new rows",
+            "resume": "fixed",
+        },
+    )
+    save_fisher: bool = field(
+        default=False, metadata={"help": "save what --keep ewc of a later run needs of the training rows of this one"}
+    )
+
+    def check_keeping(self) -> None:
+        """Set the defaults that depend on `--keep`.
+
+        Raises:
+            InputError: a value is out of range, or belongs to another `--keep`.
+        """
+        used = {"keep_strength": ("ewc", "lwf"), "keep_temperature": ("lwf",), "replay_rows": ("replay",)}
+        for name, methods in used.items():
+            value = getattr(self, name)
+            if value is not None and self.keep not in methods:
+                raise InputError(f"--{name}: needs --keep {' or '.join(methods)}; add it, or leave --{name} out")
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{name} {value}: must be above 0, and finite")
+        if self.keep in used["keep_strength"] and self.keep_strength is None:
+            self.keep_strength = 1000.0 if self.keep == "ewc" else 1.0
+        if self.keep == "lwf" and self.keep_temperature is None:
+            self.keep_temperature = 2.0
+        for name in ("r_drop", "adversarial") if self.keep == "lwf" else ():
+            if getattr(self, name):
+                raise InputError(f"--{name}: cannot be combined with --keep lwf; leave one of them out")
 
     def check_regularisation(self) -> None:
         """Set the defaults that depend on `--adversarial`.
@@ -431,6 +515,14 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             "help": "random, group_by_length, sequential (as in the file), or auto: by length if padding costs time"
         },
     )
+    domain_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "sample domains by rows ** (1 / T): 1 in proportion to their rows, 5 nearly equally; needs "
+            "--domain_column",
+            "resume": "fixed",
+        },
+    )
     ddp_find_unused_parameters: bool | None = field(default=False)
     ddp_timeout: int = field(
         default=600,
@@ -496,8 +588,8 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             # transformers applies --ddp_timeout to GPUs only
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         self.check_regularisation()
-        best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and best in self.lower_is_better:
+        self.check_keeping()
+        if self.greater_is_better is None and score_of_rows(self.metric_for_best_model) in self.lower_is_better:
             self.greater_is_better = False  # transformers detects losses only
         super().__post_init__()
         if self.n_gpu > 1:  # else the Trainer uses torch.nn.DataParallel, which is slow
@@ -518,6 +610,12 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
+        if self.domain_temperature is not None and not 1 <= self.domain_temperature < float("inf"):
+            raise InputError(f"--domain_temperature {self.domain_temperature}: must be at least 1, and finite")
+        if self.domain_temperature is not None and self.train_sampling_strategy == "sequential":
+            raise InputError(
+                "--domain_temperature: draws rows at random; leave --train_sampling_strategy sequential out"
+            )
         if self.max_steps < 1 and self.max_steps != -1:
             raise InputError(f"--max_steps {self.max_steps}: must be at least 1; remove it to count epochs")
 
@@ -545,11 +643,56 @@ def resume_rules(groups: Iterable[type[Any]]) -> dict[str, Resume]:
     return rules
 
 
+def score_of_rows(metric: str | None) -> str:
+    """Return the score that `--metric_for_best_model` names, without the mean or the worst over domains."""
+    return (metric or "loss").removeprefix("eval_").removeprefix(MEAN).removeprefix(WORST)
+
+
+def check_together(args: TrainingArguments, data_args: DataArguments, groups: Iterable[Any]) -> None:
+    """Raise `InputError` for an argument that needs another one of another group.
+
+    Args:
+        args: the arguments of the training.
+        data_args: the arguments of the data.
+        groups: the other dataclasses of arguments, that of the model among them.
+    """
+    labeled = data_args if isinstance(data_args, LabeledDataArguments) else None
+    _check_domains(args, labeled)
+    after = next((part.after for part in groups if isinstance(part, ModelArguments)), None)
+    if args.keep != "none" and after is None:
+        raise InputError(f"--keep {args.keep}: needs the model that learned before; name it by --after")
+    rows = labeled and labeled.replay_file
+    if rows and args.keep not in ("ewc", "replay"):
+        raise InputError("--replay_file: needs --keep replay, or --keep ewc; add one of them")
+    if args.keep == "replay" and not rows:
+        remedy = (
+            "name their file by --replay_file" if labeled else "add old texts to --train_file, and give --keep none"
+        )
+        raise InputError(f"--keep replay: needs old rows; {remedy}")
+    if args.keep == "ewc" and not rows and not Path(after or "", FISHER).is_file():
+        remedy = ", or name its rows by --replay_file" if labeled else ""
+        raise InputError(f"--keep ewc: {after} has no {FISHER}; train it with --save_fisher true{remedy}")
+
+
+def _check_domains(args: TrainingArguments, labeled: LabeledDataArguments | None) -> None:
+    if labeled and labeled.domain_column is not None:
+        return
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    asked = f"--metric_for_best_model {metric}" if metric.startswith((MEAN, WORST)) else None
+    asked = asked if args.domain_temperature is None else f"--domain_temperature {args.domain_temperature:g}"
+    if asked:
+        remedy = "name their column by --domain_column" if labeled else "leave it out"
+        raise InputError(f"{asked}: the rows have no domains; {remedy}")
+
+
 def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:
-    """Raise `InputError` unless `--metric_for_best_model` names the loss or one of `metrics`."""
+    """Raise `InputError` unless `--metric_for_best_model` names the loss, one of `metrics`, or one over domains.
+
+    `mean_domain_SCORE` and `worst_domain_SCORE` are the mean and the worst of a score over the domains.
+    """
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = ["loss", *metrics]
-    if name not in known:
+    if (name if name == "loss" else score_of_rows(name)) not in known or score_of_rows(name) == "loss" != name:
         nearest = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
         raise InputError(f"--metric_for_best_model {name}: no such score{hint}")

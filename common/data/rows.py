@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from common.args import SPLITS, DataArguments
+from common.args import SPLITS, DataArguments, LabeledDataArguments
+from common.data.domains import DOMAIN, OLD, check_domains, domain_of
 from common.data.files import TEXT_CELLS, FileReader, Readers, read_file, too_long
 from common.data.json_files import list_of_cell
 from common.data.samples import carve, rarest, sample
@@ -112,6 +113,9 @@ def load_splits(
 ) -> DatasetDict:
     """Load the data of a run and check each row.
 
+    Under `--domain_column` each row has its domain in column `domain`. The rows of `--replay_file` follow the training
+    rows, and column `old` marks them.
+
     Without validation rows, some training rows are split off, and their number is printed. These rows and the rows of
     `--max_train_samples` and its siblings are drawn at random (see `common.data.samples`), the same for each seed.
     Rows that are not drawn may be invalid.
@@ -139,6 +143,7 @@ def load_splits(
         InputError: up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    old = args.replay_file if isinstance(args, LabeledDataArguments) else None
     read = read or partial(read_file, readers=readers, args=args)
     sources: Mapping[str, Iterable[Located]]
     sources = read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
@@ -148,20 +153,30 @@ def load_splits(
     if "train" not in sources:
         known = f"; its splits: {', '.join(sources)}" if args.dataset_name else ""
         raise InputError(f"no training rows{known}; give --train_file, or a --dataset_name with a train split")
+    sources = {split: rows for split, rows in sources.items() if split in SPLITS}
+    if old is not None:
+        sources, files = sources | {OLD: read(old)}, files | {OLD: old}
     if prepare is not None:
-        sources = prepare({split: rows for split, rows in sources.items() if split in SPLITS})
+        sources = prepare(dict(sources))
     problems = Problems(args.skip_bad_rows)
     arguments = {getattr(args, f.name): f.name for f in fields(args) if f.name.endswith("_column_name")}
+    leave_out = None
+    if isinstance(args, LabeledDataArguments) and args.domain_column is not None:
+        columns, leave_out = columns | {DOMAIN: args.domain_column}, args.leave_out
+        arguments = {args.domain_column: "domain_column"} | arguments
     splits: dict[str, list[Entry]] = {}
     places: dict[str, str] = {}
-    for split in SPLITS:
+    for split in (*SPLITS, OLD):
         if split in sources:
             place = files[split] or f"{args.dataset_name} [{split}]"
             in_cells = tuple(list_columns) if Source(Path(place)).ending in TEXT_CELLS else ()
             found = checked(
                 sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert, arguments
             )
-            name, rows = _without_unlabeled(split, place, list(found), gold)
+            entries = list(found)
+            if split in ("train", "validation") and leave_out is not None:
+                entries = _without_domain(split, place, entries, leave_out)
+            name, rows = _without_unlabeled(split, place, entries, gold)
             splits[name], places[name] = rows, place
             if not rows:
                 problems.add(place, "contains no rows; add some")
@@ -169,8 +184,8 @@ def load_splits(
         places["validation"] = places["train"]
         _carve_validation(splits, places["train"], args.validation_split_percentage, carve_by, gold)
     limits = dict(zip(SPLITS, (args.max_train_samples, args.max_eval_samples, args.max_predict_samples), strict=True))
-    limits[UNLABELED] = args.max_predict_samples
-    data = DatasetDict()
+    limits |= {UNLABELED: args.max_predict_samples, OLD: None}
+    lists: dict[str, list[Row]] = {}
     for name, rows in splits.items():
         limit = limits[name]
         drawn = rows if limit is None else [rows[i] for i in sample(_classes(rows, gold), limit)]
@@ -182,10 +197,23 @@ def load_splits(
         if name == "train" and args.train_rows and not problems.count:
             kept = [kept[i] for i in row_numbers(args.train_rows, len(kept))]
             tell(f"train: the {len(kept):,} rows of --train_rows are used")
-        data[name] = _dataset(kept, places[name])
+        lists[name] = kept
     problems.check()
-    _warn_of_shared_files(files)
+    _warn_of_shared_files({split: files[split] for split in SPLITS})
+    if OLD in lists:
+        lists = _with_old(lists)
+    data = DatasetDict({name: _dataset(rows, places[name]) for name, rows in lists.items()})
+    if DOMAIN in columns:
+        check_domains(data, columns[DOMAIN])
     return data
+
+
+def _with_old(lists: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Return the rows of each split with column `OLD`; the old rows follow the training rows."""
+    tell(f"train: {len(lists['train']):,} new rows, and {len(lists[OLD]):,} old ones of --replay_file")
+    marked = {name: [row | {OLD: name == OLD} for row in rows] for name, rows in lists.items()}
+    marked["train"] += marked.pop(OLD)
+    return marked
 
 
 def row_numbers(path: str, rows: int) -> list[int]:
@@ -253,17 +281,20 @@ def checked(
         for name in list_columns:
             if isinstance(row[name], str):
                 row[name] = list_of_cell(row[name])
+        domain = {DOMAIN: domain_of(row.pop(DOMAIN))} if DOMAIN in columns else {}
         lacking = gold if gold is not None and gold.missing(row) else None
         messages = list((lacking.check if lacking else check)(row)) or list(too_long(row, max_chars))
+        if None in domain.values():
+            messages.append(f"{columns[DOMAIN]} is {brief(item[columns[DOMAIN]])}; needed: the name of a domain")
         row["id"] = str(item.get("id", number))
         if unique_ids and places.setdefault(row["id"], where) != where:
             messages.append(f"id {row['id']!r} is already the id of {places[row['id']]}; give each row a different id")
         if messages:
             yield Rejected(where, messages)
         elif lacking:
-            yield _unlabeled(where, item, row, lacking, columns, missing, arguments)
+            yield _unlabeled(where, item, row | domain, lacking, columns, missing, arguments)
         else:
-            yield convert(row) if convert else row
+            yield (convert(row) if convert else row) | domain
 
 
 def _unlabeled(
@@ -283,6 +314,23 @@ def _unlabeled(
     problem = missing_columns(item, missing, arguments)
     place = problem.place(item, where)
     return Unlabeled(place, row, problem if place != where else type(problem)(f"{problem}; {remedy}"))
+
+
+def _without_domain(split: str, place: str, entries: list[Entry], domain: str) -> list[Entry]:
+    """Return the entries of a split without the rows of `domain`; rejected rows stay.
+
+    Raises:
+        InputError: no training row has the domain, or each row has it.
+    """
+    domains = [e.get(DOMAIN) if isinstance(e, dict) else None for e in entries]
+    left = [entry for entry, name in zip(entries, domains, strict=True) if name != domain]
+    if split == "train" and domain not in domains:
+        known = sorted({name for name in domains if name is not None})
+        raise InputError(f"--leave_out {domain}: no training row has this domain; the domains are {', '.join(known)}")
+    if entries and not left:
+        raise InputError(f"--leave_out {domain}: each row of {place} has this domain; give rows of other domains")
+    tell(f"{split}: {len(entries) - len(left):,} rows of the domain {domain} are left out")
+    return left
 
 
 def _without_unlabeled(split: str, place: str, found: list[Entry], gold: Gold | None) -> tuple[str, list[Entry]]:

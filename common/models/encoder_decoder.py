@@ -88,6 +88,7 @@ class Seq2SeqModelArguments(ModelArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.model_name_or_path is not None and self.from_scratch is not None:
             raise InputError("--from_scratch and --model_name_or_path exclude each other; give one of them")
         if self.warm_start is not None:

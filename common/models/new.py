@@ -193,8 +193,10 @@ def new_model(
         dropout: see `set_dropout`.
 
     Raises:
-        InputError: `--config_overrides` is invalid, or the model reads fewer tokens.
+        InputError: `--config_overrides` is invalid, the model reads fewer tokens, or `--after` names a trained model.
     """
+    if model_args.after is not None:
+        raise InputError(f"--after {model_args.after}: a new model forgets it; leave --after or the new model out")
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     config = (
         family()

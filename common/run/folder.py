@@ -25,8 +25,18 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from common.args import DataArguments, FileArguments, TrainingArguments, resume_rules
+from common.args import (
+    MEAN,
+    WORST,
+    DataArguments,
+    FileArguments,
+    TrainingArguments,
+    check_together,
+    resume_rules,
+    score_of_rows,
+)
 from common.data.columns import SAVED, described
+from common.data.domains import domain_counts
 from common.errors import InputError, in_main_process, is_main_process, tell, warn
 from common.hardware import hardware
 from common.run.contents import RECORD, copy_aside, files_in, give_back, move_run, remove_run
@@ -41,7 +51,7 @@ from common.run.fingerprint import (
     recipe_folder,
     versions,
 )
-from common.run.report import fenced, write_json_lines, write_model_card
+from common.run.report import fenced, print_domains, write_json_lines, write_model_card
 from common.training import checkpoints
 from common.training.trainer import Trainer
 from common.tuning.methods import METHODS
@@ -89,11 +99,13 @@ class Run:
         """
         if find_spec("matplotlib") is None:  # imported after training, because it is slow
             raise InputError("matplotlib: is not installed, and the run draws pictures with it; run: make setup")
+        check_together(args, data_args, more)
         self.folder = args.folder
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name
         self._columns = described(data_args.columns(), next(iter(rows.values())))
         self._predict_arguments = data_args.predict_arguments()
+        self._domains = domain_counts(rows)
         self._package = type(data_args).__module__.rpartition(".")[0]
         self.rules = resume_rules(map(type, (data_args, *more, args)))
         arguments = {k: v for part in (args, *more, data_args) for k, v in plain(part).items()}
@@ -352,7 +364,10 @@ class Run:
         """
         args, tuning = trainer.args, trainer.tuned.tuning
         trainer.model = trainer.merged(str(self.folder), save=args.should_save)
+        of_rows = score_of_rows(args.metric_for_best_model)
+        scores = (*scores, f"{MEAN}{of_rows}", f"{WORST}{of_rows}")
         names = {name: (f"{split}_{name}", f"after_{split}_{name}") for name in scores}
+        print_domains(metrics, split)
         apart = tuning.method in METHODS and METHODS[tuning.method].saved == "apart"
         write_model_card(
             self.folder,
@@ -364,8 +379,11 @@ class Run:
             usage=NOT_MERGED.format(tuning=tuning.tuning) if apart else f"```python\n{fenced(usage)}\n```",
         )
         trainer.save_model(_internal_call=True)  # do not push yet; pushed below once the folder is complete
+        if args.save_fisher:
+            trainer.save_fisher()
         Run.trained = None
         self.save()
+        record |= {"domains": self._domains} if self._domains else {}
         self.finish(scores=metrics, speed=trainer.speed.record(), **record)
         if args.push_to_hub:
             trainer.push_to_hub()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from common.args import MEAN, WORST
 from common.errors import is_main_process, printable, tell
 from common.hardware import described
 
@@ -42,6 +43,21 @@ def print_table(header: list[str], rows: list[list[Any]], last: int = 0) -> None
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         tell("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+
+
+def print_domains(metrics: dict[str, float], split: str) -> None:
+    """Print the scores of the domains, their mean and the worst, if `metrics` has them."""
+    score = next((name.removeprefix(f"{split}_{MEAN}") for name in metrics if name.startswith(f"{split}_{MEAN}")), None)
+    if score is None:
+        return
+    begin, ends = f"{split}_domain_", (f"_{score}", "_rows")
+    names = [name.removeprefix(begin).removesuffix(ends[1]) for name in metrics if name.endswith(ends[1])]
+    names = [name for name in names if f"{begin}{name}{ends[0]}" in metrics]
+    rows: list[list[Any]] = [[name, *(metrics[f"{begin}{name}{end}"] for end in ends)] for name in names]
+    rows.sort(key=lambda row: row[1])
+    rows += [["mean of the domains", metrics[f"{split}_{MEAN}{score}"], sum(row[2] for row in rows)]]
+    tell(f"\n{rows_named(split)} scores of domains; the worst: {metrics[f'{split}_{WORST}{score}']:.4f}")
+    print_table(["domain", score.replace("_", " "), "rows"], rows, last=1)
 
 
 def rows_named(split: str) -> str:

@@ -184,7 +184,10 @@ def _apply_to_head(speed: Speed, plain: PreTrainedModel, args: SpeedArguments) -
         return
     training = args if isinstance(args, TrainingArguments) else None
     chunk = getattr(args, "loss_chunk", None)
-    losses = training is not None and not training.r_drop and (both_sides or chunk is not None)
+    needed = None  # why the scores of the vocabulary are needed
+    if training is not None and (training.r_drop or training.keep == "lwf"):
+        needed = f"{'--r_drop' if training.r_drop else '--keep lwf'} compares scores"
+    losses = training is not None and needed is None and (both_sides or chunk is not None)
     head = HeadAtLabels(plain, losses, chunk)
     if not speed.note("head_at_labels", head.reason):
         return
@@ -192,4 +195,4 @@ def _apply_to_head(speed: Speed, plain: PreTrainedModel, args: SpeedArguments) -
     if leaves_out_padding(plain) and not type(plain).__name__.endswith(DECODERS):
         speed.note("last_layer_at_labels", head.last_layer_reason)
     if training is not None:
-        speed.note("head_losses", head.losses_reason if not training.r_drop else "--r_drop compares scores")
+        speed.note("head_losses", needed or head.losses_reason)

@@ -123,7 +123,7 @@ class LanguageTrainer(Trainer):
             **kwargs,
         )
         #: whether the loss needs the scores of the vocabulary
-        self._needs_scores = self.losses["labels"] is not losses_at_labels
+        self._needs_scores = self.losses["labels"] is not losses_at_labels or args.keep == "lwf"
         if isinstance(train_dataset, TextStream):
             self.add_callback(SeekStream(train_dataset, self))
 

@@ -17,6 +17,7 @@ from common.data.augment.rows import AugmentedRows
 from common.data.workers import inner_loader, spare_workers
 from common.errors import InputError
 from common.training.collator import EpochSeeded, TrainingCollator
+from common.training.draws import EpochRows, draws_of
 from common.training.loss import MeanLoss
 
 #: steps whose rows are sorted together by length (50 in LengthGroupedSampler of transformers)
@@ -59,7 +60,7 @@ class TrainingBatches(StepSampler):
 
     With `by_length` the rows of a step have similar lengths: less padding, but a less mixed sample. With `sequential`
     they are neighbours in the data set. Otherwise they are random. The rows of a step are always sorted by length,
-    because batches of similar lengths hold little padding.
+    because batches of similar lengths hold little padding. `draws` chooses the rows of an epoch, instead of all.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class TrainingBatches(StepSampler):
         seed: int,
         by_length: bool,
         sequential: bool = False,
+        draws: EpochRows | None = None,
     ):
         self.lengths, self.step_rows, self.seed, self.by_length = np.asarray(lengths), step_rows, seed, by_length
-        self.sequential = sequential
+        self.sequential, self.draws = sequential, draws
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
         self.shortest = int(self.lengths.argmin())
         self.epoch = 0
@@ -86,6 +88,8 @@ class TrainingBatches(StepSampler):
         """Return the row numbers of each optimizer step of this epoch, longest row first."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = np.arange(len(self.lengths)) if self.sequential else random.permutation(len(self.lengths))
+        if self.draws is not None:
+            order = self.draws.rows(self.epoch)
         # at least four groups, because the rows of a small data set must mix too
         together = min(STEPS_SORTED_TOGETHER, len(order) // (4 * self.step_rows)) if self.by_length else 1
         group = self.step_rows * max(1, together)
@@ -113,7 +117,7 @@ class TrainingBatches(StepSampler):
 
     def __len__(self) -> int:
         """Return the number of batches of one process in an epoch."""
-        full, rest = divmod(len(self.lengths), self.step_rows)
+        full, rest = divmod(len(self.lengths if self.draws is None else self.draws), self.step_rows)
         if full and 0 < rest < self.step_rows / 2:
             rest = self.step_rows + rest - (self.step_rows + rest) // 2
         return (full if rest else full - 1) * self.accumulation + self._last_batches(rest or self.step_rows)
@@ -345,7 +349,10 @@ class SeededOrder(MeanLoss):
         """Return the batch sampler of rows with `lengths`, in the order of `--train_sampling_strategy`."""
         order = self.args.train_sampling_strategy
         by_length, sequential = order == "group_by_length", order == "sequential"
-        return TrainingBatches(lengths, self.step_rows, by_length=by_length, sequential=sequential, **self.cut())
+        draws = draws_of(self.train_dataset, self.args)
+        return TrainingBatches(
+            lengths, self.step_rows, by_length=by_length, sequential=sequential, draws=draws, **self.cut()
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         # upstream: `get_train_dataloader` calls it with the data set, and does not wrap a BatchRebalanceSampler

@@ -143,22 +143,31 @@ def pretrained_parameters(model: nn.Module, pretrained: set[str], argument: str)
 
 
 class PullToPretrained:
-    """Add the gradient of L2-SP: `strength / 2` times the squared distance from the pretrained weights.
+    """Add the gradient of `strength / 2` times the squared distance from the pretrained weights.
 
-    L2-SP replaces the weight decay of pretrained weights; a new head keeps weight decay (beta in the paper). The
-    reported loss does not include the penalty. Li et al. 2018, https://arxiv.org/abs/1802.01483, equation 4.
+    With `importance`, the squared distance of each weight is multiplied by its importance. This is L2-SP without it (Li
+    et al. 2018, https://arxiv.org/abs/1802.01483, equation 4), and EWC with the Fisher information (Kirkpatrick et al.
+    2017, https://arxiv.org/abs/1612.00796, equation 3).
+
+    The pull replaces the weight decay of these weights; a new head keeps weight decay (beta of Li et al.). The reported
+    loss does not include the penalty.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], strength: float):
-        self.strength = strength
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], strength: float, importance: dict[str, Tensor] | None = None
+    ):
+        self.strength, self.importance = strength, importance
         self.pairs = {name: (value, value.detach().clone()) for name, value in parameters.items()}
 
     @torch.no_grad()
     def add_gradient(self, scale: float = 1.0) -> None:
         """Add the gradient of the penalty once a step; `scale` is the loss scale of fp16."""
-        for value, before in self.pairs.values():
+        for name, (value, before) in self.pairs.items():
             if value.grad is not None:
-                value.grad.add_(value - before.to(value.device), alpha=self.strength * scale)
+                distance = value - before.to(value.device)
+                if self.importance is not None:
+                    distance *= self.importance[name].to(value.device)
+                value.grad.add_(distance, alpha=self.strength * scale)
 
 
 class Mixout:
@@ -331,18 +340,29 @@ class Regularised(TrainerBase):
     mixout: Mixout | None = None
     adversary: Adversary | None = None
     pull: PullToPretrained | None = None
+    fisher_pull: PullToPretrained | None = None
+
+    def fisher(self) -> dict[str, Tensor]:
+        """Return the importance of each weight for the old rows, for `--keep ewc`."""
+        raise NotImplementedError
 
     def regularise(self) -> None:
         """Create the selected regularisers; call it while the model has its initial weights."""
         args, seed = self.args, self.args.seed
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        for name in ("l2_sp", "mixout", "adversarial", "ema_decay", "swa_start"):
-            if sharded and getattr(args, name) not in (None, 0.0):
+        for name in ("l2_sp", "mixout", "adversarial", "ema_decay", "swa_start", "keep", "save_fisher"):
+            if sharded and getattr(args, name) not in (None, 0.0, False, "none", "replay"):
                 raise InputError(
                     f"--{name}: does not work with sharded weights; launch with common/launch/multi_gpu.yaml"
                 )
         if args.l2_sp:
             self.pull = PullToPretrained(pretrained_parameters(self.model, self.tuned.pretrained, "l2_sp"), args.l2_sp)
+        if args.keep == "ewc":
+            pretrained, importance = pretrained_parameters(self.model, self.tuned.pretrained, "keep ewc"), self.fisher()
+            pulled = {n: p for n, p in pretrained.items() if n in importance and importance[n].shape == p.shape}
+            if not pulled:
+                raise InputError("--keep ewc: the weights of --after have other names than those here; leave it out")
+            self.fisher_pull = PullToPretrained(pulled, args.keep_strength or 0.0, importance)
         if args.mixout:
             pretrained = pretrained_parameters(self.model, self.tuned.pretrained, "mixout")
             self.mixout = Mixout(self.model, pretrained, args.mixout, seed)
@@ -360,9 +380,9 @@ class Regularised(TrainerBase):
         return self.average.in_place(self.model) if self.average else nullcontext({})
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the parameters with weight decay: all but those under L2-SP."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if self.pull is None or name not in self.pull.pairs]
+        """Return the parameters with weight decay: all but those under L2-SP or EWC."""
+        pulled = {name for pull in (self.pull, self.fisher_pull) if pull for name in pull.pairs}
+        return [name for name in super().get_decay_parameter_names(model) if name not in pulled]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """Compute loss and gradient of a batch, and complete the gradient with the last batch of a step."""
@@ -391,5 +411,6 @@ class Regularised(TrainerBase):
                     value.grad.div_(self.adversary.passes)
         if self.mixout:
             self.mixout.restore()
-        if self.pull:
-            self.pull.add_gradient(1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale())
+        for pull in (self.pull, self.fisher_pull):
+            if pull:
+                pull.add_gradient(1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale())

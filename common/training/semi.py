@@ -226,7 +226,7 @@ class SemiSupervised(SeededOrder):
         """Return the arguments of the parent that replace the training rows; empty without unlabelled rows."""
         if unlabeled is None:
             return {}
-        for name in ("r_drop", "adversarial"):
+        for name in ("r_drop", "adversarial", "domain_temperature"):
             if getattr(args, name):
                 raise InputError(f"--{name}: cannot be combined with --semi; leave one of them out")
         self.unlabeled = unlabeled

@@ -85,6 +85,9 @@ class Seq2SeqTrainingArguments(TrainingArguments):
                 "--train_sampling_strategy sequential: --max_tokens_per_batch sorts rows by length; leave it out, or "
                 "give --max_tokens_per_batch 0"
             )
+        drawn = "--keep replay" if self.keep == "replay" else "--domain_temperature"
+        if self.max_tokens_per_batch and (self.keep == "replay" or self.domain_temperature is not None):
+            raise InputError(f"{drawn}: counts rows, not tokens; leave it out, or give --max_tokens_per_batch 0")
         if self.eval_generate_samples is not None and self.eval_generate_samples < 1:
             raise InputError("--eval_generate_samples must be at least 1")
 
@@ -203,7 +206,8 @@ class Seq2SeqTrainer(Trainer):
         if self.args.average_checkpoints and self.is_fsdp_enabled:
             raise InputError("--average_checkpoints: does not work under FSDP; leave it out")
         self._begins = begins
-        if losses is not losses_at_labels:  # any other loss needs the scores of the vocabulary
+        # any other loss needs the scores of the vocabulary
+        if losses is not losses_at_labels or self.args.keep == "lwf":
             self.speed.head = None
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self._try_search()

@@ -15,6 +15,7 @@ from common.errors import InputError, one_line
 from common.models.structure import check_bf16, transformer_of
 from common.speed import apply
 from common.speed.apply import Speed
+from common.training.continual import Continual
 from common.training.evaluation import Reducer, RowEvaluation
 from common.training.finite import FiniteCheck
 from common.training.interrupts import OrderlyStop
@@ -43,6 +44,7 @@ class Trainer(
     FiniteCheck,
     LayerRates,
     RowEvaluation,
+    Continual,
     Regularised,
     SeveralTasks,
     SemiSupervised,
@@ -82,6 +84,7 @@ class Trainer(
         self.losses, self.user_metrics = named_losses(losses), compute_metrics
         reduce = preprocess_logits_for_metrics
         self.reducers = {name: reduce.get(name) if isinstance(reduce, dict) else reduce for name in self.losses}
+        self.take_old_task(args, unlabeled)
         self.speed = self.quicken(args)
         if isinstance(model, TunedModel):
             kwargs.setdefault("processing_class", model.tokenizer)
@@ -110,6 +113,9 @@ class Trainer(
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         for callback in (*callbacks(self.tuned), SetEpoch(self), RestoreState(self)):
             self.add_callback(callback)
+        if self.old_task is not None:
+            self.old_task.to(self.args.device)
+        self.check_fisher()
         self.regularise()
         self.choose_threshold()
 

@@ -51,6 +51,10 @@ class MatchingDataArguments(LabeledDataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.score_column_name = self.score_column_name or "score"
+        if self.domain_column is not None:
+            raise InputError("--domain_column: a search is over all passages and has no domains; leave it out")
+        if self.replay_file is not None:
+            raise InputError("--replay_file: reads rows of labels and texts; add the old pairs to --train_file instead")
         if self.corpus_file is not None:
             self.check_path("corpus_file", self.corpus_file)
         elif self.positive_id_column_name is not None:

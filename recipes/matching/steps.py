@@ -28,6 +28,8 @@ def check_arguments(args: TrainingArguments, scratch_args: ScratchArguments) -> 
     """Raise `InputError` for a temperature out of range, regularisers that this recipe lacks, or a new model alone."""
     if not args.temperature > 0:
         raise InputError(f"--temperature {args.temperature}: must be above 0")
+    if args.keep != "none" or args.save_fisher:
+        raise InputError("--keep and --save_fisher: a pair alone has no loss of its own here; leave them out")
     for name in ONE_BATCH_ONLY:
         if getattr(args, name):
             raise InputError(f"--{name}: compares outputs of one batch, which vectors of texts do not have; remove it")

@@ -11,6 +11,8 @@ from datasets import Dataset
 from seqeval.metrics import accuracy_score, classification_report
 from seqeval.scheme import IOB2
 
+from common.args import TrainingArguments
+from common.data import domains
 from common.errors import tell
 from common.run.report import print_table, rows_named
 
@@ -101,6 +103,19 @@ def gold_tags(windows: Dataset, labels: list[str]) -> list[list[str]]:
     return [sentences[sentence] for sentence in sorted(sentences)]
 
 
+def by_domain(
+    metric: StrictSeqeval,
+    windows: Dataset,
+    predicted: list[list[str]],
+    gold: list[list[str]],
+    args: TrainingArguments,
+) -> dict[str, float]:
+    """Return the scores of `metric` for the sentences of `windows`, and those of their domains."""
+    return domains.by_domain(
+        windows, lambda select: metric.compute(predictions=select(predicted), references=select(gold)), args
+    )
+
+
 class Gazetteer:
     """Tag the entities of the training rows wherever their words occur (baseline).
 
@@ -144,7 +159,7 @@ def compare(rows: Iterable[dict], predicted: list[list[str]]) -> Iterator[dict]:
     """Yield the rows of a split with `predicted_tags` and `differ_at`, the positions of the wrong tags."""
     for row, tags in zip(rows, predicted, strict=True):
         differ = [i for i, (a, b) in enumerate(zip(row["ner_tags"], tags, strict=True)) if a != b]
-        kept = {name: row[name] for name in ("id", "tokens", "ner_tags")}
+        kept = {name: row[name] for name in ("id", "domain", "tokens", "ner_tags") if name in row}
         yield kept | {"predicted_tags": tags, "differ_at": differ}
 
 

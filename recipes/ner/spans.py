@@ -51,7 +51,8 @@ class SpanConverter:
                 elif not annotated.text.strip():
                     self.skipped["the text is blank"].append(Path(where).name)
                 else:
-                    yield from self._tagged(where, annotated, str(row.get("id", number)))
+                    for at, tagged in self._tagged(where, annotated, str(row.get("id", number))):
+                        yield at, row | tagged
         self._report(place or "")
 
     def _tagged(self, where: str, row: Annotated, identity: str) -> Iterator[Located]:

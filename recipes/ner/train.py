@@ -6,11 +6,9 @@
     python -m recipes.ner.train --config my.yaml
 
 The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 1.2 minutes: test F1 0.772, linear probe
-0.473, gazetteer 0.277 (2026-11-30).
-More in README.md.
+0.473, gazetteer 0.277 (2026-11-30). More in README.md.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -26,6 +24,7 @@ from transformers import (
 from common.args import HeadArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
+from common.data.domains import carry
 from common.models import load_model
 from common.run import keep_trained_model, open_run, write_json_lines
 from common.training import Trainer, label_losses
@@ -58,7 +57,7 @@ ARGUMENTS = (HeadArguments, NerDataArguments, TuningArguments, NerTrainingArgume
 
 def encode(
     rows: dict[str, list],
-    indices: Sequence[int],
+    indices: list[int],
     tokenizer: PreTrainedTokenizerFast,
     label2id: dict[str, int],
     max_seq_length: int,
@@ -72,6 +71,7 @@ def encode(
         labels: what the loss compares; the tag at the first token of each word, -100 elsewhere.
     """
     windows = cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride)
+    windows = carry(windows, rows, windows["sentence"])
     if "ner_tags" in rows:
         tags = [iter([label2id[tag] for tag in sequence]) for sequence in rows["ner_tags"]]
         placed = list(zip(windows["sentence"], windows["positions"], strict=True))
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
         predicted = scoring.predicted_tags(windows, prediction.predictions, labels)
-        return metric.compute(predictions=predicted, references=scoring.gold_tags(windows, labels))
+        return scoring.by_domain(metric, windows, predicted, scoring.gold_tags(windows, labels), args)
 
     trainer = Trainer(
         model=tuned,

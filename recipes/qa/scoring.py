@@ -9,6 +9,8 @@ import numpy as np
 import regex
 from datasets import Dataset
 
+from common.args import TrainingArguments
+from common.data.domains import DOMAIN, by_domain
 from common.data.words import WORD, composed, letters, without_spaces
 from common.data.words import words as words_of
 from common.errors import tell
@@ -191,7 +193,8 @@ def compare(rows: Dataset, places: list[tuple[int, int]], unit: str) -> Iterator
     for row, (start, end) in zip(rows, places, strict=True):
         predicted = row["context"][start:end]
         exact, f1 = pair_scores(predicted, row["answers"]["text"], unit, some_none)
-        kept = {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"]}
+        kept = {"id": row["id"]} | ({DOMAIN: row[DOMAIN]} if DOMAIN in row else {})
+        kept |= {"question": row["question"], "answers": row["answers"]["text"]}
         place = {"start": start, "end": end} if end > start else {"start": None, "end": None}
         yield kept | {"predicted": predicted, **place, "exact_match": exact, "f1": round(f1, 4)}
 
@@ -199,16 +202,17 @@ def compare(rows: Dataset, places: list[tuple[int, int]], unit: str) -> Iterator
 class SquadScorer:
     """Score the questions in the `rows` of a split; `unit` is the unit of F1, word or character."""
 
-    def __init__(self, rows: Dataset, unit: str):
-        self.rows, self.unit = rows, unit
+    def __init__(self, rows: Dataset, unit: str, args: TrainingArguments):
+        self.rows, self.unit, self.args = rows, unit, args
         self.questions, self.contexts = rows["question"][:], rows["context"][:]
         self.gold = [answers["text"] for answers in rows["answers"][:]]
 
     def __call__(self, spans: Spans, threshold: float | None) -> dict[str, float]:
-        """Return the `scores` of the best spans; see `answers` for `threshold`."""
+        """Return the `scores` of the best spans, and those of the domains; see `answers` for `threshold`."""
         places = answers(self.contexts, spans, threshold)
         predicted = [context[start:end] for context, (start, end) in zip(self.contexts, places, strict=True)]
-        return scores(self.questions, self.gold, predicted, self.unit)
+        columns = self.questions, self.gold, predicted
+        return by_domain(self.rows, lambda select: scores(*map(select, columns), self.unit), self.args)
 
     def names(self) -> list[str]:
         """Return the names of the scores."""

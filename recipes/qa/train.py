@@ -6,8 +6,7 @@
     python -m recipes.qa.train --config my.yaml
 
 The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 3.2 minutes: test F1 0.442, exact match 0.375; word overlap F1
-0.052 (2026-11-23).
-More in README.md.
+0.052 (2026-11-23). More in README.md.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
+from common.data.domains import carry
 from common.models import load_model
 from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer
@@ -67,7 +67,7 @@ def encode(
     windows = spans.cut_windows(
         rows["question"], rows["context"], tokenizer, max_seq_length, doc_stride, max_question_length
     )
-    return spans.label_windows(windows, rows["answers"], indices)
+    return spans.label_windows(carry(windows, rows, windows["row"]), rows["answers"], indices)
 
 
 @keep_trained_model
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Trainer
     unit = unit_of(data_args.f1_unit, data["train"]["context"][:])
-    scorers = {name: SquadScorer(rows, unit) for name, rows in data.items()}
+    scorers = {name: SquadScorer(rows, unit, args) for name, rows in data.items()}
 
     def spans_of(prediction: EvalPrediction, windows: Dataset) -> spans.Spans:
         return spans.best_spans(np.stack(prediction.predictions), windows, data_args.max_answer_length)

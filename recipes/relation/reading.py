@@ -119,6 +119,7 @@ class PairBuilder:
                 continue
             pair = {self.names.text: text, self.names.head: head.in_row(text), self.names.tail: tail.in_row(text)}
             pair |= {self.names.label: self.no_relation if label is None else label}
+            pair |= {name: row[name] for name in (self.args.domain_column,) if name in row}
             yield where, pair | {"id": f"{row.get('id', where)}-{number}"}, (head.type, tail.type), label is not None
 
     def _near(self, text: str, head: Mention, tail: Mention) -> bool:

@@ -52,7 +52,7 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
             "resume": "fixed",
         },
     )
-    keep: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
+    keep_part: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
 
     def __post_init__(self) -> None:
         if self.label_file is not None and not self.train_file:
@@ -69,15 +69,17 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
         if self.label_separator and (self.multi_label == "false" or "," in self.label_column_name):
             other = "--multi_label false" if self.multi_label == "false" else "several --label_column_name"
             raise InputError(f"--label_separator: contradicts {other}; leave one of them out")
-        if self.keep not in ("head", "tail", "head+tail"):
-            raise InputError(f"--keep {self.keep}: must be head, tail or head+tail")
+        if self.keep_part not in ("head", "tail", "head+tail"):
+            raise InputError(f"--keep_part {self.keep_part}: must be head, tail or head+tail")
         if self.long_texts not in ("truncate", "windows"):
             raise InputError(f"--long_texts {self.long_texts}: must be truncate or windows")
         if self.long_texts == "truncate":
             if self.doc_stride is not None:
                 raise InputError(f"--doc_stride {self.doc_stride}: needs --long_texts windows; add it")
-        elif self.keep != "head":
-            raise InputError(f"--keep {self.keep}: has no effect with --long_texts windows; leave one of them out")
+        elif self.keep_part != "head":
+            raise InputError(
+                f"--keep_part {self.keep_part}: has no effect with --long_texts windows; leave one of them out"
+            )
         elif self.doc_stride is None:
             self.doc_stride = self.max_seq_length // 4
         elif not 0 <= self.doc_stride <= self.max_seq_length // 2:
@@ -115,7 +117,8 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
 
     def reading(self) -> dict[str, int | str | None]:
         """Return the arguments of `windows.read`, which the saved configuration keeps for predict."""
-        return {name: getattr(self, name) for name in ("max_seq_length", "keep", "long_texts", "doc_stride")}
+        names = "max_seq_length", "long_texts", "doc_stride"
+        return {"keep": self.keep_part} | {name: getattr(self, name) for name in names}
 
 
 @dataclass

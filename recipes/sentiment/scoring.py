@@ -20,6 +20,8 @@ from sklearn.pipeline import make_pipeline
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from common.args import TrainingArguments
+from common.data.domains import by_domain
 from common.data.source import Row
 from common.data.words import without_spaces, words
 from common.errors import tell
@@ -194,8 +196,8 @@ def hardest(rows: list[dict], probs: np.ndarray, gold: np.ndarray, multi_label: 
 class Scorer:
     """Score the outputs of the trainer. `names` are the classes; `multi_label` allows several per row."""
 
-    def __init__(self, names: list[str], multi_label: bool):
-        self.classes, self.multi_label = names, multi_label
+    def __init__(self, names: list[str], multi_label: bool, args: TrainingArguments):
+        self.classes, self.multi_label, self.args = names, multi_label, args
 
     def read(self, output: EvalPrediction | PredictionOutput) -> tuple[np.ndarray, np.ndarray]:
         """Return the probabilities (rows, classes) and the gold labels."""
@@ -204,6 +206,12 @@ class Scorer:
     def __call__(self, output: EvalPrediction | PredictionOutput, thresholds: list[float] | None) -> dict[str, float]:
         """Return the `scores` of an output."""
         return scores(*self.read(output), self.classes, thresholds)
+
+    def by_domain(
+        self, rows: Dataset, output: EvalPrediction | PredictionOutput, thresholds: list[float] | None
+    ) -> dict[str, float]:
+        """Return the `scores` of an output, and those of the domains of the encoded `rows`."""
+        return by_domain(rows, lambda select: self(select(output), thresholds), self.args)
 
     def thresholds(self, output: EvalPrediction | PredictionOutput) -> list[float] | None:
         """Return the threshold of each class with the best F1; None for one label per row."""

@@ -75,7 +75,7 @@ def encode(
     columns = windows.read(tokenizer, rows["text"], rows.get("text_pair"), **reading)
     labels = [rows["label"][i] for i in windows.text_numbers(columns["first_window"])]
     columns["labels"] = [texts.one_hot(label, label2id) if multi_label else label2id[label] for label in labels]
-    return columns
+    return windows.with_domain(columns, rows)
 
 
 @keep_trained_model
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
     windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
-    scorer = scoring.Scorer(labels, multi_label)
+    scorer = scoring.Scorer(labels, multi_label, args)
     check_best_metric(args, scorer.names(rows["validation"]["labels"][:]))
     train_encoder(rows)
     probed = start_at_probe(loaded, rows, model_args, args, weights, multi_label, few_args.strengths)
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Trainer
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
-        return scorer(prediction, scorer.thresholds(prediction))
+        return scorer.by_domain(rows, prediction, scorer.thresholds(prediction))
 
     trainer = windows.Trainer(
         model=tuned,
@@ -137,8 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics = output.metrics
     trainer.save_metrics("eval", metrics)
     thresholds = scorer.thresholds(output)  # test and predict use them
-    if multi_label:
-        config.thresholds = thresholds
+    config.update({"thresholds": thresholds} if multi_label else {})
 
     # Test
     scored = "test" if "test" in rows else "eval"
@@ -146,7 +145,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         with run.phase("test"):
             output = trainer.predict(rows["test"], metric_key_prefix="test")
         baselines |= scoring.bag_of_words(data["train"][:], data["test"][:], labels, multi_label)
-        metrics |= run.save_scores(trainer, "test", output.metrics, scorer(output, thresholds) | baselines)
+        found = scorer.by_domain(rows["test"], output, thresholds)
+        metrics |= run.save_scores(trainer, "test", output.metrics, found | baselines)
         scorer.write(args.output_dir, data["test"], output, thresholds)
     history, selected_by = trainer.state.log_history, args.metric_for_best_model or "loss"
     draw(args.output_dir, *scorer.read(output), labels, thresholds, history, selected_by)

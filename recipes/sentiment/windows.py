@@ -8,6 +8,7 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from common import training
+from common.data.domains import carry
 from common.errors import tell, warn
 from common.models.room import room_of
 
@@ -80,6 +81,11 @@ def _windows(encoding: Encoding, size: int, stride: int) -> list[Encoding]:
 def text_numbers(first_window: list[bool]) -> list[int]:
     """Return the number of the text of each row."""
     return (np.cumsum(first_window) - 1).tolist()
+
+
+def with_domain(columns: dict[str, list], rows: dict[str, list]) -> dict[str, list]:
+    """Add the domains of texts to their encoded `columns`, if `rows` has them."""
+    return carry(columns, rows, text_numbers(columns["first_window"]))
 
 
 def report_long(rows: DatasetDict, max_seq_length: int, keep: str, long_texts: str, doc_stride: int | None) -> None:

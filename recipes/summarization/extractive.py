@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from common.data.domains import carry
 from common.data.tokens import encode_parts, ends_of
 from common.models.decoding import padded
 from common.models.room import room_of
@@ -32,7 +33,7 @@ def marked(data: DatasetDict, rouge: Rouge) -> DatasetDict:
     for name, rows in data.items():
         parts = [units(text) for text in rows["document"]]
         chosen = [oracle(p, r, rouge) for p, r in zip(parts, rows["references"], strict=True)]
-        splits[name] = Dataset.from_dict({"parts": parts, "oracle": chosen})
+        splits[name] = Dataset.from_dict(carry({"parts": parts, "oracle": chosen}, rows[:]))
     return DatasetDict(splits)
 
 
@@ -66,7 +67,7 @@ def encode_windows(
             windows["labels"].append(labels)
             windows["sentences"].append(numbers)
             windows["row"].append(row)
-    return windows
+    return carry(windows, rows, np.searchsorted(indices, windows["row"]).tolist())
 
 
 def cut(parts: list[list[int]], room: int, mark: list[int]) -> list[tuple[list[int], list[tuple[int, int]], list[int]]]:

@@ -10,6 +10,8 @@ from datasets import Dataset
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
+from common.args import TrainingArguments
+from common.data import domains
 from common.data.words import composed, letters, words
 from common.errors import tell
 from common.run.report import print_table, rows_named, write_json_lines, write_samples
@@ -221,11 +223,16 @@ def baselines(rouge: Rouge, rows: Dataset, first: int, random: int) -> dict[str,
     }
 
 
-def scores(rouge: Rouge, rows: Dataset, predicted: Sequence[str]) -> dict[str, float]:
-    """Return mean ROUGE, the style of the summaries and of the references, and ROUGE of each group if present."""
+def by_domain(rows: Dataset, values: np.ndarray, args: TrainingArguments) -> dict[str, float]:
+    """Return the `means` of the scores of rows, and those of the domains."""
+    return domains.by_domain(rows, lambda select: means(select(values)), args)
+
+
+def scores(rouge: Rouge, rows: Dataset, predicted: Sequence[str], args: TrainingArguments) -> dict[str, float]:
+    """Return mean ROUGE, also by domain and by group, and the style of the summaries and of the references."""
     documents, references = rows["document"][:], rows["references"][:]
     values = rouge(predicted, references)
-    result = means(values) | style(documents, predicted)
+    result = by_domain(rows, values, args) | style(documents, predicted)
     result |= {f"reference_{name}": value for name, value in style(documents, rows["summary"][:]).items()}
     if "group" in rows.column_names:
         groups = np.array(rows["group"][:])
@@ -237,7 +244,12 @@ def scores(rouge: Rouge, rows: Dataset, predicted: Sequence[str]) -> dict[str, f
 
 
 def score_split(
-    rouge: Rouge, rows: Dataset, predicted: Sequence[str], counts: tuple[int, int], other: list[str] | None
+    rouge: Rouge,
+    rows: Dataset,
+    predicted: Sequence[str],
+    counts: tuple[int, int],
+    other: list[str] | None,
+    args: TrainingArguments,
 ) -> dict[str, float]:
     """Return the `scores` of the predictions, the scores of the `baselines`, and the number of `samples`.
 
@@ -247,8 +259,9 @@ def score_split(
         predicted: a summary for each row.
         counts: number of sentences of the lead baseline and of the random baseline.
         other: predictions of another run to compare with; None for no comparison.
+        args: name the score of domains.
     """
-    result = scores(rouge, rows, predicted) | {"samples": len(predicted)} | baselines(rouge, rows, *counts)
+    result = scores(rouge, rows, predicted, args) | {"samples": len(predicted)} | baselines(rouge, rows, *counts)
     return result if other is None else result | compare(rouge, other, predicted, rows)
 
 

@@ -19,6 +19,7 @@ from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common.cli import command_line, parse
+from common.data.domains import carry
 from common.data.language_codes import encode_sources, set_direction
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, keep_trained_model, other_predictions
@@ -67,12 +68,13 @@ def encode(
     """
     whole = encode_sources(tokenizer, prefix, rows["document"])
     labels = label_ids(tokenizer, rows["summary"], start)
-    return {
+    columns = {
         "input_ids": encode_sources(tokenizer, prefix, rows["document"], lengths[0]),
         "labels": label_ids(tokenizer, rows["summary"], start, lengths[1]),
         "cut": [len(ids) > lengths[0] for ids in whole],
         "summary_cut": [len(ids) > lengths[1] for ids in labels],
     }
+    return carry(columns, rows)
 
 
 @keep_trained_model
@@ -100,8 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     direction = abstractive.direction_of(tokenizer, model, data_args.language, data_args.source_prefix)
     abstractive.set_search(model, generation_args)
     set_direction(tokenizer, model, direction)
-    settings = {"method": "abstractive"}
-    settings |= {"source_code": direction.source_code, "prefix": direction.source_prefix}
+    settings = {"method": "abstractive", "source_code": direction.source_code, "prefix": direction.source_prefix}
     model.config.update({"summarization": settings, "max_source_length": lengths[0]})  # for predict
     start = model.generation_config.decoder_start_token_id
     options = {"tokenizer": tokenizer, "prefix": direction.source_prefix, "lengths": lengths, "start": start}
@@ -116,7 +117,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         predicted, _, ended = decoded(prediction.predictions, tokenizer, forced)
-        means = scoring.means(rouge(predicted, [references[i] for i in watched]))
+        rows = data["validation"].select(watched)
+        means = scoring.by_domain(rows, rouge(predicted, rows["references"][:]), args)
         return means | {"hit_max_length": ended.count(False) / len(ended)}
 
     trainer = Seq2SeqTrainer(
@@ -136,15 +138,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics: dict[str, float] = {}
     args.predict_with_generate, trainer.compute_metrics = True, None  # scored below, with the baselines
     first = scoring.best_count(rouge, partial(scoring.lead, data["validation"]["document"][:]), references)
-    for split, name in (("eval", "validation"), ("test", "test")):
+    for split, name, other in (("eval", "validation", None), ("test", "test", compared)):
         if name not in rows:
             continue
         with run.phase(split):
             output = trainer.predict(rows[name], metric_key_prefix=split)
         predicted, _, ended = decoded(output.predictions, tokenizer, forced)
         values = {"hit_max_length": ended.count(False) / len(ended), "cut": float(np.mean(cut[name]))}
-        other = compared if name == "test" else None
-        values |= scoring.score_split(rouge, data[name], predicted, (first, first), other)
+        values |= scoring.score_split(rouge, data[name], predicted, (first, first), other, args)
         metrics |= run.save_scores(trainer, split, output.metrics, values)
         scoring.write_split(args.output_dir, name, rouge, data[name], predicted, [{"ended": end} for end in ended])
     draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "rouge_mean")

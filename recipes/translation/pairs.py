@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from common.args import FileArguments
 from common.data.corpus import files_of
+from common.data.domains import DOMAIN
 from common.data.files import READERS, TABLES, Readers, read_file, read_text
 from common.data.json_files import parse_cell
 from common.data.language_codes import two_letters
@@ -206,7 +207,7 @@ def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict
                         flat[name].append(value)
         return flat
 
-    kept = [name for name in ("id", "group") if name in data["train"].column_names]
+    kept = [name for name in ("id", "group", DOMAIN) if name in data["train"].column_names]
     data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
     if len(directions) > 1:
         for name, rows in data.items():

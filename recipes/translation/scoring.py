@@ -8,6 +8,8 @@ import numpy as np
 from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from common.args import TrainingArguments
+from common.data.domains import by_domain
 from common.data.language_codes import two_letters
 from common.errors import tell
 from common.run.report import print_table, rows_named, write_json_lines, write_samples
@@ -51,9 +53,13 @@ def sentence_scores(predicted: list[str], gold: list[str]) -> list[float]:
 
 
 class Scorer:
-    """Score rows of the language pairs `directions`; `tokenize` selects the tokenizer of BLEU (see `bleu_of`)."""
+    """Score rows of the language pairs `directions`.
 
-    def __init__(self, directions: list[tuple[str, str]], tokenize: str):
+    `tokenize` selects the tokenizer of BLEU (see `bleu_of`), and `args` the score of domains.
+    """
+
+    def __init__(self, directions: list[tuple[str, str]], tokenize: str, args: TrainingArguments):
+        self.args = args
         self.bleus = {f"{source}-{target}": bleu_of(target, tokenize) for source, target in directions}
 
     def __call__(self, rows: Dataset, predicted: list[str], ended: list[bool], fast: bool = False) -> dict[str, float]:
@@ -63,15 +69,17 @@ class Scorer:
             rows: columns `source`, `target`, `pair` and optionally `group`.
             predicted: the translation of each row.
             ended: whether each output ended before the maximum length; `hit_max_length` is the share that did not.
-            fast: return only the means of `SCORES` and `hit_max_length`.
+            fast: return only the means of `SCORES`, also by domain, and `hit_max_length`.
         """
         gold, pairs = rows["target"][:], rows["pair"][:]
         cut = {"hit_max_length": ended.count(False) / len(ended)}
+        columns = predicted, gold, pairs
+        means = by_domain(rows, lambda select: by_pair(self.bleus, *map(select, columns), fast=True), self.args)
         if fast:
-            return by_pair(self.bleus, predicted, gold, pairs, fast=True) | cut
+            return means | cut
         groups = rows["group"][:] if "group" in rows.column_names else None
         copied = by_pair(self.bleus, rows["source"][:], gold, pairs)
-        result = by_pair(self.bleus, predicted, gold, pairs, groups)
+        result = means | by_pair(self.bleus, predicted, gold, pairs, groups)
         return result | {f"copy_{name}": value for name, value in copied.items()} | cut | {"samples": len(ended)}
 
     def compare(self, rows: Dataset, other: list[str], predicted: list[str]) -> dict[str, float]:

@@ -10,14 +10,13 @@ test BLEU 74.9, copied source 10.9 (2026-11-28). More in README.md.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common import cli
-from common.data import language_codes
+from common.data import domains, language_codes
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
@@ -47,10 +46,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     metric_for_best_model: str | None = field(default="bleu", metadata={"help": "selects the best checkpoint"})
 
 
-ARGUMENTS = (
-    *(Seq2SeqModelArguments, TranslationDataArguments, GenerationArguments),
-    *(TuningArguments, TranslationTrainingArguments),
-)
+GROUPS = Seq2SeqModelArguments, TranslationDataArguments, GenerationArguments, TuningArguments
+ARGUMENTS = (*GROUPS, TranslationTrainingArguments)
 
 
 def encode(
@@ -76,7 +73,7 @@ def encode(
         for k, i in enumerate(of_pair):
             encoded["input_ids"][i], encoded["labels"][i] = ids[k], labels[k]
             encoded["cut"][i] = len(whole[0][k]) > lengths[0] or len(whole[1][k]) > lengths[1]
-    return encoded
+    return domains.carry(encoded, rows)
 
 
 @keep_trained_model
@@ -113,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
     # Trainer
-    scorer = scoring.Scorer(pairs, data_args.bleu_tokenize)
+    scorer = scoring.Scorer(pairs, data_args.bleu_tokenize, args)
     watched = args.watched(len(rows["validation"]))
 
     def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
@@ -148,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             values |= scorer.compare(data[name], compared, predicted)
         metrics |= run.save_scores(trainer, split, output.metrics, values)
         scoring.write_split(args.output_dir, name, data[name], predicted, ended)
-    draw_history(Path(args.output_dir, "curve.png"), trainer.state.log_history, "bleu")
+    draw_history(args.folder / "curve.png", trainer.state.log_history, "bleu")
     scored = "test" if "test" in rows else "eval"
     scoring.print_scores(metrics, scored, scorer.signatures()["bleu"])
 

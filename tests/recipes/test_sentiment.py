@@ -315,7 +315,7 @@ def test_rows_that_are_cut_are_counted_and_arguments_of_windows_must_agree(start
     for more, message in (
         (["--long_texts", "all"], "must be truncate or windows"),
         (["--doc_stride", "4"], "--doc_stride 4: needs --long_texts windows"),
-        (["--long_texts", "windows", "--keep", "tail"], "--keep tail: has no effect"),
+        (["--long_texts", "windows", "--keep_part", "tail"], "--keep_part tail: has no effect"),
         (["--long_texts", "windows", "--doc_stride", "33"], "--doc_stride 33: .* --max_seq_length 64; give at most 32"),
         (["--max_seq_length", "4", "--text_pair_column_name", "domain"], "--max_seq_length 4: .*; give at least 5"),
     ):

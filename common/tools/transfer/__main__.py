@@ -33,6 +33,7 @@ from common.tools.transfer.chains import Chains, Run, add_longer, build, time_fa
 from common.tools.transfer.estimate import Estimate, measure, minutes
 from common.tools.transfer.findings import Findings
 from common.tools.transfer.plan import read_plan
+from common.tools.transfer.sequence import add_sequence
 from common.tools.transfer.signs import SIGNS, predict
 from common.tools.transfer.tasks import Tasks
 from common.tools.transfer.work import Store, Work
@@ -71,7 +72,9 @@ def main(argv: list[str] | None = None) -> Findings:
         check_seeds(options.seeds)
         plan = plan.with_seeds(tuple(map(int, options.seeds)))
     plan = plan.part(options.targets, options.most_rows)
-    chains = build(plan, Tasks(), options.folder, options.gpus)
+    tasks = Tasks()
+    chains = build(plan, tasks, options.folder, options.gpus)
+    add_sequence(chains, tasks, options.folder, options.gpus)
     warn_of_notes(chains)
     store, out = Store(options.folder), options.folder / plan.path.stem
     words = shlex.join(["python", "-m", "common.tools.transfer", *(sys.argv[1:] if argv is None else argv)])

@@ -116,6 +116,8 @@ class Chains:
         first_tasks: for each target and source the task of its last stage.
         forgetting: for each target and source the runs that score the source's task after the target, one a seed.
         longer: for each cell the runs that spend its minutes on the baseline; set by `add_longer`.
+        sequence: for each method of the sequence, the number of tasks learned and the number of a task: the runs that
+            score the task, one a seed. `JOINT` has 1 as the number of tasks learned.
         notes: what the plan cannot do, in sentences.
     """
 
@@ -126,11 +128,15 @@ class Chains:
     first_tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
     forgetting: dict[tuple[str, str], tuple[Run, ...]] = field(default_factory=dict)
     longer: dict[Place, tuple[Run, ...]] = field(default_factory=dict)
+    sequence: dict[tuple[str, int, int], tuple[Run, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def runs(self) -> list[Run]:
         """Return all runs, each once, in an order in which each follows the runs that it needs."""
-        groups = [*self.cells.values(), *self.longer.values(), *self.forgetting.values()]
+        groups = [
+            *(*self.cells.values(), *self.longer.values(), *self.forgetting.values()),
+            *self.sequence.values(),
+        ]
         # seed by seed: a stopped plan then has whole columns
         ordered = [run for seed in self.plan.seeds for group in groups for run in group if run.seed == seed]
         return list({run.key: run for last in ordered for run in last.chain()}.values())
@@ -279,6 +285,12 @@ def _add_forgetting(chains: Chains, target: Target, source: Source, rows: Rows, 
         )
         for first, cell in zip(firsts, cells, strict=True)
     )
+
+
+def kept_by(words: tuple[str, ...]) -> str | None:
+    """Return the value of `--keep` in the arguments of a run; None without it."""
+    pairs = zip(words, (*words, "")[1:], strict=True)
+    return next((w.partition("=")[2] or value for w, value in pairs if w.partition("=")[0] == "--keep"), None)
 
 
 def shown(rows: Rows) -> str:

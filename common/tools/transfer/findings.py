@@ -12,6 +12,7 @@ from common.run.transferable import RowStatistics
 from common.tools.runner import score_of
 from common.tools.transfer.chains import Chains, Place, Run
 from common.tools.transfer.plan import Rows
+from common.tools.transfer.sequence import learned_by
 from common.tools.transfer.signs import SIGNS
 from common.tools.transfer.statistics import (
     LEVEL,
@@ -106,6 +107,7 @@ class Findings:
         score_names: the score of each target.
         needed: for each target and source, and each number of rows of the baseline: rows that reach its score, with
             the ends of their interval.
+        sequence: what each method and bound of the sequence has learned.
         worth: for each target and number of rows, sign -> rank correlation and regret at 1.
     """
 
@@ -121,6 +123,7 @@ class Findings:
             self.units[target] = 100.0 if scores and max(map(abs, scores)) <= 1 else 1.0
         self._compare()
         self.forgetting = self._forgotten()
+        self.sequence = learned_by(chains, self._in_points)
         self.needed = self._efficiency()
         self.worth = self._worth()
 
@@ -133,6 +136,12 @@ class Findings:
             return None
         whole = [one for one in found if one is not None]
         return Arm(np.array([s for s, _, _ in whole]), np.stack([draws for _, draws, _ in whole]), whole[0][2])
+
+    def _in_points(self, runs: Sequence[Run], target: str) -> Arm | None:
+        """Return the runs as an arm on the test rows of a target, in points of which more is better."""
+        arm = self._arm(runs, self.score_names[target])
+        unit = self.units[target] * self.sign_of(target)
+        return arm and Arm(unit * arm.scores, unit * arm.draws, arm.rows)
 
     def _run(self, run: Run, score: str) -> tuple[float, np.ndarray, int] | None:
         result = self.store.result(run)

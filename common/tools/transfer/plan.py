@@ -8,6 +8,14 @@
     equal_cost: true                          # also train the baseline for the minutes of each source
     forgetting: true                          # also score each source task after the target was learned
 
+    sequence:                                 # learn targets one after the other; optional
+      order: [TARGET, TARGET, ...]            # with the most rows of each
+      methods:                                # NAME: arguments of each training after the first
+        naive: --keep none                    # default: these four
+        ewc: --keep ewc
+        lwf: --keep lwf
+        replay: --keep replay
+
     targets:
       NAME:
         recipe: RECIPE                        # as in `make RECIPE`
@@ -29,6 +37,8 @@
         only: [TARGET, ...]                   # targets of this source; default: all
 
 Arguments may have environment variables: `--train_file $DATA/train.jsonl`.
+A method of a sequence with `--keep replay` replays the training files of the targets before, and all targets together
+are trained as the upper bound, if they have one recipe, one set of labels and files of type .jsonl.
 A source with `rows` 0 at a target is scored on it without training. `frozen` has `then: --tuning head` by default.
 """
 
@@ -68,11 +78,19 @@ SET = dict.fromkeys(OWN, "leave it out") | {
     "--max_train_samples": "give rows",
 }
 KEYS = {
-    "plan": ("title", "seeds", "budget", "model", "baseline", "equal_cost", "forgetting", "targets", "sources"),
+    "plan": (
+        *("title", "seeds", "budget", "model", "baseline", "equal_cost", "forgetting"),
+        *("sequence", "targets", "sources"),
+    ),
+    "sequence": ("order", "methods"),
     "target": ("recipe", "arguments", "rows", "score"),
     "source": ("kind", "recipe", "arguments", "rows", "texts", "of", "stages", "model", "then", "only"),
     "stage": ("recipe", "arguments", "rows", "texts"),
 }
+#: bounds of a sequence: all tasks trained together, and each task alone
+JOINT, ALONE = "joint", "alone"
+#: methods of a sequence, if the plan names none: name -> arguments
+METHODS = {"naive": "--keep none", "ewc": "--keep ewc", "lwf": "--keep lwf", "replay": "--keep replay"}
 #: number of training rows; None: all
 Rows = int | None
 
@@ -143,6 +161,19 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Sequence:
+    """Targets that are learned one after the other.
+
+    Attributes:
+        order: names of the targets.
+        methods: name of a method -> arguments of each training after the first.
+    """
+
+    order: tuple[str, ...]
+    methods: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A checked plan; see the top of this module."""
 
@@ -156,6 +187,7 @@ class Plan:
     model: str | None = None
     equal_cost: bool = True
     forgetting: bool = True
+    sequence: Sequence | None = None
 
     def source(self, name: str) -> Source:
         """Return a source by its name."""
@@ -186,7 +218,9 @@ class Plan:
                 targets.append(replace(target, rows=rows))
         kept = {target.name for target in targets}
         sources = tuple(source for source in self.sources if not source.only or kept & set(source.only))
-        return replace(self, targets=tuple(targets), sources=sources)
+        order = tuple(name for name in self.sequence.order if name in kept) if self.sequence else ()
+        sequence = replace(self.sequence, order=order) if self.sequence and len(order) > 1 else None
+        return replace(self, targets=tuple(targets), sources=sources, sequence=sequence)
 
     def target(self, name: str) -> Target:
         """Return a target by its name."""
@@ -341,6 +375,7 @@ def read_plan(path: str | Path) -> Plan:
         model=None if about.get("model") is None else str(about["model"]),
         equal_cost=read.flag("equal_cost", about.get("equal_cost", True)),
         forgetting=read.flag("forgetting", about.get("forgetting", True)),
+        sequence=_sequence(read, about["sequence"], targets) if "sequence" in about else None,
     )
     _check(read, plan)
     read.problems.check()
@@ -407,6 +442,32 @@ def _sources(read: _Reader, name: str, value: Any, targets: list[Target]) -> lis
     return [replace(source, stages=tuple(stages))]
 
 
+def _sequence(read: _Reader, value: Any, targets: list[Target]) -> Sequence:
+    """Return the targets that are learned one after the other."""
+    about, known = read.mapping("sequence", value, "sequence"), [target.name for target in targets]
+    order = tuple(map(str, about.get("order") or ()))
+    for name in order:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            read.add("sequence", f"order {name}: no such target" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+        elif order.count(name) > 1:
+            read.add("sequence", f"order {name}: is repeated; name each target once")
+    if len(order) < 2:
+        read.add("sequence", "order: give at least two targets, such as [first, second]")
+    methods = about.get("methods") or METHODS
+    if not isinstance(methods, dict):
+        read.add("sequence", f"methods is {methods!r}; write a name for each, and its arguments: ewc: --keep ewc")
+        methods = {}
+    words = {str(name): read.words("sequence", given) for name, given in methods.items()}
+    for name, of_method in words.items():
+        if name in (JOINT, ALONE):
+            read.add("sequence", f"methods {name}: is the name of a bound; rename the method")
+        for argument in ("--after", "--replay_file", "--save_fisher"):
+            if argument in of_method:
+                read.add("sequence", f"methods {name}: {argument}: is set by the sequence; leave it out")
+    return Sequence(order, words)
+
+
 def _seeds(read: _Reader, value: Any) -> tuple[int, ...]:
     seeds = value if isinstance(value, list) else [value]
     if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
@@ -441,7 +502,7 @@ def _check(read: _Reader, plan: Plan) -> None:
     if names and plan.baseline not in names:
         hint = "add it to the sources, or name another" if plan.baseline == "pretrained" else "name one of the sources"
         read.add("baseline", f"{plan.baseline}: no such source; {hint}")
-    elif names and names == [plan.baseline]:
+    elif names and names == [plan.baseline] and plan.sequence is None:
         read.add("sources", "only the baseline is here, and nothing to compare with it; add a source")
     else:
         baseline = next((source for source in plan.sources if source.name == plan.baseline), None)

@@ -17,7 +17,7 @@ from common.run.report import STYLE
 from common.tools.runner import keep
 from common.tools.transfer.chains import shown
 from common.tools.transfer.findings import Cell, Comparison, Findings
-from common.tools.transfer.plan import Rows
+from common.tools.transfer.plan import ALONE, JOINT, Rows
 from common.tools.transfer.sentences import limits, number, sentences
 from common.tools.transfer.signs import SIGNS
 
@@ -74,7 +74,7 @@ def sections(findings: Findings) -> list[Section]:
         found.append(
             _matrix(findings, "score", "Scores", "Mean over the seeds, with the half width of the 95 % interval.")
         )
-        found += [_efficiency(findings), _equal_cost(findings), _forgetting(findings)]
+        found += [_efficiency(findings), _equal_cost(findings), _forgetting(findings), *_sequence(findings)]
     found += [_signs(findings), _worth(findings)]
     if any(cell.score for cell in findings.cells.values()):
         found.append(Section("What this does not show", [f"- {limit}" for limit in limits(findings)]))
@@ -166,6 +166,30 @@ def _forgetting(findings: Findings) -> Section:
         name = f"{one.source} ({one.score}), after {one.target}, {shown(one.rows)}"
         section.rows.append([name, f"{one.before:.1f}", f"{one.after:.1f}", _marked(one.change)])
     return section
+
+
+def _sequence(findings: Findings) -> list[Section]:
+    """Return what each method of the sequence has learned, and the scores after each task."""
+    sequence = findings.chains.plan.sequence
+    if sequence is None:
+        return []
+    text = (
+        f"Learned one after the other: {', '.join(sequence.order)}. Average accuracy: mean score of all tasks then. "
+        "Forgetting: loss from the best earlier score of a task to that at the end. Backward transfer: gain from the "
+        f"score right after a task to that at the end. {JOINT}: all tasks trained together. {ALONE}: a model a task."
+    )
+    header = ["method", "average accuracy", "forgetting", "backward transfer"]
+    section = Section("Sequence", [text], header)
+    each = Section("Sequence, task by task", ["Scores after each task."], ["method, after", *sequence.order])
+    for method, one in findings.sequence.items():
+        effects = (one.average, one.forgetting, one.backward)
+        cells = ["" if e is None else f"{e.mean:.1f} ± {e.half_width:.1f}" for e in effects]
+        section.rows.append([method, *cells])
+        for k in sorted({k for k, _ in one.scores}):
+            name = method if one.forgetting is None else f"{method}, {sequence.order[k]}"
+            scores = [one.scores.get((k, j)) for j in range(len(sequence.order))]
+            each.rows.append([name, *("" if score is None else f"{score:.1f}" for score in scores)])
+    return [section, each]
 
 
 def _signs(findings: Findings) -> Section:
@@ -334,6 +358,13 @@ def as_json(findings: Findings, about: str) -> dict[str, Any]:
         for (target, rows), of_signs in findings.worth.items()
         for sign, values in of_signs.items()
     ]
+    sequence = {
+        method: {"average_accuracy": asdict(one.average)}
+        | {"forgetting": one.forgetting and asdict(one.forgetting)}
+        | {"backward_transfer": one.backward and asdict(one.backward)}
+        | {"scores": [{"learned": k + 1, "task": j + 1, "score": score} for (k, j), score in one.scores.items()]}
+        for method, one in findings.sequence.items()
+    }
     return {
         "title": plan.title,
         "about": about,
@@ -343,6 +374,7 @@ def as_json(findings: Findings, about: str) -> dict[str, Any]:
         "cells": cells,
         "label_efficiency": needed,
         "forgetting": forgetting,
+        "sequence": sequence,
         "signs": findings.signs,
         "worth_of_signs": worth,
     }

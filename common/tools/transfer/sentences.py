@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from common.tools.transfer.findings import Cell, Comparison, Findings
-from common.tools.transfer.plan import KINDS, Rows, Source
+from common.tools.transfer.plan import JOINT, KINDS, Rows, Source
 
 
 def sentences(findings: Findings) -> list[str]:
@@ -18,7 +18,7 @@ def sentences(findings: Findings) -> list[str]:
             ]
             if cells and source.name != plan.baseline:
                 found += _of_source(findings, source, target.name, cells)
-    return found + _of_forgetting(findings) + _of_signs(findings)
+    return found + _of_forgetting(findings) + _of_sequence(findings) + _of_signs(findings)
 
 
 def lead(source: Source) -> str:
@@ -35,6 +35,22 @@ def number(comparison: Comparison) -> str:
 
 def _at(rows: Rows) -> str:
     return "all rows" if rows is None else f"{rows:,} rows"
+
+
+def _of_sequence(findings: Findings) -> list[str]:
+    """Return a sentence for each method and bound of the sequence."""
+    found = []
+    for method, one in findings.sequence.items():
+        average = f"{one.average.mean:.1f} ± {one.average.half_width:.1f}"
+        if one.forgetting is None:
+            bound = "All tasks trained together" if method == JOINT else "A model for each task"
+            found.append(f"{bound} ({method}): average accuracy {average}.")
+        else:
+            lost = f"{one.forgetting.mean:.1f} ± {one.forgetting.half_width:.1f}"
+            found.append(
+                f"After the sequence, {method} has an average accuracy of {average} and forgets {lost} points."
+            )
+    return found
 
 
 def _listed(cells: Sequence[Cell]) -> str:

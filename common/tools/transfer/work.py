@@ -17,7 +17,7 @@ from common.models import resolve_model
 from common.models.load import load_config
 from common.run.fingerprint import differences
 from common.tools import runner
-from common.tools.transfer.chains import Chains, Graft, Random, Run, time_factors
+from common.tools.transfer.chains import Chains, Graft, Random, Run, kept_by, time_factors
 from common.tools.transfer.claims import Claim, claim, end_orphan
 from common.tools.transfer.estimate import Estimate, minutes
 
@@ -241,7 +241,8 @@ class Work:
             end_orphan(folder)
             words = [*run.task.words, *run.words]
             if run.start is not None:
-                words += ["--model_name_or_path", str(self.store.model_of(run.start))]
+                model = str(self.store.model_of(run.start))
+                words += ["--model_name_or_path", model, *(["--after", model] if kept_by(run.words) else [])]
             self._begun[run.key] = time.monotonic()
             words += ["--seed", str(run.seed)]
             return runner.start(run.task.recipe, words, folder, run.gpus, self.at_once, slot)

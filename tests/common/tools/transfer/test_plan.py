@@ -96,6 +96,11 @@ sources:
         ("pretrained: {}", "frozen: {}", "baseline: pretrained: no such source; add it to the sources"),
         ("  scratch: {}\n", "", "sources: only the baseline is here"),
         ("targets:", "baseline: none\ntargets:", "baseline: none: no such source; name one of the sources"),
+        ("targets:", "sequence: {order: [mine]}\ntargets:", "sequence: order: give at least two targets"),
+        ("targets:", "sequence: {order: [mine, mein]}\ntargets:", "order mein: no such target; did you mean mine?"),
+        ("targets:", "sequence: {order: [mine, mine]}\ntargets:", "order mine: is repeated; name each target once"),
+        ("targets:", "sequence: {methods: {joint: --keep ewc}}\ntargets:", "methods joint: is the name of a bound"),
+        ("targets:", "sequence: {methods: {a: --after b}}\ntargets:", "methods a: --after: is set by the sequence"),
         ("targets:", "seeds: [1, 1]\ntargets:", "seeds: [1, 1]: a seed is repeated"),
         ("targets:", "seeds: many\ntargets:", "seeds: is 'many'; give whole numbers"),
         ("targets:", "budget: soon\ntargets:", "budget: is 'soon'; give minutes, such as: 90 minutes, 3 hours"),
@@ -143,6 +148,8 @@ def test_the_plans_of_this_folder_are_right_about_the_arguments_of_recipes(path,
     for source in plan.sources:
         commands |= {(stage.recipe, stage.words) for stage in source.stages}
         commands |= {(target.recipe, target.words + source.then) for target in plan.targets if source.serves(target, 1)}
+    for method in plan.sequence.methods.values() if plan.sequence else ():
+        commands |= {(plan.target(name).recipe, plan.target(name).words + method) for name in plan.sequence.order}
     for recipe, words in commands:
         parse(importlib.import_module(training_module(recipe)).ARGUMENTS, list(words))
     assert plan.budget is not None

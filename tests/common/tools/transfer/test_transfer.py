@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,9 +19,11 @@ from transformers import AutoModel, BertForSequenceClassification, BertForTokenC
 import recipes
 from common.errors import InputError
 from common.tools.transfer import __main__ as transfer
-from common.tools.transfer.chains import Graft, Random, build
+from common.tools.transfer.chains import Graft, Random, build, kept_by
 from common.tools.transfer.findings import Findings
 from common.tools.transfer.plan import read_plan
+from common.tools.transfer.sequence import _learned, joined, why_not_joined
+from common.tools.transfer.statistics import DRAWS, Arm
 from common.tools.transfer.tasks import Tasks
 from common.tools.transfer.work import Store, graft, random_checkpoint
 from tests.common.tools.transfer import toy
@@ -97,6 +100,71 @@ def test_a_plan_of_toys_is_trained_once_and_its_report_is_right(toys, capsys):
     assert (toys / "out" / "other" / "transfer.md").read_text().startswith("# Others\n")
     assert not list((toys / "out" / "runs").glob("*.claim"))
     assert not list((toys / "out" / "models").iterdir())
+
+
+SEQUENCE = """
+title: One after the other
+seeds: [1, 2]
+model: {tiny}
+sequence: {{order: [one, two, three], methods: {{naive: --keep none, lwf: --keep lwf, replay: --keep replay}}}}
+targets:
+  one: {{recipe: toy, arguments: --teaches 1}}
+  two: {{recipe: toy, arguments: --teaches -1}}
+  three: {{recipe: toy}}
+sources: {{pretrained: {{}}}}
+"""
+
+
+def test_a_sequence_says_what_is_forgotten(toys, tiny, capsys):
+    (toys / "plan.yaml").write_text(SEQUENCE.format(tiny=tiny))
+    findings = run(toys, "--predict", "off")
+    warned = capsys.readouterr().err
+    assert "warning: replay is left out of the sequence: the training rows are no .jsonl files" in warned
+    assert "warning: joint is left out of the sequence: the training rows are no .jsonl files" in warned
+    assert findings.sequence.keys() == {"naive", "lwf", "alone"}
+    naive = findings.sequence["naive"]
+    # the model is worth 0, 1, 0, 0 before the first task and after each; each score is 50 + 30 times the worth
+    wanted = {(0, 0): 50, (1, 0): 50, (1, 1): 80, (2, 0): 50, (2, 1): 50, (2, 2): 50}
+    assert naive.scores == pytest.approx({place: value + 1.5 for place, value in wanted.items()}, abs=0.5)
+    assert naive.average.mean == pytest.approx(51.5, abs=0.5)
+    assert naive.forgetting.mean == pytest.approx(15, abs=0.5)  # task 1: 0, task 2: 80 - 50
+    assert naive.backward.mean == pytest.approx(-15, abs=0.5)
+    assert findings.sequence["alone"].average.mean == pytest.approx(51.5, abs=0.5)
+    report = (toys / "out" / "plan" / "transfer.md").read_text()
+    assert "- After the sequence, naive has an average accuracy of 51." in report
+    assert "## Sequence, task by task" in report
+    content = json.loads((toys / "out" / "plan" / "transfer.json").read_text())
+    assert content["sequence"]["lwf"]["forgetting"]["mean"] == pytest.approx(15, abs=0.5)
+    words = [json.loads(path.read_text())["words"] for path in (toys / "out" / "runs").glob("*.json")]
+    assert sum("lwf" in of_run for of_run in words) == 4  # two later tasks, two seeds
+    (toys / "plan.yaml").write_text(SEQUENCE.format(tiny=tiny).replace("--keep none", "--keeps none"))
+    with pytest.raises(InputError, match="unknown argument --keeps; did you mean --keep"):
+        run(toys, "--predict", "off")
+
+
+def test_measures_of_a_sequence_are_those_of_the_papers():
+    def arm(*scores: float) -> Arm:
+        return Arm(np.array(scores), np.tile(np.array(scores)[:, None], DRAWS), 10)
+
+    r = {(0, 0): arm(80, 60), (1, 0): arm(70, 70), (2, 0): arm(50, 40), (1, 1): arm(90, 90), (2, 1): arm(60, 80)}
+    assert [kept_by(words) for words in ((), ("--keep", "ewc"), ("--a", "b", "--keep=lwf"))] == [None, "ewc", "lwf"]
+    found = _learned(r | {(2, 2): arm(70, 60)}, last=2)
+    assert found.average.mean == pytest.approx((50 + 60 + 70 + 40 + 80 + 60) / 6)
+    assert found.forgetting.mean == pytest.approx((80 - 50 + 90 - 60 + 70 - 40 + 90 - 80) / 4)
+    assert found.backward.mean == pytest.approx((50 - 80 + 60 - 90 + 40 - 60 + 80 - 90) / 4)
+
+
+def test_training_files_are_joined_without_ids(toys):
+    lines = {"a": '{"id": 1, "text": "x"}\n\n', "b": '{"id": 1, "text": "y"}\n'}
+    for name, text in lines.items():
+        (toys / f"{name}.jsonl").write_text(text)
+    tasks = [Tasks().load("toy", ("--train_file", str(toys / f"{name}.jsonl"))) for name in lines]
+    file = joined(tasks, "train_file", toys / "out")
+    assert Path(file).read_text() == '{"text": "x"}\n{"text": "y"}\n'
+    assert why_not_joined(tasks, same_labels=True) is None
+    assert (
+        why_not_joined([*tasks, Tasks().load("toy", ())], same_labels=True) == "the training rows are no .jsonl files"
+    )
 
 
 def test_the_signs_rank_without_training(toys, capsys):
