@@ -349,7 +349,7 @@ class RegularisationArguments:
         },
     )
     keep_strength: float | None = field(
-        default=None, metadata={"help": "weight of the penalty of --keep; ewc 1000, lwf 1 if not given"}
+        default=None, metadata={"help": "weight of the penalty of --keep; ewc 10000, lwf 1 if not given"}
     )
     keep_temperature: float | None = field(
         default=None, metadata={"help": "divides the logits that --keep lwf compares; 2 if not given"}
@@ -380,7 +380,7 @@ class RegularisationArguments:
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name} {value}: must be above 0, and finite")
         if self.keep in used["keep_strength"] and self.keep_strength is None:
-            self.keep_strength = 1000.0 if self.keep == "ewc" else 1.0
+            self.keep_strength = 10_000.0 if self.keep == "ewc" else 1.0
         if self.keep == "lwf" and self.keep_temperature is None:
             self.keep_temperature = 2.0
         for name in ("r_drop", "adversarial") if self.keep == "lwf" else ():
