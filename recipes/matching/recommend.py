@@ -49,6 +49,7 @@ class RecommendArguments(SpeedArguments):
     temperature: float = field(
         default=0.05, metadata={"help": "that of the training, by which cosines are divided where popularity is added"}
     )
+    popularity: float = field(default=1.0, metadata={"help": "weight of popularity; lower: more unknown items"})
     id_model: bool = field(default=True, metadata={"help": "train a model of item ids (SASRec) as a rival"})
     seed: int = field(default=42, metadata={"help": "seed of that model"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "score only N random test rows"})
@@ -68,8 +69,8 @@ class RecommendArguments(SpeedArguments):
                 )
         if self.frozen == "none":
             self.frozen = None
-        if not self.temperature > 0:
-            raise InputError(f"--temperature {self.temperature}: must be above 0")
+        if not self.temperature > 0 or not self.popularity >= 0:
+            raise InputError("--temperature and --popularity: must be above 0, and at least 0")
         for name in ("top_k", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -205,14 +206,20 @@ def by_texts(log: Log, embedder: Embedder) -> Recommender:
     return score
 
 
-def with_popularity(recommender: Recommender, log: Log, temperature: float) -> Recommender:
-    """Add the logarithm of the likes in the time of training to cosines divided by `temperature`.
+def with_popularity(recommender: Recommender, log: Log, temperature: float, weight: float = 1.0) -> Recommender:
+    """Add `weight` times the logarithm of the likes in the time of training to cosines divided by `temperature`.
 
     Training against the other passages of a batch meets popular items often as negatives, and so learns log p(item |
     history) - log p(item) (Yi et al. 2019, https://doi.org/10.1145/3298689.3346996); this adds log p(item) again.
     """
     likes = popularity(log)
-    return lambda cases: recommender(cases) / temperature + np.log1p(likes(cases))
+    return lambda cases: recommender(cases) / temperature + weight * np.log1p(likes(cases))
+
+
+def both(log: Log, name: str, embedder: Embedder, args: RecommendArguments) -> dict[str, Recommender]:
+    """Return the recommenders of an encoder: with popularity, and by its texts alone."""
+    alone = by_texts(log, embedder)
+    return {f"{name}, with popularity": with_popularity(alone, log, args.temperature, args.popularity), name: alone}
 
 
 # Scores
@@ -299,17 +306,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     log = Log(args.histories)
     settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
     embedder = Embedder(args.model, **settings)
-    ours = by_texts(log, embedder)
-    recommenders = {"this model": ours, "this model and popularity": with_popularity(ours, log, args.temperature)}
+    recommenders = both(log, "this model", embedder, args)
+    best = next(iter(recommenders.values()))
     if args.frozen:
-        recommenders["before training"] = by_texts(log, Embedder(args.frozen, **settings))
+        recommenders |= both(log, "before training", Embedder(args.frozen, **settings), args)
     recommenders |= {"popularity": popularity(log), "last item's neighbours": neighbours(log)}
     if args.id_model:
         recommenders["item ids (SASRec)"] = by_ids(log, embedder.width, args.seed)
     results = compare(log, recommenders, args.max_predict_samples)
     if args.output:
         with fresh_file(args.output, args.overwrite) as file:
-            for row in best_items(log, ours, args.top_k):
+            for row in best_items(log, best, args.top_k):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return results
 

@@ -165,8 +165,8 @@ def test_popularity_and_neighbours_count_likes_of_the_training_time(arguments, t
     last = users[log.ids[log.known[1]]]
     cosines = [len(users[n] & last) / max(1, len(users[n]) * len(last)) ** 0.5 for n in log.ids]
     assert neighbours(log)([case])[0] == pytest.approx(cosines, abs=1e-5)
-    both = with_popularity(lambda cases: np.full((len(cases), 24), 0.5), log, 0.1)
-    assert both([case])[0] == pytest.approx([5 + np.log(1 + len(users[name])) for name in log.ids])
+    both = with_popularity(lambda cases: np.full((len(cases), 24), 0.5), log, 0.1, 2)
+    assert both([case])[0] == pytest.approx([5 + 2 * np.log(1 + len(users[name])) for name in log.ids])
     for case in log.cases("test"):
         assert case.liked
         assert case.item not in case.liked
@@ -210,6 +210,8 @@ def test_the_command_compares_and_recommends_new_items(arguments, tiny, tmp_path
     log = Log(str(folder))
     assert len(log.cases("test", 5)) == 5
     assert log.cases("test", 5) == [case for case in log.cases("test") if case in log.cases("test", 5)]
+    with pytest.raises(InputError, match="--temperature and --popularity: must be above 0, and at least 0"):
+        recommend.main([*words, "--popularity", "-1"])
     with pytest.raises(InputError, match=r"best.jsonl: exists already"):
         recommend.main(words)
     with pytest.raises(
