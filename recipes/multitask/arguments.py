@@ -147,6 +147,7 @@ class MultitaskTrainingArguments(TrainingArguments):
         default="mean",
         metadata={"help": "what selects the best checkpoint: mean or worst over the tasks, the name of a task, loss"},
     )
+    logging_steps: float = field(default=10)
     remove_unused_columns: bool = field(default=False)  # the collator of each task removes them
 
     def __post_init__(self) -> None:

@@ -55,11 +55,14 @@ def print_training(trainer: Trainer) -> None:
     """Print rows, tokens, losses, norms of gradients and weights of each task over the run."""
     rows = []
     for name, (seen, tokens) in trainer.seen.items():
-        found = {prefix: [value for _, value in values_of(trainer, prefix, name)] for prefix in PANELS.values()}
-        losses, weights = found["loss"] or [np.nan], found["weight"] or [np.nan]
-        norm = float(np.mean(found["grad_norm"])) if found["grad_norm"] else np.nan
-        row = [f"{losses[0]:.3f}", f"{losses[-1]:.3f}", f"{norm:.2f}", f"{weights[0]:.2f}", f"{weights[-1]:.2f}"]
-        rows.append([name, f"{seen:,}", f"{tokens:,}", *row])
+        losses, norms, weights = (
+            [value for _, value in values_of(trainer, prefix, name)] for prefix in ("loss", "grad_norm", "weight")
+        )
+        cells = ["", "", "", "", ""]  # a run may be shorter than --logging_steps
+        if losses:
+            numbers = losses[0], losses[-1], float(np.mean(norms)), weights[0], weights[-1]
+            cells = [f"{number:.3f}" for number in numbers]
+        rows.append([name, f"{seen:,}", f"{tokens:,}", *cells])
     tell("\ntraining by task")
     print_table(["task", "rows seen", "tokens", "loss, first", "last", "gradient", "weight, first", "last"], rows)
 

@@ -147,7 +147,7 @@ def compare(
         argv: its words; those of the command line if None.
     """
     singles = Singles(run, trainer, entries, tasks, argv)
-    seconds = run.record["phases"]["train"]["seconds"]
+    seconds = run.record["phases"]["train"]["seconds"] + trainer.earlier_seconds
     budgets = {name: budget_of(trainer, index) for index, name in enumerate(tasks)}
     results = singles.train((name, UPDATES, *budget) for name, budget in budgets.items())
     longer = []
@@ -171,8 +171,8 @@ def compare(
                 rows.append([name, kind, ours, "failed", "", ""])
                 continue
             theirs = runner.score_of(result, task.score)[1]
-            folder = singles.output(name, kind)
-            folder = folder if folder.is_dir() else singles.output(name, UPDATES)
+            trained = UPDATES if result is results[name, UPDATES] else kind
+            folder = singles.output(name, trained)
             effect = effect_of(singles.entries[name].recipe, task.score, run.folder / name, folder)
             interval = f"{effect.low:+.4f} to {effect.high:+.4f}" if effect else "unknown"
             rows.append([name, kind, ours, theirs, f"{ours - theirs:+.4f}", interval])

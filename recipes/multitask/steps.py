@@ -7,6 +7,7 @@ by gradients needs nothing more.
 
 import json
 import math
+import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from .model import freeze
 from .sampling import SampledTasks
 from .weighting import Weighting, weighting_of, without_conflicts
 
-#: file of a checkpoint with the state of the weights, and the rows and tokens so far
+#: file of a checkpoint with the state of the weights, and the rows, tokens and seconds so far
 STATE = "tasks.json"
 #: entries of a batch: the batch of each task, and its numbers of rows and tokens
 BATCHES, SEEN = "batches", "seen"
@@ -151,6 +152,7 @@ class Trainer(training.Trainer):
         window = max(1, min(self.train_batches.epoch_steps, max_steps // 20))
         self.weighting: Weighting = weighting_of(tasks, self.sharing, window)
         self.seen = {name: [0, 0] for name in self.trainers}
+        self.begun, self.earlier_seconds = time.monotonic(), 0.0
         for trainer in self.trainers.values():
             trainer.forget_losses()
         if self.resumed_from is not None:
@@ -158,13 +160,15 @@ class Trainer(training.Trainer):
                 state = json.loads(Path(self.resumed_from, STATE).read_text(encoding="utf-8"))
                 self.weighting.load(state["weighting"])
                 self.seen = {name: list(state["seen"][name]) for name in self.trainers}
+                self.earlier_seconds = float(state["seconds"])
         self.forget_step()
         self.forget_gradients()
 
     def save_beside(self, folder: Path) -> None:
         """Save the state of the weights."""
         if self.args.should_save:
-            state = {"weighting": self.weighting.state(), "seen": self.seen}
+            seconds = self.earlier_seconds + time.monotonic() - self.begun
+            state = {"weighting": self.weighting.state(), "seen": self.seen, "seconds": seconds}
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def forget_step(self) -> None:
