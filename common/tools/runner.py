@@ -126,6 +126,8 @@ def _be_run(module: str, words: list[str], log: Path, environment: dict[str, str
     os.environ |= environment
     sys.argv[1:] = words
     sys.path.insert(0, folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "recipes"]:
+        del sys.modules[name]  # may be those of another folder
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
