@@ -16,8 +16,8 @@ Weighting = Literal["sampling", "sum", "uncertainty", "dwa", "gradnorm", "pcgrad
 OF_A_TASK = ("train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "train_rows")
 #: weightings that compare the gradients of all tasks in each step
 BY_GRADIENTS = ("gradnorm", "pcgrad")
-#: arguments that compare two passes of one batch, or need all weights in one process
-WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size")
+#: arguments of training that do not know tasks
+WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size", "keep", "save_fisher", "domain_temperature")
 SAMPLE = Path(__file__).resolve().parent / "sample" / "tasks.yaml"
 
 

@@ -29,6 +29,8 @@ MODULE = "multitask"
 RECIPES = Path(__file__).resolve().parents[1]
 #: keys of a task that are not arguments of its recipe
 OWN = ("recipe", "share", "score", "texts_of")
+#: arguments of rows that do not work beside other tasks, in no recipe
+REFUSED = ("domain_column", "leave_out", "replay_file")
 #: names that scores or files of the whole run have
 RESERVED = ("mean", "worst", "loss", "heads", "before", "alone", "base", "adapter")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -174,11 +176,16 @@ def arguments_of(recipe: str) -> set[str]:
     whole = {
         f.name for group in (ModelArguments, TuningArguments, TrainingArguments) for f in dataclasses.fields(group)
     }
-    return names - whole - set(module_of(recipe, MODULE).Task.refused)
+    return names - whole - refused_by(recipe)
+
+
+def refused_by(recipe: str) -> set[str]:
+    """Return the arguments of a recipe that do not work beside other tasks."""
+    return {*REFUSED, *module_of(recipe, MODULE).Task.refused}
 
 
 def _unknown(key: str, known: set[str], recipe: str) -> str:
-    if key in module_of(recipe, MODULE).Task.refused:
+    if key in refused_by(recipe):
         return "does not work beside other tasks; remove it"
     groups = (ModelArguments, TrainingArguments, SharingArguments)
     if any(key == field.name for group in groups for field in dataclasses.fields(group)):

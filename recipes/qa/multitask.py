@@ -58,7 +58,7 @@ class Task(JointTask):
 
     def trainer(self, tuned: TunedModel) -> Trainer:
         unit = unit_of(self.data_args.f1_unit, self.data["train"]["context"][:])
-        self.scorers = {split: SquadScorer(rows, unit) for split, rows in self.data.items()}
+        self.scorers = {split: SquadScorer(rows, unit, self.args) for split, rows in self.data.items()}
         self.config = tuned.model.config
 
         def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:

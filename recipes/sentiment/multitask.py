@@ -59,7 +59,7 @@ class Task(JointTask):
         return loaded
 
     def trainer(self, tuned: TunedModel) -> windows.Trainer:
-        self.scorer = scoring.Scorer(self.labels, self.multi_label)
+        self.scorer = scoring.Scorer(self.labels, self.multi_label, self.args)
         self.config = tuned.model.config
 
         def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
