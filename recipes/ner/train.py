@@ -5,7 +5,7 @@
     make ner ARGS="--model_name_or_path google-bert/bert-base-cased --lora_r 16 --num_train_epochs 3"
     python -m recipes.ner.train --config my.yaml
 
-The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 1.2 minutes: test F1 0.772, linear probe
+The sample, all-MiniLM-L6-v2, 2 cores (AMD EPYC, bf16), 1.2 minutes: test F1 0.791, linear probe
 0.473, gazetteer 0.277 (2026-11-30). More in README.md.
 """
 
