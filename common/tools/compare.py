@@ -44,6 +44,7 @@ from common.tools.runner import (
     PREFIXES,
     Child,
     check_arguments,
+    check_at_once,
     check_seeds,
     in_turn,
     keep,
@@ -305,8 +306,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Run a comparison, and return the rows of its table."""
     options, common = read_options(argv)
-    if options.at_once < 1 or (options.at_once > 1 and options.gpus):
-        raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
+    check_at_once(options.at_once, options.gpus)
     check_seeds(options.seeds)
     argument, points = options.over[0].removeprefix("--") if options.over else "", along(options.over, options.steps)
     names = configurations(options.methods, options.settings, common)

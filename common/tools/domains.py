@@ -32,7 +32,18 @@ from common.hardware import described
 from common.run.fingerprint import differences
 from common.run.report import print_table
 from common.tools.compare import warn_of_changes
-from common.tools.runner import OWN, Child, check_arguments, check_seeds, in_turn, keep, remove_weights, score_of, start
+from common.tools.runner import (
+    OWN,
+    Child,
+    check_arguments,
+    check_at_once,
+    check_seeds,
+    in_turn,
+    keep,
+    remove_weights,
+    score_of,
+    start,
+)
 from common.tools.transfer.statistics import Arm, Effect, difference, row_draws
 from common.tools.transfer.tasks import read_predictions, statistics_of
 
@@ -209,8 +220,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and score all runs, and return the rows of the table."""
     options, words = read_options(argv)
-    if options.at_once < 1 or (options.at_once > 1 and options.gpus):
-        raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
+    check_at_once(options.at_once, options.gpus)
     check_seeds(options.seeds)
     for word in words:
         if (name := word.split("=")[0]) in (*OWN, "--leave_out"):

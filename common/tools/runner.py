@@ -68,6 +68,12 @@ def check_seeds(seeds: list[str]) -> None:
         raise InputError(f"--seeds: {repeated[0]} is repeated, and its runs would be equal; name each seed once")
 
 
+def check_at_once(at_once: int, gpus: int | None) -> None:
+    """Raise `InputError` unless `at_once` runs can share the machine."""
+    if at_once < 1 or (at_once > 1 and gpus):
+        raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
+
+
 def launcher(gpus: int | None) -> list[str]:
     """Return the command that runs a module in `gpus` processes, as the Makefile does; None: in one process."""
     if gpus is None:

@@ -27,7 +27,7 @@ from common.cli import command_line
 from common.errors import InputError, tell, warn
 from common.run.fingerprint import NAMES, fingerprint
 from common.run.report import print_table
-from common.tools.runner import check_seeds, score_of
+from common.tools.runner import check_at_once, check_seeds, score_of
 from common.tools.transfer import report
 from common.tools.transfer.chains import Chains, Run, add_longer, build, time_factors, warn_of_notes
 from common.tools.transfer.estimate import Estimate, measure, minutes
@@ -65,8 +65,7 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> Findings:
     """Carry out a plan, and return what it shows."""
     options = read_options(argv)
-    if options.at_once < 1 or (options.at_once > 1 and options.gpus):
-        raise InputError("--at_once: must be at least 1, and 1 with --gpus, which gives all GPUs to each run")
+    check_at_once(options.at_once, options.gpus)
     plan = read_plan(options.plan)
     if options.seeds:
         check_seeds(options.seeds)
