@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PredictionOutput
 
 from common.args import DataArguments, ModelArguments, TrainingArguments
 from common.data.columns import SAVED, described
@@ -92,7 +93,7 @@ class JointTask:
         """Return the scores of the validation rows as `eval`, and those of the test rows, if there are some, as `test`.
 
         Settings that the validation rows choose, such as thresholds, go into the configuration of the model. Without
-        such settings and predictions, this method of the base class is enough.
+        such settings, this method of the base class is enough.
 
         Args:
             trainer: the trainer of the task.
@@ -100,7 +101,12 @@ class JointTask:
         """
         names = {"validation": "eval", "test": "test"}
         outputs = {p: trainer.predict(self.rows[s], metric_key_prefix=p) for s, p in names.items() if s in self.rows}
+        if folder and "test" in outputs:
+            self.write(folder, outputs["test"])
         return {prefix: scores_of(output.metrics, prefix) for prefix, output in outputs.items()}
+
+    def write(self, folder: Path, output: PredictionOutput) -> None:
+        """Write `predictions_test.jsonl` from the output for the test rows; `test` calls it."""
 
     def finish(self) -> None:
         """Write further files, such as an index, into the folder of the saved model, `args.output_dir`."""

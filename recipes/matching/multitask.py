@@ -5,11 +5,12 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModel, EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from common.errors import InputError
 from common.models import LoadedModel, ScratchArguments, load_model
 from common.run import write_json_lines
-from common.run.joint import JointTask, scores_of
+from common.run.joint import JointTask
 from common.tuning import TunedModel
 
 from . import index, losses, pairs, scoring, steps, train, vectors
@@ -78,14 +79,8 @@ class Task(JointTask):
             max_seq_length=self.data_args.max_seq_length,
         )
 
-    def test(self, trainer: steps.Trainer, folder: Path | None) -> dict[str, dict[str, float]]:
-        found = {"eval": scores_of(trainer.predict(self.rows["validation"], metric_key_prefix="eval").metrics, "eval")}
-        if "test" in self.rows:
-            output = trainer.predict(self.rows["test"], metric_key_prefix="test")
-            found["test"] = scores_of(output.metrics, "test")
-            if folder:
-                write_json_lines(folder / "predictions_test.jsonl", self.judges["test"].report(output.predictions))
-        return found
+    def write(self, folder: Path, output: PredictionOutput) -> None:
+        write_json_lines(folder / "predictions_test.jsonl", self.judges["test"].report(output.predictions))
 
     def finish(self) -> None:
         if self.kind == "ranking":

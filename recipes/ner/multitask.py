@@ -4,12 +4,13 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from common.data import label_names
 from common.errors import InputError
 from common.models import LoadedModel, load_model
 from common.run import write_json_lines
-from common.run.joint import JointTask, scores_of
+from common.run.joint import JointTask
 from common.training import Trainer, label_losses
 from common.training.probe import start_at_probe
 from common.tuning import TunedModel
@@ -71,12 +72,6 @@ class Task(JointTask):
             compute_metrics=score,
         )
 
-    def test(self, trainer: Trainer, folder: Path | None) -> dict[str, dict[str, float]]:
-        found = {"eval": scores_of(trainer.predict(self.rows["validation"], metric_key_prefix="eval").metrics, "eval")}
-        if "test" in self.rows:
-            output = trainer.predict(self.rows["test"], metric_key_prefix="test")
-            found["test"] = scores_of(output.metrics, "test")
-            predicted = scoring.predicted_tags(self.rows["test"], output.predictions, self.labels)
-            if folder:
-                write_json_lines(folder / "predictions_test.jsonl", scoring.compare(self.data["test"], predicted))
-        return found
+    def write(self, folder: Path, output: PredictionOutput) -> None:
+        predicted = scoring.predicted_tags(self.rows["test"], output.predictions, self.labels)
+        write_json_lines(folder / "predictions_test.jsonl", scoring.compare(self.data["test"], predicted))

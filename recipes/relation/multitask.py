@@ -4,11 +4,12 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from common.data.labels import label_counts
 from common.errors import InputError
 from common.models import LoadedModel, load_model
-from common.run.joint import JointTask, scores_of
+from common.run.joint import JointTask
 from common.training import Trainer, label_losses
 from common.tuning import TunedModel
 
@@ -71,11 +72,5 @@ class Task(JointTask):
             compute_metrics=score,
         )
 
-    def test(self, trainer: Trainer, folder: Path | None) -> dict[str, dict[str, float]]:
-        found = {"eval": scores_of(trainer.predict(self.rows["validation"], metric_key_prefix="eval").metrics, "eval")}
-        if "test" in self.rows:
-            output = trainer.predict(self.rows["test"], metric_key_prefix="test")
-            found["test"] = scores_of(output.metrics, "test")
-            if folder:
-                self.scorer.write(str(folder), self.data["test"], output)
-        return found
+    def write(self, folder: Path, output: PredictionOutput) -> None:
+        self.scorer.write(str(folder), self.data["test"], output)
