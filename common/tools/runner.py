@@ -107,8 +107,9 @@ class Forked:
             os.environ |= before
         assert self._process.pid is not None
         self.pid = self._process.pid
-        while self.poll() is None and os.getpgid(self.pid) != self.pid:  # signals go to the process group
-            time.sleep(0.01)
+        with suppress(ProcessLookupError):  # it has ended already
+            while self.poll() is None and os.getpgid(self.pid) != self.pid:  # signals go to the process group
+                time.sleep(0.01)
 
     @property
     def returncode(self) -> int | None:
