@@ -523,6 +523,13 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             "resume": "fixed",
         },
     )
+    domain_given: bool = field(
+        default=True,
+        metadata={
+            "help": "with --tuning domains: score a row with the adapter of its domain; false: mix the adapters by the "
+            "gate"
+        },
+    )
     ddp_find_unused_parameters: bool | None = field(default=False)
     ddp_timeout: int = field(
         default=600,

@@ -207,7 +207,8 @@ def tensors_of(state: object) -> Iterable[torch.Tensor]:
 
 def difference(a: Path, b: Path) -> float:
     """Return the largest absolute difference of two finished runs: weights, optimizer, schedule and random states."""
-    pairs = [(load_file(path / "model.safetensors") for path in (a, b))]
+    model = "base/model.safetensors" if (a / "base").is_dir() else "model.safetensors"
+    pairs = [(load_file(path / model) for path in (a, b))]
     last = last_checkpoint(a)
     for name in sorted(path.name for path in last.glob("*.safetensors") if path.name != checkpoints.BEST):
         pairs.append([load_file(last_checkpoint(path) / name) for path in (a, b)])

@@ -25,7 +25,7 @@ from common.models.sizes import positions_of
 from common.models.structure import check_bf16
 from common.models.weights import loading
 from common.speed import apply
-from common.tuning.adapters import load_adapters
+from common.tuning.adapters import gate_of, load_adapters
 
 
 @dataclass
@@ -54,6 +54,10 @@ class PredictArguments(SpeedArguments, FileArguments):
             raise InputError("--buffer_rows and --batch_tokens must be at least 1")
         self.check_output()
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of a `Predictor` but the model."""
+        return {name: getattr(self, name) for name in ("batch_tokens", "precision", "speed", "allow_special_tokens")}
+
     def check_input(self) -> None:
         """Raise `InputError` unless `--input` is a file."""
         check_file_exists("input", self.input or "")
@@ -64,6 +68,22 @@ class PredictArguments(SpeedArguments, FileArguments):
         if Path(output).suffix.lower() in {*TABLES, *COMPRESSED} - {".json", ".jsonl"}:
             raise InputError(f"--output {output}: predict writes JSON Lines; choose a name that ends in .jsonl")
         check_output(output, self.overwrite)
+
+
+@dataclass
+class DomainPredictArguments(PredictArguments):
+    """Define the arguments of a `predict` whose model may have an adapter for each domain (`--tuning domains`)."""
+
+    domain: str | None = field(
+        default=None,
+        metadata={
+            "help": "domain of all rows, for a model of --tuning domains; default: the gate mixes those of training"
+        },
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of a `Predictor` but the model."""
+        return super().settings() | {"domain": self.domain}
 
 
 class InputRows:
@@ -132,6 +152,22 @@ def load_saved(auto_class: type[Any], folder: str) -> PreTrainedModel:
     return cast(PreTrainedModel, wrapped)  # it passes on the attributes of the model inside
 
 
+def choose_domain(model: PreTrainedModel, name: str, domain: str) -> None:
+    """Let a model of `--tuning domains` read all texts with the adapter of one domain.
+
+    Raises:
+        InputError: the model has no adapters of domains, or not this one.
+    """
+    gate = gate_of(model)
+    if gate is None:
+        raise InputError(f"--domain {domain}: {name} has no adapters of domains; leave it out")
+    if domain not in gate.domains:
+        raise InputError(
+            f"--domain {domain}: {name} was trained on {', '.join(gate.domains)}; name one of them, or leave it out"
+        )
+    gate.fixed = domain
+
+
 def virtual_tokens(folder: str) -> int:
     """Return the number of virtual tokens of a saved model, which take positions of the text."""
     about = Path(folder, "adapter", "adapter_config.json")
@@ -152,6 +188,7 @@ class Predictor:
         precision: str = "auto",
         speed: Literal["auto", "off"] = "auto",
         allow_special_tokens: bool | None = None,
+        domain: str | None = None,
     ):
         """Load the model.
 
@@ -163,9 +200,10 @@ class Predictor:
             precision: "auto" is bf16 if the hardware computes it natively.
             speed: see `--speed`.
             allow_special_tokens: whether special tokens in texts act as such; None: as in training.
+            domain: see `--domain`.
 
         Raises:
-            InputError: the model has another head.
+            InputError: the model has another head, or no adapter for `domain`.
         """
         path = resolve_model(model)
         self.device = accelerator()
@@ -178,6 +216,8 @@ class Predictor:
                 f"--model {model}: is {kind}, not {wanted}; name a model of this recipe, or RECIPE= of the model"
             )
         self.model: PreTrainedModel = load_saved(auto_class, path).eval().to(self.device)
+        if domain is not None:
+            choose_domain(self.model, model, domain)
         self.speed = apply(LoadedModel(self.model, self.tokenizer), SpeedArguments(speed))
         positions = min(self.tokenizer.model_max_length, positions_of(self.model) or 512)
         positions -= virtual_tokens(path)

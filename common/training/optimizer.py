@@ -1,4 +1,4 @@
-"""Promise: under `--layerwise_lr_decay` the learning rate of a layer follows from its depth."""
+"""Promise: the learning rate of a parameter follows from its depth, or from its being an adapter (`layer_rates`)."""
 
 import torch
 
@@ -10,7 +10,7 @@ class LayerRates(TrainerBase):
     """Group the parameters by learning rate and weight decay."""
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Create the optimizer, with a learning rate for each layer under `--layerwise_lr_decay`."""
+        """Create the optimizer, with the learning rate of each parameter."""
         shares = layer_rates(self.tuned)
         if shares is None or self.optimizer is not None:
             return super().create_optimizer(model)
@@ -23,12 +23,12 @@ class LayerRates(TrainerBase):
             self.args,
             self.model,  # type: ignore[arg-type]  # any module will do
         )
-        # the head comes first, because the rate of the first group is logged
+        # the head, with share 1, comes first, because the rate of the first group is logged
         self.optimizer = optimizer_class(
             [
                 {"params": weights, "lr": self.args.learning_rate * share}
                 | {"weight_decay": self.args.weight_decay if decay else 0.0}
-                for (share, decay), weights in sorted(groups.items(), key=lambda item: -item[0][0])
+                for (share, decay), weights in sorted(groups.items(), key=lambda item: (item[0][0] != 1, -item[0][0]))
             ],
             **settings,
         )

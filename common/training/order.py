@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from common.data.augment.rows import AugmentedRows
+from common.data.domains import DOMAIN
 from common.data.workers import inner_loader, spare_workers
 from common.errors import InputError
 from common.training.collator import EpochSeeded, TrainingCollator
@@ -375,7 +376,7 @@ class SeededOrder(MeanLoss):
         shortest = getattr(self.train_batches, "shortest", None)
         dataset: Any = loader.dataset
         filler = [] if shortest is None else dataset.__getitems__([shortest])
-        labels = ["labels"] if self.by_task else self.losses
+        labels = [*(["labels"] if self.by_task else self.losses), DOMAIN]  # the gate learns the domain of a row
         self.train_collator = TrainingCollator(loader.collate_fn, self.data_collator, filler, labels)
         inner_loader(loader).collate_fn = self.train_collator
         return loader

@@ -16,6 +16,7 @@ from common.models.structure import check_bf16, transformer_of
 from common.speed import apply
 from common.speed.apply import Speed
 from common.training.continual import Continual
+from common.training.domains import MixedDomains
 from common.training.evaluation import Reducer, RowEvaluation
 from common.training.finite import FiniteCheck
 from common.training.interrupts import OrderlyStop
@@ -43,6 +44,7 @@ class Trainer(
     WholeCheckpoints,
     FiniteCheck,
     LayerRates,
+    MixedDomains,
     RowEvaluation,
     Continual,
     Regularised,
@@ -85,6 +87,7 @@ class Trainer(
         reduce = preprocess_logits_for_metrics
         self.reducers = {name: reduce.get(name) if isinstance(reduce, dict) else reduce for name in self.losses}
         self.take_old_task(args, unlabeled)
+        kwargs |= self.take_domains(args, **kwargs)
         self.speed = self.quicken(args)
         if isinstance(model, TunedModel):
             kwargs.setdefault("processing_class", model.tokenizer)

@@ -15,6 +15,7 @@ Unsupported combinations (rejected before training):
 - `ia3` and `houlsby` adapters if attention does not use the `AttentionInterface` of transformers (DeBERTa, MPNet, LED,
   BLOOM, GPT-Neo).
 - `prefix` if attention takes no external keys and values (DistilBERT, ALBERT, MPNet, ModernBERT, DeBERTa).
+- `domains` in an encoder-decoder.
 - `prefix`, `prompt`, `ptuning` if virtual tokens and text exceed the positions of the model; with a head that finds the
   last token by its id (GPT-2 as a classifier); with a head that virtual tokens cannot be hidden from (OPT).
 - `--lora_target_modules` or `--peft_config` that adapts weights which two layers share (a tied head, embeddings).
@@ -70,6 +71,12 @@ METHODS = {
         "embeddings before the text, from a small network (Liu et al. 2021, arXiv:2103.10385)", "apart", 10
     ),
     "adapter": Method("bottleneck layers between frozen layers (Houlsby et al. 2019, arXiv:1902.00751)", "apart", 20),
+    "domains": Method(
+        "all weights, and an adapter for each domain of --domain_column, mixed by a gate in texts of unknown domain "
+        "(Gururangan et al. 2022, arXiv:2108.05036)",
+        "apart",
+        1,
+    ),
 }
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
 PROMPTS = ("prefix", "prompt", "ptuning")
@@ -79,7 +86,7 @@ ONLY = {
     "lora_alpha": tuple(method for method in LOW_RANK if method != "vera"),
     "lora_dropout": LOW_RANK,
     "lora_target_modules": LOW_RANK,
-    "adapter_reduction": ("adapter",),
+    "adapter_reduction": ("adapter", "domains"),
     "adapter_placement": ("adapter",),
     "num_virtual_tokens": PROMPTS,
 }
@@ -118,7 +125,10 @@ class TuningArguments:
     )
     adapter_reduction: int = field(
         default=16,
-        metadata={"help": "for adapter: width of the model divided by the width of the adapter", "resume": "fixed"},
+        metadata={
+            "help": "for adapter and domains: width of the model divided by the width of the adapter",
+            "resume": "fixed",
+        },
     )
     adapter_placement: Literal["pfeiffer", "houlsby"] = field(
         default="pfeiffer",

@@ -4,7 +4,7 @@
 not by names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from common.models.structure import (
     pooling_names,
     transformer_of,
 )
-from common.tuning.adapters import Shape, insert_adapters, is_adapter, save_adapters
-from common.tuning.methods import TuningArguments
+from common.tuning.adapters import Shape, gate_of, insert_adapters, is_adapter, save_adapters
+from common.tuning.methods import METHODS, TuningArguments
 from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wrap
 
 #: folders of a saved model whose trained parameters cannot be merged
@@ -77,18 +77,31 @@ def tune(loaded: LoadedModel, args: TuningArguments, task_type: TaskType | None)
         _train_only(model, trained)
     elif args.method in IN_PLACE:
         _train_only(model, IN_PLACE[args.method](loaded, args))
-    elif args.method not in ("full", "gradual"):
+    elif args.method not in ("full", "gradual", "domains"):
         model = wrap(loaded, args, task_type)
     elif args.method == "gradual" and not layer_names(model):
         raise InputError(
             f"{args.asked}: finds no layers in a {transformer_of(model).config.model_type} model; give --tuning full"
         )
     fix_pooling(model)
-    if args.method != "full":
+    if args.method not in ("full", "domains"):
         weights = list(model.parameters())
         count = sum(weight.numel() for weight in weights if weight.requires_grad)
         tell(f"{args.tuning}: trains {count:,} of {sum(weight.numel() for weight in weights):,} parameters")
     return TunedModel(**vars(loaded) | {"model": model}, tuning=args, task_type=task_type)
+
+
+def give_domains(tuned: TunedModel, domains: Sequence[str]) -> None:
+    """Insert an adapter for each domain, under `--tuning domains`.
+
+    Raises:
+        InputError: the model is an encoder-decoder.
+    """
+    names = insert_adapters(tuned.model, Shape("pfeiffer", tuned.tuning.adapter_reduction, domains))
+    tuned.new_parameters |= frozenset(names)
+    count = sum(tuned.model.get_parameter(name).numel() for name in names)
+    every = sum(value.numel() for value in tuned.model.parameters())
+    tell(f"domains: {len(domains)} adapters and a gate, {count:,} of {every:,} parameters: {', '.join(domains)}")
 
 
 def _train_only(model: nn.Module, names: Iterable[str]) -> None:
@@ -170,11 +183,14 @@ def is_beside(model: nn.Module) -> bool:
 
 
 def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
-    """Return the factor on the learning rate of each parameter under `--layerwise_lr_decay`; None without.
+    """Return the factor on the learning rate of each parameter; None if all have the same rate.
 
-    The head has factor 1. Each layer has the factor of the layer above times the decay (Howard and Ruder 2018; for BERT
-    Sun et al. 2019, https://arxiv.org/abs/1905.05583, section 5.3.4).
+    - `--layerwise_lr_decay`: the head has factor 1. Each layer has the factor of the layer above times the decay
+      (Howard and Ruder 2018; for BERT Sun et al. 2019, https://arxiv.org/abs/1905.05583, section 5.3.4).
+    - `--tuning domains`: the adapters have the rate of `--tuning adapter`, since they are new.
     """
+    if tuned.tuning.method == "domains":
+        return {n: METHODS["adapter"].rate if is_adapter(n) else 1 for n, _ in tuned.model.named_parameters()}
     decay = tuned.tuning.layerwise_lr_decay
     if decay is None:
         return None
@@ -209,7 +225,9 @@ def merge(tuned: TunedModel, output_dir: str, save: bool) -> nn.Module:
         return model.merge_and_unload()
     if is_beside(model):
         if save:
-            save_adapters(model, Shape(args.adapter_placement, args.adapter_reduction), folder)
+            gate = gate_of(model)
+            shape = Shape(args.adapter_placement, args.adapter_reduction, gate.domains if gate else ())
+            save_adapters(model, shape, folder)
         # `common.training.saving` saves a module that is none of transformers in the same way
         return _saved_apart(model) if isinstance(model, PreTrainedModel) else model
     return model

@@ -81,9 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns))
-    model = FillMask(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    model = FillMask(args.model, **args.settings())
     return predict_file(args, lambda some: with_fills(some, model, args.top), rows)
 
 

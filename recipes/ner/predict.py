@@ -21,7 +21,7 @@ from common.data import Row
 from common.data.columns import Columns as SavedColumns
 from common.data.files import FileReader
 from common.errors import tell
-from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.inference.predictor import DomainPredictArguments, InputRows, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .arguments import TAGS, WORDS
@@ -33,7 +33,7 @@ from .train import encode
 
 
 @dataclass
-class NerPredictArguments(PredictArguments):
+class NerPredictArguments(DomainPredictArguments):
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
@@ -124,9 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = InputRows(args, check, read)
     if column != "entities":
         tell(f"{args.input}: has a column entities, which is kept; the predictions are in {column}")
-    tagger = Tagger(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    tagger = Tagger(args.model, **args.settings())
     return predict_file(args, lambda some: with_entities(some, tagger, column, columns), rows)
 
 

@@ -23,7 +23,7 @@ from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.source import Row
 from common.errors import InputError
-from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.inference.predictor import DomainPredictArguments, InputRows, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .spans import CANDIDATES, Spans, best_positions, best_spans, context_mask, cut_windows, trimmed
@@ -34,7 +34,7 @@ COLUMNS = {"question": ("question",), "context": ("context",)}
 
 
 @dataclass
-class QaPredictArguments(PredictArguments):
+class QaPredictArguments(DomainPredictArguments):
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
@@ -130,9 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns), partial(read_squad, args=args))
-    reader = Reader(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    reader = Reader(args.model, **args.settings())
     return predict_file(args, lambda some: with_answers(some, reader, args.n_best), rows)
 
 

@@ -28,7 +28,7 @@ from common.data.columns import Columns
 from common.data.files import check_output
 from common.data.source import Row
 from common.errors import InputError, tell
-from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.inference.predictor import DomainPredictArguments, InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .extraction import MentionFinder, pairs_of
@@ -44,7 +44,7 @@ COLUMNS = {"text": ("text", "tokens"), "head": ("head",), "tail": ("tail",)}
 
 
 @dataclass
-class RelationPredictArguments(PredictArguments):
+class RelationPredictArguments(DomainPredictArguments):
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}", metadata={"help": "folder that train saved"}
     )
@@ -222,9 +222,8 @@ def main(argv: list[str] | None = None) -> int:
             yield where, row if isinstance(row, str) else plain_row(row, names)
 
     rows = InputRows(args, lambda row: check_row(row, columns, args.ner_model is not None), read)
-    options = {name: getattr(args, name) for name in ("batch_tokens", "precision", "speed", "allow_special_tokens")}
-    classifier = Classifier(args.model, **options)
-    finder = MentionFinder(args.ner_model, **options) if args.ner_model else None
+    classifier = Classifier(args.model, **args.settings())
+    finder = MentionFinder(args.ner_model, **PredictArguments.settings(args)) if args.ner_model else None
     if finder is not None:
         check_types(classifier, finder)
     extractor = Extractor(classifier, finder, args)

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.source import Row
-from common.inference.predictor import InputRows, PredictArguments, Predictor, predict_file
+from common.inference.predictor import DomainPredictArguments, InputRows, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
 from .reading import read_rows
@@ -31,7 +31,7 @@ COLUMNS = {"text": ("text",), "text_pair": ("text_pair",)}
 
 
 @dataclass
-class SentimentPredictArguments(PredictArguments):
+class SentimentPredictArguments(DomainPredictArguments):
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved, or a hub id"},
@@ -124,9 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     read = partial(read_rows, args=args, columns=("text", "label"), predicting=True)
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     rows = InputRows(args, lambda row: check_row(row, columns), read)
-    classifier = Classifier(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    classifier = Classifier(args.model, **args.settings())
     return predict_file(args, lambda some: with_labels(some, classifier, args.all_probabilities), rows)
 
 

@@ -44,9 +44,7 @@ def main(argv: list[str], about: str) -> list[Chosen]:
     module = module_of(argv[0])
     (args,) = parse(module.ARGUMENTS, argv[1:], about)
     pool = module.open_pool(args)
-    annotator = module.Annotator(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    annotator = module.Annotator(args.model, **args.settings())
     annotator.check_format(args.format)
     labeled = Seen()
     for path in args.labeled or []:
