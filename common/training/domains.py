@@ -18,7 +18,7 @@ from common.args import TrainingArguments
 from common.data.domains import DOMAIN
 from common.errors import InputError
 from common.training.draws import of_windows
-from common.training.order import SeededOrder
+from common.training.evaluation import RowEvaluation, RowLoader
 from common.tuning.adapters import Gate, gate_of
 from common.tuning.tune import give_domains
 
@@ -43,14 +43,16 @@ class DomainCollator:
         return {**batch, DOMAIN: torch.tensor(numbers)}
 
 
-class MixedDomains(SeededOrder):
+class MixedDomains(RowEvaluation):
     """Give the model the domain of each row, and add the loss of the gate."""
 
     gate: Gate | None = None
     #: rows of an evaluation whose domain the gate tells, and rows of known domain
     _told: Tensor
 
-    def take_domains(self, args: TrainingArguments, train_dataset=None, data_collator=None, **kwargs) -> dict[str, Any]:
+    def take_domains(
+        self, args: TrainingArguments, train_dataset=None, eval_dataset=None, data_collator=None, **kwargs
+    ) -> dict[str, Any]:
         """Insert the adapters of the domains of `train_dataset`; return the arguments of the parent that change.
 
         Raises:
@@ -74,20 +76,33 @@ class MixedDomains(SeededOrder):
             raise InputError(f"--tuning domains: all training rows have the domain {names[0]}; give --tuning full")
         give_domains(self.tuned, names)
         self.gate = gate_of(self.tuned.model)
-        return {"data_collator": DomainCollator(data_collator)}
+        return {
+            "train_dataset": self._numbered(train_dataset, given=True),
+            "eval_dataset": self._numbered(eval_dataset, args.domain_given),
+            "data_collator": DomainCollator(data_collator),
+        }
 
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        # upstream: every loader calls it with its data set
-        if self.gate is not None and DOMAIN in dataset.column_names:
-            known = {name: number for number, name in enumerate(self.gate.domains)}
-            numbers = [known.get(name, -1) for name in of_windows(dataset, DOMAIN)]
-            hidden = not self.args.domain_given and dataset is not self.train_dataset
-            dataset = dataset.add_column(NUMBER, [-1] * len(numbers) if hidden else numbers)
+    def _numbered(self, rows: Any, given: bool) -> Any:
+        """Add column `domain_number` to a data set; without `given` all domains are unknown."""
+        if (
+            self.gate is None
+            or not isinstance(rows, Dataset)
+            or DOMAIN not in rows.column_names
+            or NUMBER in rows.column_names
+        ):
+            return rows
+        known = {name: number for number, name in enumerate(self.gate.domains)} if given else {}
+        return rows.add_column(NUMBER, [known.get(name, -1) for name in of_windows(rows, DOMAIN)])
+
+    def keep_numbers(self) -> None:
+        """Let the batches have the numbers of domains, beside the arguments of the model and the labels."""
+        if self.gate is not None:
             self._set_signature_columns_if_needed()
-            columns = cast(list[str], self._signature_columns)
-            if NUMBER not in columns:
-                columns.append(NUMBER)
-        return super()._remove_unused_columns(dataset, description)
+            cast(list[str], self._signature_columns).append(NUMBER)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> RowLoader:
+        """Return the loader of a data set to predict."""
+        return super().get_test_dataloader(self._numbered(test_dataset, self.args.domain_given))
 
     def get_batch_samples(  # type: ignore[override]  # as in `MeanLoss`
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -118,6 +118,7 @@ class Trainer(
             self.add_callback(callback)
         if self.old_task is not None:
             self.old_task.to(self.args.device)
+        self.keep_numbers()
         self.check_fisher()
         self.regularise()
         self.choose_threshold()

@@ -40,12 +40,6 @@ OVERRIDES = {
         "`get_eval_dataloader` passes this method on and takes no sampler",
         "f0213c4ba087dcaf75f3d8768b67502158e55aa413d2edb2cc51dd03b62e1907",
     ),
-    "_remove_unused_columns": Override(
-        "domains",
-        "under `--tuning domains` each row of a batch has the number of its domain",
-        "all loaders pass their data set to it; `train_dataset` and the data sets of `predict` come without numbers",
-        "b924b9c29627f0dc8591c45db24f54e186381e32061a6a14859004234510400d",
-    ),
     "_maybe_log_save_evaluate": Override(
         "interrupts",
         "a checkpoint at the end of an epoch holds the evaluation of that epoch; a signal stops the run after it",

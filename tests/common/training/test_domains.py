@@ -23,6 +23,7 @@ from common.errors import InputError
 from common.inference.predictor import Predictor
 from common.models.load import LoadedModel
 from common.training import Trainer, label_losses
+from common.training.order import LengthSortedSampler
 from common.tuning import TuningArguments, tune
 from common.tuning.adapters import Bottleneck, Gate, Mixture
 from tests.conftest import build_tokenizer, read_jsonl, write_jsonl
@@ -54,7 +55,12 @@ def trainer_of(tokenizer, folder, rows, model=None, tuning="domains", **given):
     torch.manual_seed(1)
     arguments = {"precision": "fp32", "disable_tqdm": True, "learning_rate": 0.01, "use_cpu": True, "max_steps": 2}
     arguments |= {"save_strategy": "no", "eval_strategy": "no", "optim": "sgd", "max_grad_norm": 0.0}
-    arguments |= {"per_device_train_batch_size": 8, "logging_steps": 1, "output_dir": str(folder / "out")}
+    arguments |= {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 50,
+        "logging_steps": 1,
+        "output_dir": str(folder / "out"),
+    }
     loaded = LoadedModel(model or small_model(tokenizer), tokenizer, frozenset(), "before")
     more = {"adapter_reduction": 4} if tuning == "domains" else {}
     return Trainer(
@@ -81,8 +87,9 @@ def widen(trainer) -> None:
 
 
 def batch_of(trainer, rows) -> dict[str, torch.Tensor]:
-    rows = trainer._remove_unused_columns(rows)
-    return dict(trainer.data_collator([rows[i] for i in range(len(rows))]))
+    """Return all rows as a batch, in their order."""
+    places = np.argsort(LengthSortedSampler(rows).order)
+    return {name: values[places] for name, values in next(iter(trainer.get_test_dataloader(rows))).items()}
 
 
 # Equations
