@@ -7,7 +7,7 @@
     make transfer PLAN=my_plan.yaml ARGS="--targets reviews --most_rows 100"
     python -m common.tools.transfer --plan my_plan.yaml --folder /shared/transfer
 
-A plan names targets, sources, seeds and a budget; common/tools/transfer/plan.py lists its keys, and
+A plan names targets, sources, seeds and a budget; common/tools/transfer/reading.py lists its keys, and
 common/tools/plans/sample.yaml, the default, is one. A source is trained first (or not at all), and then the target,
 with each seed and each number of rows. The runs are in `--folder`, by default outputs/transfer, where plans and
 machines share them: each run is trained once. The same command resumes a stopped plan.
@@ -32,7 +32,7 @@ from common.tools.transfer import report
 from common.tools.transfer.chains import Chains, Run, add_longer, build, time_factors, warn_of_notes
 from common.tools.transfer.estimate import Estimate, measure, minutes
 from common.tools.transfer.findings import Findings
-from common.tools.transfer.plan import read_plan
+from common.tools.transfer.reading import read_plan
 from common.tools.transfer.sequence import add_sequence
 from common.tools.transfer.signs import SIGNS, predict
 from common.tools.transfer.tasks import Tasks

@@ -21,7 +21,7 @@ from common.errors import InputError
 from common.tools.transfer import __main__ as transfer
 from common.tools.transfer.chains import Graft, Random, build, kept_by
 from common.tools.transfer.findings import Findings
-from common.tools.transfer.plan import read_plan
+from common.tools.transfer.reading import read_plan
 from common.tools.transfer.sequence import _learned, joined, why_not_joined
 from common.tools.transfer.statistics import DRAWS, Arm
 from common.tools.transfer.tasks import Tasks

@@ -8,7 +8,8 @@ import pytest
 
 from common.cli import parse, training_module
 from common.errors import InputError
-from common.tools.transfer.plan import Stage, read_plan
+from common.tools.transfer.plan import Stage
+from common.tools.transfer.reading import read_plan
 from tests.conftest import ROOT
 
 PLANS = sorted((ROOT / "common" / "tools" / "plans").glob("*.yaml"))
