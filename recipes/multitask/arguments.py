@@ -141,7 +141,7 @@ class SharingArguments:
 @dataclass
 class MultitaskTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate"})
-    num_train_epochs: float = field(default=3, metadata={"help": "passes over the rows of all tasks together"})
+    num_train_epochs: float = field(default=2, metadata={"help": "passes over the rows of all tasks together"})
     warmup_steps: float = field(default=0.1, metadata={"help": "number of steps, or below 1 the share of all steps"})
     metric_for_best_model: str | None = field(
         default="mean",
