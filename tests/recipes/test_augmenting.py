@@ -19,6 +19,7 @@ from recipes.qa import train as qa_train
 from recipes.sentiment import augmenting as sentiment
 from recipes.sentiment import train as sentiment_train
 from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.faults import Job
 
 WORDS = ["film", "buys", "quickly", "the", "New York", "北京", "don't", "U.S.", "…", ",", "\u200b.", "start"]
 
@@ -130,6 +131,27 @@ def test_batches_that_make_the_same_steps_see_the_same_copies(words, tmp_path):
     ner_train.main(words("four", *augment, *parts))
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     assert all(torch.allclose(one[name], four[name], atol=1e-5) for name in one)
+
+
+@pytest.mark.soak
+def test_two_processes_see_the_same_copies(words, tmp_path):
+    augment = (
+        "--augment",
+        "eda",
+        "--save_strategy",
+        "no",
+        "--num_train_epochs",
+        "1",
+        "--dropout",
+        "0",
+        "--use_cpu",
+        "true",
+    )
+    for processes in (1, 2):
+        given = words(str(processes), *augment, "--per_device_train_batch_size", str(16 // processes))
+        Job(given, tmp_path / "log", processes=processes, main=ner_train.main).succeeds()
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 @pytest.mark.parametrize(
