@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -245,11 +246,13 @@ def _escaped(text: str) -> str:
 def page(title: str, about: str, parts: Sequence[Section], pictures: dict[str, str]) -> str:
     """Return the report as a page without scripts; `pictures` are SVG by title."""
     style = (
-        STYLE + "\nth { width: auto; } td.n { text-align: right; white-space: nowrap; } td.sure { font-weight: bold; }"
+        STYLE
+        + "\nth { width: auto; } .n { text-align: right; } td.n { white-space: nowrap; } td.sure { font-weight: bold; }"
     )
     head = f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     body = [f"{head}<style>{style}</style></head><body>", f"<h1>{html.escape(title)}</h1>"]
-    body.append(f"<p>{html.escape(printable(about))}</p>")
+    about = re.sub("`(.*)`", r"<code>\1</code>", html.escape(printable(about)))
+    body.append(f"<p>{about}</p>")
     for number_of_part, part in enumerate(parts):
         body.append(f"<h2>{html.escape(part.title)}</h2>")
         items = [line.removeprefix("- ") for line in part.text if line.startswith("- ")]
@@ -265,7 +268,8 @@ def page(title: str, about: str, parts: Sequence[Section], pictures: dict[str, s
 
 def _table(part: Section) -> str:
     largest = max((abs(one.effect.mean) for row in part.colours for one in row if one is not None), default=0.0)
-    lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in part.header) + "</tr>"]
+    first, *numbers = map(html.escape, part.header)
+    lines = [f"<tr><th>{first}</th>" + "".join(f'<th class="n">{name}</th>' for name in numbers) + "</tr>"]
     for i, row in enumerate(part.rows):
         cells = [f"<td>{html.escape(printable(row[0]))}</td>"]
         for j, text in enumerate(row[1:]):
