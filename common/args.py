@@ -256,17 +256,14 @@ class DataArguments(FileArguments):
 
 
 @dataclass
-class LabeledDataArguments(DataArguments):
-    """Choose the rows of a task in which each row has a gold value: a label, tags, answers, a target or a summary."""
+class GroupedDataArguments(DataArguments):
+    """Choose rows that may have domains, and rows of an earlier task beside them."""
 
-    drop_unlabeled: bool | None = field(
-        default=None, metadata={"help": "true: drop and count rows without a gold value, which are else an error"}
-    )
     domain_column: str | None = field(
         default=None, metadata={"help": "column with the domain of a row; scores then come by domain, mean and worst"}
     )
     replay_file: str | None = field(
-        default=None, metadata={"help": "labelled rows of an earlier task or domain, for --keep replay or ewc"}
+        default=None, metadata={"help": "rows of an earlier task or domain, for --keep replay or ewc"}
     )
     leave_out: str | None = field(
         default=None,
@@ -286,6 +283,15 @@ class LabeledDataArguments(DataArguments):
 
 
 @dataclass
+class LabeledDataArguments(GroupedDataArguments):
+    """Choose the rows of a task in which each row has a gold value: a label, tags, answers, a target or a summary."""
+
+    drop_unlabeled: bool | None = field(
+        default=None, metadata={"help": "true: drop and count rows without a gold value, which are else an error"}
+    )
+
+
+@dataclass
 class SpeedArguments:
     """Switch the faster code of `common.speed` on or off."""
 
@@ -296,7 +302,13 @@ class SpeedArguments:
 
 @dataclass
 class RegularisationArguments:
-    """Choose regularisation besides weight decay, off by default; see `common.training.regularisation`."""
+    """Choose regularisation besides weight decay, off by default; see `common.training.regularisation`.
+
+    Attributes:
+        ewc_strength: weight of the penalty of `--keep ewc` if `keep_strength` is None.
+    """
+
+    ewc_strength: ClassVar[float] = 10_000.0
 
     dropout: float | None = field(
         default=None, metadata={"help": "rate of every dropout, attention included; the checkpoint's if not given"}
@@ -349,7 +361,8 @@ class RegularisationArguments:
         },
     )
     keep_strength: float | None = field(
-        default=None, metadata={"help": "weight of the penalty of --keep; ewc 10000, lwf 1 if not given"}
+        default=None,
+        metadata={"help": "weight of the penalty of --keep; ewc 10000 (language models 100), lwf 1 if not given"},
     )
     keep_temperature: float | None = field(
         default=None, metadata={"help": "divides the logits that --keep lwf compares; 2 if not given"}
@@ -380,7 +393,7 @@ class RegularisationArguments:
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name} {value}: must be above 0, and finite")
         if self.keep in used["keep_strength"] and self.keep_strength is None:
-            self.keep_strength = 10_000.0 if self.keep == "ewc" else 1.0
+            self.keep_strength = self.ewc_strength if self.keep == "ewc" else 1.0
         if self.keep == "lwf" and self.keep_temperature is None:
             self.keep_temperature = 2.0
         for name in ("r_drop", "adversarial") if self.keep == "lwf" else ():
@@ -663,32 +676,29 @@ def check_together(args: TrainingArguments, data_args: DataArguments, groups: It
         data_args: the arguments of the data.
         groups: the other dataclasses of arguments, that of the model among them.
     """
-    labeled = data_args if isinstance(data_args, LabeledDataArguments) else None
-    _check_domains(args, labeled)
+    grouped = data_args if isinstance(data_args, GroupedDataArguments) else None
+    _check_domains(args, grouped)
     after = next((part.after for part in groups if isinstance(part, ModelArguments)), None)
     if args.keep != "none" and after is None:
         raise InputError(f"--keep {args.keep}: needs the model that learned before; name it by --after")
-    rows = labeled and labeled.replay_file
+    rows = grouped and grouped.replay_file
     if rows and args.keep not in ("ewc", "replay"):
         raise InputError("--replay_file: needs --keep replay, or --keep ewc; add one of them")
     if args.keep == "replay" and not rows:
-        remedy = (
-            "name their file by --replay_file" if labeled else "add old texts to --train_file, and give --keep none"
-        )
-        raise InputError(f"--keep replay: needs old rows; {remedy}")
+        raise InputError("--keep replay: needs old rows; name their file by --replay_file")
     if args.keep == "ewc" and not rows and not Path(after or "", FISHER).is_file():
-        remedy = ", or name its rows by --replay_file" if labeled else ""
+        remedy = ", or name its rows by --replay_file" if grouped else ""
         raise InputError(f"--keep ewc: {after} has no {FISHER}; train it with --save_fisher true{remedy}")
 
 
-def _check_domains(args: TrainingArguments, labeled: LabeledDataArguments | None) -> None:
-    if labeled and labeled.domain_column is not None:
+def _check_domains(args: TrainingArguments, grouped: GroupedDataArguments | None) -> None:
+    if grouped and grouped.domain_column is not None:
         return
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     asked = f"--metric_for_best_model {metric}" if metric.startswith((MEAN, WORST)) else None
     asked = asked if args.domain_temperature is None else f"--domain_temperature {args.domain_temperature:g}"
     if asked:
-        remedy = "name their column by --domain_column" if labeled else "leave it out"
+        remedy = "name their column by --domain_column" if grouped else "leave it out"
         raise InputError(f"{asked}: the rows have no domains; {remedy}")
 
 

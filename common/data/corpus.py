@@ -23,9 +23,10 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from common.args import DataArguments, FileArguments
+from common.args import FileArguments, GroupedDataArguments
+from common.data.domains import OLD, Groups, groups_of, with_groups
 from common.data.files import READERS, read_file, read_text
-from common.data.rows import accepted, checked, load_splits
+from common.data.rows import accepted, checked, load_splits, with_old
 from common.data.samples import sample
 from common.data.source import Located, Row, Source, ending_of
 from common.data.tokens import encodings, ends_of
@@ -47,7 +48,7 @@ Marked = tuple[list[int], list[int]]  # tokens of a text, and their marks
 
 
 @dataclass
-class CorpusArguments(DataArguments):
+class CorpusArguments(GroupedDataArguments):
     """Choose the texts for pretraining; without files, the documentation of Python."""
 
     train_file: str | None = field(
@@ -106,6 +107,8 @@ class CorpusArguments(DataArguments):
         super().__post_init__()
         if self.forgetting_file:
             self.check_path("forgetting_file", self.forgetting_file)
+        if self.domain_column is not None:
+            self._check_columns()
         if self.max_seq_length < 16:
             raise InputError(f"--max_seq_length {self.max_seq_length}: must be at least 16")
         for name in ("shuffle_buffer", "stream_shares"):
@@ -118,6 +121,16 @@ class CorpusArguments(DataArguments):
             files_of(path)
         except InputError as error:
             raise InputError(f"--{name} {error}") from None
+
+    def _check_columns(self) -> None:
+        """Raise `InputError` if the texts have no columns, so none with a domain."""
+        asked = f"--domain_column {self.domain_column}"
+        if not self.has_source():
+            raise InputError(f"{asked}: the documentation of Python has no domains; give --train_file")
+        for name in ("train_file", "validation_file", "test_file", "replay_file"):
+            path = getattr(self, name)
+            if plain := next((file for file in files_of(path) if ending_of(file) in PLAIN) if path else iter(()), None):
+                raise InputError(f"{asked}: {plain} has no columns; convert it to .jsonl or .csv, with this column")
 
     def files(self) -> dict[str, str]:
         """Return argument -> file for the files of the run, with a number if one argument names several.
@@ -206,7 +219,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
     """Load the texts of a run. Blank texts are dropped and counted on the terminal.
 
     Returns:
-        The splits train, validation and, if given, test, with columns `text` and `id`.
+        The splits train, validation and, if given, test, with columns `text` and `id`, and those of `load_splits`.
 
     Raises:
         InputError: rows are invalid, with file and line, or a split has only blank texts.
@@ -216,6 +229,10 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
         for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
             if limit is not None:
                 data[split] = data[split].select(sample([None] * len(data[split]), limit))
+        if args.replay_file is not None:
+            lists = {split: rows.to_list() for split, rows in data.items()}
+            lists[OLD] = load_texts(args.replay_file, args).to_list()
+            data = DatasetDict({split: Dataset.from_list(rows) for split, rows in with_old(lists).items()})
         return data
     read = partial(read_texts, unit=args.text_unit, args=args)
     data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
@@ -240,12 +257,19 @@ def load_texts(path: str, args: CorpusArguments) -> Dataset:
 def _without_blank(rows: Dataset, name: str) -> Dataset:
     texts = rows["text"][:]
     kept = [i for i, text in enumerate(texts) if text.strip()]
-    if not kept:
-        raise InputError(f"{name}: every text is blank; give texts")
     if len(kept) == len(texts):
         return rows
+    left = rows.select(kept)
+    _check_left(groups_of(rows), groups_of(left), name, "every text is blank; give texts")
     tell(f"{name}: dropped {len(texts) - len(kept)} blank texts of {len(texts)}")
-    return rows.select(kept)
+    return left
+
+
+def _check_left(before: Groups, after: Groups, split: str, problem: str) -> None:
+    """Raise `InputError` if no new text of a split is left, or no old one."""
+    left = {values.get(OLD, False) for values, rows in after if len(rows)}
+    for old in {values.get(OLD, False) for values, _ in before} - left:
+        raise InputError(f"{'--replay_file' if old else split}: {problem}")
 
 
 # The documentation of Python
@@ -392,6 +416,8 @@ def rows_of(
 ) -> DatasetDict:
     """Pack each split into rows as `blocks_of` does, and print how many texts were too short.
 
+    A row has texts of one domain, and either new or old texts.
+
     Args:
         data: the splits.
         encoded: turns a batch of their rows into tokens and marks of texts.
@@ -401,7 +427,8 @@ def rows_of(
         whole: see `blocks_of`.
 
     Returns:
-        The splits, with the columns of `blocks_of` and `row`, the number of the row.
+        The splits, with the columns of `blocks_of`; `row`, the number of the row; and columns `domain` and `old` of the
+        texts.
 
     Raises:
         InputError: all texts of a split are too short.
@@ -410,21 +437,25 @@ def rows_of(
 
     def rows(batch: dict[str, list]) -> dict[str, list]:
         texts = [pair for pair in encoded(batch) if len(pair[0]) >= least]
-        packed = list(blocks_of(texts, ends, args.max_seq_length, args.pack, whole))
-        columns = {name: [row[name] for row in packed] for name in BLOCKS}
+        filled = list(blocks_of(texts, ends, args.max_seq_length, args.pack, whole))
+        columns = {name: [row[name] for row in filled] for name in BLOCKS}
         # the first row of a batch holds the number of its texts: the sum of the column counts all texts
-        return columns | {"texts": [len(texts)] + [0] * (len(packed) - 1) if packed else []}
+        return columns | {"texts": [len(texts)] + [0] * (len(filled) - 1) if filled else []}
+
+    def packed(texts: Dataset) -> Dataset:
+        return texts.map(rows, batched=True, remove_columns=texts.column_names, features=features)
 
     blocks = {}
     for split, texts in data.items():
-        made = texts.map(rows, batched=True, remove_columns=texts.column_names, features=features)
-        if len(made) == 0:
-            raise InputError(f"{split}: every text has fewer than {least} tokens; give longer texts")
-        short = len(texts) - sum(made["texts"])
+        groups = groups_of(texts)
+        made = [(values, packed(some)) for values, some in groups]
+        _check_left(groups, made, split, f"every text has fewer than {least} tokens; give longer texts")
+        joined = with_groups(made)
+        short = len(texts) - sum(joined["texts"])
         if short:
             tell(f"{split}: dropped {short} of {len(texts)} texts with fewer than {least} tokens")
-        made = made.remove_columns("texts").add_column("row", np.arange(len(made)))
-        blocks[split] = made.with_format("numpy")
+        joined = joined.remove_columns("texts").add_column("row", np.arange(len(joined)))
+        blocks[split] = joined.with_format("numpy")
     return DatasetDict(blocks)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
@@ -21,6 +21,8 @@ MOST_DOMAINS = 200
 #: most names in a warning
 SHOWN = 20
 
+#: the values of columns `domain` and `old`, as far as rows have them, with the rows that have these values
+Groups = list[tuple[dict[str, Any], Dataset]]
 #: selects values of some rows from those of all rows
 Select = Callable[[Any], Any]
 
@@ -70,6 +72,27 @@ def domain_counts(data: DatasetDict) -> dict[str, dict[str, int]]:
     return {split: dict(Counter(rows[DOMAIN][:])) for split, rows in data.items() if DOMAIN in rows.column_names}
 
 
+def groups_of(rows: Dataset) -> Groups:
+    """Divide rows by their domain, and into new and old ones."""
+    names = [name for name in (DOMAIN, OLD) if name in rows.column_names]
+    if not names:
+        return [({}, rows)]
+    places: dict[tuple, list[int]] = {}
+    for number, values in enumerate(zip(*(rows[name] for name in names), strict=True)):
+        places.setdefault(values, []).append(number)
+    return [(dict(zip(names, values, strict=True)), rows.select(places[values])) for values in sorted(places)]
+
+
+def with_groups(groups: Groups) -> Dataset:
+    """Join the rows of groups, each with the values of its group."""
+    parts = []
+    for values, rows in groups:
+        for name, value in values.items():
+            rows = rows.add_column(name, [value] * len(rows)) if len(rows) else rows
+        parts += [rows] if len(rows) else []
+    return concatenate_datasets(parts)
+
+
 def carry(columns: dict[str, list], rows: dict[str, list], numbers: Sequence[int] | None = None) -> dict:
     """Add columns `domain` and `old` of `rows` to their encoded `columns`.
 
@@ -102,29 +125,36 @@ def selecting(rows: list[int]) -> Select:
     return select
 
 
-def by_domain(rows: Dataset, score: Callable[[Select], dict[str, float]], args: TrainingArguments) -> dict[str, float]:
-    """Return the scores of all rows, and of each domain the score that selects the best checkpoint.
+def by_domain(
+    rows: Dataset,
+    score: Callable[[Select], dict[str, float]],
+    args: TrainingArguments,
+    names: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return the scores of all rows, and of each domain some of them.
 
     Args:
         rows: the scored rows with column `domain`, encoded or not; without the column there are no domains.
         score: `score(select)` returns the scores of some rows; `select(values)` takes their values from those of all.
-        args: name the selecting score.
+        args: name the score that selects the best checkpoint.
+        names: the scores of the domains; if empty, the selecting one, or the first score if the loss selects.
 
     Returns:
         The scores; `domain_NAME_SCORE` and `domain_NAME_rows` of each domain; `mean_domain_SCORE` over the domains and
-        `worst_domain_SCORE`. SCORE is the first score if the loss selects the best checkpoint.
+        `worst_domain_SCORE`.
     """
-    of_all = score(lambda values: values)
+    result = score(lambda values: values)
     if DOMAIN not in rows.column_names:
-        return of_all
+        return result
     places: dict[str, list[int]] = {}
     for number, name in enumerate(name for name in rows[DOMAIN] if name is not None):
         places.setdefault(name, []).append(number)
     best = score_of_rows(args.metric_for_best_model)
-    name = best if best in of_all else next(iter(of_all))
-    each = {domain: score(selecting(places[domain]))[name] for domain in sorted(places)}
-    result = of_all | {f"domain_{domain}_{name}": value for domain, value in each.items()}
-    result |= {f"domain_{domain}_rows": len(places[domain]) for domain in each}
-    worst = max if name in args.lower_is_better else min
-    mean = float(np.mean(list(each.values())))
-    return result | {f"{MEAN}{name}": mean, f"{WORST}{name}": worst(each.values())}
+    names = names or (best if best in result else next(iter(result)),)
+    found = {domain: score(selecting(places[domain])) for domain in sorted(places)}
+    for name in names:
+        each = {domain: scores[name] for domain, scores in found.items()}
+        result |= {f"domain_{domain}_{name}": value for domain, value in each.items()}
+        worst = max if name in args.lower_is_better else min
+        result |= {f"{MEAN}{name}": float(np.mean(list(each.values()))), f"{WORST}{name}": worst(each.values())}
+    return result | {f"domain_{domain}_rows": len(places[domain]) for domain in found}

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from common.args import SPLITS, DataArguments, LabeledDataArguments
+from common.args import SPLITS, DataArguments, GroupedDataArguments
 from common.data.domains import DOMAIN, OLD, check_domains, domain_of
 from common.data.files import TEXT_CELLS, FileReader, Readers, read_file, too_long
 from common.data.json_files import list_of_cell
@@ -143,7 +143,7 @@ def load_splits(
         InputError: up to ten problems, each with file and line.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    old = args.replay_file if isinstance(args, LabeledDataArguments) else None
+    old = args.replay_file if isinstance(args, GroupedDataArguments) else None
     read = read or partial(read_file, readers=readers, args=args)
     sources: Mapping[str, Iterable[Located]]
     sources = read_dataset(args) if args.dataset_name else {split: read(f) for split, f in files.items() if f}
@@ -161,7 +161,7 @@ def load_splits(
     problems = Problems(args.skip_bad_rows)
     arguments = {getattr(args, f.name): f.name for f in fields(args) if f.name.endswith("_column_name")}
     leave_out = None
-    if isinstance(args, LabeledDataArguments) and args.domain_column is not None:
+    if isinstance(args, GroupedDataArguments) and args.domain_column is not None:
         columns, leave_out = columns | {DOMAIN: args.domain_column}, args.leave_out
         arguments = {args.domain_column: "domain_column"} | arguments
     splits: dict[str, list[Entry]] = {}
@@ -201,14 +201,14 @@ def load_splits(
     problems.check()
     _warn_of_shared_files({split: files[split] for split in SPLITS})
     if OLD in lists:
-        lists = _with_old(lists)
+        lists = with_old(lists)
     data = DatasetDict({name: _dataset(rows, places[name]) for name, rows in lists.items()})
     if DOMAIN in columns:
         check_domains(data, columns[DOMAIN])
     return data
 
 
-def _with_old(lists: dict[str, list[Row]]) -> dict[str, list[Row]]:
+def with_old(lists: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """Return the rows of each split with column `OLD`; the old rows follow the training rows."""
     tell(f"train: {len(lists['train']):,} new rows, and {len(lists[OLD]):,} old ones of --replay_file")
     marked = {name: [row | {OLD: name == OLD} for row in rows] for name, rows in lists.items()}

@@ -117,6 +117,9 @@ def check_streaming(data_args: CorpusArguments, args: TrainingArguments) -> None
         raise InputError("--streaming: no training data; give --train_file or --dataset_name")
     if data_args.skip_bad_rows:
         raise InputError("--skip_bad_rows: does not work with --streaming; correct the rows")
+    for name in ("domain_column", "replay_file"):
+        if getattr(data_args, name) is not None:
+            raise InputError(f"--{name}: needs all texts in memory; leave --streaming out")
     if args.max_steps < 1:
         raise InputError("--streaming: the length of a stream is unknown; give --max_steps")
     if data_args.max_train_samples is not None:

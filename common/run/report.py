@@ -228,12 +228,15 @@ WHEN = ("before", "after")
 
 
 def print_perplexities(metrics: dict[str, float]) -> None:
-    """Print the scores of `LanguageTrainer.scores` before and after training as a table."""
+    """Print the scores of `LanguageTrainer.scores` before and after training, also by domain, as a table."""
     splits = [
         k.removeprefix("before_").removesuffix("_perplexity") for k in metrics if re.match("before_.*perplexity", k)
     ]
     rows = [
-        [split, *(metrics[f"{when}_{split}_{name}"] for name in ("perplexity", "accuracy") for when in WHEN)]
+        [
+            split.replace("_domain_", ": ").replace("_mean_domain", ": mean").replace("_worst_domain", ": worst"),
+            *(metrics[f"{when}_{split}_{name}"] for name in ("perplexity", "accuracy") for when in WHEN),
+        ]
         for split in splits
     ]
     tell("")

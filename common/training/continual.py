@@ -33,6 +33,7 @@ from common.errors import InputError, is_main_process, tell
 from common.inference.predictor import load_saved
 from common.models.load import LoadedModel, load_config, resolve_model
 from common.speed import apply
+from common.training.collator import EpochSeeded
 from common.training.draws import of_windows
 from common.training.order import SeededOrder
 from common.training.regularisation import Logits, Regularised
@@ -262,7 +263,9 @@ class Continual(Regularised, SeededOrder):
         rows = self.train_dataset
         rows = rows.windows if isinstance(rows, AugmentedRows) else rows
         if not isinstance(rows, Dataset):
-            raise InputError("--save_fisher: needs one training set in memory; leave it out, or leave --streaming out")
+            raise InputError(
+                "--save_fisher: needs one training set in memory; leave --streaming and --batch_ramp_start out"
+            )
         return rows
 
     def _information(self, rows: Dataset, names: list[str]) -> dict[str, Tensor]:
@@ -274,6 +277,8 @@ class Continual(Regularised, SeededOrder):
         chosen = np.sort(np.random.default_rng(self.args.seed).permutation(len(rows))[:FISHER_ROWS])
         tell(f"the importance of the weights is computed on {len(chosen):,} of {len(rows):,} rows")
         rows = self._remove_unused_columns(rows)
+        if isinstance(self.data_collator, EpochSeeded):
+            self.data_collator.set_epoch(0)  # the epoch of the last batch differs in a resumed run
         with _differentiable(self.model, names, self.args) as parameters:
             total = {name: torch.zeros_like(value) for name, value in parameters.items()}
             self.forget_losses()

@@ -12,12 +12,14 @@ from torch import Tensor
 from transformers import EvalPrediction, TrainerCallback
 
 from common.args import TrainingArguments
+from common.data.domains import OLD, Select, by_domain
 from common.data.stream import TextStream
 from common.errors import InputError, tell
 from common.speed.head import hits_at_labels, losses_at_labels, scores_of
+from common.training.evaluation import batches_of
 from common.training.interrupts import HOW_TO_RESUME
 from common.training.loss import Logits, Losses
-from common.training.order import Repeated, StepBatches, StepSampler, step_starts
+from common.training.order import Repeated, StepBatches, StepSampler, in_dataset_order, step_starts
 from common.training.resume import reading
 from common.training.trainer import Trainer
 from common.tuning import TunedModel
@@ -28,6 +30,7 @@ class LanguageArguments(TrainingArguments):
     """Training arguments of language models."""
 
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
+    ewc_strength: ClassVar[float] = 100.0  # a row has many labels, and the importance of a weight grows with them
 
     warmup_steps: float = field(default=0.06, metadata={"help": "warmup steps; below 1: share of all steps"})
     dropout: float | None = field(default=0.0, metadata={"help": "dropout in this run, in place of that of the model"})
@@ -109,6 +112,10 @@ class LanguageTrainer(Trainer):
         **kwargs,
     ):
         if args.ramp is not None and isinstance(train_dataset, Dataset):
+            if OLD in train_dataset.column_names or args.domain_temperature is not None:
+                raise InputError(
+                    "--batch_ramp_start: takes each row equally often; leave --replay_file and --domain_temperature out"
+                )
             rows = len(train_dataset) * args.num_train_epochs
             train_dataset = Repeated(train_dataset, args.seed if args.data_seed is None else args.data_seed)
         if not isinstance(train_dataset, Dataset):
@@ -122,8 +129,6 @@ class LanguageTrainer(Trainer):
             compute_metrics=self._accuracy,
             **kwargs,
         )
-        #: whether the loss needs the scores of the vocabulary
-        self._needs_scores = self.losses["labels"] is not losses_at_labels or args.keep == "lwf"
         if isinstance(train_dataset, TextStream):
             self.add_callback(SeekStream(train_dataset, self))
 
@@ -200,6 +205,11 @@ class LanguageTrainer(Trainer):
             return scores_of(outputs)
         return tuple(value for key, value in outputs.items() if key != "loss")
 
+    @property
+    def _needs_scores(self) -> bool:
+        """Return whether the loss needs the scores of the vocabulary."""
+        return self.losses["labels"] is not losses_at_labels or self.args.keep == "lwf"
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss of a batch as the parent does, with the head at labels only."""
         inputs.pop("owner", None)
@@ -243,10 +253,29 @@ class LanguageTrainer(Trainer):
         }
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the scores of the parent; loss and perplexity cover `labels` only."""
+        """Return the scores of the parent; loss and perplexity cover `labels` only.
+
+        Rows with a domain also have perplexity and accuracy by domain.
+        """
         metrics = super().score(prediction)
         metrics["loss"] = metrics.get("loss_labels", metrics["loss"])
-        return metrics | {"perplexity": perplexity(metrics["loss"])}
+        of_labels = [batch["labels"] if isinstance(batch, dict) else batch for batch in batches_of(prediction)[0]]
+        hits, losses, counts = (
+            np.array(in_dataset_order(list(parts), self._order), dtype=np.float64)
+            for parts in zip(*of_labels, strict=True)
+        )
+
+        def score(select: Select) -> dict[str, float]:
+            labels = select(counts).sum()
+            return {
+                "perplexity": perplexity(select(losses).sum() / labels),
+                "accuracy": float(select(hits).sum() / labels),
+            }
+
+        names = ("perplexity", "accuracy")
+        return (
+            by_domain(self._evaluated, score, self.args, names) | metrics | {"perplexity": perplexity(metrics["loss"])}
+        )
 
 
 def perplexity(loss: float) -> float:

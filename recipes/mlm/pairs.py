@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.data.corpus import BLOCKS, encode, sentences_of
+from common.data.domains import DOMAIN, OLD, groups_of, with_groups
 from common.errors import InputError, tell
 from common.models.room import room_of
 from common.models.trial import trial
@@ -28,39 +29,52 @@ def to_pairs(data: DatasetDict, tokenizer: PreTrainedTokenizerFast, length: int,
     https://arxiv.org/abs/1810.04805). Under `mlm+sop` their segments are swapped (Lan et al. 2020,
     https://arxiv.org/abs/1909.11942). Texts of one sentence are skipped, and their number is printed.
 
+    Both segments are of one domain, and both new or both old.
+
     Returns:
         The splits with the columns of `to_blocks`, `token_type_ids` and `pair`.
 
     Raises:
-        InputError: a split has fewer than two texts with two sentences.
+        InputError: a split, or a domain of it, has fewer than two texts with two sentences.
     """
-    before, between, after = _ends(tokenizer)
-    room = room_of(tokenizer, length, pair=True, least=2)
-    features = Features(BLOCKS | {"token_type_ids": BLOCKS["marks"], "pair": Value("int64"), "row": Value("int64")})
     pairs = {}
     for split, rows in data.items():
-        texts = [_sentences(text, tokenizer, room // 2) for text in rows["text"][:]]
-        usable = [sentences for sentences in texts if len(sentences) > 1]
-        if len(usable) < 2:
-            raise InputError(
-                f"{split}: {len(usable)} texts of two sentences or more; pairs need at least 2; give whole "
-                "paragraphs or documents (--text_unit paragraph)"
+        made = []
+        for values, some in groups_of(rows):
+            place = (
+                "--replay_file" if values.get(OLD) else f"{split}{f', domain {d}' if (d := values.get(DOMAIN)) else ''}"
             )
-        if len(usable) < len(texts):
-            tell(f"{split}: {len(texts) - len(usable)} of {len(texts)} texts have one sentence and are left out")
-        pair_rows = []
-        for first, second, pair in segments(usable, room, objective):
-            ids, marks = (
-                [*ends[0], *[s[i] for s in first], *ends[1], *[s[i] for s in second], *ends[2]]
-                for i, ends in ((0, (before, between, after)), (1, _marks_of(before, between, after)))
-            )
-            types = [0] * (len(before) + len(first) + len(between)) + [1] * (len(second) + len(after))
-            pair_rows.append(
-                {"input_ids": ids, "marks": marks, "lengths": [len(ids)], "token_type_ids": types, "pair": pair}
-                | {"row": len(pair_rows)}
-            )
-        pairs[split] = Dataset.from_list(pair_rows, features=features).with_format("numpy")
+            made.append((values, _pairs_of(some["text"][:], tokenizer, length, objective, place)))
+        whole = with_groups(made)
+        pairs[split] = whole.add_column("row", np.arange(len(whole))).with_format("numpy")
     return DatasetDict(pairs)
+
+
+def _pairs_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int, objective: str, place: str) -> Dataset:
+    """Make the rows of one group of texts; `place` names it in messages."""
+    before, between, after = _ends(tokenizer)
+    room = room_of(tokenizer, length, pair=True, least=2)
+    features = Features(BLOCKS | {"token_type_ids": BLOCKS["marks"], "pair": Value("int64")})
+    sentences = [_sentences(text, tokenizer, room // 2) for text in texts]
+    usable = [some for some in sentences if len(some) > 1]
+    if len(usable) < 2:
+        raise InputError(
+            f"{place}: {len(usable)} texts of two sentences or more; pairs need at least 2; give whole "
+            "paragraphs or documents (--text_unit paragraph)"
+        )
+    if len(usable) < len(texts):
+        tell(f"{place}: {len(texts) - len(usable)} of {len(texts)} texts have one sentence and are left out")
+    pair_rows = []
+    for first, second, pair in segments(usable, room, objective):
+        ids, marks = (
+            [*ends[0], *[s[i] for s in first], *ends[1], *[s[i] for s in second], *ends[2]]
+            for i, ends in ((0, (before, between, after)), (1, _marks_of(before, between, after)))
+        )
+        types = [0] * (len(before) + len(first) + len(between)) + [1] * (len(second) + len(after))
+        pair_rows.append(
+            {"input_ids": ids, "marks": marks, "lengths": [len(ids)], "token_type_ids": types, "pair": pair}
+        )
+    return Dataset.from_list(pair_rows, features=features)
 
 
 def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator[tuple[Sentence, Sentence, int]]:
