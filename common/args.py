@@ -684,7 +684,7 @@ def check_together(args: TrainingArguments, data_args: DataArguments, groups: It
     rows = grouped and grouped.replay_file
     if rows and args.keep not in ("ewc", "replay"):
         raise InputError("--replay_file: needs --keep replay, or --keep ewc; add one of them")
-    if args.keep == "replay" and not rows:
+    if args.keep == "replay" and grouped and not rows:
         raise InputError("--keep replay: needs old rows; name their file by --replay_file")
     if args.keep == "ewc" and not rows and not Path(after or "", FISHER).is_file():
         remedy = ", or name its rows by --replay_file" if grouped else ""

@@ -200,7 +200,7 @@ class Continual(Regularised, SeededOrder):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Compute the share of a batch in the loss of its step, with that of the old outputs in training."""
-        if self.old_task is None or not model.training:
+        if self.old_task is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         read = dict(inputs)
         labels = self.labels_of(read)
@@ -247,17 +247,18 @@ class Continual(Regularised, SeededOrder):
 
     def save_fisher(self) -> None:
         """Save the importance of each weight of the trained model for the training rows, and for those before them."""
-        rows, model = self._windows(), self.model
-        if OLD in rows.column_names and self.args.keep == "ewc":
-            rows = rows.select(np.flatnonzero(~np.asarray(of_windows(rows, OLD))))
-        found = self._information(rows, [name for name, _ in model.named_parameters()])
+        found = self.importance()
         for name, value in ((self.fisher_pull and self.fisher_pull.importance) or {}).items():
             if name in found and found[name].shape == value.shape:
                 found[name] += value.to(found[name].device)
-        if is_main_process():
-            file = self.args.folder / FISHER
-            file.parent.mkdir(exist_ok=True)
-            save_file({name: value.cpu().contiguous() for name, value in found.items()}, file)
+        write_importance(self.args.folder, found)
+
+    def importance(self) -> dict[str, Tensor]:
+        """Return the importance of each weight of the trained model for the training rows."""
+        rows = self._windows()
+        if OLD in rows.column_names and self.args.keep == "ewc":
+            rows = rows.select(np.flatnonzero(~np.asarray(of_windows(rows, OLD))))
+        return self._information(rows, [name for name, _ in self.model.named_parameters()])
 
     def _windows(self) -> Dataset:
         rows = self.train_dataset
@@ -292,6 +293,14 @@ class Continual(Regularised, SeededOrder):
                         value.add_(gradient.detach() ** 2)
             self.forget_losses()
         return {name: value / len(chosen) for name, value in total.items()}
+
+
+def write_importance(folder: Path, importance: dict[str, Tensor]) -> None:
+    """Write the importance of each weight into a model folder, for `--keep ewc` of a later run."""
+    if is_main_process():
+        file = folder / FISHER
+        file.parent.mkdir(exist_ok=True)
+        save_file({name: value.cpu().contiguous() for name, value in importance.items()}, file)
 
 
 @contextmanager

@@ -74,12 +74,13 @@ def of_windows(dataset: Dataset | AugmentedRows, column: str) -> list[Any]:
     return values
 
 
-def draws_of(dataset: Any, args: TrainingArguments) -> EpochRows | None:
+def draws_of(dataset: Any, args: TrainingArguments, of: str = "an epoch") -> EpochRows | None:
     """Return the rows of each epoch under `--domain_temperature` or with old rows; None if an epoch takes every row.
 
     Args:
         dataset: the encoded training rows, with the columns of `common.data.domains.carry`.
         args: temperature, use of the old rows, and seed.
+        of: what the rows are of, for the message.
     """
     windows = dataset.windows if isinstance(dataset, AugmentedRows) else dataset
     has_old = isinstance(windows, Dataset) and OLD in windows.column_names
@@ -97,7 +98,7 @@ def draws_of(dataset: Any, args: TrainingArguments) -> EpochRows | None:
         groups, names = [*groups, np.flatnonzero(old)], [*names, "old rows"]
         counts.append(replayed(len(groups[-1]), len(new), args.replay_rows))
     listed = ", ".join(f"{n} {c:,} of {len(rows):,}" for n, c, rows in zip(names, counts, groups, strict=True))
-    tell(f"rows of an epoch: {listed}")
+    tell(f"rows of {of}: {listed}")
     return EpochRows(groups, counts, args.seed if args.data_seed is None else args.data_seed)
 
 

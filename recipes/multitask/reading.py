@@ -23,6 +23,7 @@ from common.run.joint import JointTask
 from common.tuning import TuningArguments
 
 from .arguments import OF_A_TASK, SharingArguments
+from .earlier import KEEPING, check_keep, start_of
 
 #: module of a recipe that can take part
 MODULE = "multitask"
@@ -30,7 +31,7 @@ RECIPES = Path(__file__).resolve().parents[1]
 #: keys of a task that are not arguments of its recipe
 OWN = ("recipe", "share", "score", "texts_of")
 #: arguments of rows that do not work beside other tasks, in no recipe
-REFUSED = ("domain_column", "leave_out", "replay_file")
+REFUSED = ("domain_column", "leave_out")
 #: names that scores or files of the whole run have
 RESERVED = ("mean", "worst", "loss", "heads", "before", "alone", "base", "adapter")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -63,6 +64,10 @@ class Entry:
     share: float = 1.0
     score: str | None = None
     texts_of: tuple[str, ...] = ()
+
+    def has(self, argument: str) -> bool:
+        """Return whether the file sets an argument of the recipe."""
+        return any(word.partition("=")[0] == f"--{argument}" for word in self.words)
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
@@ -158,8 +163,9 @@ def _entry(name: str, where: str, node: yaml.Node, path: str, problems: Problems
             entry.words += [f"--{key}", *values] if isinstance(value, yaml.SequenceNode) else [f"--{key}={values[0]}"]
         else:
             problems.add(place, f"task {name}: {key}: {_unknown(key, known, entry.recipe)}")
-    if entry.texts_of and any(word.startswith("--train_file") for word in entry.words):
-        problems.add(where, f"task {name}: texts_of and train_file exclude each other; give one of them")
+    for key in ("train_file", "replay_file"):
+        if entry.texts_of and entry.has(key):
+            problems.add(where, f"task {name}: texts_of and {key} exclude each other; give one of them")
     return entry
 
 
@@ -209,13 +215,13 @@ def passed_on(arguments: tuple[type, ...], argv: list[str] | None) -> dict[str, 
 def words_for(entry: Entry, given: dict[str, str | list[str]]) -> list[str]:
     """Return the words of a task: those of this run that its recipe knows, and then its own."""
     known = {field.name for group in module_of(entry.recipe, "train").ARGUMENTS for field in dataclasses.fields(group)}
-    values = {name: value for name, value in given.items() if name in known and name not in OF_A_TASK}
+    values = {n: value for n, value in given.items() if n in known and n not in (*OF_A_TASK, *KEEPING)}
     words = [
         word
         for n, value in values.items()
         for word in ([f"--{n}={value}"] if isinstance(value, str) else [f"--{n}", *value])
     ]
-    return words + entry.words
+    return [*words, *start_of(entry.name, entry.recipe, entry.has("replay_file"), given), *entry.words]
 
 
 def read_tasks(
@@ -233,6 +239,9 @@ def read_tasks(
         InputError: see `read_entries`; or a recipe rejects arguments or rows of its task.
     """
     entries, given = read_entries(path), passed_on(arguments, argv)
+    after = given.get("after")
+    replaying = [entry.name for entry in entries if entry.has("replay_file")]
+    check_keep(args, after and str(after), {entry.name: entry.recipe for entry in entries}, replaying)
     tasks: dict[str, JointTask] = {}
     fixed = ["--output_dir", str(args.output_dir), "--eval_strategy", "no", "--save_strategy", "no"]
     for entry in entries:

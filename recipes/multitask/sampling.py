@@ -1,9 +1,10 @@
 """Choose the rows of each optimizer step from the rows of several tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from common.training.draws import EpochRows
 from common.training.order import StepSampler, share
 from common.training.tasks import TaskRows
 
@@ -38,9 +39,10 @@ def shares(sizes: np.ndarray, args: SharingArguments, fixed: np.ndarray, progres
 class SampledTasks(StepSampler):
     """Sample training batches of several tasks, in an order that follows from `seed` and epoch.
 
-    The rows of a task come in passes, each in another order. A mixed step has at least one row of each task; the other
-    rows follow the shares of the tasks, with what rounding leaves carried over to the next step. A homogeneous step has
-    rows of one task, drawn with the shares as probabilities. An epoch has as many rows as all tasks together.
+    The rows of a task come in passes, each in another order; `draws` chooses those of a pass. A mixed step has at least
+    one row of each task; the other rows follow the shares of the tasks, with what rounding leaves carried over to the
+    next step. A homogeneous step has rows of one task, drawn with the shares as probabilities. An epoch has as many
+    rows as a pass of each task.
 
     A row has its number, plus the number of all rows times the number of its pass: see `TaskRows`.
 
@@ -54,6 +56,7 @@ class SampledTasks(StepSampler):
         processes: number of processes.
         rank: number of this process.
         seed: seed of the order.
+        draws: the rows in a pass of each task; None for all.
     """
 
     def __init__(
@@ -67,11 +70,14 @@ class SampledTasks(StepSampler):
         processes: int,
         rank: int,
         seed: int,
+        draws: Sequence[EpochRows | None],
     ):
+        self.draws = draws
         self.rows, self.step_rows, self.args, self.fixed, self.seed = rows, step_rows, args, fixed, seed
         self.accumulation, self.processes, self.rank = accumulation, processes, rank
-        self.sizes = np.diff(rows.starts)
-        self.epoch_steps = max(1, round(len(rows) / step_rows))
+        every = np.diff(rows.starts).tolist()
+        self.sizes = np.array([size if some is None else len(some) for size, some in zip(every, draws, strict=True)])
+        self.epoch_steps = max(1, round(self.sizes.sum() / step_rows))
         self.total = max(1, run_steps(self.epoch_steps))
         self.epoch = 0
         #: rows of each task before an epoch, and what rounding has left; by epoch
@@ -130,7 +136,9 @@ class SampledTasks(StepSampler):
         """Yield the rows of a task from row `done` of its passes on."""
         number, place = divmod(done, int(self.sizes[task]))
         while True:
-            order = np.random.default_rng([self.seed, task, number]).permutation(self.sizes[task])
+            some = self.draws[task]
+            random = np.random.default_rng([self.seed, task, number])
+            order = random.permutation(self.sizes[task]) if some is None else some.rows(number)
             yield from (self.rows.starts[task] + order[place:] + number * len(self.rows)).tolist()
             number, place = number + 1, 0
 

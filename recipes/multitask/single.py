@@ -38,6 +38,9 @@ def check(trainer: Trainer) -> None:
     """Raise `InputError` if single runs cannot be compared with this run."""
     if trainer.args.world_size > 1:
         raise InputError("--compare_single: trains each task in one process; run the command without GPUS=")
+    if trainer.args.keep in ("ewc", "lwf") or trainer.args.save_fisher:
+        name = "save_fisher" if trainer.args.save_fisher else f"keep {trainer.args.keep}"
+        raise InputError(f"--compare_single: cannot be combined with --{name}; leave one of them out")
 
 
 def budget_of(trainer: Trainer, index: int) -> tuple[int, int]:

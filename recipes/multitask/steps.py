@@ -25,6 +25,7 @@ from common.hardware import sharding
 from common.models.structure import depths, layer_names
 from common.speed.apply import Speed
 from common.training import checkpoints
+from common.training.draws import draws_of
 from common.training.progress import Progress
 from common.training.resume import reading
 from common.training.tasks import TaskRows
@@ -32,6 +33,7 @@ from common.tuning import TunedModel
 from common.tuning.tune import is_beside
 
 from .arguments import MultitaskTrainingArguments, SharingArguments
+from .earlier import importance_of, save_importance
 from .model import freeze
 from .sampling import SampledTasks
 from .weighting import Weighting, weighting_of, without_conflicts
@@ -102,6 +104,7 @@ class Trainer(training.Trainer):
         if sharding():
             raise InputError(f"several tasks: do not work under {sharding()}; launch with common/launch/multi_gpu.yaml")
         self.trainers, self.sharing, self.fixed, self.scores = trainers, sharing, np.array(fixed), scores
+        self.draws = [draws_of(t.train_dataset, t.args, f"a pass over task {n}") for n, t in trainers.items()]
         super().__init__(model, args, **kwargs)
         if sharing.batches == "mixed" and self.step_rows < len(trainers):
             least = -(-len(trainers) * args.per_device_train_batch_size // self.step_rows)
@@ -136,9 +139,30 @@ class Trainer(training.Trainer):
             "data_collator": MixedCollator(self.trainers),
         }
 
+    # After an earlier run
+
+    def take_old_task(self, args, unlabeled) -> None:
+        """Do nothing: the trainer of each task has the old model of its task."""
+
+    def fisher(self) -> dict[str, Tensor]:
+        """Return the importance of each weight for the tasks of the earlier run."""
+        return importance_of(self.model, self.trainers)
+
+    def check_fisher(self) -> None:
+        """Do nothing: the trainer of each task checks its rows."""
+
+    def save_fisher(self) -> None:
+        """Save the importance of each weight for the training rows of all tasks, and for those before them."""
+        model = self.accelerator.unwrap_model(self.model)
+        save_importance(self.args.folder, model, self.trainers, self.fisher_pull.importance if self.fisher_pull else {})
+
+    # Rows
+
     def make_batches(self, dataset: TaskRows) -> SampledTasks:
         """Return the batch sampler."""
-        return SampledTasks(dataset, self.step_rows, self.sharing, self.fixed, self.run_steps, **self.cut())
+        return SampledTasks(
+            dataset, self.step_rows, self.sharing, self.fixed, self.run_steps, **self.cut(), draws=self.draws
+        )
 
     def run_steps(self, epoch_steps: int) -> int:
         """Return the steps of the run."""

@@ -20,6 +20,7 @@ from common.run import Run, keep_trained_model
 
 from . import model, report, single, steps
 from .arguments import MultitaskDataArguments, MultitaskTrainingArguments, SharingArguments
+from .earlier import check_shared, check_sharing
 from .reading import read_tasks
 
 USAGE = """from transformers import AutoModel, AutoTokenizer
@@ -34,6 +35,7 @@ ARGUMENTS = (ModelArguments, MultitaskDataArguments, SharingArguments, Multitask
 def main(argv: list[str] | None = None) -> dict[str, float]:
     # Arguments
     model_args, data_args, sharing, args = parse(ARGUMENTS, argv, __doc__)
+    check_sharing(args, sharing)
     set_seed(args.seed)
 
     # Data
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         with entry.blamed():
             loaded[entry.name] = tasks[entry.name].model()
             tasks[entry.name].describe_columns(loaded[entry.name].model)
+    if model_args.after is not None:
+        check_shared(loaded, sharing.own_layers or 0)
     tuned, together = model.combine(loaded, sharing)
     together.model.config.tasks = {entry.name: entry.recipe for entry in entries}  # predict reads it
     trainers = {name: task.trainer(tuned[name]) for name, task in tasks.items()}

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForTokenClassification, pipeline, s
 
 from common.cli import parse
 from common.errors import InputError
+from common.training.draws import EpochRows
 from common.training.tasks import TaskRows
 from recipes.multitask import model, predict, single, steps, train
 from recipes.multitask.arguments import MultitaskDataArguments, SharingArguments
@@ -60,9 +61,14 @@ def words(tiny: str, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def make_trainer(tiny: str, folder: Path, *more: str) -> steps.Trainer:
+def make_trainer(
+    tiny: str, folder: Path, *more: str, start: str = "--model_name_or_path", tasks: str | None = None
+) -> steps.Trainer:
     """Return the trainer of all tasks, as `main` makes it."""
     argv = words(tiny, folder, *more)
+    argv[argv.index("--model_name_or_path")] = start
+    if tasks is not None:
+        Path(folder, "tasks.yaml").write_text(tasks, encoding="utf-8")
     _, data_args, sharing, args = parse(train.ARGUMENTS, argv)
     set_seed(0)
     entries, tasks = read_tasks(data_args.tasks, train.ARGUMENTS, argv, args)
@@ -197,12 +203,28 @@ def rows_of(sizes: tuple[int, ...]) -> TaskRows:
     return TaskRows(found)
 
 
-def sampler(sizes=(90, 30, 9), step_rows=10, steps_of_run=26, fixed=(1, 1, 1), **settings) -> SampledTasks:
+def sampler(
+    sizes=(90, 30, 9), step_rows=10, steps_of_run=26, fixed=(1, 1, 1), draws=(None,) * 3, **settings
+) -> SampledTasks:
     cut = {"accumulation": 1, "processes": 1, "rank": 0} | {
         name: settings.pop(name) for name in ("accumulation", "processes", "rank") if name in settings
     }
     args = SharingArguments(**settings)
-    return SampledTasks(rows_of(sizes), step_rows, args, np.array(fixed), lambda _: steps_of_run, **cut, seed=0)
+    cut |= {"seed": 0, "draws": draws}
+    return SampledTasks(rows_of(sizes), step_rows, args, np.array(fixed), lambda _: steps_of_run, **cut)
+
+
+def test_a_pass_has_the_new_rows_and_the_budget_of_old_ones():
+    draws = EpochRows([np.arange(20), np.arange(20, 30)], [20, 4], seed=0)
+    batches = sampler(draws=(None, draws, None), sampling="proportional")
+    assert batches.sizes.tolist() == [90, 24, 9]
+    assert batches.epoch_steps == 12
+    stream = batches._stream(1, 0)
+    for number in range(3):
+        rows = np.array([next(stream) for _ in range(24)]) - 129 * number - 90
+        assert sorted(rows.tolist()) == sorted(draws.rows(number).tolist())
+    resumed, whole = batches._stream(1, 30), batches._stream(1, 0)
+    assert [next(resumed) for _ in range(40)] == [next(whole) for _ in range(70)][30:]
 
 
 def test_shares_follow_their_equations():
