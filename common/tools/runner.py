@@ -32,6 +32,8 @@ from common.run.fingerprint import common_hash
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
 #: prefixes of the name of a score; the first that exists is shown
 PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
+#: phases of a run that train: contrastive training on pairs comes before the head
+TRAINING = ("few_shot", "train")
 #: what a process loads that runs are forked from: with their libraries, most of what a recipe imports
 LOADED = ("common.models.pooling", "common.run", "common.training.probe", "common.tuning", "matplotlib.pyplot")
 #: parses the arguments of all runs, because a mistake in the last run must stop the first; prints their fingerprints
@@ -263,17 +265,18 @@ def measured(folder: Path) -> dict[str, Any]:
     """Read the record of a finished run: scores, seconds and memory of the training, and sizes."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     trained = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-    phase = record["phases"]["train"]
-    adapter = folder / "adapter"
-    saved = sum(path.stat().st_size for path in (adapter if adapter.is_dir() else folder).glob("*.safetensors"))
+    phases = record["phases"]
+    parts = {"domains": ("base", "adapter")}.get(record["arguments"].get("tuning"), ("adapter",))
+    folders = [folder / part for part in parts] if (folder / "adapter").is_dir() else [folder]
+    saved = sum(path.stat().st_size for part in folders for path in part.glob("*.safetensors"))
     name = (record["arguments"]["metric_for_best_model"] or "loss").removeprefix("eval_")
     return {
         "metric": name,
         "greater_is_better": record["arguments"]["greater_is_better"],
         "scores": {k: v for k, v in record["scores"].items() if isinstance(v, (int, float))},
         "trainable_parameters": trained["trainable_parameters"],
-        "train_seconds": phase["seconds"],
-        "peak_memory_mib": phase.get("peak_gpu_memory_mib", phase["peak_memory_mib"]),
+        "train_seconds": sum(phases[name]["seconds"] for name in TRAINING if name in phases),
+        "peak_memory_mib": phases["train"].get("peak_gpu_memory_mib", phases["train"]["peak_memory_mib"]),
         "saved_bytes": saved,
         **{key: record[key] for key in ("code", "rows", "hardware", "finished", "git_commit")},
     }

@@ -1,5 +1,6 @@
 """Test the runner of compare and transfer: processes in turn, their share of the machine, and signals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -104,3 +105,27 @@ def test_processes_are_launched_as_by_the_makefile():
 def test_a_recipe_that_does_not_exist_is_named():
     with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
         runner.check_arguments("nothing", [[]])
+
+
+@pytest.mark.parametrize(
+    ("tuning", "parts", "size"),
+    [("full", ["."], 10), ("lora", [".", "adapter"], 20), ("adapter", ["base", "adapter"], 20),
+     ("domains", ["base", "adapter"], 30)],
+)  # fmt: skip
+def test_a_run_is_measured_with_all_its_training_and_the_weights_of_its_task(tmp_path, tuning, parts, size):
+    """The bytes are those that each further task adds: an adapter alone, unless the weights below it are trained too."""
+    for number, part in enumerate(parts):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / "weights.safetensors").write_bytes(b"0" * 10 * (number + 1))
+    record = {
+        "arguments": {"metric_for_best_model": "f1", "greater_is_better": True, "tuning": tuning},
+        "phases": {
+            "few_shot": {"seconds": 5.0, "peak_memory_mib": 9}, "train": {"seconds": 2.0, "peak_memory_mib": 7},
+            "eval": {"seconds": 100.0, "peak_memory_mib": 9},
+        },
+        "scores": {"eval_f1": 0.5}, "code": "", "rows": "", "hardware": {}, "finished": "", "git_commit": None,
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "train_results.json").write_text('{"trainable_parameters": 3}')
+    found = runner.measured(tmp_path)
+    assert (found["train_seconds"], found["peak_memory_mib"], found["saved_bytes"]) == (7.0, 7, size)
