@@ -113,7 +113,7 @@ def test_a_recipe_that_does_not_exist_is_named():
      ("domains", ["base", "adapter"], 30)],
 )  # fmt: skip
 def test_a_run_is_measured_with_all_its_training_and_the_weights_of_its_task(tmp_path, tuning, parts, size):
-    """The bytes are those that each further task adds: an adapter alone, unless the weights below it are trained too."""
+    """The bytes are those of each further task: an adapter alone, unless the weights below it are trained too."""
     for number, part in enumerate(parts):
         (tmp_path / part).mkdir(exist_ok=True)
         (tmp_path / part / "weights.safetensors").write_bytes(b"0" * 10 * (number + 1))
