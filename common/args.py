@@ -696,7 +696,8 @@ def _check_domains(args: TrainingArguments, grouped: GroupedDataArguments | None
         return
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     asked = f"--metric_for_best_model {metric}" if metric.startswith((MEAN, WORST)) else None
-    asked = asked if args.domain_temperature is None else f"--domain_temperature {args.domain_temperature:g}"
+    if grouped and args.domain_temperature is not None:
+        asked = f"--domain_temperature {args.domain_temperature:g}"
     if asked:
         remedy = "name their column by --domain_column" if grouped else "leave it out"
         raise InputError(f"{asked}: the rows have no domains; {remedy}")

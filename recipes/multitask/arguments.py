@@ -17,7 +17,7 @@ OF_A_TASK = ("train_file", "validation_file", "test_file", "dataset_name", "data
 #: weightings that compare the gradients of all tasks in each step
 BY_GRADIENTS = ("gradnorm", "pcgrad")
 #: arguments of training that do not know tasks
-WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size", "domain_temperature")
+WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size")
 SAMPLE = Path(__file__).resolve().parent / "sample" / "tasks.yaml"
 
 

@@ -30,8 +30,6 @@ MODULE = "multitask"
 RECIPES = Path(__file__).resolve().parents[1]
 #: keys of a task that are not arguments of its recipe
 OWN = ("recipe", "share", "score", "texts_of")
-#: arguments of rows that do not work beside other tasks, in no recipe
-REFUSED = ("domain_column", "leave_out")
 #: names that scores or files of the whole run have
 RESERVED = ("mean", "worst", "loss", "heads", "before", "alone", "base", "adapter")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -187,7 +185,7 @@ def arguments_of(recipe: str) -> set[str]:
 
 def refused_by(recipe: str) -> set[str]:
     """Return the arguments of a recipe that do not work beside other tasks."""
-    return {*REFUSED, *module_of(recipe, MODULE).Task.refused}
+    return set(module_of(recipe, MODULE).Task.refused)
 
 
 def _unknown(key: str, known: set[str], recipe: str) -> str:
@@ -215,7 +213,8 @@ def passed_on(arguments: tuple[type, ...], argv: list[str] | None) -> dict[str, 
 def words_for(entry: Entry, given: dict[str, str | list[str]]) -> list[str]:
     """Return the words of a task: those of this run that its recipe knows, and then its own."""
     known = {field.name for group in module_of(entry.recipe, "train").ARGUMENTS for field in dataclasses.fields(group)}
-    values = {n: value for n, value in given.items() if n in known and n not in (*OF_A_TASK, *KEEPING)}
+    left_out = {*OF_A_TASK, *KEEPING} | (set() if entry.has("domain_column") else {"domain_temperature"})
+    values = {name: value for name, value in given.items() if name in known - left_out}
     words = [
         word
         for n, value in values.items()
@@ -241,6 +240,10 @@ def read_tasks(
     entries, given = read_entries(path), passed_on(arguments, argv)
     after = given.get("after")
     replaying = [entry.name for entry in entries if entry.has("replay_file")]
+    if args.domain_temperature is not None and not any(entry.has("domain_column") for entry in entries):
+        raise InputError(
+            "--domain_temperature: no task has domains; write domain_column below one in the file of --tasks"
+        )
     check_keep(args, after and str(after), {entry.name: entry.recipe for entry in entries}, replaying)
     tasks: dict[str, JointTask] = {}
     fixed = ["--output_dir", str(args.output_dir), "--eval_strategy", "no", "--save_strategy", "no"]

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from common import training
+from common.args import MEAN
 from common.errors import is_main_process, tell, warn
 from common.run import Run, print_table
 from common.run.folder import NOT_MERGED
 from common.run.joint import JointTask
-from common.run.report import fenced, rows_named, write_model_card
+from common.run.report import fenced, print_domains, rows_named, write_model_card
 from common.tuning.tune import is_beside
 
 from .steps import Trainer, summary
@@ -116,6 +117,11 @@ def print_scores(found: Scores, before: Scores, scores: dict[str, str]) -> None:
     print_table(["task", "score", "rows", "before", "after"], rows)
     for name, value in summary({row[0]: row[4] for row in rows}, "").items():
         tell(f"{name.removeprefix('_')} over the tasks: {value:.4f}")
+    for name, splits in found.items():
+        split = "test" if "test" in splits else "eval"
+        if any(score.startswith(MEAN) for score in splits[split]):
+            tell(f"\ntask {name}")
+            print_domains({f"{split}_{score}": value for score, value in splits[split].items()}, split)
 
 
 def write_cards(run: Run, trainer: Trainer, tasks: dict[str, JointTask], found: Scores) -> None:

@@ -58,7 +58,8 @@ class Task(JointTask):
     def trainer(self, tuned: TunedModel) -> Trainer:
         def score(prediction: EvalPrediction, windows: Dataset) -> dict[str, float]:
             predicted = scoring.predicted_tags(windows, prediction.predictions, self.labels)
-            return self.metric.compute(predictions=predicted, references=scoring.gold_tags(windows, self.labels))
+            gold = scoring.gold_tags(windows, self.labels)
+            return scoring.by_domain(self.metric, windows, predicted, gold, self.args)
 
         train_rows = self.rows["train"], self.data["train"]
         return Trainer(

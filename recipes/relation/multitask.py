@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from common.data import domains
 from common.data.labels import label_counts
 from common.errors import InputError
 from common.models import LoadedModel, load_model
@@ -59,7 +60,7 @@ class Task(JointTask):
         self.scorer = scoring.Scorer(self.relations, self.no_relation)
 
         def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
-            return self.scorer(prediction)
+            return domains.by_domain(rows, lambda select: self.scorer(select(prediction)), self.args)
 
         return Trainer(
             model=tuned,

@@ -63,7 +63,7 @@ class Task(JointTask):
         self.config = tuned.model.config
 
         def score(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
-            return self.scorer(prediction, self.scorer.thresholds(prediction))
+            return self.scorer.by_domain(rows, prediction, self.scorer.thresholds(prediction))
 
         train_rows = self.rows["train"], self.data["train"]
         return windows.Trainer(
@@ -85,7 +85,8 @@ class Task(JointTask):
             self.config.thresholds = thresholds
         if "test" in self.rows:
             output = trainer.predict(self.rows["test"], metric_key_prefix="test")
-            found["test"] = scores_of(output.metrics, "test") | self.scorer(output, thresholds)
+            of_rows = self.scorer.by_domain(self.rows["test"], output, thresholds)
+            found["test"] = scores_of(output.metrics, "test") | of_rows
             if folder:
                 self.scorer.write(folder, self.data["test"], output, thresholds)
         return found

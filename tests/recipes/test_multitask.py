@@ -16,7 +16,7 @@ from common.cli import parse
 from common.errors import InputError
 from common.training.draws import EpochRows
 from common.training.tasks import TaskRows
-from recipes.multitask import model, predict, single, steps, train
+from recipes.multitask import model, predict, report, single, steps, train
 from recipes.multitask.arguments import MultitaskDataArguments, SharingArguments
 from recipes.multitask.reading import read_entries, read_tasks, texts_of
 from recipes.multitask.sampling import SampledTasks, shares
@@ -530,6 +530,24 @@ def test_the_gain_over_a_single_run_has_an_interval(tmp_path):
     assert single.effect_of("sentiment", "accuracy", tmp_path / "ours", tmp_path / "fewer") is None
     assert single.effect_of("mlm", "accuracy", tmp_path / "ours", tmp_path / "theirs") is None
     assert single.verdict(-0.1, None) == "lower together, without an interval"
+
+
+def test_a_task_is_scored_and_sampled_by_domain(tiny, tmp_path, capsys):
+    tasks = Path(make_tasks(tmp_path)).read_text(encoding="utf-8")
+    tasks = tasks.replace("  recipe: sentiment\n", "  recipe: sentiment\n  domain_column: domain\n")
+    trainer = make_trainer(tiny, tmp_path, "--domain_temperature", "100", tasks=tasks)
+    domains = {row["domain"] for row in ROWS["sentiment"][:24]}
+    assert len(trainer.draws[0].counts) == len(domains) > 1
+    assert max(trainer.draws[0].counts) - min(trainer.draws[0].counts) <= 1
+    assert trainer.draws[1:] == [None, None]
+    metrics = trainer.evaluate()
+    named = {f"eval_sentiment_task_{name}_macro_f1" for name in ("mean_domain", "worst_domain")}
+    assert named <= metrics.keys()
+    scores = {name.removeprefix("eval_sentiment_task_"): metrics[name] for name in metrics if "sentiment" in name}
+    report.print_scores({"mood": {"eval": scores}}, {"mood": {"eval": scores}}, {"mood": "macro_f1"})
+    assert "mean of the domains" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--domain_temperature: no task has domains; write domain_column below one in"):
+        make_trainer(tiny, tmp_path, "--domain_temperature", "100")
 
 
 # Bad input
