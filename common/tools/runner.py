@@ -32,8 +32,8 @@ from common.run.fingerprint import common_hash
 OWN = ("--seed", "--output_dir", "--overwrite", "--resume_from_checkpoint")
 #: prefixes of the name of a score; the first that exists is shown
 PREFIXES = ("test_", "after_test_", "eval_", "after_validation_", "")
-#: phases of a run that train: contrastive training on pairs comes before the head
-TRAINING = ("few_shot", "train")
+#: phases of a run that train; the first stage, such as contrastive training on pairs, comes before the head
+TRAINING = ("first stage", "train")
 #: what a process loads that runs are forked from: with their libraries, most of what a recipe imports
 LOADED = ("common.models.pooling", "common.run", "common.training.probe", "common.tuning", "matplotlib.pyplot")
 #: parses the arguments of all runs, because a mistake in the last run must stop the first; prints their fingerprints

@@ -96,7 +96,7 @@ def prepare(
     if few.few_shot == "contrastive":
 
         def train(rows: DatasetDict) -> None:
-            with run.phase("few_shot"):
+            with run.phase("first stage"):
                 contrastive.train_encoder(loaded, rows["train"], **settings)
 
         return train
@@ -110,7 +110,7 @@ def prepare(
     loaded.tokenizer = tokenizer
 
     def train(rows: DatasetDict) -> None:
-        with run.phase("few_shot"):
+        with run.phase("first stage"):
             prompt.train_prompted(prompted, rows["train"], **settings)
             decided = prompted.probabilities(rows["validation"], bool(args.bf16)).argmax(-1)
         accuracy = np.mean(decided == np.array(rows["validation"]["labels"][:]))

@@ -120,7 +120,7 @@ def test_a_run_is_measured_with_all_its_training_and_the_weights_of_its_task(tmp
     record = {
         "arguments": {"metric_for_best_model": "f1", "greater_is_better": True, "tuning": tuning},
         "phases": {
-            "few_shot": {"seconds": 5.0, "peak_memory_mib": 9}, "train": {"seconds": 2.0, "peak_memory_mib": 7},
+            "first stage": {"seconds": 5.0, "peak_memory_mib": 9}, "train": {"seconds": 2.0, "peak_memory_mib": 7},
             "eval": {"seconds": 100.0, "peak_memory_mib": 9},
         },
         "scores": {"eval_f1": 0.5}, "code": "", "rows": "", "hardware": {}, "finished": "", "git_commit": None,
