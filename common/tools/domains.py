@@ -227,11 +227,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             raise InputError(f"{name}: is set by this command; leave it out (seeds: --seeds)")
     if not any(word.split("=")[0] == "--domain_column" for word in words):
         raise InputError("--domain_column: is missing; name the column with the domain of a row")
+    statistics = statistics_of(options.recipe)  # refuses a recipe without them
     made_with = check_arguments(options.recipe, [words])[0]
     folder = options.folder or Path("outputs", "domains", options.recipe)
     runs = Runs(options.recipe, words, options.seeds, folder, options.gpus, options.at_once)
     if options.score:
-        statistics_of(options.recipe)([], options.score)  # refuses a score without statistics
+        statistics([], options.score)  # refuses a score without statistics
     if options.fresh:
         runs.forget()
 

@@ -93,3 +93,8 @@ def test_one_domain_cannot_be_left_out(tmp_path):
     )
     with pytest.raises(InputError, match="1 domains have training rows and test rows, and 2 are needed"):
         runs.domains()
+
+
+def test_a_recipe_without_scores_of_rows_is_rejected_before_training():
+    with pytest.raises(InputError, match="mlm: has no score of single test rows"):
+        domains.main(["mlm", "--domain_column", "d"])
