@@ -13,6 +13,7 @@ The key `resume` in a field's metadata says how resuming treats a changed value:
 
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -24,6 +25,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from common.errors import InputError, check_file_exists, tell
 from common.hardware import native_bf16
@@ -447,12 +449,14 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
 
     Attributes:
         lower_is_better: names of the recipe's scores, besides losses, for which lower is better.
-        usual_epochs: passes over the rows of a recipe that decides later if `num_train_epochs` is None.
+        usual_epochs: passes over the rows if `num_train_epochs` is None.
+        least_steps: fewest steps of such a run; few rows are passed over more often.
     """
 
     _argument_group_name = "training"
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     usual_epochs: ClassVar[float] = 3.0
+    least_steps: ClassVar[int] = 0
 
     output_dir: str | None = field(
         default=None,
@@ -559,10 +563,36 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         },
     )
 
-    @property
-    def passes(self) -> float:
-        """Return the passes over the rows, as far as the arguments alone tell."""
-        return self.usual_epochs if self.num_train_epochs is None else self.num_train_epochs
+    def passes(self, rows: int) -> float:
+        """Return the passes over `rows` training rows: `num_train_epochs`, or the default for so many rows."""
+        if self.num_train_epochs is not None:
+            return self.num_train_epochs
+        steps = math.ceil(rows / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size))
+        return max(self.usual_epochs, math.ceil(self.least_steps / max(1, steps)))
+
+    def choose_length(self, rows: int) -> None:
+        """Set `num_train_epochs` if it is not given: few rows are passed over more often than `usual_epochs`.
+
+        Training is then scored and saved as often as usual, instead of in each epoch. (Mosbach et al. 2021,
+        https://arxiv.org/abs/2006.04884: few rows need more steps than a usual number of epochs has.)
+
+        Args:
+            rows: number of training rows.
+        """
+        if self.num_train_epochs is not None:
+            return
+        self.num_train_epochs = self.passes(rows)
+        if self.max_steps > 0 or self.num_train_epochs == self.usual_epochs:
+            return
+        share = 1 / self.usual_epochs
+        if self.eval_strategy == IntervalStrategy.EPOCH:
+            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, share
+        if self.save_strategy == SaveStrategy.EPOCH:
+            self.save_strategy, self.save_steps = SaveStrategy.STEPS, share
+        tell(
+            f"{rows:,} training rows are few: {self.num_train_epochs:g} epochs instead of {self.usual_epochs:g} "
+            "(--num_train_epochs)"
+        )
 
     @property
     def folder(self) -> Path:

@@ -49,7 +49,8 @@ class JointTask:
     def __init__(self, name: str, parsed: tuple[Any, ...]):
         self.name, self.parsed = name, parsed
         self.args = next(part for part in parsed if isinstance(part, TrainingArguments))
-        self.args.num_train_epochs = self.args.passes
+        if self.args.num_train_epochs is None:
+            self.args.num_train_epochs = self.args.usual_epochs
         self.model_args = next(part for part in parsed if isinstance(part, ModelArguments))
         data_args = next(part for part in parsed if isinstance(part, DataArguments))
         self.data_args: Any = data_args  # of the class of the recipe

@@ -48,7 +48,11 @@ class NerTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
-    num_train_epochs: float = field(default=10, metadata={"help": "passes over the training rows"})
+    usual_epochs, least_steps = 10, 150
+
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the rows; default: 10, and more for few rows (150 steps)"}
+    )
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 
 

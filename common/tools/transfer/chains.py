@@ -339,7 +339,12 @@ def add_longer(chains: Chains, factors: dict[Place, float]) -> None:
         if args.max_steps > 0:
             words: tuple[str, ...] = ("--max_steps", str(round(args.max_steps * factor)))
         else:
-            words = ("--num_train_epochs", f"{args.passes * factor:g}")
+            count = len(baseline[0].task.rows.texts) if rows is None else rows
+            words = ("--num_train_epochs", f"{args.passes(count) * factor:g}")
+            if args.num_train_epochs is None and args.eval_strategy == "epoch":  # few rows: not in each of many epochs
+                share = f"{1 / args.usual_epochs / factor:.4g}"
+                words += ("--eval_strategy", "steps", "--eval_steps", share)
+                words += ("--save_strategy", "steps", "--save_steps", share) if args.save_strategy == "epoch" else ()
         chains.longer[place] = tuple(
             replace(run, words=run.words + words, label=f"{run.label}, {factor:g} times as long") for run in baseline
         )

@@ -53,13 +53,15 @@ class Estimate:
         else:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
             count = _number(run.words, "--max_train_samples") or len(texts)
-            epochs = _number(run.words, "--num_train_epochs") or args.passes
+            given = _number(run.words, "--num_train_epochs") or args.num_train_epochs
+            epochs = args.passes(int(count)) if given is None else given
+            evaluations = args.usual_epochs if given is None else epochs
             steps = _number(run.words, "--max_steps") or args.max_steps
             if steps > 0:
-                epochs = steps * batch / count
+                epochs = evaluations = steps * batch / count
             frozen = "--tuning head" in " ".join(run.words)
-            work = epochs * ((EVALUATED if frozen else 1) * count + EVALUATED * validation)
-            work += EVALUATED * (validation + test)
+            work = epochs * (EVALUATED if frozen else 1) * count
+            work += EVALUATED * (evaluations * validation + validation + test)
         return START_UP + work * tokens * self.token_seconds
 
 
