@@ -49,9 +49,8 @@ class NerTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     usual_epochs, least_steps = 10, 150
-
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "passes over the rows; default: 10, and more for few rows (150 steps)"}
+        default=None, metadata={"help": "default: 10, more for few rows (150 steps)"}
     )
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 

@@ -42,6 +42,30 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rows", "given", "epochs", "scored"),
+    [
+        (25, [], 150, ("steps", 0.1)),  # one step an epoch
+        (100, [], 38, ("steps", 0.1)),  # four
+        (3000, [], 10, ("epoch", None)),
+        (25, ["--num_train_epochs", "7"], 7, ("epoch", None)),
+        (
+            25,
+            ["--gradient_accumulation_steps", "4", "--eval_strategy", "no", "--save_strategy", "no"],
+            150,
+            ("no", None),
+        ),
+    ],
+)
+def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
+    *_, args = parse(*given)
+    args.choose_length(rows)
+    assert (args.num_train_epochs, args.eval_strategy.value, args.eval_steps) == (epochs, *scored)
+    assert args.save_strategy.value == scored[0]
+    if scored[0] == "steps":
+        assert args.save_steps == 0.1
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--learning_rat", "1"], "unknown argument --learning_rat; did you mean --learning_rate?"),
