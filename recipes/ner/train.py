@@ -45,13 +45,9 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 
 @dataclass
 class NerTrainingArguments(TrainingArguments):
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
-    )
+    learning_rate: float | None = field(default=None, metadata={"help": "default: 2e-4; LoRA 4e-3, ..."})
     usual_epochs, least_steps = 10, 150
-    num_train_epochs: float | None = field(
-        default=None, metadata={"help": "default: 10, more for few rows (150 steps)"}
-    )
+    num_train_epochs: float | None = field(default=None, metadata={"help": "default: 10; few rows: 150 steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 
 
