@@ -31,9 +31,11 @@ from common.models.structure import (
     transformer_of,
 )
 from common.tuning.adapters import Shape, gate_of, insert_adapters, is_adapter, save_adapters
-from common.tuning.methods import METHODS, TuningArguments
+from common.tuning.methods import TuningArguments
 from common.tuning.peft_methods import RankSchedule, is_adalora, save_alone, wrap
 
+#: factor on the learning rate of the adapters of domains (common/tools/RESULTS.md, "Networks of domains")
+DOMAIN_RATE = 5.0
 #: folders of a saved model whose trained parameters cannot be merged
 BASE, ADAPTER = "base", "adapter"
 
@@ -187,10 +189,10 @@ def layer_rates(tuned: TunedModel) -> dict[str, float] | None:
 
     - `--layerwise_lr_decay`: the head has factor 1. Each layer has the factor of the layer above times the decay
       (Howard and Ruder 2018; for BERT Sun et al. 2019, https://arxiv.org/abs/1905.05583, section 5.3.4).
-    - `--tuning domains`: the adapters have the rate of `--tuning adapter`, since they are new.
+    - `--tuning domains`: the adapters and the gate have `DOMAIN_RATE`.
     """
     if tuned.tuning.method == "domains":
-        return {n: METHODS["adapter"].rate if is_adapter(n) else 1 for n, _ in tuned.model.named_parameters()}
+        return {n: DOMAIN_RATE if is_adapter(n) else 1 for n, _ in tuned.model.named_parameters()}
     decay = tuned.tuning.layerwise_lr_decay
     if decay is None:
         return None
