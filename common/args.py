@@ -451,12 +451,14 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         lower_is_better: names of the recipe's scores, besides losses, for which lower is better.
         usual_epochs: passes over the rows if `num_train_epochs` is None.
         least_steps: fewest steps of such a run; few rows are passed over more often.
+        few_rows: whether `choose_length` found that the rows are few.
     """
 
     _argument_group_name = "training"
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     usual_epochs: ClassVar[float] = 3.0
     least_steps: ClassVar[int] = 0
+    few_rows = False
 
     output_dir: str | None = field(
         default=None,
@@ -567,8 +569,10 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         """Return the passes over `rows` training rows: `num_train_epochs`, or the default for so many rows."""
         if self.num_train_epochs is not None:
             return self.num_train_epochs
-        steps = math.ceil(rows / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size))
-        return max(self.usual_epochs, math.ceil(self.least_steps / max(1, steps)))
+        return max(self.usual_epochs, math.ceil(self.least_steps / self._steps_of_pass(rows)))
+
+    def _steps_of_pass(self, rows: int) -> int:
+        return max(1, math.ceil(rows / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size)))
 
     def choose_length(self, rows: int) -> None:
         """Set `num_train_epochs` if it is not given: few rows are passed over more often than `usual_epochs`.
@@ -584,14 +588,15 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
         self.num_train_epochs = self.passes(rows)
         if self.max_steps > 0 or self.num_train_epochs == self.usual_epochs:
             return
-        share = 1 / self.usual_epochs
+        self.few_rows = True
+        steps = math.ceil(self.num_train_epochs * self._steps_of_pass(rows) / self.usual_epochs)
         if self.eval_strategy == IntervalStrategy.EPOCH:
-            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, share
+            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, steps
         if self.save_strategy == SaveStrategy.EPOCH:
-            self.save_strategy, self.save_steps = SaveStrategy.STEPS, share
+            self.save_strategy, self.save_steps = SaveStrategy.STEPS, steps
         tell(
-            f"{rows:,} training rows are few: {self.num_train_epochs:g} epochs instead of {self.usual_epochs:g} "
-            "(--num_train_epochs)"
+            f"{rows:,} training rows are few: {self.num_train_epochs:g} epochs instead of {self.usual_epochs:g}, with "
+            f"a score each {steps:,} steps (--num_train_epochs sets another length, with a score each epoch)"
         )
 
     @property

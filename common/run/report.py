@@ -58,6 +58,8 @@ def print_domains(metrics: dict[str, float], split: str) -> None:
     rows += [["mean of the domains", metrics[f"{split}_{MEAN}{score}"], sum(row[2] for row in rows)]]
     tell(f"\n{rows_named(split)} scores of domains; the worst: {metrics[f'{split}_{WORST}{score}']:.4f}")
     print_table(["domain", score.replace("_", " "), "rows"], rows, last=1)
+    if f"{split}_gate_accuracy" in metrics:
+        tell(f"the gate tells the domain of {metrics[f'{split}_gate_accuracy']:.0%} of the rows")
 
 
 def rows_named(split: str) -> str:

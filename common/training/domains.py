@@ -40,7 +40,8 @@ class DomainCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         numbers = [row.get(NUMBER, -1) for row in rows]
         batch = self.collate([{name: value for name, value in row.items() if name != NUMBER} for row in rows])
-        return {**batch, DOMAIN: torch.tensor(numbers)}
+        domains = torch.tensor(numbers)
+        return {**batch, DOMAIN: domains[batch["owner"]] if "owner" in batch else domains}  # of pieces of packed rows
 
 
 class MixedDomains(RowEvaluation):

@@ -100,7 +100,8 @@ def start_at_probe(
     share = SHARE if args.max_steps > 0 or args.num_train_epochs else 1.0
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(share * best.weight))
-        layer.bias.copy_(torch.from_numpy(share * best.bias))
+        if layer.bias is not None:  # most decoders have none
+            layer.bias.copy_(torch.from_numpy(share * best.bias))
     tell(f"the head starts at a linear probe of {len(labels):,} labels (--head_init random: at random weights)")
     return True
 

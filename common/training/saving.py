@@ -117,7 +117,8 @@ class WholeCheckpoints(Regularised):
         The next checkpoint holds the weights of a skipped best epoch. The checkpoint of the last step and a checkpoint
         after a signal are never skipped. No checkpoint is skipped if no process has all the weights.
         """
-        if self.args.save_strategy != "epoch" or self.stop_asked or self.control.should_training_stop:
+        by_epoch = self.args.save_strategy == "epoch" or self.args.few_rows
+        if not by_epoch or self.stop_asked or self.control.should_training_stop:
             return False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False

@@ -44,8 +44,8 @@ def test_command_line_wins_over_yaml_and_yaml_over_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "given", "epochs", "scored"),
     [
-        (25, [], 150, ("steps", 0.1)),  # one step an epoch
-        (100, [], 38, ("steps", 0.1)),  # four
+        (25, [], 150, ("steps", 15)),  # one step an epoch
+        (100, [], 38, ("steps", 16)),  # four
         (3000, [], 10, ("epoch", None)),
         (25, ["--num_train_epochs", "7"], 7, ("epoch", None)),
         (
@@ -62,7 +62,8 @@ def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
     assert (args.num_train_epochs, args.eval_strategy.value, args.eval_steps) == (epochs, *scored)
     assert args.save_strategy.value == scored[0]
     if scored[0] == "steps":
-        assert args.save_steps == 0.1
+        assert args.save_steps == scored[1]
+        assert args.few_rows
 
 
 @pytest.mark.parametrize(

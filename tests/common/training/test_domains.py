@@ -23,6 +23,7 @@ from common.errors import InputError
 from common.inference.predictor import Predictor
 from common.models.load import LoadedModel
 from common.training import Trainer, label_losses
+from common.training.domains import DomainCollator
 from common.training.order import LengthSortedSampler
 from common.tuning import TuningArguments, tune
 from common.tuning.adapters import Bottleneck, Gate, Mixture
@@ -175,6 +176,14 @@ def test_windows_of_a_row_have_its_domain(make):
         }
     )  # fmt: skip
     assert batch_of(make(rows), rows)["domain"].tolist() == [0, 0, 1, 1]
+
+
+def test_pieces_of_a_packed_row_have_its_domain():
+    def collate(rows):
+        return {"input_ids": torch.zeros(3, 2), "owner": torch.tensor([0, 1, 1])}
+
+    batch = DomainCollator(collate)([{"domain_number": 2}, {"domain_number": 0}])
+    assert batch["domain"].tolist() == [2, 0, 0]
 
 
 # Training
