@@ -100,7 +100,8 @@ class Run:
         if find_spec("matplotlib") is None:  # imported after training, because it is slow
             raise InputError("matplotlib: is not installed, and the run draws pictures with it; run: make setup")
         check_together(args, data_args, more)
-        args.choose_length(len(rows["train"]))
+        if "train" in rows:  # several tasks have their rows by task
+            args.choose_length(len(rows["train"]))
         self.folder = args.folder
         self._previous = self.folder.resolve().with_name(f"{self.folder.resolve().name}.previous")
         self.recipe = recipe_folder(data_args).name

@@ -308,5 +308,5 @@ def test_a_reader_of_the_output_that_ends_stops_the_program_without_a_traceback(
 def test_passes_are_known_before_a_recipe_has_decided_them(tmp_path):
     from recipes.sentiment.train import SentimentTrainingArguments
 
-    assert SentimentTrainingArguments(output_dir=str(tmp_path)).passes == 5
-    assert SentimentTrainingArguments(output_dir=str(tmp_path), num_train_epochs=2).passes == 2
+    assert SentimentTrainingArguments(output_dir=str(tmp_path)).passes(20) == 5
+    assert SentimentTrainingArguments(output_dir=str(tmp_path), num_train_epochs=2).passes(20) == 2

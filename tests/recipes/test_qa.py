@@ -559,6 +559,7 @@ def test_every_question_is_answered_where_all_training_questions_are(start, rows
     assert all(row["answer"] for row in predicted(tmp_path, answerable["test"]))
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_scores_of_one(start, rows, tiny, tmp_path):
     start(rows)
     words = [w for split in SPLITS for w in (f"--{split}_file", str(tmp_path / f"{split}.jsonl"))]

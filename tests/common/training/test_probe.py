@@ -46,6 +46,14 @@ def test_the_head_has_less_weight_if_training_follows(tiny, args):
     torch.testing.assert_close(heads[1], SHARE * heads[0])
 
 
+def test_a_head_without_a_bias_starts_at_the_weights(tiny, args):
+    loaded = loaded_with(tiny, ["a", "b"])
+    layer = last_linear(loaded.model)
+    layer.bias, before = None, layer.weight.clone()
+    assert start_at_probe(loaded, rows_of([i % 2 for i in range(30)]), HeadArguments(), args)
+    assert (layer.weight - before).abs().max() > 0
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_model_is_the_best_of_the_logistic_regressions(tiny, args, classes):
     args.num_train_epochs = 0
