@@ -117,11 +117,12 @@ class MixedDomains(RowEvaluation):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Compute the share of a batch in the loss of its step, with that of the gate in training."""
+        if self.gate is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        gate = self.gate
-        if gate is not None and gate.given is not None:
-            known = gate.given >= 0
-            logits, domains = gate.logits[known], gate.given[known]
+        if self.gate.given is not None:
+            known = self.gate.given >= 0
+            logits, domains = self.gate.logits[known], self.gate.given[known]
             if not model.training:
                 self._told += torch.stack([(logits.argmax(-1) == domains).sum(), known.sum()])
             else:
