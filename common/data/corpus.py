@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from common.args import FileArguments, GroupedDataArguments
 from common.data.domains import OLD, Groups, groups_of, with_groups
 from common.data.files import READERS, read_file, read_text
+from common.data.mapping import map_rows
 from common.data.rows import accepted, checked, load_splits, with_old
 from common.data.samples import sample
 from common.data.source import Located, Row, Source, ending_of
@@ -443,7 +444,7 @@ def rows_of(
         return columns | {"texts": [len(texts)] + [0] * (len(filled) - 1) if filled else []}
 
     def packed(texts: Dataset) -> Dataset:
-        return texts.map(rows, batched=True, remove_columns=texts.column_names, features=features)
+        return map_rows(texts, rows, batched=True, remove_columns=texts.column_names, features=features)
 
     blocks = {}
     for split, texts in data.items():

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from common.args import TrainingArguments
 from common.data.corpus import PLAIN, SHORTEST_TEXT, CorpusArguments, Marked, files_of, pieces, rows_of
 from common.data.files import TABLES, read_file
+from common.data.mapping import map_rows
 from common.data.packing import Blocks, to_batch
 from common.data.rows import load_splits, read_dataset
 from common.data.source import Located, Row, ending_of
@@ -130,7 +131,7 @@ def encode_corpus(
 def texts_to_learn(corpus: Corpus, args: ClmDataArguments) -> Dataset:
     """Return the texts for training a new tokenizer, prompts joined with their completions."""
     texts = corpus.training_texts(args)
-    return texts if "text" in texts.column_names else texts.map(joined)
+    return texts if "text" in texts.column_names else map_rows(texts, joined)
 
 
 def load(args: ClmDataArguments, training: TrainingArguments) -> Corpus:

@@ -24,6 +24,7 @@ from transformers import (
 
 from common import cli, data, models
 from common.args import ModelArguments, check_best_metric
+from common.data.mapping import map_rows
 from common.errors import InputError
 from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
@@ -73,7 +74,7 @@ def encode(
     shares = data_args.mask_replaced, data_args.mask_random
     masker = masking.Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
     for split in rows.keys() - {"train"}:
-        rows[split] = rows[split].map(masking.mask_once, batched=True, fn_kwargs={"masker": masker})
+        rows[split] = map_rows(rows[split], masking.mask_once, batched=True, fn_kwargs={"masker": masker})
     return rows, packing
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data.domains import carry
+from common.data.mapping import map_rows
 from common.models import load_model
 from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer
@@ -91,7 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     config.update(cut | {"max_answer_length": data_args.max_answer_length})  # predict reads them
     how = {"tokenizer": loaded.tokenizer, **cut}
-    windows = data.map(
+    windows = map_rows(
+        data,
         encode,
         batched=True,
         with_indices=True,

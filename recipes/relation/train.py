@@ -25,6 +25,7 @@ from transformers import (
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import domains
+from common.data.mapping import map_rows
 from common.models import load_model
 from common.run import Run, draw_history, keep_trained_model
 from common.training import Trainer, label_losses
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings |= {"types": marks.types, "pairs": related_types(data["train"], no_relation)}
     settings["max_distance"] = data_args.max_distance
     loaded.model.config.update({"relation": settings, "max_seq_length": length})  # predict reads pairs in the same way
-    rows = data.map(
+    rows = map_rows(
+        data,
         encode,
         batched=True,
         remove_columns=data["train"].column_names,

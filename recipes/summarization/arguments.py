@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from common.args import LabeledDataArguments
 from common.data.files import TEXT_CELLS, read_file
 from common.data.json_files import parse_cell
+from common.data.mapping import map_rows
 from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, ending_of
 
@@ -59,10 +60,12 @@ class SummarizationDataArguments(LabeledDataArguments):
         gold = Gold("summary", ("summary",), lacks_summary, check_document, drop=bool(self.drop_unlabeled))
         data = load_splits(self, columns, check_row, read=self.read, optional=optional, gold=gold)
         unlabeled = data.pop(UNLABELED, None)
-        data = data.map(flatten)
+        data = map_rows(data, flatten)
         check_splits(data)
         if unlabeled is not None:
-            unlabeled = unlabeled.remove_columns("references").map(lambda row: {"document": as_text(row["document"])})
+            unlabeled = map_rows(
+                unlabeled.remove_columns("references"), lambda row: {"document": as_text(row["document"])}
+            )
         return data, unlabeled
 
     def read(self, path: str) -> Iterator[Located]:

@@ -20,6 +20,7 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, set_se
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
+from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import load_model
 from common.run import Run, draw_history, keep_trained_model, other_predictions
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = {"method": "extractive", "sentences": data_args.summary_sentences or 3}  # 3 until training has ended
     loaded.model.config.update({"summarization": settings, "max_source_length": length})  # for predict
     parts = extractive.marked(data, rouge)
-    windows = parts.map(
+    windows = map_rows(
+        parts,
         extractive.encode_windows,
         batched=True,
         with_indices=True,

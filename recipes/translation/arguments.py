@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from common.args import LabeledDataArguments
 from common.data.corpus import files_of
 from common.data.files import TABLES
+from common.data.mapping import map_rows
 from common.data.rows import SPLITS, UNLABELED, Gold, load_splits
 from common.data.source import ending_of
 from common.errors import InputError
@@ -166,7 +167,7 @@ class TranslationDataArguments(LabeledDataArguments):
         check_splits(data, pairs)
         if unlabeled is not None:
             inputs = [name for name in ("translation", "source") if name in unlabeled.column_names]
-            unlabeled = unlabeled.map(lambda row: {"text": source_of(row, pairs[0])}, remove_columns=inputs)
+            unlabeled = map_rows(unlabeled, lambda row: {"text": source_of(row, pairs[0])}, remove_columns=inputs)
         return data, unlabeled
 
     def predict_arguments(self) -> list[str]:
