@@ -34,7 +34,11 @@ class ScratchArguments:
     _argument_group_name = "from scratch"
 
     tokenizer_train: Literal["wordpiece", "bpe", "unigram"] | None = field(
-        default=None, metadata={"help": "train a tokenizer of this kind on the training texts", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "train a tokenizer of this kind on the training texts; unigram differs a little each time",
+            "resume": "fixed",
+        },
     )
     vocab_size: int = field(
         default=8000, metadata={"help": "most tokens of that tokenizer, special tokens included", "resume": "fixed"}
@@ -77,8 +81,7 @@ def train_tokenizer(args: ScratchArguments, texts: Dataset, special: dict[str, s
     """
     kind = args.tokenizer_train
     assert kind is not None
-    batches = (texts[i : i + 1000]["text"] for i in range(0, len(texts), 1000))
-    trained = learn(_untrained(kind), kind, args.vocab_size, special, batches)
+    trained = learn(_untrained(kind), kind, args.vocab_size, special, texts["text"])
     if "cls" in special:
         cls, sep = special["cls"], special["sep"]
         trained.post_processor = processors.TemplateProcessing(
@@ -139,17 +142,20 @@ def learn(
     kind: str,
     vocab_size: int,
     special: dict[str, str],
-    texts: Iterable[str] | Iterable[list[str]],
+    texts: Iterable[str],
     on_bytes: bool | None = None,
 ) -> Tokenizer:
     """Train `tokenizer` in the main process and return the trained tokenizer in each process.
+
+    WordPiece and BPE learn the same tokens each time. Unigram adds floats in another order in each process, so that a
+    few tokens differ.
 
     Args:
         tokenizer: an untrained tokenizer that splits texts into words.
         kind: a key of `MODELS`.
         vocab_size: most tokens.
         special: role -> special token, `unk` included. Special tokens get the first ids.
-        texts: training texts.
+        texts: training texts, which WordPiece reads twice.
         on_bytes: words consist of bytes (`pre_tokenizers.ByteLevel`), and all bytes become tokens; if None, for BPE
             only.
     """
@@ -166,8 +172,18 @@ def learn(
         tokenizer.model.unk_token = special["unk"]
 
     def in_one_process() -> str:
-        tokenizer.train_from_iterator(texts, MODELS[kind][1](**settings))
-        return tokenizer.to_str()
+        if kind != "wordpiece":
+            tokenizer.train_from_iterator(texts, MODELS[kind][1](**settings))
+            return tokenizer.to_str()
+        # Of pairs of equal counts, the one with the lowest ids is merged first. Characters inside words get their ids
+        # in the order of a hash map, which differs between processes, but special tokens in the order given.
+        tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**settings | {"vocab_size": 0}))
+        inner = sorted(token for token in tokenizer.get_vocab() if len(token) == 3 and token.startswith("##"))
+        settings["special_tokens"] += inner
+        tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**settings))
+        state = json.loads(tokenizer.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in inner]
+        return json.dumps(state)
 
     return Tokenizer.from_str(in_main_process(in_one_process))
 
