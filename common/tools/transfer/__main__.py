@@ -77,8 +77,10 @@ def main(argv: list[str] | None = None) -> Findings:
     warn_of_notes(chains)
     store, out = Store(options.folder), options.folder / plan.path.stem
     words = shlex.join(["python", "-m", "common.tools.transfer", *(sys.argv[1:] if argv is None else argv)])
-    signs = {} if options.predict == "off" else predict(chains)
-    print_signs(signs)
+    signs = {}
+    if options.predict != "off":
+        signs = predict(chains)
+        print_signs(signs)
     if options.predict == "only":
         return finish(Findings(chains, store, signs), out, words)
 
