@@ -141,7 +141,7 @@ def by_domain(
 
     Returns:
         The scores; `domain_NAME_SCORE` and `domain_NAME_rows` of each domain; `mean_domain_SCORE` over the domains and
-        `worst_domain_SCORE`.
+        `worst_domain_SCORE`. A domain whose rows do not have the score is left out of it.
     """
     result = score(lambda values: values)
     if DOMAIN not in rows.column_names:
@@ -153,7 +153,9 @@ def by_domain(
     names = names or (best if best in result else next(iter(result)),)
     found = {domain: score(selecting(places[domain])) for domain in sorted(places)}
     for name in names:
-        each = {domain: scores[name] for domain, scores in found.items()}
+        each = {domain: scores[name] for domain, scores in found.items() if name in scores}
+        if not each:
+            continue  # such as the area under a curve, which rows of one class do not have
         result |= {f"domain_{domain}_{name}": value for domain, value in each.items()}
         worst = max if name in args.lower_is_better else min
         result |= {f"{MEAN}{name}": float(np.mean(list(each.values()))), f"{WORST}{name}": worst(each.values())}

@@ -174,7 +174,7 @@ def load_splits(
                 sources[split], columns, check, in_cells, args.max_chars, optional, gold, unique_ids, convert, arguments
             )
             entries = list(found)
-            if split in ("train", "validation") and leave_out is not None:
+            if split in ("train", "validation", OLD) and leave_out is not None:
                 entries = _without_domain(split, place, entries, leave_out)
             name, rows = _without_unlabeled(split, place, entries, gold)
             splits[name], places[name] = rows, place
@@ -324,6 +324,8 @@ def _without_domain(split: str, place: str, entries: list[Entry], domain: str) -
     """
     domains = [e.get(DOMAIN) if isinstance(e, dict) else None for e in entries]
     left = [entry for entry, name in zip(entries, domains, strict=True) if name != domain]
+    if split == OLD and not left:
+        raise InputError(f"--leave_out {domain}: each row of {place} has this domain; leave --replay_file out")
     if split == "train" and domain not in domains:
         known = sorted({name for name in domains if name is not None})
         raise InputError(f"--leave_out {domain}: no training row has this domain; the domains are {', '.join(known)}")

@@ -55,21 +55,23 @@ class RowStatistics:
 
     Attributes:
         values: shape (rows, statistics).
-        score: returns the scores, shape (...), of sums over rows, shape (..., statistics).
+        score: returns the scores, shape (...), of sums over rows, shape (..., statistics); more is better.
+        points: what a score of 1 is in points: 1 for BLEU and ROUGE, which go up to 100.
     """
 
     values: np.ndarray
     score: Callable[[np.ndarray], np.ndarray]
+    points: float = 100.0
 
     def of_all(self) -> float:
         """Return the score of all rows."""
         return float(self.score(self.values.sum(0)))
 
 
-def of_mean(values: Sequence[float]) -> RowStatistics:
+def of_mean(values: Sequence[float], points: float = 100.0) -> RowStatistics:
     """Return the statistics of a score that is the mean over the rows."""
     column = np.asarray(values, dtype=np.float64)
-    return RowStatistics(np.stack([column, np.ones_like(column)], 1), lambda sums: sums[..., 0] / sums[..., 1])
+    return RowStatistics(np.stack([column, np.ones_like(column)], 1), lambda sums: sums[..., 0] / sums[..., 1], points)
 
 
 def of_spans(counts: Sequence[tuple[int, int, int]], score: str = "f1") -> RowStatistics:

@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     folder = options.folder or Path("outputs", "domains", options.recipe)
     runs = Runs(options.recipe, words, options.seeds, folder, options.gpus, options.at_once)
     if options.score:
-        statistics([], options.score)  # refuses a score without statistics
+        statistics([], options.score)  # refuses a score without statistics, before the first run
     if options.fresh:
         runs.forget()
 
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     # Table
     rows = compared(runs, score)
-    unit = 100.0 if max(abs(row["trained"].mean) for row in rows) <= 1 else 1.0
+    unit = statistics([], score).points
     header = ["domain", "training rows", "test rows", "left out", "trained on", "difference"]
     hardware = runs.records[None, options.seeds[0]]["hardware"]
     title = f"{options.recipe}: {score.replace('_', ' ')} of each domain, left out of training and trained on"

@@ -149,19 +149,21 @@ class Child:
         folder: output folder of the run.
         log: file of its standard output and standard error.
         resumed: whether the run resumes from a checkpoint.
+        before: bytes of the log that earlier processes wrote.
     """
 
     process: subprocess.Popen | Forked
     folder: Path
     log: Path
     resumed: bool
+    before: int = 0
 
     def outcome(self) -> dict[str, Any]:
         """Return the measurements of an ended run, or `error`."""
         if self.process.returncode == 0:
             unknown = {"train_seconds": None} if self.resumed else {}  # only the seconds since the resume are known
             return measured(self.folder) | unknown
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self.log.read_bytes()[self.before :].decode("utf-8", "replace").splitlines()
         messages = [line for line in lines if line.startswith(("error: ", "stopped: "))] or lines
         messages = messages or [f"exit status {self.process.returncode}"]
         return {"error": messages[-1].removeprefix("error: ").removeprefix("stopped: ")}
@@ -196,15 +198,16 @@ def start(recipe: str, words: list[str], folder: Path, gpus: int | None, at_once
     again = ["--resume_from_checkpoint", "true"] if resumed else ["--overwrite"]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
+    before = log.stat().st_size if log.exists() else 0
     module, words = training_module(recipe), [*words, "--output_dir", str(folder), *again]
     plain = gpus is None and sys.platform == "linux" and not torch.cuda.is_available()
     if plain and common_hash() == _first_code():  # else the loaded code is not that of the files
-        return Child(Forked(module, words, log, share(at_once, slot)), folder, log, resumed)
+        return Child(Forked(module, words, log, share(at_once, slot)), folder, log, resumed, before)
     command = [*launcher(gpus), module, *words]
     environment = os.environ | share(at_once, slot)
     with open(log, "a", encoding="utf-8") as file:
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    return Child(child, folder, log, resumed)
+    return Child(child, folder, log, resumed, before)
 
 
 #: key of a run, and the function that starts it in the slot that it gets

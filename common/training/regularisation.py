@@ -142,6 +142,14 @@ def pretrained_parameters(model: nn.Module, pretrained: set[str], argument: str)
     return parameters
 
 
+def for_new_rows(importance: Tensor, weight: Tensor) -> Tensor:
+    """Return the importance of a weight, which is 0 in rows that were added since, such as those of new tokens."""
+    new = weight.shape[:1].numel() - importance.shape[:1].numel()
+    if new > 0 and weight.shape[1:] == importance.shape[1:]:
+        return torch.cat([importance, importance.new_zeros((new, *importance.shape[1:]))])
+    return importance
+
+
 class PullToPretrained:
     """Add the gradient of `strength / 2` times the squared distance from the pretrained weights.
 
@@ -359,6 +367,7 @@ class Regularised(TrainerBase):
             self.pull = PullToPretrained(pretrained_parameters(self.model, self.tuned.pretrained, "l2_sp"), args.l2_sp)
         if args.keep == "ewc":
             pretrained, importance = pretrained_parameters(self.model, self.tuned.pretrained, "keep ewc"), self.fisher()
+            importance = {n: for_new_rows(importance[n], p) for n, p in pretrained.items() if n in importance}
             pulled = {n: p for n, p in pretrained.items() if n in importance and importance[n].shape == p.shape}
             if not pulled:
                 raise InputError("--keep ewc: the weights of --after have other names than those here; leave it out")

@@ -6,7 +6,7 @@ gradients, the loss of the step gives the gradient of each vector, and a second 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -38,17 +38,28 @@ def check_arguments(args: TrainingArguments, scratch_args: ScratchArguments) -> 
                          "--teacher, or pretrain it by make mlm")  # fmt: skip
 
 
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Reset the random state after the block: the numbers drawn inside are drawn again after it."""
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if gpu:
-            torch.cuda.set_rng_state_all(gpu)
+class RandomState:
+    """The state of the random numbers when it was created."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        """Set the state."""
+        torch.set_rng_state(self.cpu)
+        if self.gpus:
+            torch.cuda.set_rng_state_all(self.gpus)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same numbers again in the block; the numbers after it do not depend on it."""
+        now = RandomState()
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
 
 class Trainer(training.Trainer):
@@ -73,12 +84,14 @@ class Trainer(training.Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Compute the share of a batch in the loss of its step; see the parent.
 
-        A batch of `get_batch_samples` may have the gradient of its vectors: the loss then has this gradient.
+        A batch of `get_batch_samples` may have the gradient of its vectors: the loss then has this gradient. Dropout
+        makes the same vectors again, whatever other tasks have drawn meanwhile.
         """
         inputs = dict(inputs)
-        gradient, share = inputs.pop("gradient", None), inputs.pop("share", None)
+        gradient, share, random = (inputs.pop(name, None) for name in ("gradient", "share", "random"))
         labels = self.labels_of(inputs)
-        vectors = self.vectors(model, inputs)
+        with random.again() if random else nullcontext():
+            vectors = self.vectors(model, inputs)
         outputs = {"logits": vectors}
         if gradient is None:
             loss = self.mean_loss(outputs, labels, num_items_in_batch)
@@ -100,9 +113,11 @@ class Trainer(training.Trainer):
             self.mixout.mix(self.state.global_step)
         self.model.train()
         parts, rows = [], []
-        with same_random_numbers(), torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager():
             for batch in batches:
+                batch["random"] = RandomState()
                 inputs = self._prepare_inputs(dict(batch))
+                inputs.pop("random")
                 rows.append(inputs.pop("labels"))
                 parts.append(self.vectors(self.model, inputs))
         leaves = [part.detach().requires_grad_() for part in parts]

@@ -24,7 +24,7 @@ from common.errors import InputError, warn
 from common.inference.predictor import InputRows, PredictArguments, predict_file
 from common.models.load import load_config, resolve_model
 
-from .reading import module_of
+from .reading import module_of, words_of
 
 #: arguments that the predict of a recipe does not get
 OWN = ("model", "input", "output", "overwrite", "text", "task", "config")
@@ -100,7 +100,7 @@ def lines_of(file: Path) -> Iterator[Row]:
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
     tasks, given = tasks_of(args), given_values(ARGUMENTS, sys.argv[1:] if argv is None else argv)
-    words = [f"--{name}={value}" for name, value in given.items() if name not in OWN]
+    words = words_of({name: value for name, value in given.items() if name not in OWN})
     rows = InputRows(args, lambda row: (f'has a column "{name}"; rename it' for name in tasks if name in row))
     with tempfile.TemporaryDirectory() as folder:
         answers = {name: lines_of(file) for name, file in answer(args, tasks, words, Path(folder)).items()}

@@ -30,6 +30,8 @@ MODULE = "multitask"
 RECIPES = Path(__file__).resolve().parents[1]
 #: keys of a task that are not arguments of its recipe
 OWN = ("recipe", "share", "score", "texts_of")
+#: arguments that draw rows; the rows of a task on the texts of others are drawn by those
+LIMITS = ("max_train_samples", "max_eval_samples", "max_predict_samples")
 #: names that scores or files of the whole run have
 RESERVED = ("mean", "worst", "loss", "heads", "before", "alone", "base", "adapter")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -161,7 +163,7 @@ def _entry(name: str, where: str, node: yaml.Node, path: str, problems: Problems
             entry.words += [f"--{key}", *values] if isinstance(value, yaml.SequenceNode) else [f"--{key}={values[0]}"]
         else:
             problems.add(place, f"task {name}: {key}: {_unknown(key, known, entry.recipe)}")
-    for key in ("train_file", "replay_file"):
+    for key in ("train_file", "replay_file", *LIMITS):
         if entry.texts_of and entry.has(key):
             problems.add(where, f"task {name}: texts_of and {key} exclude each other; give one of them")
     return entry
@@ -210,17 +212,20 @@ def passed_on(arguments: tuple[type, ...], argv: list[str] | None) -> dict[str, 
     return {name: value for name, value in given.items() if name not in own | NOT_PASSED_ON}
 
 
+def words_of(given: dict[str, str | list[str]]) -> list[str]:
+    """Return given arguments as the words of a command line."""
+    words: list[str] = []
+    for name, value in given.items():
+        words += [f"--{name}={value}"] if isinstance(value, str) else [f"--{name}", *value]
+    return words
+
+
 def words_for(entry: Entry, given: dict[str, str | list[str]]) -> list[str]:
     """Return the words of a task: those of this run that its recipe knows, and then its own."""
     known = {field.name for group in module_of(entry.recipe, "train").ARGUMENTS for field in dataclasses.fields(group)}
     left_out = {*OF_A_TASK, *KEEPING} | (set() if entry.has("domain_column") else {"domain_temperature"})
     values = {name: value for name, value in given.items() if name in known - left_out}
-    words = [
-        word
-        for n, value in values.items()
-        for word in ([f"--{n}={value}"] if isinstance(value, str) else [f"--{n}", *value])
-    ]
-    return [*words, *start_of(entry.name, entry.recipe, entry.has("replay_file"), given), *entry.words]
+    return [*words_of(values), *start_of(entry.name, entry.recipe, entry.has("replay_file"), given), *entry.words]
 
 
 def read_tasks(
@@ -257,9 +262,12 @@ def read_tasks(
                 task.load()
                 task.check_labels()
             task.score = entry.score or task.score
+    unread = {entry.name for entry in entries if entry.texts_of}
     for entry in entries:
         if entry.texts_of:
             with entry.blamed():
+                if nested := unread & set(entry.texts_of):
+                    raise InputError(f"texts_of: {sorted(nested)[0]} has the texts of other tasks itself; name those")
                 tasks[entry.name].load_texts(texts_of([tasks[other] for other in entry.texts_of]))
     return entries, tasks
 
@@ -269,9 +277,13 @@ def texts_of(tasks: list[JointTask]) -> DatasetDict:
     splits = [split for split in ("test", "validation", "train") if all(split in task.data for task in tasks)]
     found: dict[str, Dataset] = {}
     seen: set[str] = set()
+    if "test" not in splits:  # some tasks have no test rows
+        seen |= {text for task in tasks if "test" in task.data for text in task.texts("test")}
     for split in splits:
-        texts = [text for task in tasks for text in task.texts(split) if text not in seen]
-        kept = list(dict.fromkeys(texts))
+        texts = [text for task in tasks for text in task.texts(split)]
+        kept = list(dict.fromkeys(text for text in texts if text not in seen))
+        if texts and not kept:
+            raise InputError(f"texts_of: each {split} text is also a text of another split; give other rows")
         seen |= set(kept)
         found[split] = Dataset.from_dict({"text": kept, "id": [str(number) for number in range(1, len(kept) + 1)]})
     return DatasetDict({split: found[split] for split in reversed(splits)})

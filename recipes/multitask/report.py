@@ -6,7 +6,7 @@ import numpy as np
 
 from common import training
 from common.args import MEAN
-from common.errors import is_main_process, tell, warn
+from common.errors import InputError, is_main_process, tell, warn
 from common.run import Run, print_table
 from common.run.folder import NOT_MERGED
 from common.run.joint import JointTask
@@ -44,6 +44,17 @@ def print_plan(trainer: Trainer) -> None:
             f"{', '.join(never)}: the run takes less than one pass over the rows; raise --num_train_epochs, or choose "
             "another --sampling"
         )
+
+
+def check_scores(trainer: Trainer, before: Scores) -> None:
+    """Raise `InputError` if a task does not have the score in the file of tasks, or if less of it is better."""
+    for name, score in trainer.scores.items():
+        less = ("loss", *trainer.trainers[name].args.lower_is_better)
+        known = ", ".join(sorted(one for one in before[name]["eval"] if one not in less))
+        if score in less:
+            raise InputError(f"task {name}: score: {score}: less of it is better; choose one of {known}")
+        if score not in before[name]["eval"]:
+            raise InputError(f"task {name}: score: {score}: the task has no such score; choose one of {known}")
 
 
 def values_of(trainer: Trainer, prefix: str, name: str) -> list[tuple[float, float]]:

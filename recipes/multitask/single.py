@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -19,7 +20,7 @@ from common.tools import runner
 from common.tools.transfer.statistics import Arm, Effect, difference, row_draws
 from common.tools.transfer.tasks import read_predictions, statistics_of
 
-from .reading import Entry, module_of, passed_on, words_for
+from .reading import LIMITS, Entry, module_of, passed_on, words_for
 from .report import Scores
 from .steps import Trainer
 
@@ -54,7 +55,8 @@ def budget_of(trainer: Trainer, index: int) -> tuple[int, int]:
 class Singles:
     """The single runs of a run of several tasks, in a folder beside that of the run.
 
-    A finished run is taken again if arguments, code, files and machine are still the same.
+    A finished run is taken again if arguments, code, files and machine are still the same. A stopped one is trained
+    from its beginning, so that its seconds are known.
     """
 
     def __init__(self, run: Run, trainer: Trainer, entries: list[Entry], tasks: dict[str, JointTask], argv):
@@ -72,7 +74,10 @@ class Singles:
     def words(self, name: str, steps: int, rows: int) -> list[str]:
         """Return the arguments of a single run."""
         every = str(max(1, math.ceil(steps / self.evaluations)))
-        words = words_for(self.entries[name], self.given) + self._texts(name)
+        entry = self.entries[name]
+        limits = LIMITS if entry.texts_of else ()  # they drew the rows whose texts these are
+        given = {key: value for key, value in self.given.items() if key not in limits}
+        words = words_for(entry, given) + self._texts(name)
         words += ["--max_steps", str(steps), "--per_device_train_batch_size", str(rows), "--logging_steps", every]
         words += ["--eval_strategy", "steps", "--eval_steps", every, "--save_strategy", "steps", "--save_steps", every]
         return [*words, "--metric_for_best_model", self.tasks[name].score, "--seed", str(self.trainer.args.seed)]
@@ -118,6 +123,7 @@ class Singles:
                 results[name, kind] = known
                 continue
             made[name, kind] = {"words": words, "made_with": now}
+            shutil.rmtree(output, ignore_errors=True)
             begin = partial(runner.start, recipe, words, output, None, 1)
             tell(f"{name} alone, {kind}: {steps} steps of {rows} rows, into {output}")
             jobs.append(((name, kind), begin))

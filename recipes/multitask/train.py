@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_best_metric(args, ["mean", "worst", *tasks])
     if args.metric_for_best_model in tasks:
         args.metric_for_best_model += f"_{tasks[args.metric_for_best_model].score}"
+        args.greater_is_better = True  # also if the name of the task ends in "loss"
     rows = {f"{name} {split}": rows for name, task in tasks.items() for split, rows in task.data.items()}
     run = Run(args, data_args, model_args, sharing, rows=DatasetDict(rows))
 
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Train
     with run.phase("before"):
         before = {name: task.test(trainers[name], None) for name, task in tasks.items()}
+        report.check_scores(trainer, before)
     run.train(trainer)
     with run.phase("eval"):
         metrics = trainer.evaluate()

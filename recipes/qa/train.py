@@ -92,14 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cut = {name: getattr(data_args, name) for name in ("max_seq_length", "doc_stride", "max_question_length")}
     config.update(cut | {"max_answer_length": data_args.max_answer_length})  # predict reads them
     how = {"tokenizer": loaded.tokenizer, **cut}
-    windows = map_rows(
-        data,
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=data["train"].column_names,
-        fn_kwargs=how,
-    )
+    columns = data["train"].column_names
+    windows = map_rows(data, encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
     spans.print_limits(windows["train"], len(data["train"]))
     spans.answer_in_context(loaded.model)
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)

@@ -104,13 +104,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings |= {"types": marks.types, "pairs": related_types(data["train"], no_relation)}
     settings["max_distance"] = data_args.max_distance
     loaded.model.config.update({"relation": settings, "max_seq_length": length})  # predict reads pairs in the same way
-    rows = map_rows(
-        data,
-        encode,
-        batched=True,
-        remove_columns=data["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, "marks": marks, "relations": relations, "max_seq_length": length},
-    )
+    how = {"tokenizer": loaded.tokenizer, "marks": marks, "relations": relations, "max_seq_length": length}
+    rows = map_rows(data, encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=how)
     markers.report_cut([split["cut"][:] for split in rows.values()], length)
     if at_markers:
         markers.score_at_markers(loaded.model)

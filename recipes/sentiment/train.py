@@ -155,14 +155,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics |= teacher.compare(trainer, metrics, ("accuracy", "macro_f1")) if teacher else {}
 
     # Save
-    run.publish(
-        trainer,
-        task="text-classification",
-        scores=HEADLINE,
-        split=scored,
-        metrics=metrics,
-        usage=USAGE.format(folder=args.output_dir),
-    )
+    usage = USAGE.format(folder=args.output_dir)
+    run.publish(trainer, task="text-classification", scores=HEADLINE, split=scored, metrics=metrics, usage=usage)
     run.predict_unlabeled(unlabeled)
     return metrics
 

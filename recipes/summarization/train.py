@@ -95,14 +95,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = {"method": "extractive", "sentences": data_args.summary_sentences or 3}  # 3 until training has ended
     loaded.model.config.update({"summarization": settings, "max_source_length": length})  # for predict
     parts = extractive.marked(data, rouge)
-    windows = map_rows(
-        parts,
-        extractive.encode_windows,
-        batched=True,
-        with_indices=True,
-        remove_columns=parts["train"].column_names,
-        fn_kwargs={"tokenizer": loaded.tokenizer, "max_length": length},
-    )
+    how = {"tokenizer": loaded.tokenizer, "max_length": length}
+    columns = parts["train"].column_names
+    encode = extractive.encode_windows
+    windows = map_rows(parts, encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer

@@ -29,4 +29,4 @@ def row_statistics(rows: list[dict[str, Any]], score: str) -> RowStatistics:
         raise InputError(f"score {score}: no statistics of rows for it; choose one of {', '.join(SCORES)}")
     rouge = Rouge(kind_of([row["summary"] for row in rows]), [])
     values = rouge([row["predicted"] for row in rows], [row["references"] for row in rows]).reshape(-1, len(KINDS))
-    return of_mean(values[:, :3].mean(1) if score == "rouge_mean" else values[:, KINDS.index(score)])
+    return of_mean(values[:, :3].mean(1) if score == "rouge_mean" else values[:, KINDS.index(score)], points=1)

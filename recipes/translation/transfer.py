@@ -45,4 +45,4 @@ def row_statistics(rows: list[dict[str, Any]], score: str) -> RowStatistics:
         ]
         return np.mean(scores, axis=1).reshape(sums.shape[:-1])
 
-    return RowStatistics(values.reshape(len(rows), 10 * len(names)), of_sums)
+    return RowStatistics(values.reshape(len(rows), 10 * len(names)), of_sums, points=1)

@@ -1,12 +1,13 @@
 """Test training of several tasks: weights against their equations, rows of a step, shared weights, saved models."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from safetensors.torch import load_file
 from torchjd.aggregation import PCGrad
 from torchjd.scalarization import DWA, UW
@@ -18,7 +19,7 @@ from common.training.draws import EpochRows
 from common.training.tasks import TaskRows
 from recipes.multitask import model, predict, report, single, steps, train
 from recipes.multitask.arguments import MultitaskDataArguments, SharingArguments
-from recipes.multitask.reading import read_entries, read_tasks, texts_of
+from recipes.multitask.reading import read_entries, read_tasks, texts_of, words_of
 from recipes.multitask.sampling import SampledTasks, shares
 from recipes.multitask.weighting import weighting_of, without_conflicts
 from recipes.ner import predict as ner_predict
@@ -293,8 +294,39 @@ def test_a_task_on_texts_learns_no_text_of_test_rows(tiny, tmp_path):
     assert " ".join(ROWS["ner"][0]["tokens"]) in texts["train"]["text"]
     repeated = texts_of([tasks["ner_task"], tasks["ner_task"]])
     assert len(repeated["train"]) == 24
+    others = copy.copy(tasks["ner_task"])
+    others.data = DatasetDict({split: rows for split, rows in tasks["ner_task"].data.items() if split != "test"})
+    others.data["train"] = concatenate_datasets([others.data["train"], tasks["ner_task"].data["test"]])
+    found = texts_of([others, tasks["ner_task"]])
+    assert "test" not in found  # the other task has no test rows
+    assert len(found["train"]) == 24
     tasks["ner_task"].data["test"] = tasks["ner_task"].data["train"]
-    assert len(texts_of([tasks["ner_task"]])["train"]) == 0
+    with pytest.raises(InputError, match="texts_of: each train text is also a text of another split; give other rows"):
+        texts_of([tasks["ner_task"]])
+
+
+def test_a_task_cannot_have_the_texts_of_texts(tiny, tmp_path):
+    text = "a: {recipe: mlm, texts_of: [c]}\nb: {recipe: mlm, texts_of: [a]}\nc: {recipe: ner}\n"
+    with pytest.raises(InputError, match=r":2: task b: texts_of: a has the texts of other tasks itself; name those"):
+        make_trainer(tiny, tmp_path, "--max_train_samples", "9", tasks=text)
+
+
+def test_scores_of_tasks_are_checked(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    before = {name: {"eval": {"f1": 0.1, "accuracy": 0.2, "loss": 1.0, "perplexity": 9.0}} for name in trainer.trainers}
+    trainer.scores = dict.fromkeys(before, "accuracy")
+    report.check_scores(trainer, before)
+    trainer.scores["ner_task"] = "F1"
+    with pytest.raises(InputError, match="task ner_task: score: F1: the task has no such score; choose one of acc"):
+        report.check_scores(trainer, before)
+    trainer.scores |= {"ner_task": "f1", "texts": "perplexity"}
+    with pytest.raises(InputError, match="task texts: score: perplexity: less of it is better; choose one of accuracy"):
+        report.check_scores(trainer, before)
+
+
+def test_a_list_of_values_stays_a_list_for_the_tasks():
+    given = {"column_names": ["text", "label"], "csv_header": "false"}
+    assert words_of(given) == ["--column_names", "text", "label", "--csv_header=false"]
 
 
 # Steps
@@ -569,6 +601,7 @@ def test_a_task_is_scored_and_sampled_by_domain(tiny, tmp_path, capsys):
         ("a: {recipe: ner, learning_rate: 1}\nb: {recipe: qa}", r"set for the whole run; give --learning_rate on the"),
         ("a: {recipe: ner, semi: pseudo}\nb: {recipe: qa}", r"semi: does not work beside other tasks; remove it"),
         ("a: {recipe: mlm, texts_of: c}\nb: {recipe: qa}", r":1: task a: texts_of: c is no other task; name one of"),
+        ("a: {recipe: mlm, texts_of: b, max_train_samples: 9}\nb: {recipe: qa}", r":1: task a: texts_of and max_train"),
         ("mean: {recipe: mlm}\nb: {recipe: qa}", r":1: 'mean' cannot name a task; choose another name, of letters"),
         ("pop: {recipe: mlm}\nb: {recipe: qa}", r":1: 'pop' cannot name a task"),
         ("a: [", r":1: not YAML: "),

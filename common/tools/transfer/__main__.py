@@ -19,8 +19,10 @@ without ranking.
 """
 
 import argparse
+import json
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.cli import command_line
@@ -30,7 +32,7 @@ from common.run.report import print_table
 from common.tools.runner import check_at_once, check_seeds, score_of
 from common.tools.transfer import report
 from common.tools.transfer.chains import Chains, Run, add_longer, build, time_factors, warn_of_notes
-from common.tools.transfer.estimate import Estimate, measure, minutes
+from common.tools.transfer.estimate import Estimate, minutes
 from common.tools.transfer.findings import Findings
 from common.tools.transfer.reading import read_plan
 from common.tools.transfer.sequence import add_sequence
@@ -85,24 +87,24 @@ def main(argv: list[str] | None = None) -> Findings:
         return finish(Findings(chains, store, signs), out, words)
 
     # Runs
-    estimate, limit = Estimate(measure(plan.model)), options.budget or plan.budget
+    estimate, limit = Estimate(options.at_once), options.budget or plan.budget
     made_with = {key: shared_fingerprint(run) for key, run in {run.identity: run for run in chains.runs()}.items()}
-    work = Work(store, chains, estimate, options.at_once, limit and 60 * limit, lambda *which: outcome(chains, *which))
-    if options.fresh:
-        for run in chains.runs():
-            store.forget(run)
+    work = Work(store, chains, estimate, options.at_once, limit and 60 * limit, options.fresh)
+    work.report = lambda run, result: outcome(chains, run, result)
     begin(work, made_with)
     work.run(made_with)
     if plan.equal_cost:
-        factors = time_factors(chains, lambda run: (store.result(run) or {}).get("train_seconds"))
+        factors = time_factors(chains, lambda run: (store.result(run) or {}).get("train_seconds"), alike(store))
         if factors:
             add_longer(chains, factors)
             work = work.next_phase()
             work.run(made_with)
-    left = work.left()
-    if left:
-        why = f"the budget of {limit:g} minutes is spent" if work.exhausted() else "runs failed"
-        warn(f"{why}: {len(left)} runs are left; run the same command again for them")
+    left, failed = work.left(), work.failed()
+    if left or failed:
+        why = [f"the budget of {limit:g} minutes is spent"] if work.exhausted() else []
+        why += [f"failed runs: {len(failed)}"] if failed else []
+        why += [f"runs left: {len(left)}"] if left else []
+        warn(f"{', '.join(why)}; run the same command again for them")
     findings = Findings(chains, store, signs)
     findings.check_any()
     return finish(findings, out, words)
@@ -113,6 +115,16 @@ def shared_fingerprint(run: Run) -> dict:
     found = fingerprint(run.task.parsed)
     del found["hardware"]
     return found
+
+
+def alike(store: Store) -> Callable[[Sequence[Run]], bool]:
+    """Return a function that tells whether the seconds of runs can be compared."""
+
+    def made_alike(runs: Sequence[Run]) -> bool:
+        results = [store.result(run) or {} for run in runs]
+        return len({json.dumps([one.get("hardware"), one.get("at_once")], sort_keys=True) for one in results}) == 1
+
+    return made_alike
 
 
 def begin(work: Work, made_with: dict[str, dict]) -> None:

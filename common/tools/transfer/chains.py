@@ -7,7 +7,7 @@ that it starts from. Equal runs of several cells or plans are one run.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -141,6 +141,14 @@ class Chains:
         ordered = [run for seed in self.plan.seeds for group in groups for run in group if run.seed == seed]
         return list({run.key: run for last in ordered for run in last.chain()}.values())
 
+    def encoders(self) -> set[str]:
+        """Return the names of the checkpoints that the chains begin with."""
+        begun = [run for run in self.runs() if not run.needs()]
+        named = [
+            run.start.model if isinstance(run.start, Random) else run.task.model.model_name_or_path for run in begun
+        ]
+        return {"a new one" if run.task.new or not name else name for run, name in zip(begun, named, strict=True)}
+
     def kept(self) -> set[str]:
         """Return the keys of the runs whose models stay: those of sources, which other plans may use."""
         return {stage.key for group in self.first.values() for last in group for stage in last.chain()}
@@ -175,6 +183,11 @@ def build(plan: Plan, tasks: Tasks, folder: Path, gpus: int | None = None) -> Ch
                 _add(chains, target, source, tasks, folder, gpus)
             except InputError as error:
                 problems.add(where, str(error))
+    problems.check()
+    for target in plan.targets:
+        if not any(place[0] == target.name for place in chains.cells):
+            rows = ", ".join(map(shown, target.rows))
+            problems.add(f"{plan.path}: targets: {target.name}", f"no source can be scored at {rows}; add other rows")
     problems.check()
     return chains
 
@@ -222,6 +235,9 @@ def _add(chains: Chains, target: Target, source: Source, tasks: Tasks, folder: P
             )
         else:
             words[0] = SCORE_ONLY
+    for rows in served:
+        if source.then and rows != 0:
+            task.args_with(words[rows])  # a mistake in `then` must be told before the first training
     for seed in plan.seeds:
         start: Run | Random | None = (
             Random(model or task.model.model_name_or_path, seed) if source.kind == "scratch" else None
@@ -301,7 +317,11 @@ def shown(rows: Rows) -> str:
 # Equal cost
 
 
-def time_factors(chains: Chains, seconds: Callable[[Run], float | None]) -> dict[Place, float]:
+def time_factors(
+    chains: Chains,
+    seconds: Callable[[Run], float | None],
+    alike: Callable[[Sequence[Run]], bool] = lambda runs: True,
+) -> dict[Place, float]:
     """Return for each cell how many times as long the baseline must train to spend the minutes of all its stages.
 
     Factors are rounded to powers of `STEP`, so that sources of like cost share the runs; cells that cost no more than
@@ -310,6 +330,7 @@ def time_factors(chains: Chains, seconds: Callable[[Run], float | None]) -> dict
     Args:
         chains: the runs.
         seconds: returns the seconds of a run; None if they are unknown.
+        alike: returns whether the seconds of runs can be compared: one kind of machine made them.
     """
     found = {}
     for place, runs in chains.cells.items():
@@ -319,7 +340,8 @@ def time_factors(chains: Chains, seconds: Callable[[Run], float | None]) -> dict
             continue
         for ours, theirs in zip(runs, baseline, strict=True):
             costs = [[seconds(run) for run in last.chain()] for last in (ours, theirs)]
-            if any(one is None for of_arm in costs for one in of_arm):
+            unknown = any(one is None for of_arm in costs for one in of_arm)
+            if unknown or not alike([*ours.chain(), *theirs.chain()]):
                 continue  # resumed runs know only the seconds since then
             source_cost, (*before, last) = sum(filter(None, costs[0])), [one or 0.0 for one in costs[1]]
             factor = (source_cost - sum(before)) / max(last, 1e-3)
@@ -335,7 +357,7 @@ def add_longer(chains: Chains, factors: dict[Place, float]) -> None:
     for place, factor in factors.items():
         target, _, rows = place
         baseline = chains.cells[target, chains.plan.baseline, rows]
-        args = baseline[0].task.args
+        args = baseline[0].task.args_with(baseline[0].words)
         if args.max_steps > 0:
             words: tuple[str, ...] = ("--max_steps", str(round(args.max_steps * factor)))
         else:

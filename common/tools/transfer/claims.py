@@ -39,7 +39,7 @@ class Claim:
 
     def lost(self) -> bool:
         """Return whether another process has taken the claim over, for example while this machine slept."""
-        return _content(self.path) != _ours()
+        return not is_ours(self.path)
 
     def release(self) -> None:
         """Give the claim up."""
@@ -59,6 +59,11 @@ def claim(path: Path) -> Claim | None:
             return None
         path.unlink(missing_ok=True)
         return Claim(path) if _create(path) else None
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether this process has a claim."""
+    return _content(path) == _ours()
 
 
 def is_stale(path: Path) -> bool:

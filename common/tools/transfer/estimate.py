@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import cache, partial
 
 import torch
 from transformers import AutoModel, PretrainedConfig
@@ -11,7 +12,8 @@ from common.errors import quiet
 from common.hardware import native_bf16
 from common.models import resolve_model
 from common.models.load import load_config
-from common.tools.transfer.chains import Run
+from common.tools.runner import share
+from common.tools.transfer.chains import Random, Run
 
 #: seconds of a run without its training: imports, reading, saving
 START_UP = 8.0
@@ -25,11 +27,11 @@ class Estimate:
     """Tell how many seconds runs take; `learn` corrects it by runs that have ended.
 
     Args:
-        token_seconds: seconds of a token in training.
+        at_once: number of runs that share the machine.
     """
 
-    def __init__(self, token_seconds: float):
-        self.token_seconds = token_seconds
+    def __init__(self, at_once: int = 1):
+        self.token_seconds = cache(partial(measure, at_once=at_once))
         self._ratios: dict[str, list[float]] = {}
 
     def seconds(self, run: Run) -> float:
@@ -62,32 +64,40 @@ class Estimate:
             frozen = "--tuning head" in " ".join(run.words)
             work = epochs * (EVALUATED if frozen else 1) * count
             work += EVALUATED * (evaluations * validation + validation + test)
-        return START_UP + work * tokens * self.token_seconds
+        return START_UP + work * tokens * self.token_seconds(_checkpoint_of(run))
 
 
 def _number(words: tuple[str, ...], name: str) -> float | None:
-    return float(words[words.index(name) + 1]) if name in words else None
+    """Return the last value of an argument, which counts."""
+    return next((float(words[i + 1]) for i in reversed(range(len(words))) if words[i] == name), None)
 
 
-def measure(model: str | None) -> float:
+def _checkpoint_of(run: Run) -> str:
+    """Return the checkpoint whose architecture a run has; the default encoder for a new model."""
+    first = next(run.chain())
+    name = first.start.model if isinstance(first.start, Random) else first.task.model.model_name_or_path
+    return DEFAULT_ENCODER if first.task.new or not name else name
+
+
+def measure(model: str, at_once: int = 1) -> float:
     """Return the seconds of a token in training on this machine when it is idle, from three steps of the encoder.
 
-    On a CPU they are the time of its threads, which other processes do not change.
+    On a CPU they are the time of the threads that one of `at_once` runs gets, which other processes do not change.
     """
-    config: PretrainedConfig = load_config(resolve_model(model or DEFAULT_ENCODER))
+    config: PretrainedConfig = load_config(resolve_model(model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with quiet():
         encoder = AutoModel.from_config(config, dtype=torch.float32).to(device).train()
     ids = torch.ones(16, 32, dtype=torch.long, device=device)
     more = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    times = []
+    times, threads = [], int(share(at_once, 0).get("OMP_NUM_THREADS", torch.get_num_threads()))
     for _ in range(3):
         begin, used = time.perf_counter(), time.process_time()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bf16(device.type == "cpu")):
             encoder(input_ids=ids, **more)[0].float().mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        of_threads = (time.process_time() - used) / torch.get_num_threads()
+        of_threads = (time.process_time() - used) / threads
         times.append(of_threads if device.type == "cpu" else time.perf_counter() - begin)
     return min(times) / ids.numel()
 

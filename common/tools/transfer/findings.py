@@ -25,7 +25,7 @@ from common.tools.transfer.statistics import (
     row_draws,
     rows_needed,
 )
-from common.tools.transfer.tasks import read_predictions, statistics_of
+from common.tools.transfer.tasks import Task, read_predictions, statistics_of
 from common.tools.transfer.work import Store
 
 #: adjusted p-value below which an effect is called sure
@@ -116,11 +116,8 @@ class Findings:
         self._statistics: dict[tuple[str, str], tuple[float, np.ndarray, int]] = {}
         self._warned: set[str] = set()
         self.score_names = {t.name: t.score or chains.tasks[t.name].score for t in chains.plan.targets}
-        self.units = {target.name: 1.0 for target in chains.plan.targets}
+        self.units = {name: points_of(chains.tasks[name], score) for name, score in self.score_names.items()}
         self.cells = {place: self._cell(place, runs) for place, runs in chains.cells.items()}
-        for target in self.units:
-            scores = [s for place, cell in self.cells.items() if place[0] == target for s in cell.scores]
-            self.units[target] = 100.0 if scores and max(map(abs, scores)) <= 1 else 1.0
         self._compare()
         self.forgetting = self._forgotten()
         self.sequence = learned_by(chains, self._in_points)
@@ -138,9 +135,8 @@ class Findings:
         return Arm(np.array([s for s, _, _ in whole]), np.stack([draws for _, draws, _ in whole]), whole[0][2])
 
     def _in_points(self, runs: Sequence[Run], target: str) -> Arm | None:
-        """Return the runs as an arm on the test rows of a target, in points of which more is better."""
-        arm = self._arm(runs, self.score_names[target])
-        unit = self.units[target] * self.sign_of(target)
+        """Return the runs as an arm on the test rows of a target, in points."""
+        arm, unit = self._arm(runs, self.score_names[target]), self.units[target]
         return arm and Arm(unit * arm.scores, unit * arm.draws, arm.rows)
 
     def _run(self, run: Run, score: str) -> tuple[float, np.ndarray, int] | None:
@@ -148,7 +144,10 @@ class Findings:
         if result is None or "error" in result:
             return None
         if (run.key, score) not in self._statistics:
-            rows = read_predictions(self.store.output(run) / "predictions_test.jsonl")
+            try:
+                rows = read_predictions(self.store.output(run) / "predictions_test.jsonl")
+            except FileNotFoundError:
+                return None  # it is trained again, as its model is needed
             statistics = statistics_of(run.task.recipe)(rows, score)
             self._check(run, statistics, score, result)
             stream = int(result["rows"]["test"][:8], 16)  # runs on the same test rows share their resamples
@@ -163,14 +162,6 @@ class Findings:
             if run.task.recipe not in self._warned:
                 warn(f"{run.label}: {name} is {recorded:.4f} in its record, and {ours:.4f} by its rows, used here")
             self._warned.add(run.task.recipe)
-
-    def sign_of(self, target: str) -> float:
-        """Return 1 for a score of which more is better, else -1."""
-        for place, runs in self.chains.cells.items():
-            result = self.store.result(runs[0])
-            if place[0] == target and result and result.get("greater_is_better") is False:
-                return -1.0
-        return 1.0
 
     def _cell(self, place: Place, runs: tuple[Run, ...]) -> Cell:
         cell = Cell(place)
@@ -195,7 +186,7 @@ class Findings:
     def _difference(self, target: str, ours: Arm | None, theirs: Arm | None) -> Comparison | None:
         if ours is None or theirs is None:
             return None
-        return Comparison(scaled(difference(ours, theirs), self.units[target] * self.sign_of(target)))
+        return Comparison(scaled(difference(ours, theirs), self.units[target]))
 
     def _compare(self) -> None:
         plan = self.chains.plan
@@ -232,7 +223,7 @@ class Findings:
             before, after = self._arm(self.chains.first[target, source], task.score), self._arm(runs, task.score)
             if before is None or after is None:
                 continue
-            unit = 100.0 if max(abs(before.mean), abs(after.mean)) <= 1 else 1.0
+            unit = points_of(task, task.score)
             rows = [place[2] for place in self.chains.cells if place[:2] == (target, source)][-1]
             change = Comparison(scaled(difference(after, before), unit))
             found.append(Forgetting(target, source, task.score, rows, before.mean * unit, after.mean * unit, change))
@@ -246,7 +237,7 @@ class Findings:
     def _efficiency(self) -> dict[tuple[str, str], dict[int, tuple[float, float, float]]]:
         found: dict[tuple[str, str], dict[int, tuple[float, float, float]]] = {}
         for target in self.score_names:
-            score, sign = self.score_names[target], self.sign_of(target)
+            score = self.score_names[target]
             arms: dict[str, dict[int, Arm]] = {}
             for place, runs in self.chains.cells.items():
                 if place[0] == target and (arm := self._arm(runs, score)) is not None:
@@ -257,12 +248,12 @@ class Findings:
                 if source == self.chains.plan.baseline or len(rows) < 2:
                     continue
                 curve = [points[n] for n in rows]
-                means = sign * np.array([arm.mean for arm in curve])
+                means = np.array([arm.mean for arm in curve])
                 random = np.random.default_rng(0)
-                draws = sign * np.stack([arm.resampled(random) for arm in curve], -1)
+                draws = np.stack([arm.resampled(random) for arm in curve], -1)
                 for level, arm in sorted(baseline.items()):
-                    needed = float(rows_needed(rows, means, np.array(sign * arm.mean)))
-                    drawn = rows_needed(rows, draws, sign * arm.resampled(random))
+                    needed = float(rows_needed(rows, means, np.array(arm.mean)))
+                    drawn = rows_needed(rows, draws, arm.resampled(random))
                     tail = (1 - LEVEL) / 2
                     low, high = np.quantile(drawn, [tail, 1 - tail], method="nearest")
                     found.setdefault((target, source), {})[level] = needed, float(low), float(high)
@@ -274,7 +265,7 @@ class Findings:
         for target in self.chains.plan.targets:
             for rows in target.rows:
                 measured = {
-                    name: self.sign_of(target.name) * cell.score.mean
+                    name: cell.score.mean
                     for name in self.signs.get(target.name, {})
                     if (cell := self.cells.get((target.name, name, rows))) is not None and cell.score is not None
                 }
@@ -298,10 +289,14 @@ class Findings:
             raise InputError(*dict.fromkeys(f"{place[1]} at {place[0]}: {c.error}" for place, c in self.cells.items()))
 
 
+def points_of(task: Task, score: str) -> float:
+    """Return what a score of 1 is in points."""
+    return statistics_of(task.recipe)([], score).points
+
+
 def scaled(effect: Effect, unit: float) -> Effect:
-    """Return an effect in points; a negative `unit` turns a score of which less is better."""
-    low, high = sorted((effect.low * unit, effect.high * unit))
-    return Effect(effect.mean * unit, low, high, effect.p)
+    """Return an effect in points."""
+    return Effect(effect.mean * unit, effect.low * unit, effect.high * unit, effect.p)
 
 
 def correct(family: Sequence[Comparison | None]) -> None:

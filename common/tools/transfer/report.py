@@ -125,7 +125,8 @@ def _efficiency(findings: Findings) -> Section:
     levels = sorted({level for needed in findings.needed.values() for level in needed})
     section.header += [f"score at {level:,} rows" for level in levels]
     for (target, source), needed in findings.needed.items():
-        rows = [findings.size(*place[::2]) for place in findings.cells if place[:2] == (target, source)]
+        trained = [place for place, cell in findings.cells.items() if cell.score and place[:2] == (target, source)]
+        rows = [findings.size(place[0], place[2]) for place in trained]
         cells = [_needed(needed[level], min(rows), max(rows)) if level in needed else "" for level in levels]
         section.rows.append([f"{target}, {source}", *cells])
     return section

@@ -118,15 +118,16 @@ def _of_signs(findings: Findings) -> list[str]:
     """Say for each target at its largest number of rows whether the ranking of all signs chose well."""
     found = []
     for target in findings.chains.plan.targets:
-        worth = findings.worth.get((target.name, target.rows[-1]), {}).get("rank")
+        rows = target.rows[-1]
+        correlation, lost = findings.worth.get((target.name, rows), {}).get("rank", (None, None))
         ranked = {name: signs["rank"] for name, signs in findings.signs.get(target.name, {}).items()}
         known = {name: rank for name, rank in ranked.items() if rank is not None}
-        if not worth or not known:
+        measured = {name for name in known if (cell := findings.cells.get((target.name, name, rows))) and cell.score}
+        if lost is None:
             continue
-        first = max(known, key=lambda name: known[name])
-        correlation, lost = worth
+        first = max(measured, key=lambda name: known[name])
         chosen = "the best of them" if lost == 0 else "not the best of them"
-        text = f"The signs ranked {first} first for {target_of(target.name, target.rows[-1])}: {chosen}"
+        text = f"The signs ranked {first} first for {target_of(target.name, rows)}: {chosen}"
         if lost:
             text += f", at a loss of {100 * lost:.1f} % of its score"
         found.append(text + (f"; rank correlation {correlation:+.2f}." if correlation is not None else "."))
@@ -137,10 +138,11 @@ def limits(findings: Findings) -> list[str]:
     """Return what the plan does not show."""
     plan, tasks = findings.chains.plan, findings.chains.tasks
     seeds = len(plan.seeds)
-    models = sorted({plan.model or tasks[target.name].model.model_name_or_path for target in plan.targets})
+    models = sorted(findings.chains.encoders())
     sizes = ", ".join(f"{name} {task.rows.evaluated[1]:,}" for name, task in tasks.items())
     found = [
-        f"One encoder: {', '.join(models)}. Larger or other encoders may gain less or more.",
+        f"{'One encoder' if len(models) == 1 else 'Encoders'}: {', '.join(models)}. Larger or other encoders may gain "
+        "less or more.",
         f"{seeds} seed{'s' * (seeds > 1)}: " + (
             "the spread over seeds is unknown, so nothing is called sure." if seeds == 1
             else "effects smaller than the intervals can exist unseen; more seeds narrow them."

@@ -12,7 +12,6 @@ with its own head on the encoder of model k.
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from common.args import DataArguments
-from common.cli import parse, training_module
 from common.data.source import ending_of
 from common.tools.runner import keep
 from common.tools.transfer.chains import SCORE_ONLY, Chains, Graft, Run, kept_by, of_rows
@@ -47,14 +45,16 @@ def add_sequence(chains: Chains, tasks: Tasks, folder: Path, gpus: int | None = 
         return
     targets = [plan.target(name) for name in plan.sequence.order]
     learned = [chains.tasks[target.name] for target in targets]
+    drawn = [target.name for target in targets if target.rows[-1] is not None]
+    few = f"rows: {', '.join(drawn)}: a part is trained, and only whole files are joined; give all" if drawn else None
     for method, words in plan.sequence.methods.items():
-        reason = why_not_joined(learned[:-1], same_labels=False) if kept_by(words) == "replay" else None
+        reason = (why_not_joined(learned[:-1], same_labels=False) or few) if kept_by(words) == "replay" else None
         if reason:
             chains.notes.append(f"{method} is left out of the sequence: {reason}")
             continue
         for seed in plan.seeds:
             _add_method(chains, targets, learned, method, words, seed, folder, gpus)
-    reason = why_not_joined(learned, same_labels=True)
+    reason = why_not_joined(learned, same_labels=True) or few
     if reason:
         chains.notes.append(f"{JOINT} is left out of the sequence: {reason}")
         return
@@ -91,7 +91,7 @@ def _add_method(
             more += ("--save_fisher", "true")
         label = f"{method}: {target.name} after {k} others, seed {seed}" if k else f"{target.name}, seed {seed}"
         if k:  # a mistake in the last training must be told before the first
-            parse(importlib.import_module(training_module(task.recipe)).ARGUMENTS, [*task.words, *more])
+            task.args_with(more)
         own.append(Run(task, more, seed, own[-1] if k else None, gpus, label, task.identity))
         for j, before in enumerate(own):
             if j == k:

@@ -44,7 +44,12 @@ class Task:
     @property
     def args(self) -> TrainingArguments:
         """Return the arguments of the training."""
-        return next(part for part in self.parsed if isinstance(part, TrainingArguments))
+        return self.args_with(())
+
+    def args_with(self, more: tuple[str, ...]) -> TrainingArguments:
+        """Return the arguments of the training with further words. Raises `InputError` if the recipe rejects them."""
+        parsed = parse(_arguments(self.recipe), [*self.words, *more]) if more else self.parsed
+        return next(part for part in parsed if isinstance(part, TrainingArguments))
 
     @property
     def model(self) -> ModelArguments:
@@ -86,8 +91,12 @@ class Tasks:
         return self._loaded[recipe, words]
 
 
+def _arguments(recipe: str) -> tuple[type, ...]:
+    return importlib.import_module(training_module(recipe)).ARGUMENTS
+
+
 def _read(recipe: str, words: tuple[str, ...]) -> Task:
-    arguments = importlib.import_module(training_module(recipe)).ARGUMENTS
+    arguments = _arguments(recipe)
     parsed = parse(arguments, list(words))
     data_args = next(part for part in parsed if isinstance(part, DataArguments))
     rows = transfer_module(recipe).training_rows(parse(arguments, list(words)))  # reading may change its arguments

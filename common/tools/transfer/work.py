@@ -3,8 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from common.models import resolve_model
 from common.models.load import load_config
 from common.run.fingerprint import differences
 from common.tools import runner
-from common.tools.transfer.chains import Chains, Graft, Random, Run, kept_by, time_factors
-from common.tools.transfer.claims import Claim, claim, end_orphan
+from common.tools.transfer.chains import Chains, Random, Run, kept_by, time_factors
+from common.tools.transfer.claims import Claim, claim, end_orphan, is_ours, is_stale
 from common.tools.transfer.estimate import Estimate, minutes
 
 #: seconds between two looks for runs that other machines have finished
@@ -31,11 +31,14 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self._results: dict[str, dict[str, Any]] = {}
-        self._missed: dict[str, float] = {}  # key -> when its file was not there
+        self._looked: dict[str, float] = {}  # key -> when its file was read, or was not there
 
     def output(self, run: Run) -> Path:
         """Return the output folder of a run."""
         return self.folder / "runs" / run.key
+
+    def _file(self, run: Run) -> Path:
+        return self.folder / "runs" / f"{run.key}.json"
 
     def claim_file(self, run: Run) -> Path:
         """Return the file by which a process claims a run."""
@@ -44,58 +47,67 @@ class Store:
     def result(self, run: Run, fresh: bool = False) -> dict[str, Any] | None:
         """Return the measurements of a finished run, or its `error`; None for a run that has not ended.
 
-        `fresh` looks at the folder again, else it is looked at every `POLL` seconds.
+        `fresh` looks at the folder again, else it is looked at every `POLL` seconds for what may still come: a result,
+        or a better one than an error.
         """
-        if run.key not in self._results:
-            if not fresh and time.monotonic() - self._missed.get(run.key, -POLL) < POLL:
-                return None
-            try:
-                text = (self.folder / "runs" / f"{run.key}.json").read_text(encoding="utf-8")
-            except FileNotFoundError:
-                self._missed[run.key] = time.monotonic()
-                return None
-            self._results[run.key] = json.loads(text)
-        return self._results[run.key]
+        known = self._results.get(run.key)
+        if not fresh:
+            if known is not None and "error" not in known:
+                return known
+            if time.monotonic() - self._looked.get(run.key, -POLL) < POLL:
+                return known
+        self._looked[run.key] = time.monotonic()
+        try:
+            self._results[run.key] = json.loads(self._file(run).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._results.pop(run.key, None)
+        return self._results.get(run.key)
 
     def keep(self, run: Run, result: dict[str, Any]) -> None:
         """Write the result of a run."""
         self._results[run.key] = result
-        runner.keep(self.folder / "runs" / f"{run.key}.json", json.dumps(result, indent=1))
+        runner.keep(self._file(run), json.dumps(result, indent=1))
 
-    def forget(self, run: Run) -> None:
-        """Remove a run, so that it is trained again."""
+    def begin(self, run: Run, anew: bool) -> None:
+        """Remove the result of a run that is trained again; `anew` removes its folder too, and nothing is resumed."""
         self._results.pop(run.key, None)
-        (self.folder / "runs" / f"{run.key}.json").unlink(missing_ok=True)
-        shutil.rmtree(self.output(run), ignore_errors=True)
+        self._file(run).unlink(missing_ok=True)
+        if anew:
+            shutil.rmtree(self.output(run), ignore_errors=True)
 
     def has_model(self, run: Run) -> bool:
-        """Return whether the model of a run is there."""
-        return any(self.output(run).rglob("*.safetensors"))
+        """Return whether the trained model of a run is there."""
+        folder = self.output(run)
+        return any("checkpoint-" not in str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
 
-    def model_of(self, start: Run | Random | Graft) -> Path:
+    def made_for(self, run: Run) -> Path:
+        """Return the folder of the random or grafted model that a run starts from, which no other run reads."""
+        return self.folder / "models" / run.key
+
+    def model_of(self, run: Run) -> Path:
         """Return the folder of the model that a run starts from; make a random or a grafted one."""
+        start = run.start
         if isinstance(start, Run):
             return self.output(start)
-        folder = self.folder / "models" / start.key
+        assert start is not None
+        folder = self.made_for(run)
         if not folder.exists():
-            part = self.folder / "models" / f"{start.key}.{time.time_ns()}"
+            part = folder.with_suffix(f".{time.time_ns()}")
             part.mkdir(parents=True)
             if isinstance(start, Random):
                 random_checkpoint(start, part)
             else:
                 graft(self.output(start.head), self.output(start.body), part)
-            try:
-                part.rename(folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(part)
+            part.rename(folder)
         return folder
 
-    def drop_model(self, start: Run | Random | Graft | None) -> None:
-        """Remove a model; results and predictions of its run stay."""
-        if isinstance(start, Run):
-            runner.remove_weights(self.output(start))
-        elif start is not None:
-            shutil.rmtree(self.folder / "models" / start.key, ignore_errors=True)
+    def drop_model(self, run: Run) -> None:
+        """Remove the model of a run; its result and predictions stay."""
+        runner.remove_weights(self.output(run))
+
+    def shared(self) -> bool:
+        """Return whether other processes train runs in this folder."""
+        return any(not is_ours(file) and not is_stale(file) for file in (self.folder / "runs").glob("*.claim"))
 
 
 def random_checkpoint(start: Random, folder: Path) -> None:
@@ -151,6 +163,7 @@ class Work:
         estimate: tells the seconds of a run.
         at_once: number of runs at a time.
         budget: most seconds of training of this call; None for no limit.
+        fresh: train all runs again, also those that have ended.
         report: prints a result.
     """
 
@@ -159,21 +172,30 @@ class Work:
     estimate: Estimate
     at_once: int = 1
     budget: float | None = None
+    fresh: bool = False
     report: Callable[[Run, dict[str, Any]], str] = field(default=lambda run, result: "")
     spent: float = 0.0
     _claims: dict[str, Claim] = field(default_factory=dict)
     _begun: dict[str, float] = field(default_factory=dict)
     _made_with: dict[str, dict[str, Any]] = field(default_factory=dict)
     _failed: set[str] = field(default_factory=set)
+    _old: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.runs = self.chains.runs()
+        if self.fresh:
+            self._old = {run.key: result for run in self.runs if (result := self.store.result(run)) is not None}
 
     def next_phase(self) -> "Work":
         """Return the work of the same chains after runs were added to them."""
-        after = Work(self.store, self.chains, self.estimate, self.at_once, self.budget, self.report, self.spent)
-        after._failed |= self._failed
+        after = replace(self, _old={}, _claims={}, _begun={})
+        for run in self.runs:
+            after._old.pop(run.key, None)  # trained in this phase
         return after
+
+    def failed(self) -> list[Run]:
+        """Return the runs that have failed in this call."""
+        return [run for run in self.runs if run.key in self._failed]
 
     def exhausted(self) -> bool:
         """Return whether the budget is spent."""
@@ -199,11 +221,14 @@ class Work:
 
     def _done(self, run: Run) -> bool:
         result = self.store.result(run)
-        return result is not None and ("error" not in result or run.key in self._failed)
+        if result is None or run.key in self._old:
+            return False
+        return "error" not in result or run.key in self._failed
 
     def _ready(self, run: Run) -> bool:
-        results = [(need, self.store.result(need)) for need in run.needs()]
-        return all(result and "error" not in result and self.store.has_model(need) for need, result in results)
+        return all(
+            self._done(need) and need.key not in self._failed and self.store.has_model(need) for need in run.needs()
+        )
 
     def _blocked(self, run: Run) -> bool:
         """Return whether this run or one that it needs has failed."""
@@ -228,7 +253,8 @@ class Work:
         taken = claim(self.store.claim_file(run))
         if taken is None:
             return False
-        self.store.result(run, fresh=True)
+        if json.dumps(self.store.result(run, fresh=True)) != json.dumps(self._old.get(run.key)):
+            self._old.pop(run.key, None)  # another machine trained it again
         if run.key not in {other.key for other in self.left()}:  # another machine finished it meanwhile
             taken.release()
             return False
@@ -239,9 +265,10 @@ class Work:
         def begin(slot: int) -> runner.Child:
             folder = self.store.output(run)
             end_orphan(folder)
+            self.store.begin(run, anew=self._old.pop(run.key, None) is not None)
             words = [*run.task.words, *run.words]
             if run.start is not None:
-                model = str(self.store.model_of(run.start))
+                model = str(self.store.model_of(run))
                 words += ["--model_name_or_path", model, *(["--after", model] if kept_by(run.words) else [])]
             self._begun[run.key] = time.monotonic()
             words += ["--seed", str(run.seed)]
@@ -255,6 +282,7 @@ class Work:
         try:
             for run, child in runner.in_turn(self.jobs(), self.at_once):
                 self._ended(run, child)
+            self._clean(run for run in self.runs if self._done(run))
         finally:
             for taken in self._claims.values():
                 taken.release()
@@ -272,19 +300,16 @@ class Work:
             self._failed.add(run.key)
         else:
             self.estimate.learn(run, seconds)
-            self._clean(run)
+            shutil.rmtree(self.store.made_for(run), ignore_errors=True)
+            self._clean([run, *run.needs()])
         self._tell(run, result)
 
-    def _clean(self, run: Run) -> None:
+    def _clean(self, runs: Iterable[Run]) -> None:
         """Remove the models that no run needs any more."""
-        left = self.left()
-        needed = {need.key for other in left for need in other.needs()} | self.chains.kept()
-        starts = {other.start.key for other in left if other.start is not None}
-        for model in (run, *run.needs()):
-            if model.key not in needed:
-                self.store.drop_model(model)
-        if isinstance(run.start, Random | Graft) and run.start.key not in starts:
-            self.store.drop_model(run.start)
+        needed = {need.key for other in self.left() for need in other.needs()} | self.chains.kept()
+        for run in () if self.store.shared() else runs:  # what the plan of another process needs is unknown
+            if run.key not in needed and run.key not in self._claims:
+                self.store.drop_model(run)
 
     def _tell(self, run: Run, result: dict[str, Any]) -> None:
         left = self.left()

@@ -61,6 +61,14 @@ def test_a_domain_is_left_out_of_training_and_validation(tmp_path, capsys):
     assert [data[split]["text"][:] for split in ("train", "validation")] == [["two"], ["two"]]
     assert len(data["test"]) == 3
     assert "train: 2 rows of the domain a are left out" in capsys.readouterr().out
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": "four", "topic": "a"}, {"text": "five", "topic": "c"}])
+    data = load(tmp_path, rows, rows, leave_out="a", replay_file=old)
+    assert data["train"]["text"][:] == ["two", "five"]
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": "four", "topic": "a"}])
+    with pytest.raises(
+        InputError, match=r"--leave_out a: each row of .*old\.jsonl has this domain; leave --replay_file"
+    ):
+        load(tmp_path, rows, rows, leave_out="a", replay_file=old)
     with pytest.raises(InputError, match="--leave_out c: no training row has this domain; the domains are a, b"):
         load(tmp_path, rows, rows, leave_out="c")
     with pytest.raises(InputError, match=r"--leave_out a: each row of .*train\.jsonl has this domain"):
@@ -99,6 +107,17 @@ def test_scores_of_domains_are_those_of_their_rows():
     assert by_domain(rows, score, lower)["worst_domain_errors"] == 2
     assert lower.greater_is_better is False
     assert by_domain(Dataset.from_dict({"text": ["x"] * 5}), score, lower) == {"accuracy": 0.6, "errors": 2.0}
+
+    def of_both_classes(select):
+        part = select(output)
+        return score(select) | ({"area": 0.5} if len(set(part.label_ids)) > 1 else {})
+
+    one_class = Dataset.from_dict({"domain": ["a", "b", "b", "b", "a"]})
+    found = by_domain(one_class, of_both_classes, arguments(metric_for_best_model="worst_domain_area"))
+    assert (found["mean_domain_area"], found["worst_domain_area"]) == (0.5, 0.5)
+    one_class = Dataset.from_dict({"domain": ["b", "a", "a", "b", "a"]})
+    found = by_domain(one_class, of_both_classes, arguments(metric_for_best_model="area"))
+    assert {"domain_a_area", "domain_b_area"} - found.keys() == {"domain_b_area"}
 
 
 def test_arguments_that_need_domains_are_checked(tmp_path):

@@ -25,7 +25,7 @@ from common.models.load import LoadedModel
 from common.training import Trainer, label_losses
 from common.training.continual import distillation, row_losses, share_weights
 from common.training.draws import replayed
-from common.training.regularisation import PullToPretrained
+from common.training.regularisation import PullToPretrained, for_new_rows
 from common.tuning import TuningArguments, tune
 from tests.conftest import build_tokenizer, write_jsonl
 from tests.faults import Job, make_files, words
@@ -83,6 +83,13 @@ def weights_of(trainer) -> dict[str, torch.Tensor]:
 
 
 # EWC
+
+
+def test_rows_of_new_tokens_have_no_importance():
+    old = torch.ones(2, 3)
+    assert torch.equal(for_new_rows(old, torch.ones(4, 3)), torch.tensor([[1.0] * 3] * 2 + [[0.0] * 3] * 2))
+    for weight in (torch.ones(2, 3), torch.ones(4, 5), torch.ones(1, 3), torch.ones(())):
+        assert for_new_rows(old, weight) is old
 
 
 def test_ewc_pulls_each_weight_by_its_importance():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from transformers import AutoModel, BertForSequenceClassification, BertForTokenC
 import recipes
 from common.errors import InputError
 from common.tools.transfer import __main__ as transfer
-from common.tools.transfer.chains import Graft, Random, build, kept_by
+from common.tools.transfer.chains import Random, Run, add_longer, build, kept_by, time_factors
+from common.tools.transfer.estimate import Estimate
 from common.tools.transfer.findings import Findings
 from common.tools.transfer.reading import read_plan
-from common.tools.transfer.sequence import _learned, joined, why_not_joined
+from common.tools.transfer.sequence import _learned, add_sequence, joined, why_not_joined
 from common.tools.transfer.statistics import DRAWS, Arm
-from common.tools.transfer.tasks import Tasks
+from common.tools.transfer.tasks import Tasks, statistics_of
 from common.tools.transfer.work import Store, graft, random_checkpoint
 from tests.common.tools.transfer import toy
 from tests.conftest import ROOT
@@ -185,7 +187,7 @@ def test_a_failed_run_is_told_and_tried_again_by_the_next_call(toys, capsys):
     findings = run(toys, "--predict", "off", "--seeds", "1", "2")
     told = capsys.readouterr()
     assert "school: toy, seed 2: it was told to fail" in told.out
-    assert "warning: runs failed: 3 runs are left; run the same command again for them" in told.err
+    assert "warning: failed runs: 1, runs left: 3; run the same command again for them" in told.err
     assert findings.cells["play", "school", 10].error == "it was told to fail"
     assert findings.cells["play", "street", 10].scores
     assert "failed" in (toys / "out" / "plan" / "transfer.md").read_text()
@@ -319,12 +321,104 @@ def test_random_weights_have_the_architecture_and_the_tokenizer_of_the_model(tin
     assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (Path(tiny) / "tokenizer.json").read_bytes()
 
 
-def test_a_model_is_made_once_for_several_processes(tiny, tmp_path):
-    store = Store(tmp_path)
-    folder = store.model_of(Random(tiny, 1))
-    assert store.model_of(Random(tiny, 1)) == folder
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [Random(tiny, 1).key]
-    assert Graft.__doc__
+def toy_run(start: Random | None = None) -> Run:
+    task = Tasks().load("toy", ())
+    return Run(task, (), 1, start, None, "a run", task.identity)
+
+
+def test_a_random_model_is_made_once_for_its_run(toys, tiny):
+    store, run = Store(toys / "out"), toy_run(Random(tiny, 1))
+    folder = store.model_of(run)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert store.model_of(run) == folder == store.made_for(run)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert [path.name for path in (toys / "out" / "models").iterdir()] == [run.key]
+
+
+def test_a_result_of_another_process_replaces_an_error(toys):
+    store, other, run = Store(toys / "out"), Store(toys / "out"), toy_run()
+    store.output(run).mkdir(parents=True)
+    store.keep(run, {"error": "no memory"})
+    assert store.result(run, fresh=True) == {"error": "no memory"}
+    other.keep(run, {"scores": {}})
+    assert store.result(run, fresh=True) == {"scores": {}}
+
+
+def test_a_run_that_is_trained_again_has_neither_result_nor_model_until_it_ends(toys):
+    store, run = Store(toys / "out"), toy_run()
+    checkpoint = store.output(run) / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    store.keep(run, {"scores": {}})
+    store.begin(run, anew=False)
+    assert store.result(run, fresh=True) is None
+    assert not store.has_model(run)
+    assert checkpoint.exists()  # it is resumed
+    store.begin(run, anew=True)
+    assert not checkpoint.exists()
+
+
+def test_fresh_trains_all_runs_again_and_removes_none_before_the_budget_is_checked(toys, capsys):
+    (toys / "plan.yaml").write_text((toys / "plan.yaml").read_text().replace("targets:", "forgetting: false\ntargets:"))
+    run(toys, "--predict", "off", "--seeds", "1")
+    files = {path: path.stat().st_mtime_ns for path in (toys / "out" / "runs").glob("*.json")}
+    with pytest.raises(InputError, match=r"budget: 0.01 minutes, but the 10 runs that are left"):
+        run(toys, "--predict", "off", "--seeds", "1", "--fresh", "--budget", "0.01")
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    capsys.readouterr()
+    run(toys, "--predict", "off", "--seeds", "1", "--fresh")
+    assert "14 of 14: " in capsys.readouterr().out  # those for equal cost too
+    assert all(path.stat().st_mtime_ns > before for path, before in files.items())
+
+
+def test_what_cannot_be_trained_is_told_before_training(toys):
+    text = (toys / "plan.yaml").read_text()
+    (toys / "plan.yaml").write_text(text.replace("pretrained: {}", "pretrained: {then: --lerning_rate 1}"))
+    with pytest.raises(InputError, match="sources: pretrained: unknown argument --lerning_rate"):
+        run(toys)
+    (toys / "recipes" / "ner").symlink_to(ROOT / "recipes" / "ner")
+    only = text.partition("  school:")[0].replace("rows: [10, all]", "rows: [0]")
+    (toys / "plan.yaml").write_text(only + "  names: {kind: domain, recipe: ner}\n")
+    with pytest.raises(InputError, match="targets: play: no source can be scored at 0 rows; add other rows"):
+        run(toys)
+
+
+def test_longer_training_counts_from_the_epochs_of_the_baseline(toys):
+    text = (toys / "plan.yaml").read_text().replace("pretrained: {}", "pretrained: {then: --num_train_epochs 4}")
+    (toys / "plan.yaml").write_text(text)
+    chains = build(read_plan(toys / "plan.yaml"), Tasks(), toys / "out")
+    place = ("play", "school", 10)
+    assert time_factors(chains, lambda run: 10.0)[place] == 1.5**2  # twice as long
+    assert time_factors(chains, lambda run: 10.0, lambda runs: False) == {}
+    add_longer(chains, {place: 1.5})
+    assert chains.longer[place][0].words[-2:] == ("--num_train_epochs", "6")
+
+
+def test_a_part_of_the_rows_is_not_joined(toys, tiny):
+    for name in "ab":
+        (toys / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    text = SEQUENCE.format(tiny=tiny).replace("[one, two, three]", "[a, b]").partition("targets:")[0]
+    targets = "".join(f"  {n}: {{recipe: toy, arguments: --train_file {n}.jsonl, rows: [10]}}\n" for n in "ab")
+    (toys / "plan.yaml").write_text(f"{text}targets:\n{targets}sources: {{pretrained: {{}}}}\n")
+    chains = build(read_plan(toys / "plan.yaml"), Tasks(), toys / "out")
+    add_sequence(chains, Tasks(), toys / "out")
+    why = "rows: a, b: a part is trained, and only whole files are joined; give all"
+    assert chains.notes == [f"{name} is left out of the sequence: {why}" for name in ("replay", "joint")]
+
+
+def test_scores_up_to_100_are_points_already():
+    scores = {"translation": "bleu", "summarization": "rouge_mean", "ner": "f1", "sentiment": "macro_f1", "qa": "f1"}
+    found = {recipe: statistics_of(recipe)([], score).points for recipe, score in scores.items()}
+    assert found == {"translation": 1, "summarization": 1, "ner": 100, "sentiment": 100, "qa": 100}
+
+
+def test_the_last_value_of_an_argument_counts_in_an_estimate(toys, tiny):
+    estimate = Estimate()
+    estimate.token_seconds = lambda name: {tiny: 1e-3}[name]
+    task = Tasks().load("toy", ("--model_name_or_path", tiny))
+    one, two = (Run(task, ("--num_train_epochs", n), 1) for n in ("10", "20"))
+    both = replace(two, words=one.words + two.words)
+    assert estimate.seconds(one) < estimate.seconds(two) == estimate.seconds(both)
 
 
 REAL = """
