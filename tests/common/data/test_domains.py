@@ -115,7 +115,7 @@ def test_scores_of_domains_are_those_of_their_rows():
     one_class = Dataset.from_dict({"domain": ["a", "b", "b", "b", "a"]})
     found = by_domain(one_class, of_both_classes, arguments(metric_for_best_model="worst_domain_area"))
     assert (found["mean_domain_area"], found["worst_domain_area"]) == (0.5, 0.5)
-    one_class = Dataset.from_dict({"domain": ["b", "a", "a", "b", "a"]})
+    one_class = Dataset.from_dict({"domain": ["a", "a", "b", "a", "b"]})
     found = by_domain(one_class, of_both_classes, arguments(metric_for_best_model="area"))
     assert {"domain_a_area", "domain_b_area"} - found.keys() == {"domain_b_area"}
 
