@@ -10,7 +10,7 @@ _END = regex.compile(r"(?<=[.!?…।॥؟۔።։။។])[\"'”’»)\]]*\s+(?=
 #: places to split a sentence that is too long for a model, best first
 _WEAKER = (re.compile(r"(?<=[;:—–])\s+"), re.compile(r"(?<=[,、，])\s*"), re.compile(r"\s+"))
 _ABBREVIATION = regex.compile(
-    r"(?:^|[^\w\p{M}])(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w\p{M}*|\d{1,2})\.\s*$"
+    r"(?:^|[^\w\p{M}])(?:Mr|Mrs|Ms|Dr|Prof|St|Gov|Gen|Sen|Rep|Lt|Col|Rev|No|Nr|vs|etc|Inc|Corp|Co|Ltd|Bros|z\.\s?B|d\.\s?h|e\.g|i\.e|bzw|ca|\w\p{M}*|\d{1,2})\.\s*$"
 )
 
 #: a piece, and the text between it and the next piece

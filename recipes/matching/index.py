@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import faiss
 import numpy as np
@@ -86,6 +87,8 @@ class Index:
         if self.about["format"] != FORMAT or self.about["kind"] not in KINDS or not self.about.keys() >= ENTRIES:
             return INDEX
         for part in self.about["parts"]:
+            if not (isinstance(part["rows"], int) and isinstance(part["deleted"], int)):
+                return INDEX
             sizes = part["bytes"] | ({part["mask"]: None} if part["deleted"] else {})
             for name, size in sizes.items():
                 path = self.folder / part["name"] / name
@@ -119,7 +122,8 @@ class Index:
             found = self._search_part(part, vectors, count)
             for of_query, scores, places in zip(best, *found, strict=True):
                 of_query += [(s, number, i) for s, i in zip(scores.tolist(), places.tolist(), strict=True) if i >= 0]
-        best = [sorted(of_query, key=lambda hit: (-hit[0], *hit[1:]))[:count] for of_query in best]
+                of_query.sort(key=lambda hit: (-hit[0], *hit[1:]))
+                del of_query[count:]  # the memory does not grow with the parts
         rows = self._rows({(part, place) for of_query in best for _, part, place in of_query})
         return [[Hit(rows[part, place], score) for score, part, place in of_query] for of_query in best]
 
@@ -159,6 +163,10 @@ class Index:
                     rows[number, place] = json.loads(file.readline())
         return rows
 
+    def columns(self) -> list[str]:
+        """Return the columns of the first passage."""
+        return list(self._rows([(0, 0)])[0, 0])
+
     def find(self, ids: list[str]) -> dict[str, tuple[int, int]]:
         """Return id -> (part, place) of the passages with these ids; absent ids are left out."""
         wanted = hashes(ids)
@@ -186,6 +194,7 @@ class Index:
         """
         kept = tuple(kept)
         with self._locked():
+            self.check_model(embedder.name)
             parts = list(self.about["parts"])
             count, remaining = 0, iter(rows)
             while some := list(islice(remaining, PART_ROWS)):
@@ -223,9 +232,9 @@ class Index:
         self, rows: list[Row], embedder: Embedder, text_column: str, kept: tuple[str, ...], parts: list[dict[str, Any]]
     ) -> dict[str, Any]:
         self._check_ids(rows, parts)
-        name = f"part-{self.about['version'] + 1:06d}-{len(parts):04d}"
+        # the name is new, so that no process takes the files of one part for those of another
+        name = f"part-{self.about['version'] + 1:06d}-{len(parts):04d}-{uuid4().hex[:8]}"
         folder = self.folder / name
-        shutil.rmtree(folder, ignore_errors=True)  # of a stopped write
         folder.mkdir()
         vectors = embedder.passages([row[text_column] for row in rows])
         np.save(folder / "vectors.npy", vectors)
@@ -256,11 +265,18 @@ class Index:
         there = self.find(names)
         self.about = before
         for name in there:
-            problems.add(f"--output {self.folder}", f"has a passage with the id {brief(name)}; delete it first")
+            problems.add(
+                f"--output {self.folder}",
+                f"has a passage with the id {brief(name)}; delete it first, or give another id",
+            )
         problems.check()
 
     def _publish(self, parts: list[dict[str, Any]]) -> None:
-        """Replace `index.json`, and remove the files that it does not list."""
+        """Replace `index.json`, and remove the files that neither it nor the version before lists.
+
+        A process that has opened the version before can go on with it.
+        """
+        before = {part["name"]: part for part in self.about["parts"]}
         self.about = self.about | {"parts": parts, "version": self.about["version"] + 1}
         write_json(self.folder / INDEX, self.about)
         listed = {part["name"]: part for part in parts}
@@ -268,19 +284,35 @@ class Index:
             if path.name not in listed:
                 shutil.rmtree(path)
                 continue
+            masks = {parts[path.name].get("mask") for parts in (before, listed) if path.name in parts}
             for mask in path.glob("deleted-*.npy"):
-                if mask.name != listed[path.name].get("mask"):
+                if mask.name not in masks:
                     mask.unlink()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes from writing; the lock of a dead process is released by the kernel."""
-        with open(self.folder / ".lock", "a") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise InputError(f"--output {self.folder}: another process writes to it; wait for it") from None
+        """Keep other processes from writing, and read what they have written before."""
+        with lock_of(self.folder):
+            self.about = Index(self.folder).about
             yield
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to an index; the lock of a dead process is released by the kernel.
+
+    Raises:
+        InputError: another process writes to it, or has just replaced it.
+    """
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"--output {folder}: another process writes to it; wait for it") from None
+        there = folder / ".lock"
+        if not there.exists() or not os.path.samestat(os.fstat(lock.fileno()), there.stat()):
+            raise InputError(f"--output {folder}: another process has replaced it; run the command again")
+        yield
 
 
 def new_faiss(kind: str, width: int) -> faiss.Index:
@@ -337,7 +369,8 @@ def create(
         InputError: there are no rows, or an id is repeated.
     """
     path = Path(os.path.realpath(folder))
-    new, old = (path.with_name(f"{path.name}.{end}") for end in (f"{os.getpid()}.part", f"{os.getpid()}.old"))
+    unique = f"{os.getpid()}-{uuid4().hex[:8]}"
+    new, old = (path.with_name(f"{path.name}.{unique}.{end}") for end in ("part", "old"))
     new.mkdir(parents=True)
     try:
         about = {"format": FORMAT, "kind": kind, "version": 0, "parts": [], "width": embedder.width}
@@ -346,9 +379,10 @@ def create(
         index = Index(new)
         if not index.add(rows, embedder, text_column, kept):
             raise InputError("the corpus contains no passages; add some")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        with lock_of(path) if (path / INDEX).is_file() else nullcontext():
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
     finally:
         if not path.exists() and old.exists():
             old.rename(path)

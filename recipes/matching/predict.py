@@ -9,13 +9,14 @@
 `--model` is outputs/matching unless given. `search`, the default, writes the rows with `found`: passages with id, text
 and score, best first. It searches the corpus of the training unless `--index` names another index. `index` and `add`
 read rows of {"id", "text"}, `delete` reads ids. `compare` writes rows of `text` and `text_pair` with `similarity`.
-`mine` writes rows of `query` and `positive` with `negatives`: found passages that are no positive. Memory use does not
-grow with the files.
+`mine` writes rows of `query` and `positive` with `negatives`: found passages that are the positive of no row with this
+query. Memory use does not grow with the files, but by 8 bytes a row under `mine`.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -134,8 +135,10 @@ def check_id(row: Row) -> Iterator[str]:
 
 def command_of(args: MatchingPredictArguments) -> str:
     """Return the command: search, or compare for a model of scored pairs, unless one is given."""
+    if args.command:
+        return args.command
     trained = Columns(load_config(resolve_model(args.model))).trained or set()
-    return args.command or ("compare" if "text_pair" in trained else "search")
+    return "compare" if "text_pair" in trained else "search"
 
 
 def open_index(args: PredictArguments) -> Index:
@@ -160,7 +163,8 @@ def with_found(
 ) -> Iterator[Row]:  # fmt: skip
     """Yield the rows with `found`."""
     queries = [columns.value(row, "query") for row in rows]
-    hits = opened.search(embedder.queries(queries), args.rerank_candidates if reranker else args.top_k)
+    candidates = max(args.rerank_candidates, args.top_k) if reranker else args.top_k
+    hits = opened.search(embedder.queries(queries), candidates)
     if reranker:
         hits = reranker.reorder(queries, hits, args.top_k)
     for row, of_query in zip(rows, hits, strict=True):
@@ -176,9 +180,10 @@ def with_similarity(rows: list[Row], embedder: Embedder, columns: Columns) -> It
 
 
 def with_negatives(
-    rows: list[Row], embedder: Embedder, columns: Columns, opened: Index, args: MatchingPredictArguments
-) -> Iterator[Row]:
-    """Yield the rows with found passages that are no positive, or a row for each pair under `--as_pairs`.
+    rows: list[Row], embedder: Embedder, columns: Columns, opened: Index, args: MatchingPredictArguments,
+    known: np.ndarray,
+) -> Iterator[Row]:  # fmt: skip
+    """Yield the rows with found passages that are no positive of the query, or a row for each pair under `--as_pairs`.
 
     A passage that is nearly as near to the query as the positive probably answers it too, and is left out (Moreira et
     al. 2024, https://arxiv.org/abs/2407.15831, TopK-PercPos).
@@ -186,15 +191,30 @@ def with_negatives(
     queries, positives = ([columns.value(row, name) for row in rows] for name in ("query", "positive"))
     vectors = embedder.queries(queries)
     nearness = np.einsum("ij,ij->i", vectors, embedder.passages(positives))
-    for row, positive, near, hits in zip(
-        rows, positives, nearness, opened.search(vectors, 4 * args.top_k), strict=True
+    for row, query, positive, near, hits in zip(
+        rows, queries, positives, nearness, opened.search(vectors, 4 * args.top_k), strict=True
     ):
-        found = negatives_of(hits, positive, args.max_share * float(near))[: args.top_k]
+        answers = np.isin(pair_hashes([query] * len(hits), [hit.row["text"] for hit in hits]), known)
+        others = [hit for hit, answer in zip(hits, answers, strict=True) if not answer]
+        found = negatives_of(others, positive, args.max_share * float(near))[: args.top_k]
         if args.as_pairs:
             texts = [(positive, "yes"), *((text, "no") for text in found)]
-            yield from ({"text": columns.value(row, "query"), "text_pair": text, "label": name} for text, name in texts)
+            yield from ({"text": query, "text_pair": text, "label": name} for text, name in texts)
         else:
             yield row | {"negatives": found}
+
+
+def pair_hashes(queries: list[str], passages: list[str]) -> np.ndarray:
+    """Return 64 bits of a hash of each query with its passage."""
+    return index.hashes([f"{query}\0{passage}" for query, passage in zip(queries, passages, strict=True)])
+
+
+def known_pairs(rows: Iterable[Row], columns: Columns) -> np.ndarray:
+    """Return the hashes of all queries with their positives: 8 bytes a row."""
+    remaining, found = iter(rows), [np.empty(0, dtype=np.uint64)]
+    while some := list(islice(remaining, index.PART_ROWS)):
+        found.append(pair_hashes(*([columns.value(row, name) for row in some] for name in ("query", "positive"))))
+    return np.unique(np.concatenate(found))
 
 
 def negatives_of(hits: list[Hit], positive: str, most: float) -> list[str]:
@@ -210,9 +230,11 @@ def change_index(args: MatchingPredictArguments, command: str, read: FileReader)
         count = Index(folder).delete(ids)
         tell(f"{count:,} passages deleted from {folder}")
         return count
-    rows = InputRows(args, lambda row: check_passage(row, column), lambda path: with_ids(read(path)))
+    before = 0
     if command == "add":
         Index(folder).check_model(args.model or "")
+        before = sum(part["rows"] for part in Index(folder).about["parts"])
+    rows = InputRows(args, lambda row: check_passage(row, column), lambda path: with_ids(read(path), before))
     embedder = Embedder(
         args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
     )
@@ -233,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     columns = Columns(load_config(resolve_model(args.model)), **COLUMNS)
     opened = open_index(args) if command != "compare" else None
     rows = InputRows(args, lambda row: check_row(row, columns, command), read)
+    known = known_pairs(rows if command == "mine" else (), columns)
     settings = {"allow_special_tokens": args.allow_special_tokens}
     embedder = Embedder(args.model, args.batch_tokens, args.precision, args.speed, **settings)
     reranker = None
@@ -244,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == "compare":
             return with_similarity(some, embedder, columns)
         if command == "mine":
-            return with_negatives(some, embedder, columns, opened, args)
+            return with_negatives(some, embedder, columns, opened, args, known)
         return with_found(some, embedder, columns, opened, args, reranker)
 
     return predict_file(args, predicted, rows)

@@ -1,14 +1,14 @@
 """Read queries with their passages, scored pairs, and the corpus."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 
 from datasets import Dataset, DatasetDict
 
 from common.data import UNLABELED, Gold, Located, Row, load_splits, read_file
-from common.data.json_files import list_of_cell
+from common.data.json_files import NoComma, parse_cell
 from common.data.rows import read_dataset
 from common.data.tables import missing_columns
 from common.errors import InputError, Problems, brief, tell, warn
@@ -24,10 +24,12 @@ class Corpus:
     Attributes:
         ids: id of each passage.
         texts: text of each passage.
+        by_id: text of each id of the file, also of those whose passages repeat the text of another one.
     """
 
     ids: list[str]
     texts: list[str]
+    by_id: dict[str, str] = field(default_factory=dict)
 
     def add(self, texts: Iterable[str]) -> int:
         """Add texts that it lacks, with their number as id; return how many."""
@@ -94,6 +96,7 @@ def read_corpus(args: MatchingDataArguments) -> Corpus:
     problems = Problems()
     texts: dict[str, str] = {}  # text -> its place
     ids: dict[str, str] = {}
+    by_id: dict[str, str] = {}
     column, repeated = args.passage_column_name, 0
     for number, (where, row) in enumerate(read_file(args.corpus_file, args=args), 1):
         messages = list(_passage_problems(row, column, ids, number))
@@ -101,6 +104,7 @@ def read_corpus(args: MatchingDataArguments) -> Corpus:
             problems.reject(where, messages)
             continue
         ids[_id_of(row, number)] = where
+        by_id[_id_of(row, number)] = row[column]
         repeated += row[column] in texts
         texts.setdefault(row[column], _id_of(row, number))
     if not texts and not problems.count:
@@ -108,7 +112,7 @@ def read_corpus(args: MatchingDataArguments) -> Corpus:
     problems.check()
     if repeated:
         tell(f"{args.corpus_file}: {repeated:,} passages repeat the text of another one and are left out")
-    return Corpus(list(texts.values()), list(texts))
+    return Corpus(list(texts.values()), list(texts), by_id)
 
 
 def _passage_problems(row: Row | str, column: str, ids: dict[str, str], number: int) -> Iterator[str]:
@@ -123,7 +127,7 @@ def _passage_problems(row: Row | str, column: str, ids: dict[str, str], number: 
 
 
 def _load_queries(args: MatchingDataArguments, corpus: Corpus) -> DatasetDict:
-    by_id = dict(zip(corpus.ids, corpus.texts, strict=True)) if args.positive_id_column_name else None
+    by_id = corpus.by_id if args.positive_id_column_name else None
     return load_splits(
         args,
         args.columns(),
@@ -152,7 +156,13 @@ def _negatives(row: Row) -> list | None:
     if value is None or value == "":
         return []
     if isinstance(value, str):
-        value = list_of_cell(value) if value.startswith("[") else [value]
+        try:
+            parsed = parse_cell(value)
+        except NoComma:
+            return None
+        except ValueError:
+            parsed = None  # a text, which may begin with "[" too
+        return parsed if isinstance(parsed, list) else [value]
     return value if isinstance(value, list) else None
 
 
@@ -196,6 +206,7 @@ def _load_scored(args: MatchingDataArguments) -> DatasetDict:
         args,
         args.columns(),
         check,
+        carve_by="text",
         gold=Gold(
             name=gold,
             columns=(gold,),
@@ -267,9 +278,9 @@ def _tell_duplicates(rows: Dataset) -> None:
         )
 
 
-def with_ids(rows: Iterable[Located]) -> Iterator[Located]:
-    """Yield the rows of a corpus with `id` as a text, the number of the row if it has none."""
-    for number, (where, row) in enumerate(rows, 1):
+def with_ids(rows: Iterable[Located], before: int = 0) -> Iterator[Located]:
+    """Yield the rows of a corpus with `id` as a text; a row without one is numbered after the `before` earlier rows."""
+    for number, (where, row) in enumerate(rows, before + 1):
         yield where, row | {"id": _id_of(row, number)} if isinstance(row, dict) else row
 
 

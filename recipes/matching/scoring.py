@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from common.args import TrainingArguments
 from common.data.source import Row
+from common.data.words import words
 from common.errors import tell
 from common.run import bootstrap_p, print_table
 from common.run.report import rows_named
@@ -90,10 +91,13 @@ def _parts(rows: int) -> int:
 
 def rank_by_words(queries: list[str], passages: list[str], depth: int = DEPTH) -> Ranking:
     """Rank passages by BM25 (Robertson and Zaragoza 2009) of `bm25s`, with k1 = 1.5 and b = 0.75."""
+    depth = min(depth, len(passages))
+    of_passages, of_queries = ([words(text.lower()) for text in texts] for texts in (passages, queries))
+    if not any(of_passages):
+        return Ranking(np.full((len(queries), depth), -1), np.zeros((len(queries), depth), dtype=np.float32))
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(passages, stopwords=None, show_progress=False), show_progress=False)
-    words = bm25s.tokenize(queries, stopwords=None, show_progress=False, return_ids=False)
-    found, scores = index.retrieve(words, k=min(depth, len(passages)), show_progress=False, sorted=True)
+    index.index(of_passages, show_progress=False)
+    found, scores = index.retrieve(of_queries, k=depth, show_progress=False, sorted=True)
     return Ranking(np.where(scores > 0, found, -1), scores)
 
 
@@ -230,9 +234,10 @@ def pair_scores(similarity: np.ndarray, gold: np.ndarray, kind: str) -> dict[str
         return dict.fromkeys(names, 0.0) | {
             name: float(correlation(similarity, gold)[0]) for name, correlation in zip(names, both, strict=False)
         }
-    order = np.argsort(-similarity, kind="stable")
-    right, positives = gold[order].cumsum(), gold.sum()
-    counts = np.arange(1, len(gold) + 1)
+    order, positives = np.argsort(-similarity, kind="stable"), gold.sum()
+    # a threshold lies between two different similarities, above all, or below all
+    cuts = np.append(np.flatnonzero(np.diff(similarity[order])) + 1, [0, len(gold)])
+    right, counts = np.append(0, gold[order].cumsum())[cuts], cuts
     accuracy = (right + (len(gold) - positives) - (counts - right)) / len(gold)
     f1 = 2 * right / np.maximum(counts + positives, 1)
     precision = float(average_precision_score(gold, similarity)) if positives else 0.0

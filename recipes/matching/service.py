@@ -130,6 +130,12 @@ class Service:
     def __init__(self, args: ServiceArguments):
         settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
         self.index, self.intent_column = open_index(args), args.answer_intent_column
+        kept = self.index.columns()
+        if self.intent_column and self.intent_column not in kept:
+            raise InputError(
+                f"--answer_intent_column {self.intent_column}: the index keeps {', '.join(kept)}; write it with "
+                f"--keep_columns {self.intent_column}"
+            )
         self.embedder = Embedder(args.model, **settings)
         self.intents = Intents(args.intents, **settings) if args.intents else None
         self.threshold = self.answer_threshold = -np.inf
@@ -202,7 +208,7 @@ def measure(service: Service, args: ServiceArguments) -> dict[str, float]:
         add("in scope, not handed over", kept.astype(float))
         if all(args.intent_column_name in row for row in rows) and answered[0].intent is not None:
             right = np.array(
-                [one.intent == row[args.intent_column_name] for one, row in zip(answered, rows, strict=True)]
+                [str(one.intent) == str(row[args.intent_column_name]) for one, row in zip(answered, rows, strict=True)]
             )
             add("in scope, intent right", right.astype(float))
             add("in scope, intent right of those kept", right[kept].astype(float))

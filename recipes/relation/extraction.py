@@ -101,7 +101,12 @@ def pairs_of(
         types: pairs of types that may have a relation; empty for all.
         max_distance: most words between the two mentions.
     """
+    spans: list[tuple[int, int]] = []
     for start, end in sentence_spans(text):
+        if spans and any(mention["start"] < spans[-1][1] and mention["end"] > start for mention in mentions):
+            start = spans.pop()[0]  # a mention such as "Warner Bros. Pictures" ends no sentence
+        spans.append((start, end))
+    for start, end in spans:
         inside = [mention for mention in mentions if start <= mention["start"] and mention["end"] <= end]
         for head, tail in permutations(inside, 2):
             one, other = (Mention(mention["start"], mention["end"]) for mention in (head, tail))

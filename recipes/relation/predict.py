@@ -27,7 +27,7 @@ from common.cli import command_line, parse
 from common.data.columns import Columns
 from common.data.files import check_output
 from common.data.source import Row
-from common.errors import InputError, tell
+from common.errors import InputError, tell, warn
 from common.inference.predictor import DomainPredictArguments, InputRows, PredictArguments, Predictor, predict_file
 from common.models.load import load_config, resolve_model
 
@@ -153,7 +153,7 @@ class Extractor:
 
     def __init__(self, classifier: Classifier, finder: MentionFinder | None, args: RelationPredictArguments):
         self.classifier, self.finder, self.args = classifier, finder, args
-        self.graph, self.texts = Graph(), 0
+        self.graph, self.texts, self.untyped = Graph(), 0, 0
         self.distance = classifier.max_distance if args.max_distance is None else args.max_distance
 
     def __call__(self, rows: list[Row]) -> Iterator[Row]:
@@ -181,6 +181,8 @@ class Extractor:
             asked = [i for i, found in enumerate(mentions) if found is None]
             for i, found in zip(asked, self.finder([texts[i] for i in asked]), strict=True):
                 mentions[i] = found
+        if self.classifier.types and not any(None in types for types in self.classifier.types):
+            self.untyped += sum(mention["type"] is None for found in mentions for mention in found or [])
         candidates = [
             (i, *pair)
             for i, (text, found) in enumerate(zip(texts, mentions, strict=True))
@@ -230,6 +232,11 @@ def main(argv: list[str] | None = None) -> int:
     count = predict_file(args, extractor, rows)
     if extractor.texts:
         tell(f"{extractor.graph.seen:,} triples in {extractor.texts:,} texts")
+    if extractor.untyped:
+        warn(
+            f"{extractor.untyped:,} entities have no type, and the relations of the model are between types: none is "
+            "tried for them; give each entity a type"
+        )
     if args.graph:
         drawn = extractor.graph.draw(args.graph)
         tell(f"{args.graph}: the {drawn} most probable triples")

@@ -50,8 +50,10 @@ def plain_row(row: Row, names: Names) -> Row:
     if not isinstance(row, TableRow):
         return row
     text = row.get(names.text)
-    listed = isinstance(text, str) and (("tokens" in row and text == row["tokens"]) or text.startswith("["))
-    cells = {names.text: of_cell(row, text, words=True)} if listed else {}
+    of_words = isinstance(text, str) and "tokens" in row and text == row["tokens"]
+    cells = {names.text: of_cell(row, text, words=True)} if of_words else {}
+    if isinstance(text, str) and not of_words and isinstance(value := of_cell(row, text), list):
+        cells = {names.text: value}  # a text may begin with "[" too
     cells |= {name: of_cell(row, row[name]) for name in (names.head, names.tail) if name in row}
     return _as_table(row | cells, row)
 
@@ -173,9 +175,8 @@ def load_pairs(args: RelationDataArguments) -> tuple[DatasetDict, Dataset | None
     gold = Gold(
         "label", ("label",), lacks_label, check_mentions, lambda row: [str(row["label"])], bool(args.drop_unlabeled)
     )
-    data = load_splits(
-        args, columns, check_row, read=read, gold=gold, convert=convert, prepare=PairBuilder(args, names)
-    )
+    pairs = PairBuilder(args, names)
+    data = load_splits(args, columns, check_row, read=read, carve_by="text", gold=gold, convert=convert, prepare=pairs)
     unlabeled = data.pop(UNLABELED, None)
     labels = label_names(data)
     return data, unlabeled, labels, no_relation_of(args.no_relation_label, labels)

@@ -4,6 +4,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,8 @@ from recipes.matching.encoder import Embedder
 from recipes.matching.index import Index
 from recipes.matching.losses import contrastive_losses, cosine_losses, in_batch_losses
 from recipes.matching.pairs import Identities
-from recipes.matching.reading import read_corpus
-from recipes.matching.scoring import interval, rank, rank_by_words
+from recipes.matching.reading import load_pairs, read_corpus
+from recipes.matching.scoring import interval, pair_scores, rank, rank_by_words
 from recipes.matching.service import conformal_threshold
 from recipes.matching.transfer import row_statistics, training_rows
 from tests.bad_inputs import HOSTILE, of_bytes, tried, variants
@@ -230,6 +232,22 @@ def test_the_second_pass_of_a_cached_step_draws_the_same_dropout(words, rows, tm
 # Scores
 
 
+def test_equal_similarities_have_no_threshold_between_them():
+    gold = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    found = pair_scores(np.full(5, 0.5), gold, "label")
+    assert (found["accuracy"], found["f1"]) == (0.6, pytest.approx(4 / 7))  # none, and all
+    found = pair_scores(np.array([0.9, 0.5, 0.5, 0.1, 0.0]), gold, "label")
+    assert (found["accuracy"], found["f1"]) == (0.8, 0.8)
+
+
+def test_bm25_counts_the_words_of_any_script():
+    passages = ["我的包裹在哪里", "怎么退货", "हिन्दी में खोज"]
+    found = rank_by_words(["退货", "खोज", "?"], passages)
+    assert found.found[:2, 0].tolist() == [1, 2]
+    assert (found.found[2] == -1).all()
+    assert (rank_by_words(["a"], ["?!"]).found == -1).all()
+
+
 def test_rankings_are_scored_as_by_sentence_transformers():
     random = np.random.default_rng(0)
     queries, passages = (random.normal(size=(n, 6)).astype(np.float32) for n in (30, 150))
@@ -376,6 +394,46 @@ def test_passages_are_added_and_deleted_in_parts(model, tmp_path, monkeypatch, k
     assert run(None, model, queries[:1], tmp_path / "found.jsonl", *search)[0]["found"] == []
 
 
+def test_rows_without_ids_are_numbered_on(model, tmp_path):
+    texts = [{"text": row["text"]} for row in read_jsonl(SAMPLE / "corpus.jsonl")[:9]]
+    run("index", model, texts[:5], tmp_path / "passages")
+    run("add", model, texts[5:], tmp_path / "passages")
+    assert Index(tmp_path / "passages").find(list("0123456789")).keys() == set("123456789")
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "a") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_writers_of_an_index_do_not_undo_each_other(model, tmp_path):
+    folder, corpus = tmp_path / "passages", read_jsonl(SAMPLE / "corpus.jsonl")[:9]
+    run("index", model, corpus[:3], folder)
+    embedder, held = Embedder(model, precision="fp32"), Index(folder)
+    run("add", model, corpus[3:6], folder)
+    held.add(corpus[6:], embedder, "text", ())  # opened before the last write
+    assert len(held) == len(Index(folder)) == 9
+    run("delete", model, [{"id": corpus[0]["id"]}], folder)
+    reader = Index(folder)
+    run("delete", model, [{"id": corpus[1]["id"]}], folder)
+    assert len(reader.search(embedder.queries(["a"]), 9)[0]) == 8  # as it was when it was opened
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder / ".lock")], stdout=subprocess.PIPE)
+    process.stdout.readline()  # another process writes
+    try:
+        for command, more in (("index", ["--overwrite"]), ("add", [])):
+            with pytest.raises(InputError, match="another process writes to it; wait for it"):
+                run(command, model, corpus, folder, *more)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(Index(folder)) == 7
+    assert [path.name for path in tmp_path.glob("passages*")] == ["passages"]
+
+
 def test_exact_search_agrees_with_all_products(model, tmp_path):
     corpus = read_jsonl(SAMPLE / "corpus.jsonl")
     run("index", model, corpus, tmp_path / "passages")
@@ -471,6 +529,10 @@ def test_mined_negatives_train_again(model, start, rows, tmp_path):
     assert all(row["positive"] not in row["negatives"] and len(row["negatives"]) <= 3 for row in mined)
     assert sum(len(row["negatives"]) for row in mined) > len(mined)
     assert start(rows | {"train": mined}, *SHORT)
+    twice = [{"query": rows["train"][0]["query"], "positive": row["positive"]} for row in rows["train"]]
+    found = run("mine", model, twice, tmp_path / "twice.jsonl", "--top_k", "100", "--max_share", "9")
+    answers = {row["positive"] for row in twice}
+    assert all(row["negatives"] and not answers & set(row["negatives"]) for row in found)
     pairs = run("mine", model, rows["train"], tmp_path / "pairs.jsonl", "--as_pairs", "true", "--max_share", "1.5")
     assert {row["label"] for row in pairs} == {"yes", "no"}
     assert [row["text_pair"] for row in pairs if row["label"] == "yes"] == [row["positive"] for row in rows["train"]]
@@ -518,6 +580,10 @@ def test_the_intent_is_that_of_the_best_example_or_of_a_classifier(model, tokeni
     words = ["--model", model, "--index", str(tmp_path / "examples"), "--validation_file", file, "--test_file", file]
     words += ["--output", str(output), "--precision", "fp32", "--overwrite"]
     asked = write_jsonl(tmp_path / "in.jsonl", [{"query": row["text"]} for row in examples])
+    with pytest.raises(
+        InputError, match="--answer_intent_column label: the index keeps id, text, topic; write it with"
+    ):
+        service.main([*words, "--answer_intent_column", "label", "--input", asked])
     results = service.main([*words, "--answer_intent_column", "topic", "--input", asked])
     assert results["in scope, intent right"] == 1.0
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -540,7 +606,8 @@ def test_a_corpus_file_with_ids_of_positives(start, rows, tmp_path):
     file = write_jsonl(tmp_path / "corpus.jsonl", corpus)
     more = ("--corpus_file", file, "--positive_id_column_name", "passage", *SHORT)
     named = {s: [{"query": r["query"], "passage": number[r["positive"]]} for r in rs] for s, rs in rows.items()}
-    start(named, *more)
+    write_jsonl(tmp_path / "corpus.jsonl", [{"id": "copy", "text": corpus[0]["text"]}, *corpus])
+    start(named, *more)  # ids of passages that repeat a text are known too
     assert len(Index(tmp_path / "out" / "index")) == 400
     named["train"][2]["passage"] = "nowhere"
     with pytest.raises(
@@ -587,6 +654,19 @@ def test_bad_pairs_name_file_and_line(start, tmp_path, bad, message):
     with pytest.raises(InputError) as error:
         start({"train": [*good, bad]})
     assert str(error.value).startswith(f"{tmp_path / 'train.jsonl'}:5: {message}")
+
+
+def test_a_negative_may_begin_with_a_bracket(rows, tmp_path):
+    file = write_jsonl(tmp_path / "train.jsonl", [row | {"negatives": "[Solved] how to"} for row in rows["train"]])
+    data, *_ = load_pairs(MatchingDataArguments(train_file=file))
+    assert data["train"]["negatives"][0] == ["[Solved] how to"]
+
+
+def test_no_text_of_pairs_is_in_both_training_and_validation_rows(tmp_path):
+    pairs = [{"text": f"text {n}", "text_pair": f"other {n}", "label": k} for n in range(40) for k in (0, 1)]
+    data, *_ = load_pairs(MatchingDataArguments(train_file=write_jsonl(tmp_path / "train.jsonl", pairs)))
+    assert len(data["validation"]) > 1
+    assert not set(data["train"]["text"][:]) & set(data["validation"]["text"][:])
 
 
 def test_test_rows_without_positives_are_searched(start, rows, tmp_path):

@@ -404,6 +404,13 @@ def test_pairs_are_of_one_sentence_of_known_types_and_near():
     assert found([["PER", "LOC"]], 30) == [("Ann", "Oslo"), ("Bob", "Rome")]
     assert found([["PER", "LOC"]], 3) == [("Ann", "Oslo")]
     assert found([["ORG", "LOC"]], 30) == []
+    text = "Yahoo! Japan hired Ann. Bob left."  # a mention ends no sentence
+    mentions = [
+        {"start": text.index(word), "end": text.index(word) + len(word), "type": None, "text": word}
+        for word in ("Yahoo! Japan", "Ann", "Bob")
+    ]
+    assert len(sentence_spans(text)) == 3
+    assert found([], 30) == [("Yahoo! Japan", "Ann"), ("Ann", "Yahoo! Japan")]
 
 
 @pytest.fixture
@@ -476,6 +483,13 @@ def test_texts_in_triples_out(pairs, tagger, tmp_path, capsys):
     assert [triple["relation"] for triple in given["triples"]] == expected
     (none,) = predicted_by(out, [{"text": row["text"], "entities": entities}], tmp_path, "--min_probability", "1")
     assert none["triples"] == []
+    untyped = [{name: value for name, value in one.items() if name != "label"} for one in entities]
+    capsys.readouterr()
+    (none,) = predicted_by(out, [{"text": row["text"], "entities": untyped}], tmp_path)
+    assert none["triples"] == []
+    assert (
+        "warning: 2 entities have no type, and the relations of the model are between types" in capsys.readouterr().err
+    )
 
 
 def test_predict_refuses_what_it_cannot_use(pairs, tiny, tagger, tmp_path):

@@ -355,3 +355,29 @@ def test_corrupted_bytes_in_native_formats(tmp_path, no_hang, capsys, file):  # 
         if fault:
             wrong.append(f"{variant.name}: {fault}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_text_in_a_table_may_begin_with_a_bracket(tmp_path):
+    file = tmp_path / "pairs.csv"
+    file.write_text('text,head,tail,label\n"[Reuters] Ada Bell left Oslo.","[10, 18]","[24, 28]",left\n')
+    ((_, row),) = read_rows(str(file), RelationDataArguments(train_file=str(file)), NAMES)
+    pair = read_pair(*(plain_row(row, NAMES)[name] for name in ("text", "head", "tail")))
+    assert pair.text == "[Reuters] Ada Bell left Oslo."
+    assert pair.text[pair.head.start : pair.head.end] == "Ada Bell"
+    assert pair.text[pair.tail.start : pair.tail.end] == "Oslo"
+    file.write_text('text,head,tail,label\n"[""Ada"", ""left""]","[0, 1]","[1, 2]",left\n')
+    ((_, row),) = read_rows(str(file), RelationDataArguments(train_file=str(file)), NAMES)
+    assert plain_row(row, NAMES)["text"] == ["Ada", "left"]
+
+
+def test_no_text_is_in_both_training_and_validation_rows(tmp_path):
+    texts = [f"Ada{n} met Bob{n} ." for n in range(40)]
+    rows = [
+        {"text": text, "head": [0, text.index(" ")], "tail": [text.index("Bob"), len(text) - 2], "label": label}
+        for text in texts
+        for label in ("met", "other")
+    ]
+    args = RelationDataArguments(train_file=write_jsonl(tmp_path / "train.jsonl", rows), test_file=None)
+    data = load_pairs(args)[0]
+    assert len(data["validation"]) > 1
+    assert not set(data["train"]["text"][:]) & set(data["validation"]["text"][:])

@@ -87,6 +87,7 @@ def test_sentences_end_at_the_marks_of_their_script():
     for text in ("वह घर गया। मैं रुका।", "ما اسمك؟ اسمي علي.", "আমি যাই। তুমি থাকো।", "यह हिन. यह ठीक है.", "ተማሪ ነኝ። አዎ።"):
         assert len(sentences(text)) == 2
         assert " ".join(sentences(text)) == text
+    assert sentences("Apple Inc. CEO Tim Cook met Gov. Hill. He left.")[1:] == ["He left."]
     assert sentences("Dr. A. É. Meier kam. Er ging.") == ["Dr. A. É. Meier kam.", "Er ging."]
     assert len(sentences(unicodedata.normalize("NFD", "Dr. É. Meier kam. Er ging."))) == 2
 
