@@ -30,6 +30,8 @@ from .reading import Corpus
 #: passages of a part
 PART_ROWS = 50_000
 FORMAT = 2
+#: passages of a part that tell its columns
+FIRST_ROWS = 1000
 #: the list of parts
 INDEX = "index.json"
 #: entries of the list
@@ -164,8 +166,22 @@ class Index:
         return rows
 
     def columns(self) -> list[str]:
-        """Return the columns of the first passage."""
-        return list(self._rows([(0, 0)])[0, 0])
+        """Return the columns of the first passages of each part."""
+        named: dict[str, None] = {}
+        for part in self.about["parts"]:
+            with open(self.folder / part["name"] / "rows.jsonl", "rb") as file:
+                for line in islice(file, FIRST_ROWS):
+                    named |= dict.fromkeys(json.loads(line))
+        return list(named)
+
+    def highest_number(self) -> int:
+        """Return the highest id that is a number; 0 without one."""
+        highest = 0
+        for part in self.about["parts"]:
+            with open(self.folder / part["name"] / "rows.jsonl", "rb") as file:
+                ids = (json.loads(line)["id"] for line in file)
+                highest = max([highest, *(int(name) for name in ids if name.isdecimal())])
+        return highest
 
     def find(self, ids: list[str]) -> dict[str, tuple[int, int]]:
         """Return id -> (part, place) of the passages with these ids; absent ids are left out."""

@@ -15,7 +15,7 @@ query. Memory use does not grow with the files, but by 8 bytes a row under `mine
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -194,7 +194,8 @@ def with_negatives(
     for row, query, positive, near, hits in zip(
         rows, queries, positives, nearness, opened.search(vectors, 4 * args.top_k), strict=True
     ):
-        answers = np.isin(pair_hashes([query] * len(hits), [hit.row["text"] for hit in hits]), known)
+        pairs = pair_hashes([query] * len(hits), [hit.row["text"] for hit in hits])
+        answers = known[np.searchsorted(known, pairs).clip(max=len(known) - 1)] == pairs
         others = [hit for hit, answer in zip(hits, answers, strict=True) if not answer]
         found = negatives_of(others, positive, args.max_share * float(near))[: args.top_k]
         if args.as_pairs:
@@ -230,10 +231,9 @@ def change_index(args: MatchingPredictArguments, command: str, read: FileReader)
         count = Index(folder).delete(ids)
         tell(f"{count:,} passages deleted from {folder}")
         return count
-    before = 0
     if command == "add":
         Index(folder).check_model(args.model or "")
-        before = sum(part["rows"] for part in Index(folder).about["parts"])
+    before = cache(Index(folder).highest_number) if command == "add" else lambda: 0
     rows = InputRows(args, lambda row: check_passage(row, column), lambda path: with_ids(read(path), before))
     embedder = Embedder(
         args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens

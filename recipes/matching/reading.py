@@ -1,6 +1,6 @@
 """Read queries with their passages, scored pairs, and the corpus."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -157,11 +157,11 @@ def _negatives(row: Row) -> list | None:
         return []
     if isinstance(value, str):
         try:
-            parsed = parse_cell(value)
+            parsed = parse_cell(value) if value.startswith("[") else None
         except NoComma:
             return None
         except ValueError:
-            parsed = None  # a text, which may begin with "[" too
+            parsed = None  # a text may begin with "[" too
         return parsed if isinstance(parsed, list) else [value]
     return value if isinstance(value, list) else None
 
@@ -278,9 +278,11 @@ def _tell_duplicates(rows: Dataset) -> None:
         )
 
 
-def with_ids(rows: Iterable[Located], before: int = 0) -> Iterator[Located]:
-    """Yield the rows of a corpus with `id` as a text; a row without one is numbered after the `before` earlier rows."""
-    for number, (where, row) in enumerate(rows, before + 1):
+def with_ids(rows: Iterable[Located], before: Callable[[], int] = lambda: 0) -> Iterator[Located]:
+    """Yield the rows of a corpus with `id` as a text; a row without one gets its number, added to `before()`."""
+    for number, (where, row) in enumerate(rows, 1):
+        if isinstance(row, dict) and row.get("id") is None:
+            number += before()
         yield where, row | {"id": _id_of(row, number)} if isinstance(row, dict) else row
 
 

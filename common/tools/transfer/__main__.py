@@ -19,7 +19,6 @@ without ranking.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -92,11 +91,15 @@ def main(argv: list[str] | None = None) -> Findings:
     work = Work(store, chains, estimate, options.at_once, limit and 60 * limit, options.fresh)
     work.report = lambda run, result: outcome(chains, run, result)
     begin(work, made_with)
+    if options.fresh:
+        work.forget()
     work.run(made_with)
     if plan.equal_cost:
         factors = time_factors(chains, lambda run: (store.result(run) or {}).get("train_seconds"), alike(store))
         if factors:
             add_longer(chains, factors)
+            for run in (run for runs in chains.longer.values() if options.fresh for run in runs):
+                store.forget(run)
             work = work.next_phase()
             work.run(made_with)
     left, failed = work.left(), work.failed()
@@ -122,7 +125,9 @@ def alike(store: Store) -> Callable[[Sequence[Run]], bool]:
 
     def made_alike(runs: Sequence[Run]) -> bool:
         results = [store.result(run) or {} for run in runs]
-        return len({json.dumps([one.get("hardware"), one.get("at_once")], sort_keys=True) for one in results}) == 1
+        machines = [{k: v for k, v in one.get("hardware", {}).items() if k != "precision"} for one in results]
+        about = [machine | {"at_once": one.get("at_once")} for machine, one in zip(machines, results, strict=True)]
+        return all(one == about[0] for one in about)
 
     return made_alike
 

@@ -338,17 +338,24 @@ def time_factors(
         baseline = chains.cells.get((target, chains.plan.baseline, rows))
         if baseline is None or rows == 0 or (target, source) not in chains.first or source == chains.plan.baseline:
             continue
+        other = False
         for ours, theirs in zip(runs, baseline, strict=True):
             costs = [[seconds(run) for run in last.chain()] for last in (ours, theirs)]
-            unknown = any(one is None for of_arm in costs for one in of_arm)
-            if unknown or not alike([*ours.chain(), *theirs.chain()]):
+            if any(one is None for of_arm in costs for one in of_arm):
                 continue  # resumed runs know only the seconds since then
+            if other := not alike([*ours.chain(), *theirs.chain()]):
+                continue
             source_cost, (*before, last) = sum(filter(None, costs[0])), [one or 0.0 for one in costs[1]]
             factor = (source_cost - sum(before)) / max(last, 1e-3)
             power = round(math.log(max(factor, 1e-3)) / math.log(STEP))
             if power > 0:
                 found[place] = STEP**power
             break
+        if other:
+            chains.notes.append(
+                f"equal cost of {source} at {target}, {shown(rows)}, is unknown: its runs and those of "
+                f"{chains.plan.baseline} were made on different machines, or with another --at_once"
+            )
     return found
 
 

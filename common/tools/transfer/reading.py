@@ -38,7 +38,7 @@
 
 Arguments may have environment variables: `--train_file $DATA/train.jsonl`.
 A method of a sequence with `--keep replay` replays the training files of the targets before, and all targets together
-are trained as the upper bound, if they have one recipe, one set of labels and files of type .jsonl.
+are trained as the upper bound, if they have one recipe, one set of labels, files of type .jsonl and all rows.
 A source with `rows` 0 at a target is scored on it without training. `frozen` has `then: --tuning head` by default.
 """
 

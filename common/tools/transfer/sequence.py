@@ -45,16 +45,15 @@ def add_sequence(chains: Chains, tasks: Tasks, folder: Path, gpus: int | None = 
         return
     targets = [plan.target(name) for name in plan.sequence.order]
     learned = [chains.tasks[target.name] for target in targets]
-    drawn = [target.name for target in targets if target.rows[-1] is not None]
-    few = f"rows: {', '.join(drawn)}: a part is trained, and only whole files are joined; give all" if drawn else None
     for method, words in plan.sequence.methods.items():
-        reason = (why_not_joined(learned[:-1], same_labels=False) or few) if kept_by(words) == "replay" else None
+        replayed = kept_by(words) == "replay"
+        reason = (why_not_joined(learned[:-1], same_labels=False) or _drawn(targets[:-1])) if replayed else None
         if reason:
             chains.notes.append(f"{method} is left out of the sequence: {reason}")
             continue
         for seed in plan.seeds:
             _add_method(chains, targets, learned, method, words, seed, folder, gpus)
-    reason = why_not_joined(learned, same_labels=True) or few
+    reason = why_not_joined(learned, same_labels=True) or _drawn(targets)
     if reason:
         chains.notes.append(f"{JOINT} is left out of the sequence: {reason}")
         return
@@ -67,6 +66,12 @@ def add_sequence(chains: Chains, tasks: Tasks, folder: Path, gpus: int | None = 
         for j, other in enumerate(learned):
             label = f"{targets[j].name} after {JOINT}, seed {seed}"
             _record(chains, JOINT, 0, j, Run(other, SCORE_ONLY, seed, whole, gpus, label, other.identity))
+
+
+def _drawn(targets: Sequence[Target]) -> str | None:
+    """Return why the training rows of targets cannot be joined, if only some of them are trained; else None."""
+    names = [target.name for target in targets if target.rows[-1] is not None]
+    return f"rows: {', '.join(names)}: a part is trained, and only whole files are joined; give all" if names else None
 
 
 def _add_method(

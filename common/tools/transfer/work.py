@@ -1,9 +1,10 @@
 """Train the runs of a plan in processes of their own; keep their results in a folder that plans and machines share."""
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from common.tools import runner
 from common.tools.transfer.chains import Chains, Random, Run, kept_by, time_factors
 from common.tools.transfer.claims import Claim, claim, end_orphan, is_ours, is_stale
 from common.tools.transfer.estimate import Estimate, minutes
+from common.training.checkpoints import STAGING
 
 #: seconds between two looks for runs that other machines have finished
 POLL = 2.0
@@ -68,17 +70,24 @@ class Store:
         self._results[run.key] = result
         runner.keep(self._file(run), json.dumps(result, indent=1))
 
-    def begin(self, run: Run, anew: bool) -> None:
-        """Remove the result of a run that is trained again; `anew` removes its folder too, and nothing is resumed."""
+    def begin(self, run: Run) -> None:
+        """Remove the result of a run that is trained again, and the model that was made for it."""
         self._results.pop(run.key, None)
         self._file(run).unlink(missing_ok=True)
-        if anew:
-            shutil.rmtree(self.output(run), ignore_errors=True)
+        shutil.rmtree(self.made_for(run), ignore_errors=True)
+
+    def forget(self, run: Run) -> None:
+        """Remove a run, so that it is trained again from its beginning."""
+        self.begin(run)
+        shutil.rmtree(self.output(run), ignore_errors=True)
 
     def has_model(self, run: Run) -> bool:
         """Return whether the trained model of a run is there."""
-        folder = self.output(run)
-        return any("checkpoint-" not in str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
+        for _, folders, files in os.walk(self.output(run)):  # which ignores folders that vanish meanwhile
+            folders[:] = [name for name in folders if not name.startswith(("checkpoint-", STAGING))]
+            if any(name.endswith(".safetensors") for name in files):
+                return True
+        return False
 
     def made_for(self, run: Run) -> Path:
         """Return the folder of the random or grafted model that a run starts from, which no other run reads."""
@@ -163,7 +172,7 @@ class Work:
         estimate: tells the seconds of a run.
         at_once: number of runs at a time.
         budget: most seconds of training of this call; None for no limit.
-        fresh: train all runs again, also those that have ended.
+        fresh: all runs are left, also those that have ended, until `forget` removes them.
         report: prints a result.
     """
 
@@ -179,19 +188,28 @@ class Work:
     _begun: dict[str, float] = field(default_factory=dict)
     _made_with: dict[str, dict[str, Any]] = field(default_factory=dict)
     _failed: set[str] = field(default_factory=set)
-    _old: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _postponed: list[Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.runs = self.chains.runs()
-        if self.fresh:
-            self._old = {run.key: result for run in self.runs if (result := self.store.result(run)) is not None}
 
     def next_phase(self) -> "Work":
         """Return the work of the same chains after runs were added to them."""
-        after = replace(self, _old={}, _claims={}, _begun={})
+        return replace(self, _claims={}, _begun={})
+
+    def forget(self) -> None:
+        """Remove all runs, so that they are trained again.
+
+        Raises:
+            InputError: other processes train runs in the folder.
+        """
+        if self.store.shared():
+            raise InputError(
+                f"--fresh: another process trains runs in {self.store.folder}; wait for it, or give another --folder"
+            )
         for run in self.runs:
-            after._old.pop(run.key, None)  # trained in this phase
-        return after
+            self.store.forget(run)
+        self.fresh = False
 
     def failed(self) -> list[Run]:
         """Return the runs that have failed in this call."""
@@ -221,7 +239,7 @@ class Work:
 
     def _done(self, run: Run) -> bool:
         result = self.store.result(run)
-        if result is None or run.key in self._old:
+        if result is None or self.fresh:
             return False
         return "error" not in result or run.key in self._failed
 
@@ -253,8 +271,7 @@ class Work:
         taken = claim(self.store.claim_file(run))
         if taken is None:
             return False
-        if json.dumps(self.store.result(run, fresh=True)) != json.dumps(self._old.get(run.key)):
-            self._old.pop(run.key, None)  # another machine trained it again
+        self.store.result(run, fresh=True)
         if run.key not in {other.key for other in self.left()}:  # another machine finished it meanwhile
             taken.release()
             return False
@@ -265,7 +282,7 @@ class Work:
         def begin(slot: int) -> runner.Child:
             folder = self.store.output(run)
             end_orphan(folder)
-            self.store.begin(run, anew=self._old.pop(run.key, None) is not None)
+            self.store.begin(run)
             words = [*run.task.words, *run.words]
             if run.start is not None:
                 model = str(self.store.model_of(run))
@@ -282,7 +299,7 @@ class Work:
         try:
             for run, child in runner.in_turn(self.jobs(), self.at_once):
                 self._ended(run, child)
-            self._clean(run for run in self.runs if self._done(run))
+            self._clean(self._postponed)
         finally:
             for taken in self._claims.values():
                 taken.release()
@@ -304,10 +321,13 @@ class Work:
             self._clean([run, *run.needs()])
         self._tell(run, result)
 
-    def _clean(self, runs: Iterable[Run]) -> None:
+    def _clean(self, runs: Sequence[Run]) -> None:
         """Remove the models that no run needs any more."""
         needed = {need.key for other in self.left() for need in other.needs()} | self.chains.kept()
-        for run in () if self.store.shared() else runs:  # what the plan of another process needs is unknown
+        if self.store.shared():  # what the plan of another process needs is unknown
+            self._postponed += runs
+            return
+        for run in runs:
             if run.key not in needed and run.key not in self._claims:
                 self.store.drop_model(run)
 
@@ -325,5 +345,5 @@ class Work:
         return [
             differences(result.get("made_with") or {}, now[run.key] or {})
             for run, result in finished
-            if "error" not in result
+            if "error" not in result and not self.fresh
         ]

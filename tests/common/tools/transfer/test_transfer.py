@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,12 +352,28 @@ def test_a_run_that_is_trained_again_has_neither_result_nor_model_until_it_ends(
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").touch()
     store.keep(run, {"scores": {}})
-    store.begin(run, anew=False)
+    store.begin(run)
     assert store.result(run, fresh=True) is None
     assert not store.has_model(run)
     assert checkpoint.exists()  # it is resumed
-    store.begin(run, anew=True)
+    (store.output(run) / "model.safetensors").touch()
+    assert store.has_model(run)
+    store.forget(run)
     assert not checkpoint.exists()
+
+
+@contextmanager
+def claimed_elsewhere(file: Path) -> Iterator[None]:
+    """Claim a run for another process, within a `with` block."""
+    code = f"from common.tools.transfer.claims import claim; from pathlib import Path; claim(Path({str(file)!r}))"
+    code += "; print(flush=True); import time; time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_fresh_trains_all_runs_again_and_removes_none_before_the_budget_is_checked(toys, capsys):
@@ -366,8 +384,14 @@ def test_fresh_trains_all_runs_again_and_removes_none_before_the_budget_is_check
         run(toys, "--predict", "off", "--seeds", "1", "--fresh", "--budget", "0.01")
     assert {path: path.stat().st_mtime_ns for path in files} == files
     capsys.readouterr()
+    stopped = toys / "out" / "runs" / "0.claim"
+    with claimed_elsewhere(stopped), pytest.raises(InputError, match="--fresh: another process trains runs in "):
+        run(toys, "--predict", "off", "--seeds", "1", "--fresh")
+    assert {path: path.stat().st_mtime_ns for path in files} == files
     run(toys, "--predict", "off", "--seeds", "1", "--fresh")
-    assert "14 of 14: " in capsys.readouterr().out  # those for equal cost too
+    told = capsys.readouterr()
+    assert "14 of 14: " in told.out  # those for equal cost too
+    assert "--fresh trains all again" not in told.err
     assert all(path.stat().st_mtime_ns > before for path, before in files.items())
 
 
@@ -390,6 +414,7 @@ def test_longer_training_counts_from_the_epochs_of_the_baseline(toys):
     place = ("play", "school", 10)
     assert time_factors(chains, lambda run: 10.0)[place] == 1.5**2  # twice as long
     assert time_factors(chains, lambda run: 10.0, lambda runs: False) == {}
+    assert "equal cost of school at play, 10 rows, is unknown: its runs and those of pretrained" in chains.notes[0]
     add_longer(chains, {place: 1.5})
     assert chains.longer[place][0].words[-2:] == ("--num_train_epochs", "6")
 
@@ -402,8 +427,9 @@ def test_a_part_of_the_rows_is_not_joined(toys, tiny):
     (toys / "plan.yaml").write_text(f"{text}targets:\n{targets}sources: {{pretrained: {{}}}}\n")
     chains = build(read_plan(toys / "plan.yaml"), Tasks(), toys / "out")
     add_sequence(chains, Tasks(), toys / "out")
-    why = "rows: a, b: a part is trained, and only whole files are joined; give all"
-    assert chains.notes == [f"{name} is left out of the sequence: {why}" for name in ("replay", "joint")]
+    why = "a part is trained, and only whole files are joined; give all"
+    left_out = (("replay", "a"), ("joint", "a, b"))
+    assert chains.notes == [f"{name} is left out of the sequence: rows: {rows}: {why}" for name, rows in left_out]
 
 
 def test_scores_up_to_100_are_points_already():
