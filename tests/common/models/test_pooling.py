@@ -1,6 +1,7 @@
 """Test that a classifier reads the mean of all tokens, in the plain class of transformers."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Aut
 from common.args import ClassifierArguments, ModelArguments, SpeedArguments
 from common.errors import InputError
 from common.models import load_model
-from common.models.load import LoadedModel
-from common.models.pooling import pool, pool_mean, trained_pooling
+from common.models.load import LoadedModel, trained_pooling
+from common.models.pooling import pool, pool_mean
 from common.models.structure import layer_names, pooling_names
 from common.speed import apply
 from common.tuning import TuningArguments, tune
@@ -80,7 +81,25 @@ def test_what_sentence_transformers_says(tmp_path):
     ):
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
         assert trained_pooling(str(tmp_path)) == pooling
-    assert trained_pooling(str(tmp_path / "1_Pooling")) is None
+    (tmp_path / "1_Pooling" / "config.json").rename(tmp_path / "config.json")
+    assert trained_pooling(str(tmp_path)) is None
+
+
+def test_what_was_trained_between_keeps_the_pooling(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "encoder")
+    (tmp_path / "encoder" / "1_Pooling").mkdir()
+    (tmp_path / "encoder" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    tagger = load_model(AutoModelForTokenClassification, ModelArguments(str(tmp_path / "encoder")), ["a", "b"], 32)
+    tagger.model.save_pretrained(tmp_path / "tagger")
+    tagger.tokenizer.save_pretrained(tmp_path / "tagger")
+    for asked, number in (("auto", 1), ("first", 0)):
+        loaded = load_model(
+            AutoModelForSequenceClassification, ModelArguments(str(tmp_path / "tagger")), ["a", "b"], 32
+        )
+        pool(loaded, ClassifierArguments(str(tmp_path / "tagger"), pooling=asked))
+        assert bool(pooling_names(loaded.model)) == number
+        loaded.model.save_pretrained(tmp_path / asked)
+        assert trained_pooling(str(tmp_path / asked)) == ("mean" if number else "first")
 
 
 def test_it_is_never_trained_and_no_other_head_reads_it(tiny, tmp_path):
