@@ -110,6 +110,11 @@ class Store:
             part.rename(folder)
         return folder
 
+    def drop_checkpoints(self, run: Run) -> None:
+        """Remove the checkpoints of a run that has ended; four times the size of its model, which stays."""
+        for path in self.output(run).glob("checkpoint-*"):
+            shutil.rmtree(path)
+
     def drop_model(self, run: Run) -> None:
         """Remove the model of a run; its result and predictions stay."""
         runner.remove_weights(self.output(run))
@@ -317,6 +322,7 @@ class Work:
             self._failed.add(run.key)
         else:
             self.estimate.learn(run, seconds)
+            self.store.drop_checkpoints(run)
             shutil.rmtree(self.store.made_for(run), ignore_errors=True)
             self._clean([run, *run.needs()])
         self._tell(run, result)

@@ -357,9 +357,11 @@ def test_a_run_that_is_trained_again_has_neither_result_nor_model_until_it_ends(
     assert not store.has_model(run)
     assert checkpoint.exists()  # it is resumed
     (store.output(run) / "model.safetensors").touch()
+    store.drop_checkpoints(run)
+    assert not checkpoint.exists()
     assert store.has_model(run)
     store.forget(run)
-    assert not checkpoint.exists()
+    assert not store.output(run).exists()
 
 
 @contextmanager
