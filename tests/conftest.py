@@ -5,13 +5,17 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and parallel tests share the cores
 
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
@@ -68,6 +72,24 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     configure_allocator()  # as `command_line` does
+
+
+@pytest.fixture(autouse=True)
+def no_function_is_hashed(monkeypatch) -> Iterator[None]:
+    """Fail if `datasets` hashes a function of this project: in a script it takes longer than a short training."""
+    hashed: list[str] = []
+    update = Hasher.update
+
+    def watched(self: Hasher, value: object) -> None:
+        function = value.func if isinstance(value, partial) else value
+        module = function.__module__ if isinstance(function, FunctionType) else ""
+        if module.startswith(("common.", "recipes.")):
+            hashed.append(f"{module}.{function.__qualname__}")
+        update(self, value)
+
+    monkeypatch.setattr(Hasher, "update", watched)
+    yield
+    assert not hashed, f"map these by `Splits.map` or `map_rows` of common/data/mapping.py: {hashed}"
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from common.args import SPLITS, DataArguments, GroupedDataArguments
 from common.data.domains import DOMAIN, OLD, check_domains, domain_of
 from common.data.files import TEXT_CELLS, FileReader, Readers, read_file, too_long
 from common.data.json_files import list_of_cell
+from common.data.mapping import Splits
 from common.data.samples import carve, rarest, sample
 from common.data.source import Located, Row, Source
 from common.data.tables import class_label_decoder, missing_columns
@@ -202,7 +203,7 @@ def load_splits(
     _warn_of_shared_files({split: files[split] for split in SPLITS})
     if OLD in lists:
         lists = with_old(lists)
-    data = DatasetDict({name: _dataset(rows, places[name]) for name, rows in lists.items()})
+    data = Splits({name: _dataset(rows, places[name]) for name, rows in lists.items()})
     if DOMAIN in columns:
         check_domains(data, columns[DOMAIN])
     return data

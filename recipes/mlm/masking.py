@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
 from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, padded, to_blocks
+from common.data.mapping import map_rows
 from common.data.packing import Blocks, to_batch
 from common.data.stream import Corpus, TextStream
 from common.data.tokens import ends_of
@@ -196,3 +197,9 @@ def mask_once(rows: dict[str, list], masker: Masker) -> dict[str, list]:
         for ids, marks, row in zip(rows["input_ids"], rows["marks"], rows["row"], strict=True)
     ]
     return {"input_ids": [ids for ids, _ in masked], "labels": [labels for _, labels in masked]}
+
+
+def mask_evaluated(rows: DatasetDict, masker: Masker) -> None:
+    """Mask the rows of all splits but that of training, once for all evaluations."""
+    for split in rows.keys() - {"train"}:
+        rows[split] = map_rows(rows[split], mask_once, batched=True, fn_kwargs={"masker": masker})

@@ -24,7 +24,6 @@ from transformers import (
 
 from common import cli, data, models
 from common.args import ModelArguments, check_best_metric
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.run import Run, draw_curve, keep_trained_model, print_perplexities, write_json_lines
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
@@ -73,8 +72,7 @@ def encode(
         loaded.attn_implementation = "sdpa"  # this kernel supports block masks
     shares = data_args.mask_replaced, data_args.mask_random
     masker = masking.Masker(tokenizer, "token", data_args.eval_mlm_probability, *shares)
-    for split in rows.keys() - {"train"}:
-        rows[split] = map_rows(rows[split], masking.mask_once, batched=True, fn_kwargs={"masker": masker})
+    masking.mask_evaluated(rows, masker)
     return rows, packing
 
 

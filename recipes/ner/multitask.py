@@ -7,7 +7,6 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 from transformers.trainer_utils import PredictionOutput
 
 from common.data import label_names
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import LoadedModel, load_model
 from common.run import write_json_lines
@@ -48,8 +47,8 @@ class Task(JointTask):
         config.conll_columns = [self.data_args.conll_word_column, self.data_args.conll_tag_column]
         self.how = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut}
         columns = self.data["train"].column_names
-        self.rows = map_rows(
-            self.data, train.encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=self.how
+        self.rows = self.data.map(
+            train.encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=self.how
         )
         start_at_probe(loaded, self.rows, self.model_args, self.args)
         self.metric = scoring.StrictSeqeval(scheme, keep_in_memory=True)

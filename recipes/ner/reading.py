@@ -26,7 +26,6 @@ from common.data import (
 from common.data.files import FileReader
 from common.data.json_files import list_of_cell
 from common.data.labels import warn_of_alike, warn_of_few
-from common.data.mapping import map_rows
 from common.data.pool import POOL
 from common.errors import tell, warn
 
@@ -235,10 +234,10 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
     data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
     unlabeled = data.pop(UNLABELED, None)
     if args.repair_bio and convert.scheme.name != "none":
-        data = map_rows(data, partial(repair_tags, scheme=convert.scheme))
+        data = data.map(partial(repair_tags, scheme=convert.scheme))
         tell(f"--repair_bio: {sum(sum(split['repaired']) for split in data.values())} tags I-X became B-X")
     elif convert.scheme != IOB2:
-        data = map_rows(data, lambda row: {"ner_tags": convert.scheme.to_iob2(row["ner_tags"])})
+        data = data.map(lambda row: {"ner_tags": convert.scheme.to_iob2(row["ner_tags"])})
     warn_of_types(data)
     if args.semi:
         tags = {tag for row in data["train"]["ner_tags"] for tag in row}

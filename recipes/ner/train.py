@@ -25,7 +25,6 @@ from common.args import HeadArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import label_names
 from common.data.domains import carry
-from common.data.mapping import map_rows
 from common.models import load_model
 from common.run import keep_trained_model, open_run, write_json_lines
 from common.training import Trainer, label_losses
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.update(cut | reading)  # predict does the same
     how = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, **cut}
     columns = data["train"].column_names
-    windows = map_rows(data, encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
+    windows = data.map(encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
     probed = start_at_probe(loaded, windows, model_args, args)
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 

@@ -7,7 +7,6 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering, EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import LoadedModel, load_model
 from common.run import write_json_lines
@@ -50,8 +49,8 @@ class Task(JointTask):
         loaded.model.config.update(cut | {"max_answer_length": data_args.max_answer_length})
         self.how = {"tokenizer": loaded.tokenizer, **cut}
         columns = self.data["train"].column_names
-        self.rows = map_rows(
-            self.data, train.encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=self.how
+        self.rows = self.data.map(
+            train.encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=self.how
         )
         spans.print_limits(self.rows["train"], len(self.data["train"]))
         spans.answer_in_context(loaded.model)

@@ -13,7 +13,6 @@ from datasets import Dataset, DatasetDict
 from common.args import FileArguments, LabeledDataArguments
 from common.data.files import read_file
 from common.data.json_files import json_fault, parse_cell, parse_json
-from common.data.mapping import map_rows
 from common.data.rows import UNLABELED, Gold, load_splits
 from common.data.source import Located, Row, Source
 from common.errors import brief, tell, warn
@@ -65,7 +64,7 @@ def load_questions(args: LabeledDataArguments) -> tuple[DatasetDict, Dataset | N
     gold = Gold("answers", ("answers",), lacks_answers, check_texts, answered_or_not, bool(args.drop_unlabeled))
     data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context", gold=gold)
     unlabeled = data.pop(UNLABELED, None)
-    data = map_rows(data, fix_offsets)
+    data = data.map(fix_offsets)
     dropped = sum(sum(split["dropped"]) for split in data.values())
     if dropped:
         tell(f"dropped {dropped:,} alternative answers that are not in their context; each row keeps another answer")

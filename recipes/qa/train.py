@@ -20,7 +20,6 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data.domains import carry
-from common.data.mapping import map_rows
 from common.models import load_model
 from common.run import Run, keep_trained_model, write_json_lines
 from common.training import Trainer
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.update(cut | {"max_answer_length": data_args.max_answer_length})  # predict reads them
     how = {"tokenizer": loaded.tokenizer, **cut}
     columns = data["train"].column_names
-    windows = map_rows(data, encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
+    windows = data.map(encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
     spans.print_limits(windows["train"], len(data["train"]))
     spans.answer_in_context(loaded.model)
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)

@@ -8,7 +8,6 @@ from transformers.trainer_utils import PredictionOutput
 
 from common.data import domains
 from common.data.labels import label_counts
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import LoadedModel, load_model
 from common.run.joint import JointTask
@@ -51,7 +50,7 @@ class Task(JointTask):
         loaded.model.config.update({"relation": settings, "max_seq_length": length})
         how = {"tokenizer": loaded.tokenizer, "marks": marks, "relations": self.relations, "max_seq_length": length}
         columns = self.data["train"].column_names
-        self.rows = map_rows(self.data, train.encode, batched=True, remove_columns=columns, fn_kwargs=how)
+        self.rows = self.data.map(train.encode, batched=True, remove_columns=columns, fn_kwargs=how)
         markers.report_cut([split["cut"][:] for split in self.rows.values()], length)
         if self.at_markers:
             markers.score_at_markers(loaded.model)

@@ -25,7 +25,6 @@ from transformers import (
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
 from common.data import domains
-from common.data.mapping import map_rows
 from common.models import load_model
 from common.run import Run, draw_history, keep_trained_model
 from common.training import Trainer, label_losses
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings["max_distance"] = data_args.max_distance
     loaded.model.config.update({"relation": settings, "max_seq_length": length})  # predict reads pairs in the same way
     how = {"tokenizer": loaded.tokenizer, "marks": marks, "relations": relations, "max_seq_length": length}
-    rows = map_rows(data, encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=how)
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=how)
     markers.report_cut([split["cut"][:] for split in rows.values()], length)
     if at_markers:
         markers.score_at_markers(loaded.model)

@@ -7,7 +7,6 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
 from common.data.labels import label_counts
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import LoadedModel, load_model
 from common.models.pooling import pool
@@ -52,7 +51,7 @@ class Task(JointTask):
         self.how = {"tokenizer": loaded.tokenizer, "label2id": config.label2id}
         self.how |= {"multi_label": self.multi_label, "reading": reading}
         columns = self.data["train"].column_names
-        self.rows = map_rows(self.data, train.encode, batched=True, remove_columns=columns, fn_kwargs=self.how)
+        self.rows = self.data.map(train.encode, batched=True, remove_columns=columns, fn_kwargs=self.how)
         windows.report_long(self.rows, **reading)
         labels = self.rows["train"]["labels"][:]
         self.weights = texts.class_weights(self.args.class_weights, labels, self.labels, self.multi_label)

@@ -23,7 +23,6 @@ from transformers import (
 
 from common.args import ClassifierArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.mapping import map_rows
 from common.models import load_model
 from common.models.pooling import pool
 from common.run import keep_trained_model, open_run
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.update(reading)  # saved with the model: predict reads texts in the same way
     train_encoder = few_shot.prepare(loaded, run, few_args, model_args, data_args, tuning_args, args)
     more = {"tokenizer": loaded.tokenizer, "label2id": config.label2id, "multi_label": multi_label, "reading": reading}
-    rows = map_rows(data, encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=more)
     windows.report_long(rows, **reading)
     weights = texts.class_weights(args.class_weights, rows["train"]["labels"][:], labels, multi_label)
     scorer = scoring.Scorer(labels, multi_label, args)

@@ -60,7 +60,7 @@ class SummarizationDataArguments(LabeledDataArguments):
         gold = Gold("summary", ("summary",), lacks_summary, check_document, drop=bool(self.drop_unlabeled))
         data = load_splits(self, columns, check_row, read=self.read, optional=optional, gold=gold)
         unlabeled = data.pop(UNLABELED, None)
-        data = map_rows(data, flatten)
+        data = data.map(flatten)
         check_splits(data)
         if unlabeled is not None:
             unlabeled = map_rows(

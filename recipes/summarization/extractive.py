@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.data.domains import carry
+from common.data.mapping import Splits
 from common.data.tokens import encode_parts, ends_of
 from common.models.decoding import padded
 from common.models.room import room_of
@@ -34,7 +35,7 @@ def marked(data: DatasetDict, rouge: Rouge) -> DatasetDict:
         parts = [units(text) for text in rows["document"]]
         chosen = [oracle(p, r, rouge) for p, r in zip(parts, rows["references"], strict=True)]
         splits[name] = Dataset.from_dict(carry({"parts": parts, "oracle": chosen}, rows[:]))
-    return DatasetDict(splits)
+    return Splits(splits)
 
 
 def encode_windows(

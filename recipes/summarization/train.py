@@ -20,7 +20,6 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, set_se
 
 from common.args import ModelArguments, TrainingArguments, check_best_metric
 from common.cli import command_line, parse
-from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models import load_model
 from common.run import Run, draw_history, keep_trained_model, other_predictions
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     how = {"tokenizer": loaded.tokenizer, "max_length": length}
     columns = parts["train"].column_names
     encode = extractive.encode_windows
-    windows = map_rows(parts, encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
+    windows = parts.map(encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
     tuned = tune(loaded, tuning_args, TaskType.TOKEN_CLS)
 
     # Trainer

@@ -21,7 +21,6 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 from common.cli import command_line, parse
 from common.data.domains import carry
 from common.data.language_codes import encode_sources, set_direction
-from common.data.mapping import map_rows
 from common.models import decoded, forced_ids, label_ids, load_seq2seq
 from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model.config.update({"summarization": settings, "max_source_length": lengths[0]})  # for predict
     start = model.generation_config.decoder_start_token_id
     options = {"tokenizer": tokenizer, "prefix": direction.source_prefix, "lengths": lengths, "start": start}
-    rows = map_rows(data, encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=options)
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=options)
     rows, cut = abstractive.drop_cut_summaries(rows)
     collator, forced = Seq2SeqCollator(tokenizer, model, lengths), forced_ids(model)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)

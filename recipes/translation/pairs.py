@@ -17,7 +17,6 @@ from common.data.domains import DOMAIN
 from common.data.files import READERS, TABLES, Readers, read_file, read_text
 from common.data.json_files import parse_cell
 from common.data.language_codes import two_letters
-from common.data.mapping import map_rows
 from common.data.source import Located, Row, Source
 from common.data.words import words
 from common.errors import InputError, brief, tell, warn
@@ -209,7 +208,7 @@ def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict
         return flat
 
     kept = [name for name in ("id", "group", DOMAIN) if name in data["train"].column_names]
-    data = map_rows(data, by_pair, batched=True, remove_columns=data["train"].column_names)
+    data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
     if len(directions) > 1:
         for name, rows in data.items():
             counts = Counter(rows["pair"])

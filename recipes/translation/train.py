@@ -17,7 +17,6 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 
 from common import cli
 from common.data import domains, language_codes
-from common.data.mapping import map_rows
 from common.models import GenerationArguments, Seq2SeqModelArguments, decoded, label_ids, load_seq2seq, set_generation
 from common.run import Run, draw_history, keep_trained_model, other_predictions
 from common.training import Seq2SeqCollator, Seq2SeqTrainer, Seq2SeqTrainingArguments, losses_at_labels
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model.config.update(saved | dict(zip(("max_source_length", "max_target_length"), lengths, strict=True)))
     start = model.generation_config.decoder_start_token_id
     settings = {"tokenizer": tokenizer, "directions": directions, "lengths": lengths, "start": start}
-    rows = map_rows(data, encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
+    rows = data.map(encode, batched=True, remove_columns=data["train"].column_names, fn_kwargs=settings)
     rows = select_rows(rows, data["train"]["pair"][:], data_args.sampling_temperature, args.seed)
     tuned = tune(loaded, tuning_args, TaskType.SEQ_2_SEQ_LM)
 
