@@ -100,7 +100,7 @@ def drop_cut_summaries(rows: DatasetDict) -> tuple[DatasetDict, dict[str, list[b
             action = " and are not used for training" if (name, column) == ("train", "summary_cut") else ""
             if count:
                 tell(f"{name}: {count:,} of {len(encoded):,} {problem}{action}")
-    rows["train"] = rows["train"].filter(lambda cut: not cut, input_columns="summary_cut")
+    rows["train"] = rows["train"].select([i for i, cut in enumerate(rows["train"]["summary_cut"]) if not cut])
     if len(rows["train"]) == 0:
         raise InputError("every training summary exceeds --max_target_length; raise this limit")
     return rows.remove_columns(["cut", "summary_cut"]), {name: encoded["cut"][:] for name, encoded in rows.items()}

@@ -37,6 +37,7 @@ from transformers import (
 from common.data.columns import Columns
 from common.data.files import read_file
 from common.data.language_codes import Direction, direction, set_direction, target_id
+from common.data.mapping import Splits
 from common.data.sentences import joined, pieces
 from common.errors import InputError, RunStopped
 from common.models.decoding import finished_ids, generating, label_ids
@@ -643,9 +644,7 @@ def test_a_language_that_is_null_is_missing(tmp_path):
     for name in "ab":
         found = [row for _, row in reader(directions, {})(str(tmp_path / f"{name}.parquet"))]
         assert not [fault for row in found for fault in check_row(row, directions)]
-        data = flatten(
-            DatasetDict(train=Dataset.from_list([r | {"id": str(i)} for i, r in enumerate(found)])), directions
-        )
+        data = flatten(Splits(train=Dataset.from_list([r | {"id": str(i)} for i, r in enumerate(found)])), directions)
         assert data["train"]["pair"][:] == ["en-de", "de-en", "en-cs"]
         assert data["train"]["target"][:] == ["b", "a", "d"]
 
