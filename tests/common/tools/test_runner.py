@@ -79,6 +79,7 @@ def test_a_forked_run_is_that_of_a_new_process(tmp_path):
     assert before == os.environ
 
 
+@pytest.mark.soak
 def test_signals_to_the_command_do_not_end_the_process_that_runs_are_forked_from(tmp_path):
     done = subprocess.run([sys.executable, "-c", SERVE, str(tmp_path / "log")], capture_output=True, text=True)
     groups, code = done.stdout.splitlines()

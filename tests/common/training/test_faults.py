@@ -67,7 +67,11 @@ class Canary:
 
 SETTINGS = [
     pytest.param({"eval_strategy": "epoch", "save_strategy": "epoch"}, id="by-epoch"),
-    pytest.param({"train_sampling_strategy": "group_by_length", "dataloader_num_workers": 2}, id="grouped-workers"),
+    pytest.param(
+        {"train_sampling_strategy": "group_by_length", "dataloader_num_workers": 2},
+        id="grouped-workers",
+        marks=pytest.mark.soak,
+    ),
     pytest.param(  # 3 rows in the last step: it shares with the step before, and one of 8 batches has no row
         {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1, "max_train_samples": 43}, id="accumulated"
     ),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
 from common.data.corpus import CorpusArguments, load_corpus, to_blocks
+from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models.load import LoadedModel
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
@@ -40,7 +41,7 @@ def make_trainer(tokenizer, folder, texts: dict[str, str], **given) -> LanguageT
     args = CorpusArguments(**texts, domain_column="topic", max_seq_length=64)
     rows = to_blocks(load_corpus(args), tokenizer, args, word_marks)
     masker = Masker(tokenizer, "token", 0.15)
-    rows["validation"] = rows["validation"].map(mask_once, batched=True, fn_kwargs={"masker": masker})
+    rows["validation"] = map_rows(rows["validation"], mask_once, batched=True, fn_kwargs={"masker": masker})
     arguments = {"output_dir": str(folder / "out"), "precision": "fp32", "use_cpu": True, "disable_tqdm": True}
     arguments |= {"per_device_train_batch_size": 8, "save_strategy": "no", "eval_strategy": "no"}
     return LanguageTrainer(

@@ -84,6 +84,7 @@ def test_torchrun_gives_what_one_process_gives(two_and_one):
     same(*two_and_one(TORCHRUN))
 
 
+@pytest.mark.soak
 def test_accelerate_launch_gives_what_one_process_gives(two_and_one):
     same(*two_and_one(LAUNCH))
 

@@ -499,7 +499,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["swa", *(pytest.param(n, marks=pytest.mark.soak) for n in ("r_drop", "freelb", "together"))]
+    "name", [pytest.param(n, marks=pytest.mark.soak) for n in ("swa", "r_drop", "freelb", "together")]
 )
 def test_two_processes_change_nothing(files, tmp_path, name):
     more = {"dropout": 0, "optim": "sgd", "learning_rate": 0.1} if name != "r_drop" else {"optim": "sgd"}
