@@ -76,7 +76,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def no_function_is_hashed(monkeypatch) -> Iterator[None]:
-    """Fail if `datasets` hashes a function of this project: in a script it takes longer than a short training."""
+    """Fail if `datasets` hashes a function of this project, which takes seconds in a script."""
     hashed: list[str] = []
     update = Hasher.update
 

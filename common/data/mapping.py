@@ -19,7 +19,7 @@ def map_rows(rows: Dataset, function: Callable[..., Any], **options: Any) -> Dat
     """Return `rows.map(function, **options)`, without a hash of `function`.
 
     `datasets` hashes the function of a script with all modules that it uses, once for each split, and looks for a file
-    of that name. This takes longer than a short training, and rows in memory have no such file.
+    of that name. This takes seconds for each split, and rows in memory have no such file.
 
     Args:
         rows: rows in memory.
