@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import InputError
 from common.models.structure import input_embeddings, transformer_of
 from common.training.base import TrainerBase
+from common.training.random_state import RandomState
 
 Logits = Tensor | tuple[Tensor, ...]
 
@@ -84,14 +85,11 @@ class Adversary:
         ids = inputs["input_ids"]
         mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids).bool()
         delta = self._first(ids, mask, step)
-        cpu = torch.get_rng_state()
-        gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random = RandomState()
         try:
             for i in range(self.passes):
                 if i:
-                    torch.set_rng_state(cpu)
-                    for device, state in enumerate(gpu):
-                        torch.cuda.set_rng_state(state, device)
+                    random.restore()
                 self.delta, self.waiting = delta.requires_grad_(), True
                 yield i == self.passes - 1
                 if delta.grad is None:

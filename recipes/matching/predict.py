@@ -34,7 +34,7 @@ from common.models.load import load_config
 
 from . import index
 from .encoder import Embedder
-from .index import Hit, Index
+from .index import Index
 from .reading import is_text, with_ids
 from .reranking import Reranker
 
@@ -196,8 +196,9 @@ def with_negatives(
     ):
         pairs = pair_hashes([query] * len(hits), [hit.row["text"] for hit in hits])
         answers = known[np.searchsorted(known, pairs).clip(max=len(known) - 1)] == pairs
-        others = [hit for hit, answer in zip(hits, answers, strict=True) if not answer]
-        found = negatives_of(others, positive, args.max_share * float(near))[: args.top_k]
+        most = args.max_share * float(near)
+        others = [hit.row["text"] for hit, a in zip(hits, answers, strict=True) if not a and hit.score <= most]
+        found = others[: args.top_k]
         if args.as_pairs:
             texts = [(positive, "yes"), *((text, "no") for text in found)]
             yield from ({"text": query, "text_pair": text, "label": name} for text, name in texts)
@@ -218,11 +219,6 @@ def known_pairs(rows: Iterable[Row], columns: Columns) -> np.ndarray:
     return np.unique(np.concatenate(found))
 
 
-def negatives_of(hits: list[Hit], positive: str, most: float) -> list[str]:
-    """Return the texts of found passages with a score of at most `most`, without the positive."""
-    return [hit.row["text"] for hit in hits if hit.row["text"] != positive and hit.score <= most]
-
-
 def change_index(args: MatchingPredictArguments, command: str, read: FileReader) -> int:
     """Write an index, add passages to it, or delete some; return their number."""
     folder, column = args.output or "", args.passage_column_name
@@ -231,15 +227,16 @@ def change_index(args: MatchingPredictArguments, command: str, read: FileReader)
         count = Index(folder).delete(ids)
         tell(f"{count:,} passages deleted from {folder}")
         return count
-    if command == "add":
-        Index(folder).check_model(args.model or "")
-    before = cache(Index(folder).highest_number) if command == "add" else lambda: 0
+    opened = Index(folder) if command == "add" else None
+    if opened is not None:
+        opened.check_model(args.model or "")
+    before = cache(opened.highest_number) if opened is not None else lambda: 0
     rows = InputRows(args, lambda row: check_passage(row, column), lambda path: with_ids(read(path), before))
     embedder = Embedder(
         args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
     )
-    if command == "add":
-        count = Index(folder).add(rows, embedder, column, args.keep_columns)
+    if opened is not None:
+        count = opened.add(rows, embedder, column, args.keep_columns)
     else:
         count = len(index.create(folder, rows, embedder, args.index_kind, column, args.keep_columns))
     tell(f"{count:,} passages {'added to' if command == 'add' else 'written to'} {folder}")

@@ -130,8 +130,7 @@ class Service:
     def __init__(self, args: ServiceArguments):
         settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
         self.index, self.intent_column = open_index(args), args.answer_intent_column
-        kept = self.index.columns()
-        if self.intent_column and self.intent_column not in kept:
+        if self.intent_column and self.intent_column not in (kept := self.index.columns()):
             raise InputError(
                 f"--answer_intent_column {self.intent_column}: the index keeps {', '.join(kept)}; write it with "
                 f"--keep_columns {self.intent_column}"

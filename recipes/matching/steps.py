@@ -5,8 +5,7 @@ https://arxiv.org/abs/2101.06983) needs the memory of one batch: a first pass co
 gradients, the loss of the step gives the gradient of each vector, and a second pass carries it into the weights.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from common import training
 from common.args import TrainingArguments
 from common.errors import InputError
 from common.models import ScratchArguments
+from common.training.random_state import RandomState
 from common.tuning.tune import BASE
 
 from .vectors import Reading, pooled, save_modules
@@ -36,30 +36,6 @@ def check_arguments(args: TrainingArguments, scratch_args: ScratchArguments) -> 
     if scratch_args.from_scratch and args.teacher is None:
         raise InputError("--tokenizer_train, --model_size, --config_overrides: a new model learns from a teacher; add "
                          "--teacher, or pretrain it by make mlm")  # fmt: skip
-
-
-class RandomState:
-    """The state of the random numbers when it was created."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def restore(self) -> None:
-        """Set the state."""
-        torch.set_rng_state(self.cpu)
-        if self.gpus:
-            torch.cuda.set_rng_state_all(self.gpus)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Draw the same numbers again in the block; the numbers after it do not depend on it."""
-        now = RandomState()
-        self.restore()
-        try:
-            yield
-        finally:
-            now.restore()
 
 
 class Trainer(training.Trainer):

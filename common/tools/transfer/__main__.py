@@ -98,8 +98,9 @@ def main(argv: list[str] | None = None) -> Findings:
         factors = time_factors(chains, lambda run: (store.result(run) or {}).get("train_seconds"), alike(store))
         if factors:
             add_longer(chains, factors)
-            for run in (run for runs in chains.longer.values() if options.fresh for run in runs):
-                store.forget(run)
+            for runs in chains.longer.values() if options.fresh else ():
+                for run in runs:
+                    store.forget(run)
             work = work.next_phase()
             work.run(made_with)
     left, failed = work.left(), work.failed()

@@ -304,7 +304,7 @@ class Work:
         try:
             for run, child in runner.in_turn(self.jobs(), self.at_once):
                 self._ended(run, child)
-            self._clean(self._postponed)
+            self._clean([])
         finally:
             for taken in self._claims.values():
                 taken.release()
@@ -328,14 +328,15 @@ class Work:
         self._tell(run, result)
 
     def _clean(self, runs: Sequence[Run]) -> None:
-        """Remove the models that no run needs any more."""
-        needed = {need.key for other in self.left() for need in other.needs()} | self.chains.kept()
+        """Remove the models that no run needs any more, of `runs` and of those that were postponed before."""
+        self._postponed += runs
         if self.store.shared():  # what the plan of another process needs is unknown
-            self._postponed += runs
             return
-        for run in runs:
+        needed = {need.key for other in self.left() for need in other.needs()} | self.chains.kept()
+        for run in self._postponed:
             if run.key not in needed and run.key not in self._claims:
                 self.store.drop_model(run)
+        self._postponed.clear()
 
     def _tell(self, run: Run, result: dict[str, Any]) -> None:
         left = self.left()
