@@ -220,11 +220,8 @@ def new_model(
         else load_config(resolve_model(model_args.model_name_or_path, model_args.model_revision))
     )
     if args.model_size:
-        layers, width, heads = SIZES[args.model_size]
-        sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-        config.update(sizes | {"max_position_embeddings": max(512, max_length)})
-        if hasattr(config, "intermediate_size"):
-            config.intermediate_size = 4 * width
+        set_size(config, args.model_size)
+        config.update({"max_position_embeddings": max(512, max_length)})
     config.update({"vocab_size": len(tokenizer), "allow_special_tokens": model_args.allow_special_tokens} | ids)
     for name, value in overrides(args.config_overrides, config).items():
         setattr(config, name, value)
@@ -245,6 +242,14 @@ def new_model(
     tell(f"new {config.model_type} model: {size:.1f} million parameters, no pretrained weights")
     set_dropout(model, dropout, model_args.attention_dropout)
     return LoadedModel(model, tokenizer, read_length=max_length, attn_implementation=kernel)
+
+
+def set_size(config: PretrainedConfig, size: str) -> None:
+    """Set the layers, width and heads of `--model_size` in a configuration."""
+    layers, width, heads = SIZES[size]
+    config.update({"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads})
+    if hasattr(config, "intermediate_size"):
+        config.intermediate_size = 4 * width
 
 
 def overrides(words: str | None, config: PretrainedConfig) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from transformers import AutoModel, PretrainedConfig
 from common.args import DEFAULT_ENCODER
 from common.errors import quiet
 from common.hardware import native_bf16
-from common.models import resolve_model
+from common.models import ScratchArguments, resolve_model
 from common.models.load import load_config
+from common.models.new import set_size
 from common.tools.runner import share
 from common.tools.transfer.chains import Random, Run
 
@@ -64,7 +65,7 @@ class Estimate:
             frozen = "--tuning head" in " ".join(run.words)
             work = epochs * (EVALUATED if frozen else 1) * count
             work += EVALUATED * (evaluations * validation + validation + test)
-        return START_UP + work * tokens * self.token_seconds(_checkpoint_of(run))
+        return START_UP + work * tokens * self.token_seconds(*_model_of(run))
 
 
 def _number(words: tuple[str, ...], name: str) -> float | None:
@@ -72,19 +73,23 @@ def _number(words: tuple[str, ...], name: str) -> float | None:
     return next((float(words[i + 1]) for i in reversed(range(len(words))) if words[i] == name), None)
 
 
-def _checkpoint_of(run: Run) -> str:
-    """Return the checkpoint whose architecture a run has; the default encoder for a new model."""
+def _model_of(run: Run) -> tuple[str, str | None]:
+    """Return the checkpoint whose architecture a run has, the default encoder for a new model, and `--model_size`."""
     first = next(run.chain())
-    name = first.start.model if isinstance(first.start, Random) else first.task.model.model_name_or_path
-    return DEFAULT_ENCODER if first.task.new or not name else name
+    task = first.task
+    name = first.start.model if isinstance(first.start, Random) else task.model.model_name_or_path
+    size = next((part.model_size for part in task.parsed if isinstance(part, ScratchArguments)), None)
+    return DEFAULT_ENCODER if task.new or not name else name, size
 
 
-def measure(model: str, at_once: int = 1) -> float:
+def measure(model: str, size: str | None = None, at_once: int = 1) -> float:
     """Return the seconds of a token in training on this machine when it is idle, from three steps of the encoder.
 
     On a CPU they are the time of the threads that one of `at_once` runs gets, which other processes do not change.
     """
     config: PretrainedConfig = load_config(resolve_model(model))
+    if size:
+        set_size(config, size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with quiet():
         encoder = AutoModel.from_config(config, dtype=torch.float32).to(device).train()

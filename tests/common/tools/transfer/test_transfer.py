@@ -23,7 +23,7 @@ import recipes
 from common.errors import InputError
 from common.tools.transfer import __main__ as transfer
 from common.tools.transfer.chains import Random, Run, add_longer, build, kept_by, time_factors
-from common.tools.transfer.estimate import Estimate
+from common.tools.transfer.estimate import START_UP, Estimate
 from common.tools.transfer.findings import Findings
 from common.tools.transfer.reading import read_plan
 from common.tools.transfer.sequence import _learned, add_sequence, joined, why_not_joined
@@ -442,11 +442,20 @@ def test_scores_up_to_100_are_points_already():
 
 def test_the_last_value_of_an_argument_counts_in_an_estimate(toys, tiny):
     estimate = Estimate()
-    estimate.token_seconds = lambda name: {tiny: 1e-3}[name]
+    estimate.token_seconds = lambda name, size: {(tiny, None): 1e-3}[name, size]
     task = Tasks().load("toy", ("--model_name_or_path", tiny))
     one, two = (Run(task, ("--num_train_epochs", n), 1) for n in ("10", "20"))
     both = replace(two, words=one.words + two.words)
     assert estimate.seconds(one) < estimate.seconds(two) == estimate.seconds(both)
+
+
+def test_an_estimate_counts_the_size_of_a_new_model(tmp_path):
+    estimate = Estimate()
+    estimate.token_seconds = lambda name, size: {"tiny": 1e-5, "base": 1e-3}[size]
+    (tmp_path / "texts.txt").write_text("A tram stops here.\n" * 40)
+    words = ("--train_file", str(tmp_path / "texts.txt"), "--tokenizer_train", "wordpiece", "--model_size")
+    tiny, base = (Run(Tasks().load("mlm", (*words, size)), (), 1) for size in ("tiny", "base"))
+    assert estimate.seconds(tiny) - START_UP == pytest.approx((estimate.seconds(base) - START_UP) / 100)
 
 
 REAL = """
