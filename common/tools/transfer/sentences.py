@@ -77,8 +77,10 @@ def _of_source(findings: Findings, source: Source, target: str, cells: list[Cell
             parts.append(f"hurts {'it' if helps else target} at {_listed(hurts)}")
         sentence = f"{name} {', and '.join(parts)}"
         found.append(f"{sentence}; at {_listed(unsure)} no effect is sure." if unsure else f"{sentence}.")
+    elif unsure and len(findings.chains.plan.seeds) == 1:
+        found.append(f"{name}: on {target} at {_listed(unsure)}; with one seed, no effect is called sure.")
     elif unsure:
-        found.append(f"{name} has no sure effect on {target}: {_listed(unsure)}.".replace(": ", ": at ", 1))
+        found.append(f"{name} has no sure effect on {target}: at {_listed(unsure)}.")
     for cell in helps:
         if cell.net is None:
             continue

@@ -381,6 +381,8 @@ def claimed_elsewhere(file: Path) -> Iterator[None]:
 def test_fresh_trains_all_runs_again_and_removes_none_before_the_budget_is_checked(toys, capsys):
     (toys / "plan.yaml").write_text((toys / "plan.yaml").read_text().replace("targets:", "forgetting: false\ntargets:"))
     run(toys, "--predict", "off", "--seeds", "1")
+    report = (toys / "out" / "plan" / "transfer.md").read_text()
+    assert re.search(r"- Intermediate training on school: on play at 10 rows .*; with one seed, no effect is", report)
     files = {path: path.stat().st_mtime_ns for path in (toys / "out" / "runs").glob("*.json")}
     with pytest.raises(InputError, match=r"budget: 0.01 minutes, but the 10 runs that are left"):
         run(toys, "--predict", "off", "--seeds", "1", "--fresh", "--budget", "0.01")
