@@ -255,16 +255,21 @@ def _of_copy(description: str, dataclass_types: tuple[type, ...]) -> str:
 
 
 def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:
-    """Return the arguments that `argv` and its `--config` set: name -> text, or a list of texts."""
+    """Return the arguments that `argv` and its `--config` set: name -> text, or a list of texts.
+
+    `parse` must accept `argv`.
+    """
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     path, words = config.parse_known_args(argv)
     parser = _Parser(dataclass_types, None, show_all=False)
     given: dict[str, list[str]] = {}
     for word in (_read_yaml(path.config, parser) if path.config else []) + words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--"):
-            last = given[name] = [value] if equals else []
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            action = parser._option_string_actions[option]
+            off = isinstance(action, argparse._StoreFalseAction)  # --no_NAME
+            last = given[action.dest] = ["false"] if off else [value] if equals else []
         else:
             last.append(word)
     return {name: values[0] if len(values) == 1 else values or "true" for name, values in given.items()}
@@ -308,7 +313,8 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
 def _words(key: str, node: yaml.Node, value: Any) -> list[str]:
     if value is None:
         return []
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    # pass a scalar as written: YAML reads `no` as False and 2e-5 as text
+    # pass a scalar as written, also in a list: YAML reads `no` as False, 007 as 7 and 2e-5 as text
+    if isinstance(node, yaml.SequenceNode):
+        pairs = zip(node.value, value, strict=True)
+        return [f"--{key}", *(item.value if isinstance(item, yaml.ScalarNode) else str(one) for item, one in pairs)]
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else node.value}"]

@@ -199,6 +199,18 @@ def test_yaml_scalars_are_read_as_they_are_written(tmp_path):
     assert args.load_best_model_at_end is False
 
 
+def test_items_of_a_yaml_list_are_read_as_they_are_written(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text('label_names: [no, yes, 007, 1.10, "on", 2e-5]\n')
+    assert parse("--config", str(config))[1].label_names == ["no", "yes", "007", "1.10", "on", "2e-5"]
+
+
+def test_given_values_have_the_names_of_the_fields():
+    words = ["--no_domain_given", "--max-steps", "5", "--report_to", "a", "b", "--overwrite"]
+    given = arguments.given_values(ARGUMENTS, words)
+    assert given == {"domain_given": "false", "max_steps": "5", "report_to": ["a", "b"], "overwrite": "true"}
+
+
 def test_paths_below_home_are_found_where_no_shell_replaces_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "rows.jsonl").touch()
