@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -38,7 +39,7 @@ def fingerprint(parsed: Sequence[Any]) -> dict[str, Any]:
     data_args = next(part for part in parsed if isinstance(part, DataArguments))
     args = next(part for part in parsed if isinstance(part, TrainingArguments))
     arguments = {k: v for part in reversed(parsed) for k, v in plain(part).items() if k not in NOT_COMPARED}
-    named = {k: v for k, v in arguments.items() if isinstance(v, str) and Path(v).exists()} | data_args.files()
+    named = {k: v for k, v in arguments.items() if isinstance(v, str) and os.path.exists(v)} | data_args.files()
     return {
         "code": code_hash(data_args),
         "files": {name: path_hash(path) for name, path in named.items()},

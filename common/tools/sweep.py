@@ -23,6 +23,7 @@ work on one sweep. To use one process per GPU: `CUDA_VISIBLE_DEVICES=0 make swee
 import argparse
 import importlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -41,6 +42,7 @@ from transformers import TrainerCallback
 
 from common.args import TrainingArguments
 from common.cli import command_line, given_values, parse, training_module
+from common.data.pool import PoolArguments
 from common.errors import InputError, Problems, RunStopped, one_line, tell, warn
 from common.run.fingerprint import NAMES, differences, fingerprint
 from common.training import checkpoints
@@ -67,6 +69,8 @@ class Report(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        if f"eval_{name}" not in metrics:  # of one of several tasks, each with a trainer of its own
+            return
         number = sum(f"eval_{name}" in entry for entry in state.log_history)  # includes the evaluations before a resume
         if number in self.scores:
             return
@@ -115,6 +119,13 @@ def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[s
             problems.add(str(path), f"{name}: {error}")
     problems.check()
     return space
+
+
+def check_one_training(parsed: tuple[Any, ...]) -> None:
+    """Raise `InputError` under `--semi`, where the first training, which ends a trial, has no unlabelled rows."""
+    semi = next((part.semi for part in parsed if isinstance(part, PoolArguments)), None)
+    if semi is not None:
+        raise InputError(f"--semi {semi}: a sweep would score the training without the unlabelled rows; leave it out")
 
 
 def _number(value: Any) -> float | int:
@@ -221,7 +232,7 @@ def warn_of_changes(study: optuna.Study, now: dict[str, Any]) -> None:
 
 def write_config(path: Path, values: dict[str, Any], comment: str) -> None:
     """Write a YAML file for `--config` atomically."""
-    lines = [f"# {comment}", *(f"{name}: {json.dumps(value)}" for name, value in values.items())]
+    lines = [f"# {comment}", *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())]
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.write_text("\n".join(lines) + "\n", encoding="utf-8")
     new.replace(path)
@@ -252,6 +263,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     if taken:
         raise InputError(f"{taken[0]}: is set by the sweep; leave it out")
     parsed = parse(recipe.ARGUMENTS, words)
+    check_one_training(parsed)
     args = next(a for a in parsed if isinstance(a, TrainingArguments))
     if args.eval_strategy == "no":
         raise InputError("--eval_strategy no: a sweep needs evaluations; leave it out")
@@ -263,7 +275,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     def fits(name: str, value: Any) -> None:
         if name in given:
             raise InputError(f"is in the space and also given as --{name}; leave one of them out")
-        parse(recipe.ARGUMENTS, [*words, f"--{name}={value}"])
+        check_one_training(parse(recipe.ARGUMENTS, [*words, f"--{name}={value}"]))
 
     space = read_space(space_file, fits)
     folder = (options.folder or Path("outputs", "sweep", options.recipe)).resolve()
@@ -320,7 +332,11 @@ def main(argv: list[str] | None = None) -> optuna.Study:
             if "stopped" not in trial.user_attrs:
                 for path in [*output.glob("*.safetensors"), *checkpoints.in_order(output)]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return (max if args.greater_is_better else min)(scores.values())
+        numbers = [score for score in scores.values() if not math.isnan(score)]
+        if not numbers:
+            trial.set_user_attr("failed", "no evaluation has a score that is a number")
+            raise Failed
+        return (max if args.greater_is_better else min)(numbers)
 
     def report(study: optuna.Study, trial: FrozenTrial) -> None:
         count = len(done(study))

@@ -22,6 +22,8 @@ def test_each_change_has_its_name(arguments, small, tiny, tmp_path, monkeypatch)
     with_config = made("--peft_config", str(tmp_path / "lora.json"))
     (tmp_path / "lora.json").write_text('{"r": 2}')
     assert differences(with_config, made("--peft_config", str(tmp_path / "lora.json"))) == ["data files"]
+    long = ",".join(["name_of_a_column"] * 20)  # longer than the name of a file may be
+    assert differences(before, made("--domain_column", long)) == ["arguments"]
     (tmp_path / "train.jsonl").write_text("{}")
     assert differences(before, made()) == ["data files"]
     monkeypatch.setattr("common.run.fingerprint.recipe_folder", lambda arguments: ROOT / "tests" / "bad_inputs")

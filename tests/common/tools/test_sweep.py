@@ -9,6 +9,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from transformers import TrainerState, TrainingArguments
 
 from common.cli import given_values, parse
 from common.errors import InputError
@@ -105,6 +106,31 @@ def test_a_trial_that_cannot_end_is_counted_and_left_out(command, tmp_path):
     assert "not a finite number" in trial.user_attrs["failed"]
 
 
+def test_a_trial_whose_scores_are_no_numbers_is_counted_and_left_out(command, tmp_path):
+    (tmp_path / "space.yaml").write_text("learning_rate: {choices: [1e30], first: 1e30}\n")
+    with pytest.raises(InputError, match="no trial is complete"):
+        sweep.main([*command, "--trials", "1", "--max_steps", "1"])
+    (trial,) = study_in(tmp_path).trials
+    assert trial.user_attrs["failed"] == "no evaluation has a score that is a number"
+
+
+def test_evaluations_of_single_tasks_are_not_reported():
+    trial = optuna.create_study().ask()
+    report = sweep.Report(trial, {})
+    args, state = TrainingArguments(metric_for_best_model="mean"), TrainerState(log_history=[])
+    report.on_evaluate(args, state, None, {"eval_ner_f1": 0.9})
+    assert report.scores == {}
+    state.log_history.append({"eval_mean": 0.5})
+    report.on_evaluate(args, state, None, {"eval_mean": 0.5})
+    assert report.scores == {1: 0.5}
+
+
+def test_the_configuration_has_names_of_any_script(tmp_path):
+    sweep.write_config(tmp_path / "best.yaml", {"output_dir": "o/😀é", "seed": 3}, "trial 0")
+    args = parse(train.ARGUMENTS, ["--config", str(tmp_path / "best.yaml")])[-1]
+    assert (args.output_dir, args.seed) == ("o/😀é", 3)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -134,6 +160,7 @@ def test_a_space_that_does_not_fit_is_told(tmp_path, space, message):
     [
         (["--eval_strategy", "no"], "--eval_strategy no: a sweep needs evaluations"),
         (["--output_dir", "out"], "--output_dir: is set by the sweep"),
+        (["--semi", "pseudo", "--unlabeled_file", "pyproject.toml"], "--semi pseudo: a sweep would score the training"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_told(words, message):
