@@ -78,6 +78,13 @@ def read_conll(
     kept = [(name, column) for name, column in zip(names, (word, tag), strict=True) if column is not None]
     last = word if tag is None else tag
     values = {cells[last] for cells in words if len(cells) == width}
+
+    def is_comment(cells: list[str]) -> bool:
+        """Return whether a line that starts with `#` is no word, such as `#MeToo` with a tag."""
+        if universal or len(cells) != width:
+            return True
+        return width > 1 and cells[last] not in values and _BIO.fullmatch(cells[last]) is None
+
     row: dict[str, list] = {name: [] for name, _ in kept}
     first, broken, identity, sentences, single = "", False, None, 0, 0
     for where, text, cells in [*lines, ("", "", [])]:
@@ -89,7 +96,7 @@ def read_conll(
                 sentences, single = sentences + 1, single + (len(row[names[0]]) == 1)
                 yield first, row if identity is None else row | {"id": identity}
             row, broken, identity = {name: [] for name, _ in kept}, False, None
-        elif text.startswith("#") and (universal or len(cells) != width or cells[last] not in values):
+        elif text.startswith("#") and is_comment(cells):
             named = _ID.match(text)
             identity = named[1] if named and not row[names[0]] else identity
         elif _skipped(cells, universal):

@@ -42,7 +42,7 @@ def join_words(rows: Iterable[Located], column: str, required: bool = True) -> I
                 first, number, broken = where, value, False
                 sentence = _begin(row, column, value)
             for name, cell in row.items():
-                if name != column:
+                if name not in (column, "id"):
                     sentence.setdefault(name, []).append(cell)
     if sentence is not None and not broken:
         yield first, sentence

@@ -149,7 +149,8 @@ class Annotator(Classifier):
         columns = self.label.names["label"][0].split(",")
         if len(columns) > 1:
             return {column.strip(): int(column.strip() in labels) for column in columns}
-        values = [int(label) if self.kind is int else label for label in labels]
+        numbered = self.kind is int and all(label.removeprefix("-").isdecimal() for label in self.names)
+        values = [int(label) if numbered else label for label in labels]
         return {columns[0]: values if self.multi_label or self.kind is list else values[0]}
 
     def interface(self) -> str:

@@ -248,6 +248,10 @@ def test_columns_of_conll_files(tmp_path, capsys):
         "5239d808-f300",
         "77ab",
     ]
+    tweet = tmp_path / "tweet.conll"
+    tweet.write_text("# a comment\n#Oslo B-LOC\nrocks O\n", encoding="utf-8")  # no other word has the tag B-LOC
+    assert loaded(tweet) == [(["#Oslo", "rocks"], ["B-LOC", "O"])]
+    assert predicted_rows(tweet, "# id 7\n#Oslo\nrocks\n") == [{"tokens": ["#Oslo", "rocks"], "id": "7"}]
     mit = tmp_path / "mit.conll"
     mit.write_text("B-ACTOR\tAnna\nO\tsings\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"column 1 holds BIO tags, .* --conll_tag_column 1 --conll_word_column 2"):
@@ -367,6 +371,9 @@ def test_a_table_with_a_word_in_each_row_becomes_sentences(tmp_path):
     read = file_reader(BY_CONTENT, ("tokens", "ner_tags"), predicting=True, sentences="Sentence #")
     rows = [row for _, row in read(file)]
     assert rows[1] == {"Word": ["Nobody", "called"], "POS": ["NN", "VBD"], "Tag": ["O", "O"], "id": "2"}
+    words = [{"id": n, "Sentence #": n // 2, "Word": f"w{n}", "Tag": "O"} for n in range(4)]
+    by_word = write_jsonl(tmp_path / "words.jsonl", words)
+    assert [(row["id"], row["Word"]) for _, row in read(by_word)] == [("0", ["w0", "w1"]), ("1", ["w2", "w3"])]
     other = write_jsonl(tmp_path / "a.jsonl", [{"text": "Mara left"}])
     assert [row for _, row in read(other)] == [{"text": "Mara left"}]
 

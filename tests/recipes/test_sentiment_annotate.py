@@ -76,6 +76,12 @@ def test_the_smallest_margins_of_predict_come_first(saved, tmp_path, capsys):
     assert "--n 40: the pool has only 8 rows to label; all of them are written" in capsys.readouterr().out
 
 
+def test_named_classes_are_written_by_name_beside_files_with_numbers(saved, tmp_path):
+    labeled = write_jsonl(tmp_path / "train.jsonl", [{"text": "a text", "label": 1}])  # by --label_names
+    annotate(saved(), [{"text": TEXTS[0]}], tmp_path, "--labeled", labeled)
+    assert read_jsonl(tmp_path / "to_label.jsonl")[0]["label"] in NAMES
+
+
 def test_the_gradient_is_that_of_the_loss_of_the_guess(saved):
     folder = saved()
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
