@@ -41,13 +41,14 @@ from common.hardware import described
 from common.run.fingerprint import NAMES, differences
 from common.tools.runner import (
     OWN,
-    PREFIXES,
     Child,
+    changed_results,
     check_arguments,
     check_at_once,
     check_seeds,
+    greater_is_better,
     in_turn,
-    keep,
+    read_results,
     remove_weights,
     score_of,
     start,
@@ -150,9 +151,10 @@ def summary(names: list[str], records: list[dict[str, Any]], score: str | None) 
 def best(rows: dict[Any, dict[str, Any]], record: dict[str, Any]) -> Any:
     """Return the key of the row with the best mean; None unless `record` knows whether greater is better."""
     rows = {key: row for key, row in rows.items() if row["seeds"]}
-    if not rows or next(iter(rows.values()))["score"] not in [prefix + record["metric"] for prefix in PREFIXES]:
+    greater = greater_is_better(record, next(iter(rows.values()))["score"]) if rows else None
+    if greater is None:
         return None
-    return (max if record["greater_is_better"] else min)(rows, key=lambda key: rows[key]["mean"])
+    return (max if greater else min)(rows, key=lambda key: rows[key]["mean"])
 
 
 def markdown_over(argument: str, by_value: dict[str, list[dict[str, Any]]], record: dict[str, Any]) -> str:
@@ -176,7 +178,9 @@ def _cell(text: str) -> str:
 def _score(row: dict[str, Any]) -> str:
     if not row["seeds"]:
         return "failed"
-    return f"{row['mean']:.4f}" + ("" if row["standard_deviation"] is None else f" ± {row['standard_deviation']:.4f}")
+    deviation = "" if row["standard_deviation"] is None else f" ± {row['standard_deviation']:.4f}"
+    without = f" (seeds {', '.join(row['seeds'])} only)" if "errors" in row else ""
+    return f"{row['mean']:.4f}{deviation}{without}"
 
 
 def markdown(title: str, rows: list[dict[str, Any]]) -> str:
@@ -319,7 +323,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         asked |= {(name, value): [*before, *words, *behind] for value, (before, behind) in points.items()}
     folder = options.folder or Path("outputs", "compare", options.recipe)
     results = folder / "results.jsonl"
-    known = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+    known = read_results(results)
     runs = [(name, value, seed) for seed in options.seeds for value in points for name in names]
 
     def about(name: str, value: str, seed: str) -> dict[str, Any]:
@@ -337,9 +341,6 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     def begin(name: str, value: str, seed: str, slot: int) -> Child:
         words = [*asked[name, value], "--seed", seed]
         return start(options.recipe, words, output_of(name, value, seed), options.gpus, options.at_once, slot)
-
-    def save(records: list[dict[str, Any]]) -> None:
-        keep(results, "".join(json.dumps(one) + "\n" for one in records))
 
     def report(which: tuple[str, str, str], record: dict[str, Any]) -> None:
         name, value, seed = which
@@ -359,7 +360,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for which in runs:
             shutil.rmtree(output_of(*which), ignore_errors=True)
         if results.exists():
-            save(known)
+            with changed_results(results) as saved:
+                saved[:] = [r for r in saved if not any(about(*which).items() <= r.items() for which in runs)]
     records: dict[tuple[str, str, str], dict[str, Any]] = {
         which: record for which in runs if (record := finished(which)) is not None
     }
@@ -370,8 +372,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     for which, child in in_turn(jobs, options.at_once):
         record = about(*which) | {"made_with": now[which[:2]]} | child.outcome()
         record |= {"at_once": options.at_once} if options.at_once > 1 else {}
-        known.append(record)
-        save(known)
+        with changed_results(results) as saved:
+            saved.append(record)
         if "error" not in record:  # a failed run keeps its checkpoints for the next call
             remove_weights(child.folder)
         records[which] = record

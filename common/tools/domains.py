@@ -35,11 +35,13 @@ from common.tools.compare import warn_of_changes
 from common.tools.runner import (
     OWN,
     Child,
+    changed_results,
     check_arguments,
     check_at_once,
     check_seeds,
     in_turn,
     keep,
+    read_results,
     remove_weights,
     score_of,
     start,
@@ -61,6 +63,7 @@ class Runs:
         seeds: the seeds.
         folder: the folder of the results.
         gpus, at_once: see `common.tools.runner.start`.
+        fresh: run all again, finished and stopped runs too.
         records: the results of the finished runs.
     """
 
@@ -70,11 +73,15 @@ class Runs:
     folder: Path
     gpus: int | None = None
     at_once: int = 1
+    fresh: bool = False
     records: dict[Which, dict[str, Any]] = field(default_factory=dict)
 
     def about(self, which: Which) -> dict[str, Any]:
         """Return what identifies a run in the results."""
-        return {"left_out": which[0], "seed": which[1], "gpus": self.gpus, "arguments": self.words}
+        return {"left_out": which[0], "seed": which[1]} | self._of_all()
+
+    def _of_all(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "gpus": self.gpus, "arguments": self.words}
 
     def output(self, which: Which) -> Path:
         """Return the output folder of a run."""
@@ -85,20 +92,11 @@ class Runs:
         """Return the file of the results."""
         return self.folder / "results.jsonl"
 
-    def known(self) -> list[dict[str, Any]]:
-        """Return all results in the folder."""
-        lines = self.results.read_text(encoding="utf-8").splitlines() if self.results.exists() else []
-        return [json.loads(line) for line in lines]
-
     def forget(self) -> None:
-        """Remove the runs of these arguments."""
-        ours = {"gpus": self.gpus, "arguments": self.words}
-        left = [record for record in self.known() if not ours.items() <= record.items()]
-        for record in self.known():
-            if record not in left:
-                shutil.rmtree(self.output((record["left_out"], record["seed"])), ignore_errors=True)
+        """Remove the results of these arguments."""
         if self.results.exists():
-            keep(self.results, "".join(json.dumps(one) + "\n" for one in left))
+            with changed_results(self.results) as results:
+                results[:] = [record for record in results if not self._of_all().items() <= record.items()]
 
     def train(self, domains: list[str | None], made_with: dict[str, Any]) -> None:
         """Train the runs without each of `domains` (None: with all) that are not finished yet.
@@ -107,7 +105,7 @@ class Runs:
             InputError: a run failed.
         """
         wanted: list[Which] = [(domain, seed) for seed in self.seeds for domain in domains]
-        known = self.known()
+        known = read_results(self.results)
         for which in wanted:
             about = self.about(which).items()
             if (record := next((r for r in reversed(known) if about <= r.items()), None)) is not None:
@@ -122,8 +120,8 @@ class Runs:
                 failed.append(f"{named}, seed {which[1]}: {outcome['error']}")
                 continue
             self.records[which] = self.about(which) | {"made_with": made_with} | outcome
-            known.append(self.records[which])
-            keep(self.results, "".join(json.dumps(one) + "\n" for one in known))
+            with changed_results(self.results) as results:
+                results.append(self.records[which])
             remove_weights(child.folder)
             name, value = score_of(outcome)
             tell(f"{named}, seed {which[1]}: {name} {value:.4f}")
@@ -132,6 +130,8 @@ class Runs:
 
     def _begin(self, which: Which, slot: int) -> Child:
         domain, seed = which
+        if self.fresh:
+            shutil.rmtree(self.output(which), ignore_errors=True)
         words = [*self.words, "--seed", seed, *(() if domain is None else ("--leave_out", domain))]
         return start(self.recipe, words, self.output(which), self.gpus, self.at_once, slot)
 
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     statistics = statistics_of(options.recipe)  # refuses a recipe without them
     made_with = check_arguments(options.recipe, [words])[0]
     folder = options.folder or Path("outputs", "domains", options.recipe)
-    runs = Runs(options.recipe, words, options.seeds, folder, options.gpus, options.at_once)
+    runs = Runs(options.recipe, words, options.seeds, folder, options.gpus, options.at_once, options.fresh)
     if options.score:
         statistics([], options.score)  # refuses a score without statistics, before the first run
     if options.fresh:

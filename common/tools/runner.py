@@ -4,6 +4,7 @@ A command checks the arguments of all runs (`check_arguments`) before it starts 
 number of runs going, and passes signals on. A stopped run has a checkpoint, from which `start` resumes it.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -292,6 +293,28 @@ def score_of(record: dict[str, Any], name: str | None = None) -> tuple[str, floa
         if prefix + name in scores:
             return prefix + name, scores[prefix + name]
     raise InputError(f"--score {name}: the recipe has no such score; choose one of {', '.join(sorted(scores))}")
+
+
+def greater_is_better(record: dict[str, Any], score: str) -> bool | None:
+    """Return whether greater values of `score` are better; None unless it is the score that picks checkpoints."""
+    known = score in [prefix + record["metric"] for prefix in PREFIXES]
+    return bool(record["greater_is_better"]) if known else None
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results in a file of JSON Lines; none if there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def changed_results(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield the results in a file, and write them back; another command with the same folder waits meanwhile."""
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        results = read_results(path)
+        yield results
+        keep(path, "".join(json.dumps(one) + "\n" for one in results))
 
 
 def keep(path: Path, text: str) -> None:

@@ -46,10 +46,13 @@ from common.tools.runner import (
     OWN,
     Child,
     Job,
+    changed_results,
     check_arguments,
     check_seeds,
+    greater_is_better,
     in_turn,
     keep,
+    read_results,
     remove_weights,
     score_of,
     start,
@@ -106,8 +109,6 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.results = self.folder / "results.jsonl"
-        lines = self.results.read_text(encoding="utf-8").splitlines() if self.results.exists() else []
-        self.known: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.records: dict[Key, dict[str, Any]] = {}
 
     def keys(self) -> list[Key]:
@@ -147,15 +148,24 @@ class Simulation:
 
     def find_finished(self) -> None:
         """Take up the runs that earlier calls finished, with the rows that their models chose."""
+        known = [record for record in read_results(self.results) if "error" not in record]
         for key in self.keys():
             rows = self.chosen(key)
             if rows is None:
                 continue
             about = self.about(key, rows)
-            for record in reversed(self.known):
-                if about.items() <= record.items() and "error" not in record and {*self.asks(key)} <= {*record["next"]}:
+            for record in reversed(known):
+                chose = {name for name, further in record["next"].items() if len(further) == self.options.add}
+                if about.items() <= record.items() and {*self.asks(key)} <= chose:
                     self.records[key] = record
                     break
+
+    def forget(self) -> None:
+        """Remove the results of the recipe with these arguments and seeds."""
+        if self.results.exists():
+            ours = {"recipe": self.options.recipe, "arguments": self.words}.items()
+            with changed_results(self.results) as results:
+                results[:] = [r for r in results if not (ours <= r.items() and r["seed"] in self.options.seeds)]
 
     def jobs(self) -> Iterator[Job | None]:
         """Yield each run that is not finished, once its rows are chosen; None while the others must wait."""
@@ -192,8 +202,8 @@ class Simulation:
             record["next"] = {name: self._choose(child.folder, name, key, rows) for name in self.asks(key)}
             remove_weights(child.folder)
         self.records[key] = record
-        self.known.append(record)
-        keep(self.results, "".join(json.dumps(one) + "\n" for one in self.known))
+        with changed_results(self.results) as results:
+            results.append(record)
 
     def _choose(self, folder: Path, name: str, key: Key, rows: list[int]) -> list[int]:
         """Return the numbers of the next rows that a strategy chooses with a trained model."""
@@ -201,7 +211,13 @@ class Simulation:
         left = [number for number in range(len(self.rows)) if number not in taken]
         annotator = module_of(self.options.recipe).Annotator(str(folder))
         selection = Selection(name, self.options.add, seed=int(key[0]) % 2**32, relabel=True)
-        return [left[one.number] for one in selection.choose((self.rows[i] for i in left), annotator, Seen())]
+        chosen = selection.choose((self.rows[i] for i in left), annotator, Seen())
+        if len(chosen) < self.options.add:
+            raise InputError(
+                f"--add {self.options.add}: {name} finds only {len(chosen)} different rows to add to {len(rows)}, as "
+                "training rows repeat each other; give fewer --rounds, or a smaller --add"
+            )
+        return [left[one.number] for one in chosen]
 
     def report(self, key: Key) -> None:
         """Print the outcome of a run."""
@@ -244,14 +260,16 @@ def gain(scores: np.ndarray) -> tuple[float, float | None]:
     return float(slopes.mean()), float(slopes.std(ddof=1) / len(slopes) ** 0.5) if len(slopes) > 1 else None
 
 
-def advice(scores: np.ndarray, add: int, greater: bool = True) -> str:
-    """Say whether more labels are likely to raise the score.
+def advice(scores: np.ndarray, add: int, greater: bool | None = True) -> str:
+    """Say whether more labels are likely to improve the score.
 
     Args:
         scores: (seeds, rounds + 1).
         add: labels of a round.
-        greater: whether greater scores are better.
+        greater: whether greater scores are better; None if unknown.
     """
+    if greater is None:
+        return "no stop advice: it needs the score that picks checkpoints (--metric_for_best_model)"
     mean, error = gain(scores if greater else -scores)
     if error is None:
         return "no stop advice: it needs two seeds and two sizes"
@@ -261,7 +279,7 @@ def advice(scores: np.ndarray, add: int, greater: bool = True) -> str:
     return f"stop, or add many more labels at once: {measured}, which is within twice its standard error"
 
 
-def table(simulation: Simulation, scores: dict[str, np.ndarray], title: str, score: str, greater: bool) -> str:
+def table(simulation: Simulation, scores: dict[str, np.ndarray], title: str, score: str, greater: bool | None) -> str:
     """Return the scores by number of labels, the difference to random, and the stop advice."""
     options = simulation.options
     sizes = [options.start + r * options.add for r in range(options.rounds + 1)]
@@ -330,7 +348,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         )
     folder = options.folder or Path("outputs", "annotate", options.recipe)
     simulation = Simulation(options, words, rows, folder, made_with)
-    if not options.fresh:
+    if options.fresh:
+        simulation.forget()
+    else:
         simulation.find_finished()
     warn_of_changes([differences(r.get("made_with", {}), made_with) for r in simulation.records.values()])
     for key in list(simulation.records):
@@ -351,7 +371,8 @@ def write(simulation: Simulation) -> dict[str, Any]:
         warn(
             f"{len(simulation.keys()) - len(done)} of {len(simulation.keys())} runs are missing; run the command again"
         )
-    score, greater = score_of(done[0], options.score)[0], done[0]["greater_is_better"]
+    score = score_of(done[0], options.score)[0]
+    greater = greater_is_better(done[0], score)
     scores = curves(simulation)
     sizes = [options.start + r * options.add for r in range(options.rounds + 1)]
     caption = f"{options.recipe}; {len(options.seeds)} seeds; {described(done[0]['hardware'])}"

@@ -142,6 +142,9 @@ def test_a_table_has_means_deviations_and_medians():
         "| full | 0.6000 ± 0.1000 | 1,000 | 5.0 | 300 | 1.00 |",
         "| vera | not for this model | | | | |",
     ]
+    records[2] = {"name": "full", "seed": "3", "error": "stopped"}
+    (full,) = compare.summary(["full"], records, None)
+    assert "| full | 0.6000 ± 0.1414 (seeds 1, 2 only) | 1,000 |" in compare.markdown("title", [full])
     assert compare.score_of(records[0], "f1") == ("test_f1", 0.5)
     with pytest.raises(
         InputError, match="--score accuracy: the recipe has no such score; choose one of eval_f1, test_f1"

@@ -56,8 +56,11 @@ def test_each_domain_is_left_out_once_and_the_table_says_what_that_costs(started
     assert json.loads((tmp_path / "leave_one_out.json").read_text())["rows"][1]["trained"]["mean"] == 0.5
     assert domains.main(words)
     assert len(started) == 6
+    (tmp_path / "results.jsonl").write_text("")  # as if each run was stopped: its folder is removed too
     domains.main([*words, "--seeds", "1", "--fresh"])
     assert len(started) == 9
+    domains.main(["ner", *words[1:], "--seeds", "1"])  # another recipe in the same folder
+    assert len(started) == 12
     capsys.readouterr()
 
 

@@ -103,6 +103,29 @@ def test_processes_are_launched_as_by_the_makefile():
     assert runner.launcher(4)[2:] == ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "4", "-m"]
 
 
+def test_two_commands_keep_the_results_of_each_other(tmp_path):
+    results = tmp_path / "results.jsonl"
+    assert runner.read_results(results) == []
+    with runner.changed_results(results) as found:
+        found.append({"name": "one"})
+    text = "import fcntl, sys, time; lock = open(sys.argv[1] + '.lock', 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+    text += "print(1, flush=True); time.sleep(0.2); print('{}', file=open(sys.argv[1], 'a'), flush=True)"
+    other = subprocess.Popen([sys.executable, "-c", text, str(results)], stdout=subprocess.PIPE)
+    other.stdout.readline()  # it holds the lock
+    with runner.changed_results(results) as found:
+        found.append({"name": "two"})
+    assert runner.read_results(results) == [{"name": "one"}, {}, {"name": "two"}]
+    assert other.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "greater"), [("test_f1", True), ("eval_f1", True), ("eval_loss", None), ("macro_f1", None)]
+)
+def test_the_direction_of_a_score_is_known_if_it_picks_checkpoints(score, greater):
+    assert runner.greater_is_better({"metric": "f1", "greater_is_better": True}, score) is greater
+    assert runner.greater_is_better({"metric": "loss", "greater_is_better": None}, "test_loss") is False
+
+
 def test_a_recipe_that_does_not_exist_is_named():
     with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
         runner.check_arguments("nothing", [[]])

@@ -26,6 +26,7 @@ def test_stop_advice_is_the_slope_of_the_last_scores_against_its_error():
     assert simulate.advice(rising[:1], 50) == "no stop advice: it needs two seeds and two sizes"
     failed = np.vstack([rising, [0.1, 0.5, np.nan, 0.7]])
     assert simulate.gain(failed) == simulate.gain(rising)
+    assert simulate.advice(rising, 50, greater=None).startswith("no stop advice: it needs the score that picks")
 
 
 class Ended:
@@ -100,11 +101,18 @@ def test_each_strategy_grows_its_rows_from_the_same_first_ones(simulated, tmp_pa
     assert runs == {}
     assert again == found
     assert len(simulated(*strategies, "--fresh")[1]) == 14
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 14
     _, runs = simulated("--strategies", "random", "margin", "--seeds", "1", "2", "3")
     assert {name.split("-")[1] for name in runs} == {"3"}
     _, runs = simulated(*strategies, "--rounds", "3")
     assert {name[-1] for name in runs} == {"2", "3"}  # the models of round 2 had chosen no rows
     assert not any(name.startswith("random") and name.endswith("2") for name in runs)
+
+
+def test_a_run_whose_model_chose_another_number_of_rows_is_not_taken_up(simulated):
+    simulated("--strategies", "margin", "--seeds", "1")
+    _, runs = simulated("--strategies", "margin", "--seeds", "1", "--add", "2")
+    assert {name: len(rows) for name, rows in runs.items()} == {"start-1-0": 4, "margin-1-1": 6, "margin-1-2": 8}
 
 
 def test_a_failed_run_ends_its_curve_and_is_run_again(simulated, capsys):
@@ -149,6 +157,10 @@ def test_the_rows_that_a_model_chooses_are_numbers_of_training_rows(monkeypatch,
     options = SimpleNamespace(recipe="x", add=3)
     simulation = simulate.Simulation(options, [], rows, tmp_path, {})
     assert simulation._choose(tmp_path, "margin", ("1", "margin", 1), [10, 3]) == [9, 11, 8]
+    simulation.rows = [{"text": str(i % 4)} for i in range(20)]
+    options.add = 5
+    with pytest.raises(InputError, match="--add 5: margin finds only 4 different rows to add to 2"):
+        simulation._choose(tmp_path, "margin", ("1", "margin", 1), [10, 3])
 
 
 @pytest.mark.soak
