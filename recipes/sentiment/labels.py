@@ -48,15 +48,9 @@ class LabelReader:
 
     def missing(self, row: Row) -> bool:
         """Return whether a row lacks its label."""
-        values = [row[name] for name in self.columns]
-        if self.hot:  # -1: not scored, as in the test rows of Jigsaw's toxic comments
-            return any(value is None or str(value).strip() in ("", "-1", "-1.0") for value in values)
-        value = values[0]
-        return (
-            value is None
-            or (isinstance(value, float) and math.isnan(value))
-            or (isinstance(value, str) and value.strip() in NO_LABEL)
-        )
+        # -1: not scored, as in the test rows of Jigsaw's toxic comments
+        nothing = (*NO_LABEL, "-1", "-1.0") if self.hot else NO_LABEL
+        return any(row[name] is None or str(row[name]).strip() in nothing for name in self.columns)
 
     def check(self, row: Row) -> Iterator[str]:
         """Yield the problems of the labels of a row; all rows must have the same type of label."""
@@ -120,6 +114,10 @@ class LabelReader:
         if self.in_lists and not self.hot:
             self._name_bits(labels)
         every = [of_row for of_split in labels.values() for of_row in of_split]
+        named = dict.fromkeys(label for of_row in every for label in of_row)
+        if self.args.label_names is not None and not any(label.isdecimal() for label in named):
+            shown = ", ".join(brief(label) for label in list(named)[:2])
+            raise InputError(f"--label_names: replaces numbers, but the labels are {shown}, ...; leave it out")
         single = all(len(of_row) == 1 for of_row in every)
         choice = self.args.multi_label
         if choice == "false" and not single:
@@ -164,6 +162,11 @@ class LabelReader:
         for split, rows in data.items():
             kept = [i for i, labels in enumerate(rows["label"][:]) if labels != ["-1"]]
             missing = len(rows) - len(kept)
+            if not kept:
+                raise InputError(
+                    f"{split}: all {missing:,} rows have the label -1, which usually means no label; give rows with "
+                    "labels, or --drop_unlabeled false if -1 is a class"
+                )
             if missing and not self.args.drop_unlabeled:
                 first = next(row["id"] for row in rows if row["label"] == ["-1"])
                 raise InputError(
@@ -219,7 +222,9 @@ def load_labeled(args: SentimentDataArguments) -> tuple[DatasetDict, Dataset | N
     def read(path: str) -> Iterator[Located]:
         return read_rows(path, args, names, label_files.get(path))
 
-    data = load_splits(args, columns | reader.columns, check, read=read, gold=gold, convert=reader.convert)
+    data = load_splits(
+        args, columns | reader.columns, check, read=read, carve_by="text", gold=gold, convert=reader.convert
+    )
     unlabeled = data.pop(UNLABELED, None)
     several, hidden = reader.finish(data)
     classes = class_names(data, several)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from common.data.samples import carve
 from common.errors import InputError
 from recipes.sentiment import train
 from recipes.sentiment.arguments import SentimentDataArguments
@@ -147,6 +148,16 @@ def test_odd_labels_end_in_a_sentence_or_train(tmp_path):
         loaded(tmp_path, [["x"], [1]])
 
 
+def test_numbers_get_the_names_of_classes(tmp_path):
+    names = {"label_names": ["bad,good"]}
+    assert loaded(tmp_path, [0, 1.0], **names)[0]["train"][:2] == ["bad", "good"]
+    assert loaded(tmp_path, [[0, 1], [1, 1]], **names)[0]["train"][:2] == [["good"], ["bad", "good"]]
+    with pytest.raises(InputError, match="train: label 2, but --label_names has 2 names"):
+        loaded(tmp_path, [0, 1, 2], **names)
+    with pytest.raises(InputError, match=r"--label_names: replaces numbers, but the labels are 'neg', 'pos'"):
+        loaded(tmp_path, ["neg", "pos"], **names)
+
+
 # Rows without a label
 
 
@@ -157,6 +168,15 @@ def test_rows_without_a_label_are_an_error_or_dropped(tmp_path, capsys, nothing)
     labels = loaded(tmp_path, ["a", "b", nothing], drop_unlabeled=True)[0]
     assert labels["train"] == ["a", "b"] * 4
     assert "a.jsonl: dropped 4 of 12 rows that lack their label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nothing", [None, "", -1, "-1", "nan", "<NA>"])
+def test_one_of_several_label_columns_may_lack_its_value(tmp_path, nothing):
+    cells = [{"toxic": 1, "insult": 1}, {"toxic": 0, "insult": nothing}, {"toxic": 0, "insult": 1}]
+    with pytest.raises(InputError, match=r"a.jsonl:2: no label: toxic is 0, insult is .*pass --drop_unlabeled true"):
+        loaded(tmp_path, cells, label_column_name="toxic,insult")
+    labels = loaded(tmp_path, cells, label_column_name="toxic,insult", drop_unlabeled=True)[0]
+    assert labels["train"] == [["toxic", "insult"], ["insult"]] * 4
 
 
 @pytest.mark.parametrize("kind", ["empty", "no column", "-1"])
@@ -175,6 +195,9 @@ def test_minus_one_is_a_class_unless_it_stands_beside_0_to_n(tmp_path):
         loaded(tmp_path, [0, 1, -1, 2])
     assert loaded(tmp_path, [0, 1, -1, 2], drop_unlabeled=True)[3] == ["0", "1", "2"]
     assert loaded(tmp_path, [0, 1, -1, 2], drop_unlabeled=False)[3] == ["-1", "0", "1", "2"]
+    unscored = write_jsonl(tmp_path / "dev.jsonl", [{"text": text, "label": -1} for text in TEXTS])
+    with pytest.raises(InputError, match="validation: all 12 rows have the label -1, which usually means no label"):
+        loaded(tmp_path, [0, 1, 2], validation_file=unscored, drop_unlabeled=True)
 
 
 def test_a_hub_test_split_of_minus_one_is_predicted(tiny, tmp_path):
@@ -201,3 +224,23 @@ def test_csv_cells_with_lists(tmp_path):
     with open(tmp_path / "a.csv", "w", newline="") as file:
         csv.writer(file).writerows([["text", "label"], *([text, '["a", "b"]'] for text in TEXTS), ["x", "[]"]])
     assert loaded(tmp_path, [], train_file=str(tmp_path / "a.csv"))[0]["train"][-2:] == [["a", "b"], []]
+
+
+def split_off(tmp_path, rows: list[dict], **arguments) -> tuple[Dataset, Dataset]:
+    """Return the training rows, and the validation rows split off from them."""
+    file = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    data, *_ = load_labeled(SentimentDataArguments(train_file=file, **arguments))
+    return data["train"], data["validation"]
+
+
+def test_rows_with_one_text_stay_together_when_validation_rows_are_split_off(tmp_path):
+    rows = [{"text": f"query {i // 6}", "pair": f"page {i}", "label": "ab"[i % 2]} for i in range(120)]
+    train_rows, held_out = split_off(tmp_path, rows, text_pair_column_name="pair")
+    assert (len(train_rows), len(held_out)) == (108, 12)
+    assert not set(train_rows["text"]) & set(held_out["text"])
+
+
+def test_unique_texts_are_drawn_for_validation_row_by_row(tmp_path):
+    rows = [{"text": f"text {i}", "label": "abc"[i % 3]} for i in range(60)]
+    drawn = carve([row["label"] for row in rows], 6)
+    assert split_off(tmp_path, rows)[1]["text"][:] == [f"text {i}" for i in drawn]
