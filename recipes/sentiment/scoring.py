@@ -124,30 +124,32 @@ def tune_thresholds(probs: np.ndarray, gold: list[np.ndarray]) -> list[float]:
 def bag_of_words(
     train: dict[str, list], test: dict[str, list], names: list[str], multi_label: bool
 ) -> dict[str, float]:
-    """Compute accuracy and macro F1 of the baseline: logistic regression on tf-idf of words and bigrams."""
+    """Compute accuracy and macro F1 of the baseline: logistic regression on tf-idf of words and bigrams.
+
+    Training texts without words, such as emojis, and labels that all training rows share give the most frequent answer.
+    """
     tfidf = TfidfVectorizer(ngram_range=(1, 2), tokenizer=_long_words, token_pattern=None)
     texts, test_texts = (
         [" ".join(pair) for pair in zip(*(rows[k] for k in ("text", "text_pair") if k in rows), strict=True)]
         for rows in (train, test)
     )
     number = {name: i for i, name in enumerate(names)}
+    has_words = any(map(_long_words, texts))
     if multi_label:
         train_gold, test_gold = (
             np.array([[name in labels for name in names] for labels in rows["label"]], dtype=int)
             for rows in (train, test)
         )
         known = [i for i in range(len(names)) if 0 < train_gold[:, i].sum() < len(train_gold)]
-        model = make_pipeline(tfidf, OneVsRestClassifier(LogisticRegression(max_iter=1000)))
-        decided = np.zeros_like(test_gold)
-        decided[:, known] = model.fit(texts, train_gold[:, known]).predict(test_texts).reshape(len(test_gold), -1)
+        decided = np.tile((train_gold.mean(0) > 0.5).astype(int), (len(test_gold), 1))
+        if known and has_words:
+            model = make_pipeline(tfidf, OneVsRestClassifier(LogisticRegression(max_iter=1000)))
+            decided[:, known] = model.fit(texts, train_gold[:, known]).predict(test_texts).reshape(len(test_gold), -1)
     else:
         train_gold, test_gold = (np.array([number[label] for label in rows["label"]]) for rows in (train, test))
-        model = make_pipeline(tfidf, LogisticRegression(max_iter=1000))
-        decided = (
-            model.fit(texts, train_gold).predict(test_texts)
-            if len(set(train_gold)) > 1
-            else np.full(len(test_gold), train_gold[0])
-        )
+        decided = np.full(len(test_gold), np.bincount(train_gold).argmax())
+        if len(set(train_gold)) > 1 and has_words:
+            decided = make_pipeline(tfidf, LogisticRegression(max_iter=1000)).fit(texts, train_gold).predict(test_texts)
     f1 = precision_recall_fscore_support(
         test_gold, decided, labels=present_classes(test_gold, decided, len(names)), average="macro", zero_division=0
     )[2]

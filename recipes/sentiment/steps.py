@@ -62,7 +62,8 @@ def train_steps(
             if not torch.isfinite(loss):
                 raise InputError(f"--few_shot_learning_rate {rate:g}: the loss is {loss.item()}; give a lower rate")
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            if args.max_grad_norm:  # 0: no clipping, as in the Trainer
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

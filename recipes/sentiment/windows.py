@@ -141,7 +141,7 @@ class Trainer(training.Trainer):
         """Return predictions, labels and mean loss as the parent does, for texts instead of windows."""
         logits, labels, loss = super().rows_of(predictions, labels)
         first = self._evaluated["first_window"][:]
-        if all(first) or len(logits[0]) == 0:
+        if all(first):
             return logits, labels, loss
         logits = list(pool(np.stack(logits), first, self.multi_label))
         if labels is None:

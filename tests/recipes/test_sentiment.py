@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.models.load import load_tokenizer, resolve_model
 from recipes.sentiment import predict, train
 from recipes.sentiment.pictures import draw
-from recipes.sentiment.scoring import calibration_error, probabilities, scores, tune_thresholds
+from recipes.sentiment.scoring import bag_of_words, calibration_error, probabilities, scores, tune_thresholds
 from recipes.sentiment.texts import class_weights, cut
 from recipes.sentiment.windows import cut_windows, pool, text_numbers
 from tests.bad_inputs import tried, variants
@@ -393,6 +393,20 @@ def test_tuned_thresholds_are_the_best_there_are():
             return 2 * (chosen * gold[:, i]).sum() / max(1, chosen.sum() + gold[:, i].sum())
 
         assert f1(threshold) == pytest.approx(max(f1(t) for t in np.linspace(0, 1, 2001)))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_bag_of_words_of_texts_without_words_is_the_most_frequent_answer(several):
+    labels = [["a"], ["a"], ["b"]] if several else ["a", "a", "b"]
+    rows = {"text": ["👍", "👍 !", "👎"], "label": labels}
+    assert bag_of_words(rows, rows, ["a", "b"], several)["bag_of_words_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_the_bag_of_words_gives_each_row_a_label_that_all_training_rows_have():
+    rows = {"text": ["good film", "bad film"], "label": [["a", "b"], ["a"]]}
+    for train_rows in (rows, rows | {"label": [["a"], ["a"]]}):
+        of_test = {"text": ["bad film"], "label": [["a"]]}
+        assert bag_of_words(train_rows, of_test, ["a", "b"], True)["bag_of_words_accuracy"] == 1
 
 
 def test_class_weights():

@@ -8,12 +8,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
+from common.args import TrainingArguments
 from common.errors import InputError
 from common.models.load import load_tokenizer
 from recipes.sentiment import train
 from recipes.sentiment.contrastive import batches, pair_loss
 from recipes.sentiment.few_shot import draw
 from recipes.sentiment.prompt import with_pattern, words_of
+from recipes.sentiment.steps import train_steps
 from recipes.sentiment.windows import read
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 
@@ -86,6 +88,16 @@ def test_rows_with_several_labels_count_for_each():
     drawn = draw(rows, 3, seed=1)["label"][:]
     assert min(sum(name in labels for labels in drawn) for name in "abc") == 3
     assert [] not in drawn
+
+
+# Steps
+
+
+def test_gradients_are_not_clipped_at_norm_0(tmp_path):
+    model = torch.nn.Linear(2, 1, bias=False)
+    before, args = model.weight.detach().clone(), TrainingArguments(str(tmp_path), max_grad_norm=0, precision="fp32")
+    train_steps(model, [np.arange(2)] * 3, lambda rows: model(torch.ones(2, 2)).sum(), 3, 0.1, args)
+    assert (model.weight - before < -0.1).all()  # AdamW moves each weight by the rate; weight decay alone by 0.001
 
 
 # Contrastive
