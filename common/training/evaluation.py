@@ -80,8 +80,9 @@ class RowEvaluation(Regularised, MeanLoss):
         several = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.by_task and isinstance(several, dict):
             metrics[f"{metric_key_prefix}_loss"] = sum(metrics[f"{metric_key_prefix}_{name}_loss"] for name in several)
-            for callback in early_stopping(self) if self.is_in_train else []:  # the parent gives it one task at a time
-                callback.on_evaluate(self.args, self.state, self.control, metrics)
+            total = {f"{metric_key_prefix}_loss": metrics[f"{metric_key_prefix}_loss"]}
+            for callback in early_stopping(self) if self.is_in_train else []:  # the parent gave it the scores by task
+                callback.on_evaluate(self.args, self.state, self.control, total)
         return metrics
 
     def evaluation_loop(self, dataloader: DataLoader, *args, **kwargs) -> EvalLoopOutput:

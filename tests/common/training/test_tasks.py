@@ -171,14 +171,17 @@ def test_what_does_not_fit_the_tasks_is_told(tasks, tokenizer, tmp_path):
         of_tasks(tasks, tokenizer, tmp_path).predict(rows)
 
 
-def test_early_stopping_reads_the_sum_of_the_losses(tasks, tokenizer, tmp_path):
+@pytest.mark.parametrize(("best", "patience", "epochs"), [("loss", 1, 2), ("tags_score", 2, 3)])
+def test_early_stopping_reads_the_sum_of_the_losses_or_a_score_of_a_task_once(
+    tasks, tokenizer, tmp_path, best, patience, epochs
+):
     trainer = of_tasks(
         tasks, tokenizer, tmp_path, eval_strategy="epoch", save_strategy="epoch", num_train_epochs=6,
-        load_best_model_at_end=True, metric_for_best_model="loss", early_stopping_patience=1,
-        learning_rate=0.0, save_min_seconds=0,
+        load_best_model_at_end=True, metric_for_best_model=best, early_stopping_patience=patience,
+        learning_rate=0.0, save_min_seconds=0, metrics=lambda prediction, rows: {"score": 0.5},
     )  # fmt: skip
     trainer.train()
-    assert trainer.state.epoch == 2
+    assert trainer.state.epoch == epochs
 
 
 def batches(tasks, epoch=0, step_rows=16, **cut) -> list[list[int]]:
