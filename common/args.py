@@ -442,6 +442,16 @@ LEAST = {
     "warmup_steps": 0, "max_grad_norm": 0, "adam_epsilon": 0,
 }  # fmt: skip
 
+#: argument of transformers that no run may have -> the reason
+REJECTED = {
+    "dataloader_drop_last": "every row is trained and evaluated",
+    "save_only_model": "the checkpoints cannot be resumed",
+    "prediction_loss_only": "the scores of an evaluation need the predictions",
+    "batch_eval_metrics": "the scores of an evaluation need all its rows",
+    "bf16_full_eval": "it would leave the weights in bfloat16; evaluations compute in --precision",
+    "fp16_full_eval": "it would leave the weights in float16; evaluations compute in --precision",
+}
+
 
 @dataclass
 class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.TrainingArguments):
@@ -628,10 +638,9 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             raise InputError(
                 "--auto_find_batch_size: works with one process only; set a smaller --per_device_train_batch_size"
             )
-        if self.dataloader_drop_last:
-            raise InputError("--dataloader_drop_last: every row is trained and evaluated; leave it out")
-        if self.save_only_model:
-            raise InputError("--save_only_model: the checkpoints cannot be resumed; remove it")
+        for name, reason in REJECTED.items():
+            if getattr(self, name):
+                raise InputError(f"--{name}: {reason}; leave it out")
         if self.push_to_hub and self.hub_strategy != "end":
             raise InputError(
                 f"--hub_strategy {self.hub_strategy}: uploads a pickle file of the arguments; set it to end"

@@ -97,6 +97,11 @@ def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
         (["--adam_beta2", "1.5"], "--adam_beta2 1.5: must be at least 0 and below 1"),
         (["--max_steps", "-3"], "--max_steps -3: must be at least 1; remove it to count epochs"),
         (["--early_stopping_patience", "0"], "--early_stopping_patience 0: must be at least 1"),
+        (["--save_only_model", "true"], "--save_only_model: the checkpoints cannot be resumed; leave it out"),
+        (["--prediction_loss_only", "true"], "--prediction_loss_only: the scores of an evaluation need the pred"),
+        (["--batch_eval_metrics", "true"], "--batch_eval_metrics: the scores of an evaluation need all its rows"),
+        (["--bf16_full_eval", "true"], "--bf16_full_eval: it would leave the weights in bfloat16; evaluations"),
+        (["--fp16_full_eval", "true"], "--fp16_full_eval: it would leave the weights in float16; evaluations"),
     ],
 )
 def test_bad_arguments_fail_with_the_nearest_name(argv, message):
