@@ -32,6 +32,7 @@ from common.data.domains import OLD
 from common.errors import InputError, is_main_process, tell
 from common.inference.predictor import load_saved
 from common.models.load import LoadedModel, load_config, resolve_model
+from common.models.structure import input_embeddings, transformer_of
 from common.speed import apply
 from common.training.collator import EpochSeeded
 from common.training.draws import of_windows
@@ -94,6 +95,7 @@ class OldTask:
             self.old = copy.deepcopy(tuned.model)
         else:
             self.old = _saved(tuned.source or "")
+            add_embeddings(self.old, input_embeddings(transformer_of(tuned.model)).weight)
             self.with_old_head = copy.deepcopy(self.old)
             names = share_weights(self.with_old_head, tuned.model)
             if not names or is_beside(tuned.model):
@@ -152,6 +154,15 @@ def _saved(source: str) -> PreTrainedModel:
     if kind is None or not name.count("For"):
         raise InputError(f"--keep lwf: {source} has no head that learned a task; name a trained model by --after")
     return load_saved(kind, path)
+
+
+def add_embeddings(model: PreTrainedModel, embeddings: Tensor) -> None:
+    """Give `model` the last rows of `embeddings`, of tokens that were added since, such as the markers of relations."""
+    known = len(input_embeddings(model).weight)
+    if len(embeddings) > known:
+        model.resize_token_embeddings(len(embeddings), mean_resizing=False)
+        with torch.no_grad():
+            input_embeddings(model).weight[known:] = embeddings[known:]
 
 
 def share_weights(model: nn.Module, trained: nn.Module) -> list[str]:
@@ -265,7 +276,7 @@ class Continual(Regularised, SeededOrder):
         rows = rows.windows if isinstance(rows, AugmentedRows) else rows
         if not isinstance(rows, Dataset):
             raise InputError(
-                "--save_fisher: needs one training set in memory; leave --streaming and --batch_ramp_start out"
+                "--save_fisher: needs one training set in memory; leave --semi, --streaming and --batch_ramp_start out"
             )
         return rows
 

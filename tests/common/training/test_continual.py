@@ -237,6 +237,22 @@ def test_the_old_head_reads_the_encoder_in_training(make, tokenizer, tmp_path, k
     assert loss.tolist() == pytest.approx([torch.stack(parts).mean().item()], rel=1e-4)
 
 
+def test_the_old_head_reads_tokens_that_were_added_since(make, tokenizer, tmp_path):
+    before = small_model(tokenizer, BertForTokenClassification, seed=3)
+    before.save_pretrained(tmp_path / "before")
+    tokenizer.save_pretrained(tmp_path / "before")
+    model = small_model(tokenizer)
+    model.bert.load_state_dict(before.bert.state_dict(), strict=False)
+    model.resize_token_embeddings(len(tokenizer) + 2, mean_resizing=False)
+    new = [name for name, _ in model.named_parameters() if name.startswith("classifier") or "pooler" in name]
+    trainer = make(make_rows(8), model=model, source=str(tmp_path / "before"), new=new, keep="lwf")
+    words, task = model.get_input_embeddings().weight, trainer.old_task
+    assert task.with_old_head.get_input_embeddings().weight is words
+    assert torch.equal(task.old.get_input_embeddings().weight, words)
+    added = torch.tensor([[2, len(tokenizer), len(tokenizer) + 1, 3]])
+    assert torch.isfinite(task.of_old_head({"input_ids": added, "attention_mask": torch.ones_like(added)})).all()
+
+
 def test_the_mean_of_a_row_leaves_out_padding():
     new, old = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
