@@ -66,11 +66,8 @@ class BatchThatFits(WholeCheckpoints, SeededOrder):
             self.accelerator._models.clear()
 
     def _where(self, batch: int) -> str:
-        remedy, size = "give --auto_find_batch_size true" if batch > 1 else "take a smaller model", f"{batch} rows"
-        if budget := getattr(self.args, "max_tokens_per_batch", 0):
-            size = f"up to {budget} tokens"
-            remedy = "give half the --max_tokens_per_batch and twice the --gradient_accumulation_steps"
-        return f"in step {self.state.global_step + 1} with {size} at a time; {remedy}"
+        rows_or_tokens, remedy = smaller(batch, self.args.world_size, getattr(self.args, "max_tokens_per_batch", 0))
+        return f"in step {self.state.global_step + 1} with {rows_or_tokens} at a time; {remedy}"
 
     def _halve(self, batch: int) -> None:
         args = self.args
@@ -91,3 +88,20 @@ class BatchThatFits(WholeCheckpoints, SeededOrder):
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.random.set_rng_state(states[2])
+
+
+def smaller(rows: int, processes: int, tokens: int) -> tuple[str, str]:
+    """Return the size of a batch in words, and the arguments that make it smaller.
+
+    Args:
+        rows: rows of the batch.
+        processes: number of processes; several cannot agree on a smaller batch by themselves.
+        tokens: budget of tokens of the batch; 0 without one.
+    """
+    halved = "give half the --{} and twice the --gradient_accumulation_steps"
+    if tokens:
+        return f"up to {tokens} tokens", halved.format("max_tokens_per_batch")
+    if rows == 1:
+        return "1 row", "take a smaller model"
+    alone = "give --auto_find_batch_size true"
+    return f"{rows} rows", alone if processes == 1 else halved.format("per_device_train_batch_size")

@@ -173,6 +173,8 @@ class TuningArguments:
         for name in ("lora_r", "adapter_reduction", "num_virtual_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise InputError(f"--lora_alpha {self.lora_alpha}: must be above 0")
         for name, methods in ONLY.items():
             if getattr(self, name) != self.__dataclass_fields__[name].default and self.method not in methods:
                 has = "is set by the file of --peft_config" if self.peft_config else f"{self.tuning} does not use it"

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel
 from common.errors import InputError
 from common.hardware import is_out_of_memory
 from common.training import checkpoints
+from common.training.memory import smaller
 from common.training.order import TrainingBatches
 from recipes.clm import train as clm
 from recipes.mlm import train as mlm
@@ -503,6 +504,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(files, 
 
 
 # 7. Out of memory
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ((8, 1, 0), ("8 rows", "give --auto_find_batch_size true")),
+        # several processes reject that argument
+        ((8, 2, 0), ("8 rows", "give half the --per_device_train_batch_size and twice the --gradient_accumul")),
+        ((1, 2, 0), ("1 row", "take a smaller model")),
+        ((8, 1, 512), ("up to 512 tokens", "give half the --max_tokens_per_batch and twice the --gradient_accumul")),
+    ],
+)
+def test_the_remedy_for_a_batch_that_exceeds_memory_is_allowed(batch, found):
+    size, remedy = smaller(*batch)
+    assert (size, remedy[: len(found[1])]) == found
 
 
 @pytest.mark.soak

@@ -523,6 +523,7 @@ def test_cells_that_a_model_rules_out(tmp_path, tokenizer):
         ({"tuning": "bias:2"}, "and no other method does"),
         ({"tuning": "full", "lora_r": 4}, "--lora_r: full does not use it; use it with --tuning lora, rslora"),
         ({"lora_alpha": 32}, "--lora_alpha: full does not use it"),
+        ({"lora_r": 4, "lora_alpha": 0.0}, "--lora_alpha 0.0: must be above 0"),
         ({"tuning": "ia3", "lora_target_modules": ["query"]}, "--lora_target_modules: ia3 does not use it"),
         (
             {"tuning": "lora", "num_virtual_tokens": 4},
