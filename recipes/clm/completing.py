@@ -11,7 +11,7 @@ from common.data.tokens import encodings
 from common.errors import printable, quiet, tell
 from common.speed.padding_free import leaves_out_padding
 
-from .dialogues import DialogueEncoder, Message, set_template
+from .dialogues import DialogueEncoder, Message, end_ids, set_template
 from .texts import beginning
 
 #: a text to complete, or messages to answer
@@ -34,8 +34,8 @@ class Completer:
 
         Args:
             prompts: texts to complete, or the messages of dialogues to answer. The model reads only the end of a prompt
-                that is too long. It does not read the last space of a text, because most tokenizers join a space with
-                the word after it.
+                that is too long, after the token that starts every text. It does not read the last space of a text,
+                because most tokenizers join a space with the word after it.
             new_tokens: maximum number of tokens in a completion; at most half of the tokens that the model takes.
             temperature: 0 decodes greedily; above 0 samples with the global random state.
             top_p: sample from the most probable tokens that sum to this probability.
@@ -43,7 +43,10 @@ class Completer:
         """
         new_tokens = min(new_tokens, self.most_new)
         room = self.max_length - new_tokens
-        set_template(self.tokenizer)
+        ends = self.tokenizer.eos_token_id
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            set_template(self.tokenizer)
+            ends = end_ids(self.tokenizer)
         encoder = DialogueEncoder(self.tokenizer)
         encoded = [
             encodings(self.tokenizer, [prompt.removesuffix(" ")], offsets=False)[0].ids
@@ -51,14 +54,14 @@ class Completer:
             else encoder.prompt(prompt)
             for prompt in prompts
         ]
-        ids = [(self.start + row)[-room:] for row in encoded]
+        ids = [self.start + row[max(0, len(row) - room + 1) :] for row in encoded]
         completions = [""] * len(ids)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         config = GenerationConfig(
             max_new_tokens=new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=ends,
             **({"do_sample": False} | sampling),
         )
         self.model.eval()

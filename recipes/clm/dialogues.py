@@ -21,6 +21,9 @@ PLAIN = (
     "{{ '\n\n### Assistant:\n' if add_generation_prompt else '' }}"
 )
 
+#: stands for an answer in a rendered dialogue, to find where the answer begins and ends
+_HOLE = "\ue000"
+
 #: names of roles in files -> roles of chat templates
 _ROLES = {
     "system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
@@ -132,8 +135,8 @@ def _message(role: str, content: Any, place: str) -> Message:
     return {"role": role, "content": content, "learned": role == "assistant"}
 
 
-def prepare(sources: dict[str, Iterable[Located]]) -> dict[str, Iterable[Located]]:
-    """Replace each row of the splits by its `messages` and `id`."""
+def prepare(sources: dict[str, Iterable[Located]], domain: str | None) -> dict[str, Iterable[Located]]:
+    """Replace each row of the splits by its `messages`, `id`, and the column `domain`."""
 
     def converted(rows: Iterable[Located]) -> Iterator[Located]:
         for where, row in rows:
@@ -144,7 +147,7 @@ def prepare(sources: dict[str, Iterable[Located]]) -> dict[str, Iterable[Located
                 yield where, f"needed: {needed}; columns here: {', '.join(map(str, row)) or 'none'}"
             else:
                 try:
-                    yield where, {"messages": to_messages(row)} | {k: row[k] for k in ("id",) if k in row}
+                    yield where, {"messages": to_messages(row)} | {k: row[k] for k in ("id", domain) if k in row}
                 except InputError as error:
                     yield where, str(error)
 
@@ -187,6 +190,15 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], prompt: 
         ) from None
 
 
+def end_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the ids of the tokens that end an answer: eos, and the special token after an answer in the template."""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _HOLE}]
+    end = render(tokenizer, chat).rpartition(_HOLE)[2]
+    encoder = DialogueEncoder(tokenizer)
+    first = encoder.with_special.encode(end, add_special_tokens=False).ids[:1]
+    return sorted({i for i in first if i in encoder.special} | ({tokenizer.eos_token_id} - {None}))
+
+
 def learned_parts(tokenizer: PreTrainedTokenizerFast, messages: list[Message], text: str) -> list[tuple[int, int]]:
     """Return the characters of the learned answers in a rendered dialogue, with the marks that end them.
 
@@ -200,20 +212,23 @@ def learned_parts(tokenizer: PreTrainedTokenizerFast, messages: list[Message], t
             found = text.find(content, position)
             position = found + len(content) if found >= 0 else position
             continue
-        before = render(tokenizer, messages[:i], prompt=True)
-        start = len(before) if text.startswith(before) else None
-        found = text.find(content, position if start is None else start)
+        with_hole = message | {"content": message["content"].replace(content, _HOLE, 1)}
+        head, _, end = render(tokenizer, [*messages[:i], with_hole]).rpartition(_HOLE)
+        begins = (render(tokenizer, messages[:i], prompt=True), head)
+        starts = [len(begin) for begin in begins if begin and text.startswith(begin)]
+        found = next((at for at in starts if text.startswith(content, at)), -1)
+        if found < 0:
+            found = text.find(content, min(starts, default=position))
         if found < 0:
             raise InputError(
                 f"the chat template of the tokenizer changes the answer {brief(content)}; give --chat_template plain"
             )
         position = found + len(content)
-        alone = render(tokenizer, messages[: i + 1])
-        for mark, here in zip(alone[alone.rfind(content) + len(content) :], text[position:], strict=False):
+        for mark, here in zip(end, text[position:], strict=False):
             if mark != here:
                 break
             position += 1
-        parts.append((found if start is None else start, position))
+        parts.append((min([*starts, found]), position))
     return parts
 
 

@@ -162,7 +162,8 @@ def load(args: ClmDataArguments, training: TrainingArguments) -> Corpus:
         raise InputError("--loss_on completion: needs rows with prompt and completion; add --train_file")
     read = partial(_read, args=args)
     if kind == "dialogues":
-        return Corpus(load_splits(args, {"messages": "messages"}, lambda row: (), read=read, prepare=dialogues.prepare))
+        prepare = partial(dialogues.prepare, domain=args.domain_column)
+        return Corpus(load_splits(args, {"messages": "messages"}, lambda row: (), read=read, prepare=prepare))
     columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
     return Corpus(load_splits(args, columns, check_completion, read=read))
 

@@ -25,7 +25,7 @@ from common.run import Run, draw_curve, keep_trained_model, print_perplexities, 
 from common.training import LanguageArguments, LanguageTrainer, losses_at_labels
 from common.tuning import TuningArguments, tune
 
-from . import completing, texts
+from . import completing, dialogues, texts
 from .arguments import ClmDataArguments, ClmModelArguments, ClmScratchArguments
 
 USAGE = """from transformers import pipeline
@@ -124,6 +124,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Save
     loaded.model.config.use_cache = True  # training turned the cache off
+    if "messages" in corpus.texts["validation"].column_names:
+        loaded.model.generation_config.eos_token_id = dialogues.end_ids(tokenizer)
     run.publish(
         trainer,
         task="text-generation",

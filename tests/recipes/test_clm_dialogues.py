@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, PreTrainedTokenizerFast
 
 from common.errors import InputError
 from common.models.new import ScratchArguments, train_tokenizer
 from recipes.clm import predict, train
 from recipes.clm.arguments import ClmDataArguments
-from recipes.clm.dialogues import DialogueEncoder, render, set_template, to_messages
+from recipes.clm.completing import Completer
+from recipes.clm.dialogues import DialogueEncoder, end_ids, render, set_template, to_messages
 from recipes.clm.texts import GIVEN, LEARNED, load, to_rows
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from tests.recipes.test_mlm import TEXTS
@@ -43,6 +44,12 @@ THINKING = (
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+#: as the distilled models of DeepSeek R1: the prompt begins a thought, and answers have none
+DISTILLED = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|User|>' + m['content'] if m['role'] == 'user' else "
+    "'<|Assistant|>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
 CHAT = [
     {"role": "user", "content": "Name a colour.", "learned": False},
     {"role": "assistant", "content": "Blue.", "learned": True},
@@ -56,7 +63,7 @@ def chatty() -> PreTrainedTokenizerFast:
     args = ScratchArguments(tokenizer_train="bpe", vocab_size=400)
     tokenizer = train_tokenizer(args, Dataset.from_dict({"text": TEXTS}), train.SPECIAL)
     marks = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
-             "<end_of_turn>", "[INST]", "[/INST]")  # fmt: skip
+             "<end_of_turn>", "[INST]", "[/INST]", "<|User|>", "<|Assistant|>")  # fmt: skip
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as Llama 3 and Qwen
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     return tokenizer
@@ -95,6 +102,47 @@ def test_the_answers_and_the_marks_that_end_them_are_learned(chatty, template, l
     assert chatty.bos_token_id not in ids
     first = marks.index(LEARNED)  # what predict gives the model is what the model saw before the answer
     assert ids[:first] == encoder.prompt(CHAT[:1])
+
+
+@pytest.mark.parametrize(
+    ("template", "begin", "end"),
+    [
+        (CHATML, "", "<|im_end|>\n"),
+        (GEMMA, "", "<end_of_turn>\n"),
+        (THINKING, "<think>\n\n</think>\n\n", "<|im_end|>\n"),
+        (DISTILLED, "", "</s>"),
+        (None, "", "</s>"),
+    ],
+)
+def test_an_answer_that_is_part_of_a_mark_is_learned_with_its_end(chatty, template, begin, end):
+    chatty.chat_template = template
+    set_template(chatty)
+    for answer in ("s", "e", "end", "A", "i", "think"):
+        chat = [message | {"content": answer} if message["learned"] else message for message in CHAT]
+        assert learned_text(chatty, chat) == f"{answer}{end}|{begin}{answer}{end}"
+    (stop,) = chatty(end.strip(), add_special_tokens=False)["input_ids"]
+    assert end_ids(chatty) == sorted({stop, chatty.eos_token_id})
+
+
+def test_an_answer_ends_at_the_mark_of_the_template(chatty):
+    chatty.chat_template = CHATML
+    end = chatty.convert_tokens_to_ids("<|im_end|>")
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=len(chatty), n_embd=16, n_layer=1, n_head=1))
+    read = []
+
+    def always_end(module, args, kwargs, output):
+        read.append(kwargs["input_ids"].tolist())
+        output.logits[:] = 0
+        output.logits[..., end] = 1
+        return output
+
+    model.register_forward_hook(always_end, with_kwargs=True)
+    complete = Completer(model, chatty, 32)
+    assert complete([CHAT[:1]], new_tokens=8) == [""]
+    assert len(read) == 1
+    complete(["Mara went to Oslo. " * 20], new_tokens=2)  # too long: its end, after the begin of a text
+    assert len(read[1][0]) == 30
+    assert read[1][0][0] == chatty.bos_token_id
 
 
 def test_a_special_token_in_a_message_is_plain_text(chatty):
@@ -148,6 +196,14 @@ def test_files_of_instructions_and_dialogues_become_messages(tmp_path, capsys):
     assert rows == [[*short, *more], [system, *night], five]
     row = {"instruction": "And now?", "output": "5", "history": [["One?", "1"], ["Two?", "2"]]}
     assert [m["content"] for m in to_messages(row)] == ["One?", "1", "Two?", "2", "And now?", "5"]
+
+
+def test_dialogues_keep_their_domain(tmp_path):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    file = write_jsonl(tmp_path / "a.jsonl", [{"messages": chat, "field": field} for field in ("law", "trade")])
+    args = ClmDataArguments(train_file=file, validation_file=file, domain_column="field")
+    corpus = load(args, train.ClmTrainingArguments(output_dir=str(tmp_path / "out")))
+    assert corpus.texts["train"]["domain"][:] == ["law", "trade"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +266,9 @@ def test_a_model_trained_on_instructions_answers_them_and_keeps_the_template(tmp
         *("--learning_rate", "5e-3", "--precision", "fp32", "--eval_strategy", "no", "--save_strategy", "no"),
         *("--disable_tqdm", "true"),
     ])  # fmt: skip
-    assert "### " in AutoTokenizer.from_pretrained(out).chat_template
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert "### " in tokenizer.chat_template
+    assert GenerationConfig.from_pretrained(out).eos_token_id == [tokenizer.eos_token_id]
     samples = read_jsonl(tmp_path / "out" / "completions.jsonl")
     assert {row["messages"][-1]["role"] for row in samples} == {"user"}  # predict reads them as in training
     found = tmp_path / "found.jsonl"
