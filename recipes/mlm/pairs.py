@@ -80,7 +80,8 @@ def _pairs_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int,
 def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator[tuple[Sentence, Sentence, int]]:
     """Yield first segment, second segment, and `pair`: 1 if the second is random or the two are swapped, else 0.
 
-    A sentence has at most half of `room` tokens. Sentences replaced by a random segment begin the next pair.
+    A sentence has at most half of `room` tokens. Segments are whole sentences, except that the first sentence of a
+    random segment may be cut. Sentences replaced by a random segment begin the next pair.
     """
     rng = np.random.default_rng(PAIRS_SEED)
     for number, sentences in enumerate(texts):
@@ -99,9 +100,9 @@ def segments(texts: list[list[Sentence]], room: int, objective: str) -> Iterator
                 begin = int(rng.integers(len(texts[other])))
                 second: Sentence = []
                 for sentence in texts[other][begin:]:
-                    second = [*second, *sentence]
-                    if len(second) >= room - len(first):
+                    if second and len(first) + len(second) + len(sentence) > room:
                         break
+                    second = [*second, *sentence]
                 yield first, second[: room - len(first)], 1
                 at = cut
                 continue

@@ -497,6 +497,7 @@ def test_segments_are_next_random_or_exchanged(objective):
         sizes = chance.integers(1, 20, chance.integers(2, 9))
         numbers = iter(range(1000 * text, 1000 * text + 1000))
         texts.append([[(next(numbers), START) for _ in range(size)] for size in sizes])
+    sentence_of = {number: at for text in texts for at, some in enumerate(text) for number, _ in some}
     changed, seen = [], set()
     for first, second, pair in segments(texts, 40, objective):
         assert first
@@ -512,6 +513,8 @@ def test_segments_are_next_random_or_exchanged(objective):
             assert a == d + 1
         else:
             assert c // 1000 != b // 1000
+            # else a full row or half a sentence at its end would tell a random segment without reading it
+            assert sentence_of.get(d + 1) != sentence_of[d] or sentence_of[c] == sentence_of[d]
         seen |= {token for token, _ in first}
     assert np.mean(changed) == pytest.approx(0.5, abs=0.06)
     assert len(seen) > 1000
