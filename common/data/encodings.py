@@ -160,6 +160,8 @@ def encoding_problem(sample: bytes, line: bytes, encoding: str) -> str:
     kind = next((kind for start, kind in FORMATS.items() if sample.startswith(start)), None)
     if kind:
         return f"not text but {kind}"
+    if _is_utf8(line) and b"\0" not in line:
+        return f"not {encoding.upper()} text but UTF-8; leave --encoding out"
     marked = marked_encoding(sample) is not None
     whole = sample if marked or b"\0" in sample else sample[: sample.rfind(b"\n") + 1] + line
     likely = likely_encoding(whole)

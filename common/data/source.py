@@ -138,7 +138,8 @@ class Source:
         After a line that is not text, the file is read on only under `--skip_bad_rows`, as all lines may be like it.
 
         Args:
-            keep_ends: keep the newline of each line, as a CSV reader needs it.
+            keep_ends: keep the newline of each line, and the readable part of a line that is not text, as a CSV reader
+                needs both; otherwise such a line is empty.
             bounded: report a line over `--max_chars` without holding it in memory.
             carriage_returns: lines end in `\r` if the file has no `\n`.
         """
@@ -152,7 +153,8 @@ class Source:
         raw_lines = read(head, most)
         for number, (text, problem) in enumerate(raw_lines, 1):
             text = text.removeprefix("\ufeff") if number == 1 else text
-            yield Line(f"{self.path}:{number}", text if keep_ends else text.rstrip("\r\n"), problem)
+            text = text if keep_ends else "" if problem else text.rstrip("\r\n")
+            yield Line(f"{self.path}:{number}", text, problem)
 
     def _byte_lines(self, encoding: str, head: bytes, most: int) -> Iterator[tuple[str, str | None]]:
         """Yield text and problem of each line; a line over `most` characters is a problem."""
@@ -171,7 +173,7 @@ class Source:
                         raise UnicodeError
                     yield decode(raw)[0], None
                 except UnicodeError:
-                    yield "", encoding_problem(head, raw, encoding)
+                    yield decode(raw, "replace")[0], encoding_problem(head, raw, encoding)
                     if not self.args.skip_bad_rows:
                         return
 

@@ -228,14 +228,17 @@ def _plain_records(source: Source) -> Iterator[Record]:
 
 
 def _quoted_records(source: Source) -> Iterator[Record]:
-    """Yield the records of a file in which quotation marks enclose cells. Newlines within cells stay as they are."""
+    """Yield the records of a file in which quotation marks enclose cells. Newlines within cells stay as they are.
+
+    A record of several lines has the problems of each of them.
+    """
     problems: list[Record] = []
 
     def texts() -> Iterator[str]:
         for where, text, problem in source.lines(keep_ends=True, carriage_returns=True):
             if problem:
                 problems.append((where, problem))
-            yield text or "\n"
+            yield text
 
     delimiter, start = delimiter_of(source), 1
     csv.field_size_limit(sys.maxsize)
@@ -243,12 +246,15 @@ def _quoted_records(source: Source) -> Iterator[Record]:
     try:
         for cells in reader:
             where, start = f"{source.path}:{start}", reader.line_num + 1
-            yield from problems
-            problems.clear()
-            if any(cell.strip() for cell in cells):
+            if problems:
+                yield from problems
+                problems.clear()
+            elif any(cell.strip() for cell in cells):
                 yield where, cells
-        yield from problems
     except csv.Error as error:
+        yield from problems
+        if problems and not source.args.skip_bad_rows:  # reading ended at the line that is no text
+            return
         kind = DELIMITERS.get(delimiter, repr(delimiter)).removeprefix("a ")
         remedy = _quoting_remedy(quoted=True)
         raise InputError(f"{source.path}:{start}: not {kind}-separated text: {error}; {remedy}") from None

@@ -118,6 +118,21 @@ def test_a_few_letters_name_windows_1252_and_a_damaged_line_of_utf8_is_no_other_
     assert [row["text"] for row in load(tmp_path / "a.csv", mixed, skip_bad_rows=2)] == ["un café", "d"]
 
 
+def test_a_cell_of_several_lines_is_dropped_whole_with_a_line_that_is_no_text(tmp_path):
+    within = 'text,label\n"one\ncafé\nthree",A\nok,B\n'.encode("cp1252")
+    opening = 'text,label\n"café\ntwo",A\nok,B\n'.encode("cp1252")
+    for content in (within, opening):
+        assert [row["text"] for row in load(tmp_path / "a.csv", content, skip_bad_rows=2)] == ["ok"]
+        assert "give --encoding cp1252" in refusal(tmp_path / "a.csv", content)
+    assert "not comma-separated text" in refusal(tmp_path / "a.csv", opening + b'"open,C\n', skip_bad_rows=2)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
+def test_utf_8_in_another_given_encoding_is_named(tmp_path, encoding):
+    message = refusal(tmp_path / "a.csv", "text,label\nÁÍ ok,A\n".encode(), encoding=encoding)
+    assert f"not {encoding.upper()} text but UTF-8; leave --encoding out" in message
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_selects_the_encoding(tmp_path, encoding):
     assert load(tmp_path / "a.csv", CSV.decode().encode(encoding)) == ROWS
