@@ -174,7 +174,7 @@ def open_texts(args: CorpusArguments) -> Texts:
     if args.dataset_name:
         streams = _hub_splits(args.dataset_name, args)
         shards = streams.pop("train")
-        for split in limits.keys() & streams.keys():
+        for split in (name for name in limits if name in streams):  # each process evaluates the splits in this order
             texts = chain.from_iterable(shard.texts(args) for shard in streams[split])
             splits[split] = _dataset(islice(texts, limits[split] or HELD_OUT), split)
     else:

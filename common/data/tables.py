@@ -98,7 +98,8 @@ def likely_delimiter(table: Table, names: Sequence[str] = ()) -> str | None:
     if table.source is None:
         return None
     lines = [line.text for line in islice(table.source.lines(carriage_returns=True), SAMPLED_LINES)]
-    for delimiter in DELIMITERS.keys() - {delimiter_of(table.source)}:
+    present = delimiter_of(table.source)
+    for delimiter in (one for one in DELIMITERS if one != present):
         try:
             rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
         except csv.Error:

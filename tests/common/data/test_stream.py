@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback, trainer
 
 from common.data.corpus import CorpusArguments, encode
@@ -164,6 +164,13 @@ def test_files_of_all_kinds_and_hub_data_are_streamed(folder, stream, tokenizer,
     (tmp_path / "hub" / "train.jsonl").unlink()
     with pytest.raises(InputError, match=r"hub \[train\], part 0, row 1: the stream ended early"):
         read(opened, 4)
+
+
+def test_each_process_has_the_splits_of_a_hub_data_set_in_one_order(folder):
+    rows = Dataset.from_dict({"text": (folder / "2.txt").read_text(encoding="utf-8").splitlines()})
+    DatasetDict(dict.fromkeys(("test", "train", "validation"), rows)).save_to_disk(str(folder / "saved"))
+    args = arguments(folder, train_file=None, dataset_name=str(folder / "saved"))
+    assert list(open_texts(args).splits) == ["validation", "test"]  # not in the order of a set, which differs
 
 
 def test_held_out_texts_are_the_first_and_are_not_trained_on(folder, capsys):
