@@ -79,6 +79,8 @@ def prompt_of(row: Row, columns: Columns) -> Prompt | None:
 
 def check_row(row: Row, columns: Columns) -> Iterator[str]:
     """Yield a message for each problem in an input row."""
+    if {"completion", "predicted_completion"} <= row.keys():
+        yield 'already has "predicted_completion", which would be overwritten; rename that column'
     try:
         if prompt_of(row, columns) is None:
             yield columns.problem(row, "prompt", 'a string), "text", or messages (a list')

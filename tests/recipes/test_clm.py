@@ -21,6 +21,7 @@ from transformers import (
     pipeline,
 )
 
+from common.data.columns import Columns
 from common.data.corpus import CorpusArguments
 from common.data.packing import find_blocks
 from common.errors import InputError
@@ -308,6 +309,14 @@ def test_wrong_arguments_and_rows_are_told(start, tmp_path, rows, words, message
     with pytest.raises(InputError, match=re.escape(message)):
         start({"train": rows}, *words)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_earlier_predictions_are_not_overwritten():
+    columns = Columns(GPT2Config(), **predict.COLUMNS)
+    row = {"prompt": "a", "completion": "b"}
+    assert list(predict.check_row(row, columns)) == []
+    (message,) = predict.check_row(row | {"predicted_completion": "c"}, columns)
+    assert message.startswith('already has "predicted_completion"')
 
 
 def test_an_encoder_is_told(tiny, start):
