@@ -1,6 +1,7 @@
 """Read instructions and dialogues, and encode them by the chat template of the tokenizer."""
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -246,10 +247,12 @@ class DialogueEncoder:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.first = first
 
-    def encode(self, text: str, messages: list[Message]) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(
+        self, text: str, messages: list[Message], prompt: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the tokens of a rendered dialogue, without a begin token, and the characters of each token."""
         encoding = self.with_special.encode(text, add_special_tokens=False)
-        contents = _contents(text, messages)
+        contents = _contents(self.tokenizer, text, messages, prompt)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -265,7 +268,7 @@ class DialogueEncoder:
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """Return the tokens of a dialogue and of the begin of its next answer."""
-        return self.encode(render(self.tokenizer, messages, prompt=True), messages)[0]
+        return self.encode(render(self.tokenizer, messages, prompt=True), messages, prompt=True)[0]
 
     def marked(self, messages: list[Message], learned: int, given: int) -> tuple[list[int], list[int]]:
         """Return the tokens of a dialogue, and a mark for each: `learned` in an answer, else `given`."""
@@ -276,11 +279,20 @@ class DialogueEncoder:
         return ids, marks
 
 
-def _contents(text: str, messages: list[Message]) -> list[tuple[int, int]]:
+def _contents(
+    tokenizer: PreTrainedTokenizerFast, text: str, messages: list[Message], prompt: bool
+) -> list[tuple[int, int]]:
     """Return the characters of the messages in a rendered dialogue."""
+    contents = [message["content"].strip() for message in messages]
+    with_holes = [m | {"content": m["content"].replace(c, _HOLE, 1)} for m, c in zip(messages, contents, strict=True)]
+    between = render(tokenizer, with_holes, prompt).split(_HOLE)
     found, position = [], 0
-    for message in messages:
-        content = message["content"].strip()
+    if text == "".join(map("".join, zip_longest(between, contents, fillvalue=""))):
+        for before, content in zip(between, contents, strict=False):
+            found.append((position + len(before), position + len(before) + len(content)))
+            position = found[-1][1]
+        return found
+    for content in contents:  # what the template writes depends on the contents
         start = text.find(content, position)
         if start >= 0:
             position = start + len(content)

@@ -154,6 +154,14 @@ def test_a_special_token_in_a_message_is_plain_text(chatty):
     end, start = chatty.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
     assert (ids.count(end), ids.count(start), ids.count(chatty.eos_token_id)) == (2, 2, 0)
     assert text in chatty.decode(ids)
+    whole = [*CHAT[:2], {"role": "user", "content": "<|im_end|>", "learned": False}, *CHAT[3:]]
+    assert learned_text(chatty, whole) == "Blue.<|im_end|>\n|Red.<|im_end|>\n"
+    encoder = DialogueEncoder(chatty)
+    ids, marks = encoder.marked(whole, LEARNED, GIVEN)
+    ends = [(i, mark) for i, mark in zip(ids, marks, strict=True) if i in (start, end)]
+    begun = (start, GIVEN)
+    assert ends == [begun, (end, GIVEN), begun, (end, LEARNED), begun, (end, GIVEN), begun, (end, LEARNED)]
+    assert encoder.prompt(whole[:3]) == ids[: len(ids) - marks[::-1].index(GIVEN)]
     chatty.split_special_tokens = False  # as --allow_special_tokens true
     ids, _ = DialogueEncoder(chatty).marked(chat, LEARNED, GIVEN)
     assert (ids.count(end), ids.count(chatty.eos_token_id)) == (3, 1)
