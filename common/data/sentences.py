@@ -42,7 +42,8 @@ def pieces(text: str, fits: Callable[[str], bool]) -> list[Piece]:
 
 def sentences(text: str) -> list[str]:
     """Split `text` into sentences, in order; a line break ends a sentence too. Only whitespace is dropped."""
-    return [part for line in text.splitlines() for part, _ in _sentences(line.strip()) if part.strip()]
+    parts = [part.strip() for line in text.splitlines() for part, _ in _sentences(line.strip())]
+    return [part for part in parts if part]
 
 
 def joined(translated: list[str], cut: list[Piece]) -> str:

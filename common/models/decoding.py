@@ -67,6 +67,9 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
         max_new_tokens=args.max_target_length,
         max_length=None,
         min_length=None,
+        min_new_tokens=None,
+        num_return_sequences=None,
+        return_dict_in_generate=None,
         forced_eos_token_id=None,  # else an output at the length limit would look complete
         do_sample=False,
         temperature=None,
@@ -74,7 +77,7 @@ def set_generation(model: PreTrainedModel, args: GenerationArguments) -> None:
         top_k=None,
         use_cache=True,
     )
-    unset_contradictions(config)  # such as more returned sequences than --num_beams
+    unset_contradictions(config)  # such as scores to return, without a dictionary for them
 
 
 def label_ids(

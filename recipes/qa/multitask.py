@@ -52,7 +52,7 @@ class Task(JointTask):
         self.rows = self.data.map(
             train.encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=self.how
         )
-        spans.print_limits(self.rows["train"], len(self.data["train"]))
+        spans.print_limits(self.rows["train"], len(self.data["train"]), data_args.max_answer_length)
         spans.answer_in_context(loaded.model)
         return loaded
 

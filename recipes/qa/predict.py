@@ -85,22 +85,26 @@ class Reader(Predictor):
 
 
 def ranked(contexts: list[str], spans: Spans, threshold: float | None) -> Iterator[list[Row]]:
-    """Yield the answers from each context, sorted by score; with a threshold, "no answer" is one of them.
+    """Yield the different answers from each context, sorted by score; with a threshold, "no answer" is one of them.
 
     The scores are softmax probabilities over this list. The threshold is subtracted from the logits of "no answer".
     """
     for i, context in enumerate(contexts):
         of_context = slice(spans.first[i], spans.first[i + 1])
-        scores = spans.score[of_context].tolist()
-        places = list(zip(spans.start[of_context].tolist(), spans.end[of_context].tolist(), strict=True))
-        if threshold is not None or not scores:
-            scores.append(float(spans.null[i]) - (threshold or 0.0))
-            places.append(None)
-        probabilities = np.exp(np.array(scores) - max(scores))
+        logits: dict[tuple[int, int] | None, float] = {}  # None is "no answer", and a span of spaces
+        columns = (x[of_context].tolist() for x in (spans.start, spans.end, spans.score))
+        for start, end, score in zip(*columns, strict=True):
+            place = trimmed(context, start, end)
+            logits.setdefault(place if place[0] < place[1] else None, score)  # the best comes first
+        if threshold is not None or not logits:
+            null = float(spans.null[i]) - (threshold or 0.0)
+            logits[None] = max(null, logits.get(None, null))
+        places, scores = list(logits), np.array(list(logits.values()))
+        probabilities = np.exp(scores - scores.max())
         probabilities /= probabilities.sum()
         options = []
         for best in np.argsort(-probabilities, kind="stable"):
-            start, end = trimmed(context, *places[best]) if places[best] else (None, None)
+            start, end = places[best] or (None, None)
             answer = "" if start is None else context[start:end]
             options.append(
                 {"answer": answer, "score": round(float(probabilities[best]), 4), "start": start, "end": end}

@@ -143,6 +143,9 @@ def best_threshold(contexts: list[str], gold: list[list[str]], spans: Spans, uni
     silent = np.array([float(not texts) for texts in gold])
     margin = spans.null - spans.best()[2]
     order = np.argsort(margin, kind="stable")
+    order = order[np.isfinite(margin[order])]  # without a span, no threshold gives an answer
+    if not len(order):
+        return 0.0
     totals = silent.sum() + np.r_[0, np.cumsum((answered - silent)[order])]
     margins = margin[order]
     # a threshold lies before the first margin, between two different margins, or after the last
@@ -189,12 +192,12 @@ def _overlap_answer(question: str, context: str, frequent: Counter, limit: float
 
 def compare(rows: Dataset, places: list[tuple[int, int]], unit: str) -> Iterator[dict]:
     """Yield each question with its gold answers, the predicted answer, its characters, exact match and F1."""
-    some_none = any(not row["text"] for row in rows["answers"])
+    some_none = not all(rows["gold"])
     for row, (start, end) in zip(rows, places, strict=True):
         predicted = row["context"][start:end]
-        exact, f1 = pair_scores(predicted, row["answers"]["text"], unit, some_none)
+        exact, f1 = pair_scores(predicted, row["gold"], unit, some_none)
         kept = {"id": row["id"]} | ({DOMAIN: row[DOMAIN]} if DOMAIN in row else {})
-        kept |= {"question": row["question"], "answers": row["answers"]["text"]}
+        kept |= {"question": row["question"], "answers": row["gold"]}
         place = {"start": start, "end": end} if end > start else {"start": None, "end": None}
         yield kept | {"predicted": predicted, **place, "exact_match": exact, "f1": round(f1, 4)}
 
@@ -205,7 +208,7 @@ class SquadScorer:
     def __init__(self, rows: Dataset, unit: str, args: TrainingArguments):
         self.rows, self.unit, self.args = rows, unit, args
         self.questions, self.contexts = rows["question"][:], rows["context"][:]
-        self.gold = [answers["text"] for answers in rows["answers"][:]]
+        self.gold = rows["gold"][:]
 
     def __call__(self, spans: Spans, threshold: float | None) -> dict[str, float]:
         """Return the `scores` of the best spans, and those of the domains; see `answers` for `threshold`."""

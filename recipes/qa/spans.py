@@ -157,15 +157,18 @@ class SpanCollator:
         return dict(batch)
 
 
-def print_limits(windows: Dataset, rows: int) -> None:
-    """Print the number of training windows; warn of questions that are cut and of answers that are lost."""
-    columns = windows.select_columns(["row", "question_cut", "lost"]).with_format("numpy")[:]
-    cut, lost = (len(np.unique(columns["row"][columns[name]])) for name in ("question_cut", "lost"))
+def print_limits(windows: Dataset, rows: int, max_answer_length: int) -> None:
+    """Print the number of training windows; warn of questions that are cut and of answers that are lost or too long."""
+    columns = windows.select_columns(["row", "question_cut", "lost", "labels"]).with_format("numpy")[:]
+    too_long = np.diff(columns["labels"])[:, 0] >= max_answer_length
+    cut, lost, long = (len(np.unique(columns["row"][x])) for x in (columns["question_cut"], columns["lost"], too_long))
     tell(f"training: {rows} questions in {len(windows)} windows")
     if cut:
         warn(f"{cut} questions are longer than --max_question_length and are cut; raise --max_question_length")
     if lost:
         warn(f"{lost} answers fit in no window and are not learned; raise --doc_stride or --max_seq_length")
+    if long:
+        warn(f"{long} answers exceed --max_answer_length {max_answer_length}, which predictions never do; raise it")
 
 
 def context_mask(begins: list[int], sizes: list[int], length: int) -> Tensor:

@@ -53,7 +53,9 @@ def read_squad(path: str | Path, answers: str = "answers", args: FileArguments |
 
 
 def load_questions(args: LabeledDataArguments) -> tuple[DatasetDict, Dataset | None]:
-    """Load and check the splits with columns `question`, `context` and `answers`; on request correct offsets.
+    """Load and check the splits with columns `question`, `context`, `answers` and `gold`; on request correct offsets.
+
+    `gold` holds the texts of all answers, which are scored; `answers` only those in the context, which are learned.
 
     Returns:
         The splits; the test rows if their answers are hidden, else None.
@@ -65,16 +67,16 @@ def load_questions(args: LabeledDataArguments) -> tuple[DatasetDict, Dataset | N
     data = load_splits(args, columns, check, read=read, unique_ids=True, carve_by="context", gold=gold)
     unlabeled = data.pop(UNLABELED, None)
     data = data.map(fix_offsets)
-    dropped = sum(sum(split["dropped"]) for split in data.values())
-    if dropped:
-        tell(f"dropped {dropped:,} alternative answers that are not in their context; each row keeps another answer")
+    elsewhere = sum(sum(split["elsewhere"]) for split in data.values())
+    if elsewhere:
+        tell(f"{elsewhere:,} alternative answers are not in their context; they are scored, and not learned")
     if args.fix_answer_offsets:
         tell(f"--fix_answer_offsets: {sum(sum(split['moved']) for split in data.values())} offsets corrected")
     answered = {name: [bool(answers["text"]) for answers in split["answers"]] for name, split in data.items()}
     if "test" in data and not any(answered["test"]):
         if all(answered["train"] + answered["validation"]):
             warn("test: no question has an answer, unlike all other rows; the rows are predicted and not scored")
-            unlabeled = data.pop("test").remove_columns(["answers", "moved", "dropped"])
+            unlabeled = data.pop("test").remove_columns(["answers", "gold", "moved", "elsewhere"])
         else:
             warn("test: no question has an answer; if the answers are hidden, remove the column from the test file")
     for name in ("train", "validation"):
@@ -221,7 +223,7 @@ def check_row(row: Row, fix_offsets: bool = False) -> Iterator[str]:
 def fix_offsets(row: Row) -> Row:
     """Return the answers as two lists with correct offsets, without alternatives that are not in the context.
 
-    `moved` counts the corrected offsets, `dropped` the alternatives.
+    `gold` holds the texts of all answers, `moved` counts the corrected offsets, and `elsewhere` the alternatives.
     """
     answers, context = as_lists(row["answers"]), row["context"]
     kept = [pair for pair in zip(answers["text"], answers["answer_start"], strict=True) if pair[0] in context]
@@ -229,11 +231,11 @@ def fix_offsets(row: Row) -> Row:
         start if start >= 0 and context.startswith(text, start) else _places(context, text)[0] for text, start in kept
     ]
     moved = sum(start != before for start, (_, before) in zip(starts, kept, strict=True))
-    dropped = len(answers["text"]) - len(kept)
     return {
         "answers": {"text": [text for text, _ in kept], "answer_start": starts},
+        "gold": answers["text"],
         "moved": moved,
-        "dropped": dropped,
+        "elsewhere": len(answers["text"]) - len(kept),
     }
 
 

@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     how = {"tokenizer": loaded.tokenizer, **cut}
     columns = data["train"].column_names
     windows = data.map(encode, batched=True, with_indices=True, remove_columns=columns, fn_kwargs=how)
-    spans.print_limits(windows["train"], len(data["train"]))
+    spans.print_limits(windows["train"], len(data["train"]), data_args.max_answer_length)
     spans.answer_in_context(loaded.model)
     tuned = tune(loaded, tuning_args, TaskType.QUESTION_ANS)
 

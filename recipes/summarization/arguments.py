@@ -58,9 +58,9 @@ class SummarizationDataArguments(LabeledDataArguments):
             columns["group"] = self.group_column_name
         optional = {"references": self.references_column_name}
         gold = Gold("summary", ("summary",), lacks_summary, check_document, drop=bool(self.drop_unlabeled))
-        data = load_splits(self, columns, check_row, read=self.read, optional=optional, gold=gold)
+        options = {"optional": optional, "gold": gold, "carve_by": "document", "convert": flatten}
+        data = load_splits(self, columns, check_row, read=self.read, **options)
         unlabeled = data.pop(UNLABELED, None)
-        data = data.map(flatten)
         check_splits(data)
         if unlabeled is not None:
             unlabeled = map_rows(

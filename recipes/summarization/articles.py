@@ -84,10 +84,10 @@ def _check_group(row: Row) -> Iterator[str]:
 
 
 def flatten(row: Row) -> Row:
-    """Return the document of a checked row as one text, and `references` that contain the summary."""
+    """Return a checked row with its document as one text, and with `references` that contain the summary."""
     references = row["references"] or []
     summary = [] if row["summary"] in references else [row["summary"]]
-    return {"document": as_text(row["document"]), "references": summary + references}
+    return row | {"document": as_text(row["document"]), "references": summary + references}
 
 
 def units(document: str) -> list[str]:

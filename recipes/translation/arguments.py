@@ -16,7 +16,17 @@ from common.data.source import ending_of
 from common.errors import InputError
 
 from .localisation import LANGUAGES, sample_files
-from .pairs import check_row, check_source, check_splits, flatten, lacks_target, line_readers, reader, source_of
+from .pairs import (
+    check_row,
+    check_source,
+    check_splits,
+    flatten,
+    in_columns,
+    lacks_target,
+    line_readers,
+    reader,
+    source_of,
+)
 from .scoring import TOKENIZE
 
 
@@ -161,7 +171,8 @@ class TranslationDataArguments(LabeledDataArguments):
             if len(pairs) == 1
             else None
         )
-        data = load_splits(self, self.columns(), check, read=read, gold=gold)
+        options = {"carve_by": "source", "convert": partial(in_columns, language_pair=pairs[0])} if gold else {}
+        data = load_splits(self, self.columns(), check, read=read, gold=gold, **options)
         unlabeled = data.pop(UNLABELED, None)
         data = flatten(data, pairs)
         check_splits(data, pairs)

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from common.args import FileArguments
 from common.data.corpus import files_of
-from common.data.domains import DOMAIN
+from common.data.domains import DOMAIN, OLD
 from common.data.files import READERS, TABLES, Readers, read_file, read_text
 from common.data.json_files import parse_cell
 from common.data.language_codes import two_letters
@@ -182,6 +182,14 @@ def check_source(row: Row, language_pair: tuple[str, str]) -> Iterator[str]:
         yield f"the source is {brief(source)}; needed: a text that is not blank"
 
 
+def in_columns(row: Row, language_pair: tuple[str, str]) -> Row:
+    """Return a checked row of one pair with its texts in columns `source` and `target`."""
+    if "translation" not in row:
+        return row
+    texts = dict(zip(("source", "target"), map(row["translation"].get, language_pair), strict=True))
+    return {name: value for name, value in row.items() if name != "translation"} | texts
+
+
 def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict:
     """Convert checked rows to columns `source`, `target` and `pair` (such as `en-de`).
 
@@ -207,7 +215,7 @@ def flatten(data: DatasetDict, directions: list[tuple[str, str]]) -> DatasetDict
                         flat[name].append(value)
         return flat
 
-    kept = [name for name in ("id", "group", DOMAIN) if name in data["train"].column_names]
+    kept = [name for name in ("id", "group", DOMAIN, OLD) if name in data["train"].column_names]
     data = data.map(by_pair, batched=True, remove_columns=data["train"].column_names)
     if len(directions) > 1:
         for name, rows in data.items():

@@ -18,7 +18,16 @@ from common.run.significance import bootstrap_p
 #: scores of evaluations during training
 SCORES = ("bleu", "chrf", "exact", "length_ratio")
 #: sacreBLEU tokenizers of languages without spaces between words
-TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char", "ko": "char"}
+TOKENIZERS = {
+    "zh": "zh",
+    "yue": "zh",
+    "ja": "char",
+    "th": "char",
+    "lo": "char",
+    "km": "char",
+    "my": "char",
+    "ko": "char",
+}
 TOKENIZE = ("13a", "intl", "zh", "char", "none")
 
 

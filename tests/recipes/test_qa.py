@@ -27,6 +27,7 @@ from recipes.qa.spans import (
     best_spans,
     cut_windows,
     positions,
+    print_limits,
     span_losses,
 )
 from recipes.qa.squad import check_row, fix_offsets, read_squad
@@ -227,6 +228,12 @@ def test_long_questions_are_cut_and_long_answers_lost_but_told(start, rows, caps
     assert "1 answers fit in no window" in told.err + told.out
 
 
+def test_answers_longer_than_a_prediction_can_be_are_told(capsys):
+    columns = {"row": [0, 0, 1], "question_cut": [False] * 3, "lost": [False] * 3, "labels": [[0, 0], [5, 9], [5, 8]]}
+    print_limits(Dataset.from_dict(columns), 2, max_answer_length=4)
+    assert "1 answers exceed --max_answer_length 4" in capsys.readouterr().err
+
+
 def test_positions_of_parts_of_tokens_and_dropped_characters():
     starts, ends = [2, 5, 9], [4, 9, 12]
     assert positions(starts, ends, 5, 9, False, False) == (1, 1)
@@ -382,6 +389,36 @@ def test_the_threshold_is_the_best_there_is():
     assert f1(tuned) == pytest.approx(max(f1(t) for t in np.linspace(-6, 6, 2401)))
     assert f1(tuned) > max(f1(-9), f1(9))
     assert best_threshold(contexts, [["def"]] * 80, spans) is None
+
+
+def test_contexts_without_tokens_do_not_make_the_threshold_infinite():
+    spans = Spans(
+        np.zeros(2, int), np.full(2, 3), np.array([1.0, 2.0]), np.array([0, 1, 2, 2, 2]), np.array([5, 6, 1, 1])
+    )
+    contexts, gold = ["abc", "abc", "\u200b", "\u200b"], [["abc"], ["abc"], [], []]
+    tuned = best_threshold(contexts, gold, spans)
+    assert tuned == 4
+    assert answers(contexts, spans, tuned) == [(0, 3), (0, 3), (0, 0), (0, 0)]
+    assert (
+        best_threshold(
+            ["\u200b"], [[]], Spans(spans.start[:0], spans.end[:0], spans.score[:0], np.zeros(2, int), np.ones(1))
+        )
+        == 0
+    )
+
+
+def test_the_best_answers_of_a_question_differ_in_more_than_spaces():
+    context = "In  Kyoto."  # a tokenizer may have tokens of spaces
+    spans = Spans(
+        np.array([2, 4, 2, 0]), np.array([9, 9, 4, 2]), np.array([4.0, 3.0, 2.0, 1.0]), np.array([0, 4]), np.zeros(1)
+    )
+    (found,) = predict.ranked([context], spans, threshold=1.0)
+    assert [(row["answer"], row["start"], row["end"]) for row in found] == [
+        ("Kyoto", 4, 9),
+        ("", None, None),
+        ("In", 0, 2),
+    ]
+    assert [row["score"] for row in found] == pytest.approx(np.exp([4, 2, 1]) / np.exp([4, 2, 1]).sum(), abs=1e-4)
 
 
 def test_the_baseline_finds_what_stands_beside_the_words_of_the_question():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from rouge_score import rouge_scorer
 from safetensors.torch import load_file
 from transformers import (
@@ -109,6 +110,7 @@ def test_turns_and_texts_of_a_dialogue_are_the_same_and_keep_who_speaks(tmp_path
         ["#Person1#: Hello. How are\tyou?", "#Person2#: Fine: thanks."],
         *[["#Person1#: Hello. How are you?", "#Person2#: Fine: thanks."]] * 2,
     ]
+    assert units("「はい。」 次。 終\n") == ["「はい。」", "次。", "終"]
     assert units("One here. Two: there\nThree") == ["One here.", "Two: there", "Three"]
     assert [as_text(x) for x in ([], [""], [{"text": "a"}], 7, None, [["a"]], [{"speaker": "A", "text": 3}])] == [
         None
@@ -131,8 +133,18 @@ def test_every_form_of_rows_is_the_same_data(tmp_path):
         found.append(data["train"].to_list())
     assert found[0] == found[1] == [{**row, "id": str(n)} for n, row in enumerate(rows, 1)]
     assert flatten({"document": ["a", "b"], "summary": "s", "references": ["t"]}) == {
-        "document": "a\nb", "references": ["s", "t"],
+        "document": "a\nb", "summary": "s", "references": ["s", "t"],
     }  # fmt: skip
+
+
+def test_a_carved_validation_split_shares_no_document(tmp_path):
+    turns = [[{"speaker": "Ann", "text": f"Hello {n // 3}."}, {"speaker": "Bob", "text": "Hi."}] for n in range(60)]
+    rows = [{"document": document, "summary": f"They meet {n}."} for n, document in enumerate(turns)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for source in ({"train_file": write_jsonl(tmp_path / "t.jsonl", rows)}, {"dataset_name": str(tmp_path / "saved")}):
+        data, _ = SummarizationDataArguments(**source).load()
+        assert len(data["validation"]) == 6
+        assert not {*data["validation"]["document"]} & {*data["train"]["document"]}
 
 
 @pytest.mark.parametrize(

@@ -649,6 +649,23 @@ def test_a_language_that_is_null_is_missing(tmp_path):
         assert data["train"]["target"][:] == ["b", "a", "d"]
 
 
+def test_old_rows_stay_marked(tmp_path):
+    rows = [{"translation": {"en": text, "de": text.upper()}} for text in "abcd"]
+    files = {
+        f"{name}_file": write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("train", "validation", "replay")
+    }
+    data, _ = train.TranslationDataArguments(**files, source_lang="en", target_lang="de").load()
+    assert data["train"]["old"][:] == [False] * 4 + [True] * 4
+
+
+def test_a_carved_validation_split_shares_no_source(tmp_path):
+    rows = [{"translation": {"en": f"a cat {n // 3}", "de": f"eine Katze, {n}"}} for n in range(60)]
+    file = write_jsonl(tmp_path / "t.jsonl", rows)
+    data, _ = train.TranslationDataArguments(train_file=file, source_lang="en", target_lang="de").load()
+    assert len(data["validation"]) == 6
+    assert not {*data["validation"]["source"]} & {*data["train"]["source"]}
+
+
 def test_rare_pairs_are_drawn_more_often_by_temperature():
     pairs = ["a"] * 100 + ["b"] * 10 + ["c"] * 40
     assert upsampled(pairs, 1, 0).tolist() == list(range(150))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -12,6 +13,8 @@ from recipes.ner.arguments import NerDataArguments
 from recipes.ner.reading import load_tagged
 from recipes.qa import train as qa
 from recipes.qa.arguments import QaDataArguments
+from recipes.qa.scoring import SquadScorer
+from recipes.qa.spans import Spans
 from recipes.qa.squad import check_row, load_questions
 from recipes.sentiment.arguments import SentimentDataArguments
 from recipes.sentiment.labels import load_labeled
@@ -125,11 +128,18 @@ def test_unanswerable_test_questions_are_scored_if_training_has_some(tmp_path, c
     assert "train: none of the 2 questions has an answer; the model learns to find none" in capsys.readouterr().err
 
 
-def test_alternative_answers_that_are_not_in_the_context_are_dropped_and_counted(tmp_path, capsys):
+def test_alternative_answers_that_are_not_in_the_context_are_scored_and_not_learned(tmp_path, capsys):
     answers = {"text": ["Lady Lovelace", "Ada", "Augusta"], "answer_start": [-1, 0, None]}
     data, _ = asked(tmp_path, [question(answers=answers), question()])
     assert data["train"]["answers"][0] == {"text": ["Ada"], "answer_start": [0]}
-    assert "dropped 4 alternative answers that are not in their context" in capsys.readouterr().out
+    assert data["train"]["gold"][:] == [answers["text"], ["Ada Lovelace"]]
+    assert "4 alternative answers are not in their context; they are scored" in capsys.readouterr().out
+    either = question(answers={"text": ["London", "charles babbage"], "answer_start": [36, 0]})
+    data, _ = asked(tmp_path, [either] * 2)
+    babbage = Spans(*(np.array(x) for x in ([17, 17], [32, 32], [1.0, 1.0], [0, 1, 2], [0.0, 0.0])))
+    scorer = SquadScorer(data["validation"], "word", qa.QaTrainingArguments(output_dir=str(tmp_path)))
+    assert scorer(babbage, None)["exact_match"] == 1
+    assert [row["exact_match"] for row in scorer.predictions(babbage, None)] == [1, 1]
     alone = question(answers={"text": ["Augusta", "Lady"], "answer_start": [0, 3]})
     assert len([message for message in check_row(alone) if "is not in the context; copy" in message]) == 2
     misplaced = question(answers={"text": ["Ada", "London"], "answer_start": [0, 3]})

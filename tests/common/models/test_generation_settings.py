@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from common.models.decoding import GenerationArguments, set_generation
@@ -81,3 +82,13 @@ def test_the_settings_of_the_search_contradict_nothing_of_the_checkpoint(gpt2):
     set_generation(model, GenerationArguments(num_beams=2))
     model.generation_config.validate(strict=True)
     assert model.generation_config.num_beams == 2
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_each_text_gets_one_output_whatever_the_checkpoint_asks_for(gpt2, beams):
+    model = GPT2LMHeadModel.from_pretrained(gpt2)
+    asked = {"num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True, "min_new_tokens": 5}
+    vars(model.generation_config).update(asked, decoder_start_token_id=1, pad_token_id=0)
+    set_generation(model, GenerationArguments(num_beams=beams, max_target_length=3))
+    found = model.generate(input_ids=torch.ones(3, 2, dtype=torch.long), attention_mask=torch.ones(3, 2))
+    assert found.shape == (3, 5)
