@@ -153,7 +153,9 @@ def best_threshold(contexts: list[str], gold: list[list[str]], spans: Spans, uni
     best = int(np.flatnonzero(possible)[np.argmax(totals[possible])])
     if best == 0:
         return float(margins[0]) - 1.0
-    return float(margins[best - 1]) if best == len(margins) else float((margins[best - 1] + margins[best]) / 2)
+    if best == len(margins):
+        return float(np.nextafter(margins[-1], np.inf))  # above, because predict rounds the last margin differently
+    return float((margins[best - 1] + margins[best]) / 2)
 
 
 def overlap_baseline(questions: list[str], contexts: list[str]) -> list[str]:

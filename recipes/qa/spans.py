@@ -168,7 +168,7 @@ def print_limits(windows: Dataset, rows: int, max_answer_length: int) -> None:
     if lost:
         warn(f"{lost} answers fit in no window and are not learned; raise --doc_stride or --max_seq_length")
     if long:
-        warn(f"{long} answers exceed --max_answer_length {max_answer_length}, which predictions never do; raise it")
+        warn(f"{long} answers exceed --max_answer_length {max_answer_length} and cannot be predicted; raise it")
 
 
 def context_mask(begins: list[int], sizes: list[int], length: int) -> Tensor:

@@ -391,13 +391,21 @@ def test_the_threshold_is_the_best_there_is():
     assert best_threshold(contexts, [["def"]] * 80, spans) is None
 
 
+def test_predict_answers_the_question_whose_margin_is_the_threshold():
+    null, score = (np.array(x, np.float32) for x in ([-1.0002085, -1.0002085, -40], [0.14893602, 0.14893602, -2]))
+    spans = Spans(np.zeros(3, int), np.full(3, 3), score, np.arange(4), null)
+    tuned = best_threshold(["abc"] * 3, [["abc"], ["abc"], []], spans)
+    assert answers(["abc"] * 3, spans, tuned) == [(0, 3)] * 3
+    assert [options[0]["answer"] for options in predict.ranked(["abc"] * 3, spans, tuned)] == ["abc"] * 3
+
+
 def test_contexts_without_tokens_do_not_make_the_threshold_infinite():
     spans = Spans(
         np.zeros(2, int), np.full(2, 3), np.array([1.0, 2.0]), np.array([0, 1, 2, 2, 2]), np.array([5, 6, 1, 1])
     )
     contexts, gold = ["abc", "abc", "\u200b", "\u200b"], [["abc"], ["abc"], [], []]
     tuned = best_threshold(contexts, gold, spans)
-    assert tuned == 4
+    assert tuned == pytest.approx(4)
     assert answers(contexts, spans, tuned) == [(0, 3), (0, 3), (0, 0), (0, 0)]
     assert (
         best_threshold(
