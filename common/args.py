@@ -58,7 +58,10 @@ class ModelArguments:
     )
     after: str | None = field(
         default=None,
-        metadata={"help": "go on from this model, instead of --model_name_or_path; see --keep", "resume": "fixed"},
+        metadata={
+            "help": "trained model to start from, instead of --model_name_or_path; see --keep",
+            "resume": "fixed",
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the hub"})
     attn_implementation: str = field(
@@ -71,7 +74,7 @@ class ModelArguments:
     allow_special_tokens: bool = field(
         default=False,
         metadata={
-            "help": "a special token in a text, such as </s>, acts as one; otherwise it is read as plain text",
+            "help": "special tokens in texts, such as </s>, act as special tokens; false: they are plain text",
             "resume": "fixed",
         },
     )
@@ -119,13 +122,13 @@ class FileArguments:
         default=None, metadata={"help": "encoding of text files, such as cp1252, gb18030, utf-16; default: UTF-8"}
     )
     csv_delimiter: str | None = field(
-        default=None, metadata={"help": "between the cells of .csv and .tsv; default: a comma in .csv, a tab in .tsv"}
+        default=None, metadata={"help": "character between cells, or tab; default: a comma in .csv, a tab in .tsv"}
     )
     csv_quoting: Literal["auto", "csv", "none"] = field(
         default="auto",
         metadata={
-            "help": 'csv: "a ""b""" is the cell a "b"; none: quotation marks are text; auto: csv in .csv, by the file '
-            "in .tsv"
+            "help": 'csv: "a ""b""" is the cell a "b"; none: quotation marks are text; auto: csv for .csv; for .tsv '
+            "as the file shows"
         },
     )
     csv_header: bool = field(default=True, metadata={"help": "line 1 of .csv and .tsv holds the column names"})
@@ -136,9 +139,11 @@ class FileArguments:
         default=None, metadata={"help": "sheet of .xlsx, .xls and .ods files; default: the first"}
     )
     skip_bad_rows: int = field(
-        default=0, metadata={"help": "drop up to N rows with a problem, named and counted; default: reject the file"}
+        default=0, metadata={"help": "drop up to N rows with problems, and print them; 0: reject the file"}
     )
-    max_chars: int = field(default=1_000_000, metadata={"help": "most characters of a row; longer rows are rejected"})
+    max_chars: int = field(
+        default=1_000_000, metadata={"help": "maximum characters of a row; longer rows are rejected"}
+    )
 
     def __post_init__(self) -> None:
         if self.encoding is not None:
@@ -181,27 +186,27 @@ class DataArguments(FileArguments):
     sample: ClassVar[Path | None] = None
 
     train_file: str | None = _file("training rows: .jsonl .json .csv .tsv .xlsx .parquet, or a format of the recipe")
-    validation_file: str | None = _file("validation rows; split off from the training rows if not given")
+    validation_file: str | None = _file("validation rows; default: split off from the training rows")
     test_file: str | None = _file("test rows, evaluated once at the end")
     dataset_name: str | None = field(
         default=None, metadata={"help": "hub data set, or folder saved by datasets, instead of files"}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the hub data set"})
     validation_split_percentage: int = field(
-        default=10, metadata={"help": "percent of the training rows split off if there are no validation rows"}
+        default=10, metadata={"help": "percent of the training rows to split off if there are no validation rows"}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "use only N random training rows, the same for each --seed"}
+        default=None, metadata={"help": "use only N random training rows; every --seed has the same rows"}
     )
     train_rows: str | None = field(
         default=None,
-        metadata={"help": "file with the numbers of the training rows to use, one a line, from 1; others are left out"},
+        metadata={"help": "file with the numbers of the training rows to use, one a line, counted from 1"},
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "use only N random validation rows, the same for each --seed"}
+        default=None, metadata={"help": "use only N random validation rows; every --seed has the same rows"}
     )
     max_predict_samples: int | None = field(
-        default=None, metadata={"help": "use only N random test rows, the same for each --seed"}
+        default=None, metadata={"help": "use only N random test rows; every --seed has the same rows"}
     )
 
     def __post_init__(self) -> None:
@@ -262,14 +267,15 @@ class GroupedDataArguments(DataArguments):
     """Choose rows that may have domains, and rows of an earlier task beside them."""
 
     domain_column: str | None = field(
-        default=None, metadata={"help": "column with the domain of a row; scores then come by domain, mean and worst"}
+        default=None,
+        metadata={"help": "column with the domain of a row; adds the score of each domain, their mean and the worst"},
     )
     replay_file: str | None = field(
         default=None, metadata={"help": "rows of an earlier task or domain, for --keep replay or ewc"}
     )
     leave_out: str | None = field(
         default=None,
-        metadata={"help": "domain without training and validation rows; its test rows show how the model does on it"},
+        metadata={"help": "domain to leave out of the training and validation rows; its test rows are scored"},
     )
 
     def __post_init__(self) -> None:
@@ -289,7 +295,8 @@ class LabeledDataArguments(GroupedDataArguments):
     """Choose the rows of a task in which each row has a gold value: a label, tags, answers, a target or a summary."""
 
     drop_unlabeled: bool | None = field(
-        default=None, metadata={"help": "true: drop and count rows without a gold value, which are else an error"}
+        default=None,
+        metadata={"help": "true: drop and count rows without a gold value; default: such rows are an error"},
     )
 
 
@@ -313,7 +320,7 @@ class RegularisationArguments:
     ewc_strength: ClassVar[float] = 10_000.0
 
     dropout: float | None = field(
-        default=None, metadata={"help": "rate of every dropout, attention included; the checkpoint's if not given"}
+        default=None, metadata={"help": "rate of every dropout, attention included; default: as in the checkpoint"}
     )
     r_drop: float = field(
         default=0.0,
@@ -327,11 +334,11 @@ class RegularisationArguments:
     )
     adversarial_epsilon: float | None = field(
         default=None,
-        metadata={"help": "largest L2 norm of the shift of a row; fgm 0.1, freelb 1"},
+        metadata={"help": "maximum L2 norm of the shift of a row; default: fgm 0.1, freelb 1"},
     )
-    adversarial_steps: int | None = field(default=None, metadata={"help": "passes of freelb; 3 if not given"})
+    adversarial_steps: int | None = field(default=None, metadata={"help": "passes of freelb; default: 3"})
     adversarial_step_size: float | None = field(
-        default=None, metadata={"help": "L2 norm of the shift that freelb adds in each pass; 0.1 if not given"}
+        default=None, metadata={"help": "L2 norm of the shift that freelb adds in each pass; default: 0.1"}
     )
     mixout: float = field(
         default=0.0, metadata={"help": "share of weights replaced by their pretrained values in each step"}
@@ -357,28 +364,29 @@ class RegularisationArguments:
     keep: Literal["none", "ewc", "lwf", "replay"] = field(
         default="none",
         metadata={
-            "help": "how a model learns --after another: ewc pulls the weights that the old rows need, lwf learns the "
-            "outputs of the old model, replay trains on old rows too",
+            "help": "how to keep the task of the model in --after: ewc (penalise changes of weights that it needs), "
+            "lwf (also learn the outputs of that model), replay (also train on rows of --replay_file)",
             "resume": "fixed",
         },
     )
     keep_strength: float | None = field(
         default=None,
-        metadata={"help": "weight of the penalty of --keep; ewc 10000 (language models 100), lwf 1 if not given"},
+        metadata={"help": "weight of the penalty of --keep; default: ewc 10000 (language models 100), lwf 1"},
     )
     keep_temperature: float | None = field(
-        default=None, metadata={"help": "divides the logits that --keep lwf compares; 2 if not given"}
+        default=None, metadata={"help": "temperature that divides the logits under --keep lwf; default: 2"}
     )
     replay_rows: float | None = field(
         default=None,
         metadata={
-            "help": "old rows in each epoch of --keep replay; below 1: this share of them; default: all, at most as "
-            "many as new rows",
+            "help": "earlier rows in each epoch of --keep replay; below 1: share of these rows; default: all, up to "
+            "the number of new rows",
             "resume": "fixed",
         },
     )
     save_fisher: bool = field(
-        default=False, metadata={"help": "save what --keep ewc of a later run needs of the training rows of this one"}
+        default=False,
+        metadata={"help": "save the Fisher information of the training rows, which --keep ewc of a later run needs"},
     )
 
     def check_keeping(self) -> None:
@@ -472,11 +480,11 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
 
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "folder for model and results; outputs/RECIPE if not given", "resume": "incidental"},
+        metadata={"help": "folder for model and results; default: outputs/RECIPE", "resume": "incidental"},
     )
     seed: int = field(default=42, metadata={"help": "seed of new weights, row order and dropout", "resume": "fixed"})
     data_seed: int | None = field(
-        default=None, metadata={"help": "seed of the row order; --seed if not given", "resume": "fixed"}
+        default=None, metadata={"help": "seed of the row order; default: --seed", "resume": "fixed"}
     )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "name of the optimizer", "resume": "fixed"})
     gradient_accumulation_steps: int = field(
@@ -500,12 +508,12 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     )
     bf16: bool | None = field(default=None)  # type: ignore[assignment]  # None: `__post_init__` reads --precision
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without a better score"}
+        default=None, metadata={"help": "stop after N evaluations without a better score"}
     )
     save_min_seconds: float = field(
         default=60,
         metadata={
-            "help": "with --save_strategy epoch: least seconds between two checkpoints",
+            "help": "with --save_strategy epoch: minimum seconds between two checkpoints",
             "resume": "incidental",
         },
     )
@@ -535,9 +543,17 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
     eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate: no, steps, epoch"})
     save_strategy: str = field(default="epoch", metadata={"help": "when to save a checkpoint: no, steps, epoch, best"})
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept besides the best"})
-    load_best_model_at_end: bool = field(default=True)
-    logging_steps: float = field(default=50)
-    hub_strategy: str = field(default="end")
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "end with the weights of the best evaluation; false: with the last weights"}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "steps between two entries of the log"})
+    max_steps: int = field(default=-1, metadata={"help": "steps of training, instead of --num_train_epochs"})
+    label_smoothing_factor: float = field(default=0.0, metadata={"help": "share of each label spread over all classes"})
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "upload --output_dir to the hub at the end, test predictions included"}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "repository for --push_to_hub"})
+    hub_strategy: str = field(default="end", metadata={"help": "end: upload once, after training; no other value"})
     train_sampling_strategy: Literal["auto", "random", "group_by_length", "sequential"] = field(
         default="auto",
         metadata={

@@ -57,9 +57,11 @@ class CorpusArguments(GroupedDataArguments):
         metadata={"help": f"file, folder, or pattern such as 'texts/**/*.txt'; endings: {' '.join(ENDINGS)}"},
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "the same for validation; split off from the training texts if not given"}
+        default=None, metadata={"help": "the same for validation; default: split off from the training texts"}
     )
-    test_file: str | None = field(default=None, metadata={"help": "the same for test, evaluated once at the end"})
+    test_file: str | None = field(
+        default=None, metadata={"help": "the same for test; scored before and after training"}
+    )
     forgetting_file: str | None = field(
         default=None,
         metadata={"help": "texts of another domain, evaluated before and after training to measure forgetting"},
@@ -75,7 +77,7 @@ class CorpusArguments(GroupedDataArguments):
     pack: bool = field(
         default=True,
         metadata={
-            "help": "fill a row with several texts, separate in attention; otherwise one text a row",
+            "help": "fill a row with several texts, none of which sees the others; false: one text a row",
             "resume": "fixed",
         },
     )
@@ -99,7 +101,7 @@ class CorpusArguments(GroupedDataArguments):
     stream_shares: int | None = field(
         default=None,
         metadata={
-            "help": "with --streaming: parts read in parallel; processes times workers if not given",
+            "help": "with --streaming: parts read in parallel; default: processes times workers",
             "resume": "fixed",
         },
     )

@@ -36,24 +36,43 @@ class PoolArguments(LabeledDataArguments):
     """Choose unlabelled rows, and how they are used in training; see `common.training.semi`."""
 
     unlabeled_file: list[str] | None = field(
-        default=None, metadata={"help": "rows without labels for --semi, in files that predict reads"}
+        default=None, metadata={"help": "files of rows without labels for --semi, in the formats of predict"}
     )
     semi: Literal["pseudo", "fixmatch", "noisy_student"] | None = field(
-        default=None, metadata={"help": "how the model learns from --unlabeled_file", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "learn from --unlabeled_file: pseudo (classes that a first model predicts), fixmatch (classes that "
+            "the model in training predicts), noisy_student (probabilities of a first model, in rounds)",
+            "resume": "fixed",
+        },
     )
     max_unlabeled_samples: int | None = field(
-        default=None, metadata={"help": "use only N random unlabelled rows, the same for each --seed"}
+        default=None, metadata={"help": "use only N random unlabelled rows; every --seed has the same rows"}
     )
     semi_rounds: int | None = field(
-        default=None, metadata={"help": "runs after the first: pseudo 1, noisy_student 2", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "training runs after that of the first model; default: pseudo 1, noisy_student 2",
+            "resume": "fixed",
+        },
     )
     semi_threshold: float | None = field(
-        default=None, metadata={"help": "least probability of a target; default: by validation rows", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "minimum probability of a predicted class; default: chosen on the validation rows",
+            "resume": "fixed",
+        },
     )
     semi_weight: float | None = field(
-        default=None, metadata={"help": "weight of unlabelled rows; default: by validation rows", "resume": "fixed"}
+        default=None,
+        metadata={
+            "help": "weight of unlabelled rows in the loss; default: chosen on the validation rows",
+            "resume": "fixed",
+        },
     )
-    semi_noise: float | None = field(default=None, metadata={"help": "share of masked tokens; default: 0.15"})
+    semi_noise: float | None = field(
+        default=None, metadata={"help": "share of masked tokens, for fixmatch and noisy_student; default: 0.15"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

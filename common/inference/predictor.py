@@ -42,7 +42,8 @@ class PredictArguments(SpeedArguments, FileArguments):
         default="auto", metadata={"help": "auto: bf16 if the hardware computes it natively, else fp32"}
     )
     allow_special_tokens: bool | None = field(
-        default=None, metadata={"help": "a special token in a text, such as </s>, acts as one; default: as in training"}
+        default=None,
+        metadata={"help": "special tokens in texts, such as </s>, act as special tokens; default: as in training"},
     )
 
     def __post_init__(self) -> None:
@@ -76,9 +77,7 @@ class DomainPredictArguments(PredictArguments):
 
     domain: str | None = field(
         default=None,
-        metadata={
-            "help": "domain of all rows, for a model of --tuning domains; default: the gate mixes those of training"
-        },
+        metadata={"help": "domain of all rows, for a model of --tuning domains; default: the gate mixes the adapters"},
     )
 
     def settings(self) -> dict[str, Any]:

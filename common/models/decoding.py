@@ -34,9 +34,11 @@ class GenerationArguments:
         metadata={"help": "a beam's score is divided by its length to this power; above 1 favours long outputs"},
     )
     max_source_length: int = field(
-        default=128, metadata={"help": "most tokens of a source; the rest is cut off", "resume": "fixed"}
+        default=128, metadata={"help": "maximum tokens of a source; the rest is cut off", "resume": "fixed"}
     )
-    max_target_length: int = field(default=128, metadata={"help": "most tokens of a generated text", "resume": "fixed"})
+    max_target_length: int = field(
+        default=128, metadata={"help": "maximum tokens of a generated text", "resume": "fixed"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_source_length", "max_target_length"):

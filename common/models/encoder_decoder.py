@@ -49,7 +49,7 @@ class Seq2SeqModelArguments(ModelArguments):
     """Choose a pretrained encoder-decoder, an encoder with a new decoder, or a new model."""
 
     model_name_or_path: str | None = field(  # type: ignore[assignment]  # `__post_init__` replaces None
-        default=None, metadata={"help": "local folder or hub id of an encoder-decoder; a new model if not given"}
+        default=None, metadata={"help": "local folder or hub id of an encoder-decoder; default: a new model"}
     )
     warm_start: Literal["both", "encoder"] | None = field(
         default=None,
@@ -61,21 +61,21 @@ class Seq2SeqModelArguments(ModelArguments):
     from_scratch: Literal["tiny", "small", "base"] | None = field(
         default=None,
         metadata={
-            "help": "new model of 2, 4 or 6 layers a side and width 192, 256 or 512; tiny if not given",
+            "help": "new model of 2, 4 or 6 layers a side, 192, 256 or 512 wide; default: tiny",
             "resume": "fixed",
         },
     )
     tokenizer_train: Literal["bpe", "unigram"] | None = field(
         default=None,
         metadata={
-            "help": "tokenizer of a new model, trained on sources and targets; bpe if not given",
+            "help": "tokenizer of a new model, trained on sources and targets; default: bpe",
             "resume": "fixed",
         },
     )
     vocab_size: int | None = field(
         default=None,
         metadata={
-            "help": "most tokens of that tokenizer, special tokens included; 4000 if not given",
+            "help": "maximum tokens of the new tokenizer, special tokens included; default: 4000",
             "resume": "fixed",
         },
     )

@@ -41,19 +41,20 @@ class ScratchArguments:
         },
     )
     vocab_size: int = field(
-        default=8000, metadata={"help": "most tokens of that tokenizer, special tokens included", "resume": "fixed"}
+        default=8000,
+        metadata={"help": "maximum tokens of the new tokenizer, special tokens included", "resume": "fixed"},
     )
     model_size: Literal["tiny", "small", "base"] | None = field(
         default=None,
         metadata={
-            "help": "2, 6 or 12 layers of width 128, 384 or 768; the size of --model_name_or_path if not given",
+            "help": "new model of 2, 6 or 12 layers, 128, 384 or 768 wide; default: as --model_name_or_path",
             "resume": "fixed",
         },
     )
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "configuration values, such as: num_hidden_layers=4,hidden_size=256",
+            "help": "configuration values of a new model, such as: num_hidden_layers=4,hidden_size=256",
             "resume": "fixed",
         },
     )

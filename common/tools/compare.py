@@ -291,8 +291,10 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--methods", nargs="*", default=[], help="values of --tuning")
     parser.add_argument("--settings", help="YAML file of names and arguments")
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
-    parser.add_argument("--score", help="score to show; default: the score that picks the best checkpoint")
-    parser.add_argument("--over", nargs="+", default=[], help="one more argument, and its values")
+    parser.add_argument("--score", help="score to show; default: the score that selects the best checkpoint")
+    parser.add_argument(
+        "--over", nargs="+", default=[], help="an argument of the recipe and its values; all: without the argument"
+    )
     parser.add_argument(
         "--steps",
         nargs="+",

@@ -209,7 +209,7 @@ def read_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument("recipe")
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
-    parser.add_argument("--score", help="score to show; default: the score that picks the best checkpoint")
+    parser.add_argument("--score", help="score to show; default: the score that selects the best checkpoint")
     parser.add_argument("--at_once", type=int, default=1, help="number of runs at a time; they share the cores")
     parser.add_argument("--gpus", type=int, help="start each run by accelerate launch with this number of processes")
     parser.add_argument("--fresh", action="store_true", help="run all again, finished and stopped runs too")

@@ -32,8 +32,10 @@ class LanguageArguments(TrainingArguments):
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
     ewc_strength: ClassVar[float] = 100.0  # a row has many labels, and the importance of a weight grows with them
 
-    warmup_steps: float = field(default=0.06, metadata={"help": "warmup steps; below 1: share of all steps"})
-    dropout: float | None = field(default=0.0, metadata={"help": "dropout in this run, in place of that of the model"})
+    warmup_steps: float = field(default=0.06, metadata={"help": "warm-up steps; below 1: share of all steps"})
+    dropout: float | None = field(
+        default=0.0, metadata={"help": "dropout during this run, instead of the rates of the model"}
+    )
     batch_ramp_start: int | None = field(
         default=None,
         metadata={"help": "rows of the first step; the batch then grows over --batch_ramp_steps", "resume": "fixed"},
@@ -41,8 +43,10 @@ class LanguageArguments(TrainingArguments):
     batch_ramp_steps: int | None = field(
         default=None, metadata={"help": "steps over which the batch grows", "resume": "fixed"}
     )
-    loss_chunk: int = field(default=1024, metadata={"help": "labels whose vocabulary scores are in memory at a time"})
-    metric_for_best_model: str | None = field(default="loss", metadata={"help": "score that picks the best checkpoint"})
+    loss_chunk: int = field(default=1024, metadata={"help": "labels whose logits are in memory at a time"})
+    metric_for_best_model: str | None = field(
+        default="loss", metadata={"help": "score that selects the best checkpoint"}
+    )
     include_num_input_tokens_seen: str = field(default="non_padding")
     remove_unused_columns: bool = field(default=False)  # the collator takes them
 

@@ -67,7 +67,7 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     )
     average_checkpoints: int = field(
         default=0,
-        metadata={"help": "at the end average the weights of the last n checkpoints, instead of taking the best"},
+        metadata={"help": "average the weights of the last N checkpoints at the end, instead of taking the best"},
     )
 
     def __post_init__(self) -> None:

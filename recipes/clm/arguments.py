@@ -18,7 +18,9 @@ class ClmModelArguments(ModelArguments):
 
 @dataclass
 class ClmScratchArguments(ScratchArguments):
-    vocab_size: int = field(default=4000, metadata={"help": "tokens in the new tokenizer, with special tokens"})
+    vocab_size: int = field(
+        default=4000, metadata={"help": "maximum tokens of the new tokenizer, special tokens included"}
+    )
 
 
 @dataclass

@@ -40,7 +40,7 @@ class ClmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 1e-3 for a new model, 1e-4 for full fine-tuning, 2e-3 for LoRA, ..."}
     )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows in a batch on each device"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "rows per device in a training batch"})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "passes over the training texts; default: 10 for a new model, else 2"}
     )

@@ -24,7 +24,9 @@ class MatchingDataArguments(LabeledDataArguments):
 
     rows: Literal["auto", "ranking", "score", "label"] = field(
         default="auto",
-        metadata={"help": "ranking: a query and its passage; score, label: two texts with it; auto: by the columns"},
+        metadata={
+            "help": "ranking: queries with passages; score or label: pairs of texts with it; auto: by the columns"
+        },
     )
     query_column_name: str = field(default="query", metadata={"help": "column with the query"})
     positive_column_name: str = field(default="positive", metadata={"help": "column with a passage that answers it"})
@@ -32,18 +34,22 @@ class MatchingDataArguments(LabeledDataArguments):
         default=None, metadata={"help": "column with the id of that passage in --corpus_file, instead of its text"}
     )
     negatives_column_name: str = field(
-        default="negatives", metadata={"help": "column with a list of passages that do not answer it; may be missing"}
+        default="negatives", metadata={"help": "optional column with a list of passages that do not answer it"}
     )
     text_column_name: str = field(default="text", metadata={"help": "column with the first text of a scored pair"})
     text_pair_column_name: str = field(default="text_pair", metadata={"help": "column with the second text"})
-    score_column_name: str | None = field(default=None, metadata={"help": "column with the score of a pair; score"})
-    label_column_name: str = field(default="label", metadata={"help": "column with 1 for a pair that matches, else 0"})
+    score_column_name: str | None = field(
+        default=None, metadata={"help": "column with the score of a pair; default: score"}
+    )
+    label_column_name: str = field(
+        default="label", metadata={"help": "column with 1 for a pair that belongs together, 0 for another"}
+    )
     corpus_file: str | None = field(
         default=None,
-        metadata={"help": "passages to search in, {id, text}; all passages of the rows if not given"},
+        metadata={"help": "passages to search, rows of {id, text}; default: all passages of the rows"},
     )
     passage_column_name: str = field(default="text", metadata={"help": "column of --corpus_file with the passage"})
-    max_negatives: int = field(default=5, metadata={"help": "first N negatives of a row that are trained"})
+    max_negatives: int = field(default=5, metadata={"help": "negatives of a row to train on, the first N"})
     max_seq_length: int = field(
         default=256, metadata={"help": "tokens of a text; longer ones are cut", "resume": "fixed"}
     )

@@ -53,7 +53,9 @@ class HistoryArguments(FileArguments):
     time_column_name: str = field(
         default="timestamp", metadata={"help": "column with the time: a number, or a date such as 2018-09-24T14:27:30"}
     )
-    title_column_name: str | None = field(default=None, metadata={"help": "column with the title of an item; title"})
+    title_column_name: str | None = field(
+        default=None, metadata={"help": "column with the title of an item; default: title"}
+    )
     genres_column_name: str = field(
         default="genres", metadata={"help": "column with its genres: a list, or a text with | between them"}
     )

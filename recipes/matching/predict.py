@@ -66,17 +66,20 @@ class MatchingPredictArguments(PredictArguments):
     passage_column_name: str = field(default="text", metadata={"help": "index, add: column with the passage"})
     keep_columns: list[str] = field(
         default_factory=lambda: ["title", "url"],
-        metadata={"help": "index, add: columns that a search returns beside id and text, if rows have them"},
+        metadata={"help": "index, add: further columns that a search returns, if rows have them"},
     )
     top_k: int = field(default=10, metadata={"help": "passages of a query, or negatives of a row"})
     min_score: float | None = field(default=None, metadata={"help": "search: leave out passages below this score"})
     rerank: str | None = field(
-        default=None, metadata={"help": "search: classifier of text pairs that orders the found passages again"}
+        default=None, metadata={"help": "search: classifier of text pairs that reorders the found passages"}
     )
-    rerank_label: str | None = field(default=None, metadata={"help": "its class of passages that answer a query"})
-    rerank_candidates: int = field(default=50, metadata={"help": "passages of a query that it reads"})
+    rerank_label: str | None = field(
+        default=None, metadata={"help": "class of --rerank for passages that answer the query"}
+    )
+    rerank_candidates: int = field(default=50, metadata={"help": "passages of a query that --rerank reads"})
     max_share: float = field(
-        default=0.95, metadata={"help": "mine: leave out passages above this share of the score of the positive"}
+        default=0.95,
+        metadata={"help": "mine: leave out passages with a score above this share of the positive's score"},
     )
     as_pairs: bool = field(
         default=False,

@@ -38,20 +38,23 @@ VALIDATED = 1000
 
 @dataclass
 class RecommendArguments(SpeedArguments):
-    histories: str = field(default="", metadata={"help": "folder that the command histories wrote"})
+    histories: str = field(default="", metadata={"help": "folder that recipes.matching.histories wrote"})
     model: str | None = field(
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder of an encoder that train saved, or a hub id"},
     )
     frozen: str | None = field(
-        default=DEFAULT_ENCODER, metadata={"help": "encoder before training, as a rival; or none"}
+        default=DEFAULT_ENCODER, metadata={"help": "encoder before training, to compare with; none: leave it out"}
     )
     temperature: float = field(
-        default=0.05, metadata={"help": "that of the training, by which cosines are divided where popularity is added"}
+        default=0.05,
+        metadata={"help": "temperature of the training; cosines are divided by it before popularity is added"},
     )
-    popularity: float = field(default=1.0, metadata={"help": "weight of popularity; lower: more unknown items"})
-    id_model: bool = field(default=True, metadata={"help": "train a model of item ids (SASRec) as a rival"})
-    seed: int = field(default=42, metadata={"help": "seed of that model"})
+    popularity: float = field(
+        default=1.0, metadata={"help": "weight of popularity; lower: more items that few users liked"}
+    )
+    id_model: bool = field(default=True, metadata={"help": "also train a model of item ids (SASRec), to compare with"})
+    seed: int = field(default=42, metadata={"help": "seed of the model of item ids"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "score only N random test rows"})
     output: str | None = field(default=None, metadata={"help": "JSON Lines file for the best new items of each user"})
     top_k: int = field(default=10, metadata={"help": "items of a user in --output"})

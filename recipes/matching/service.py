@@ -41,17 +41,19 @@ class ServiceArguments(PredictArguments):
     )
     index: str | None = field(default=None, metadata={"help": "index of the answers; default: MODEL/index"})
     intents: str | None = field(
-        default=None, metadata={"help": "classifier of intents, such as one of the classification recipe"}
+        default=None,
+        metadata={"help": "text classifier that predicts the intent: folder of a model of sentiment, or a hub id"},
     )
     query_column_name: str = field(default="query", metadata={"help": "column with the question"})
     intent_column_name: str = field(default="intent", metadata={"help": "column with the intent, in --test_file"})
     answer_intent_column: str | None = field(
-        default=None, metadata={"help": "column of the index with the intent of a passage: that of the best one counts"}
+        default=None,
+        metadata={"help": "column of the index with the intent of a passage; the best passage decides the intent"},
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "questions that are in scope and in no training file; they set the threshold"}
+        default=None, metadata={"help": "questions in scope, not used in training; they set the threshold"}
     )
-    coverage: float = field(default=0.95, metadata={"help": "share of questions in scope that is not handed over"})
+    coverage: float = field(default=0.95, metadata={"help": "share of the questions in scope that are not handed over"})
     test_file: str | None = field(default=None, metadata={"help": "questions in scope, with intents, to measure on"})
     out_of_scope_file: str | None = field(default=None, metadata={"help": "questions out of scope, to measure on"})
 

@@ -44,10 +44,11 @@ class MatchingTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="ndcg@10",
         metadata={
-            "help": "score that selects the best checkpoint; of other rows: spearman, average_precision, accuracy"
+            "help": "score that selects the best checkpoint; for other rows the default is spearman (scores), "
+            "average_precision (labels) or accuracy (--teacher)"
         },
     )
-    temperature: float = field(default=0.05, metadata={"help": "divides the similarities in the loss of queries"})
+    temperature: float = field(default=0.05, metadata={"help": "divides the similarities in the loss of ranking rows"})
     pooling: vectors.Pooling | None = field(
         default=None, metadata={"help": "mean, cls or max over the tokens; default: as the checkpoint, else mean"}
     )
@@ -55,7 +56,10 @@ class MatchingTrainingArguments(TrainingArguments):
     passage_prefix: str = field(default="", metadata={"help": "text before each passage"})
     teacher: str | None = field(
         default=None,
-        metadata={"help": "encoder whose vectors a student learns, from sentences and translations", "resume": "fixed"},
+        metadata={
+            "help": "encoder whose vectors the model learns, for sentences and their translations",
+            "resume": "fixed",
+        },
     )
 
 

@@ -18,7 +18,7 @@ class MlmDataArguments(CorpusArguments):
     masking: Masking = field(default="token", metadata={"help": "unit of masking: token, whole_word, span"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the training tokens to mask"})
     eval_mlm_probability: float = field(
-        default=0.15, metadata={"help": "share of the evaluation tokens to mask, one by one"}
+        default=0.15, metadata={"help": "share of the evaluation tokens to mask, as single tokens"}
     )
     mask_replaced: float = field(
         default=0.8, metadata={"help": "share of the chosen tokens that become the mask token"}

@@ -45,10 +45,10 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 class MlmTrainingArguments(LanguageArguments):
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "peak learning rate; 1e-3 for full fine-tuning, 5e-3 for LoRA, ... if not given"},
+        metadata={"help": "peak learning rate; default: 1e-3 for full fine-tuning, 5e-3 for LoRA, ..."},
     )
     num_train_epochs: float = field(default=1.5, metadata={"help": "passes over the training texts"})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows per device in a batch"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows per device in a training batch"})
 
 
 ARGUMENTS = (ModelArguments, models.ScratchArguments, MlmDataArguments, TuningArguments, MlmTrainingArguments)

@@ -113,7 +113,7 @@ class SharingArguments:
     compare_single: bool = field(
         default=False,
         metadata={
-            "help": "also train each task alone, for as many updates and as many minutes",
+            "help": "also train each task alone, for equal updates and for equal minutes",
             "resume": "incidental",
         },
     )
@@ -142,10 +142,12 @@ class SharingArguments:
 class MultitaskTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate"})
     num_train_epochs: float = field(default=2, metadata={"help": "passes over the rows of all tasks together"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "number of steps, or below 1 the share of all steps"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     metric_for_best_model: str | None = field(
         default="mean",
-        metadata={"help": "what selects the best checkpoint: mean or worst over the tasks, the name of a task, loss"},
+        metadata={
+            "help": "score that selects the best checkpoint: mean or worst over the tasks, the name of a task, or loss"
+        },
     )
     logging_steps: float = field(default=10)
     remove_unused_columns: bool = field(default=False)  # the collator of each task removes them

@@ -36,8 +36,8 @@ class MultitaskPredictArguments(PredictArguments):
         default=f"outputs/{Path(__file__).resolve().parent.name}",
         metadata={"help": "folder that train saved"},
     )
-    task: str | None = field(default=None, metadata={"help": "name of the only task to run; default: all"})
-    text: str | None = field(default=None, metadata={"help": "one text, whose answers are printed, instead of files"})
+    task: str | None = field(default=None, metadata={"help": "name of one task to run; default: all tasks"})
+    text: str | None = field(default=None, metadata={"help": "one text instead of files; the answers are printed"})
 
     def __post_init__(self) -> None:
         if self.text is not None:

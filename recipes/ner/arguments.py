@@ -35,7 +35,9 @@ class NerDataArguments(PoolArguments, AugmentedDataArguments):
     )
     tag_scheme: Name = field(
         default="auto",
-        metadata={"help": "scheme of the tags, converted to IOB2; none: each word has a tag of its own (POS)"},
+        metadata={
+            "help": "scheme of the tags, converted to IOB2; none: each tag is of one word, such as a part of speech"
+        },
     )
     conll_word_column: str | None = field(
         default=None, metadata={"help": "column of the word in CoNLL files: number from 1, or name in .conllu files"}
@@ -49,7 +51,7 @@ class NerDataArguments(PoolArguments, AugmentedDataArguments):
     doc_stride: int | None = field(
         default=None,
         metadata={
-            "help": "tokens that neighbouring windows share; a quarter of a window if not given",
+            "help": "tokens that neighbouring windows share; default: a quarter of a window",
             "resume": "fixed",
         },
     )

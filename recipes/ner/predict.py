@@ -41,7 +41,9 @@ class NerPredictArguments(DomainPredictArguments):
     conll_word_column: str | None = field(
         default=None, metadata={"help": "column of the word in CoNLL files; default: as in training"}
     )
-    conll_tag_column: str | None = field(default=None, metadata={"help": "column of the tag in CoNLL files, likewise"})
+    conll_tag_column: str | None = field(
+        default=None, metadata={"help": "column of the tag in CoNLL files; default: as in training"}
+    )
 
     def check_input(self) -> None:
         """Raise `InputError` unless `--input` is a file or a folder of brat."""

@@ -45,9 +45,9 @@ tagger("Ada Lovelace met Charles Babbage in London.")"""
 
 @dataclass
 class NerTrainingArguments(TrainingArguments):
-    learning_rate: float | None = field(default=None, metadata={"help": "default: 2e-4; LoRA 4e-3, ..."})
+    learning_rate: float | None = field(default=None, metadata={"help": "default: 2e-4 full, 4e-3 LoRA, ..."})
     usual_epochs, least_steps = 10, 150
-    num_train_epochs: float | None = field(default=None, metadata={"help": "default: 10; few rows: 150 steps"})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "default: 10, for few rows 150 steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
 
 

@@ -44,8 +44,10 @@ class QaTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     usual_epochs, least_steps = 6, 100
-    num_train_epochs: float | None = field(default=None, metadata={"help": "default: 6, more for few rows (100 steps)"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "number of steps, or below 1 the share of all steps"})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the rows; default: 6, for few rows 100 steps"}
+    )
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "score that selects the best checkpoint"})
     remove_unused_columns: bool = field(default=False)  # the collator needs `begin` and `starts`
 

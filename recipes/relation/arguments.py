@@ -26,17 +26,18 @@ class RelationDataArguments(LabeledDataArguments):
     no_relation_label: str = field(
         default="auto",
         metadata={
-            "help": "label of pairs without a relation, left out of the F1; none: there is no such label; auto: "
+            "help": "label of pairs without a relation, left out of the F1; none: no such label; auto: "
             + ", ".join(NO_RELATION)
-            + " if the labels have it"
+            + ", whichever the labels have"
         },
     )
     other_pairs: bool = field(
         default=True,
-        metadata={"help": "for files of entities and relations: pairs without a relation become rows too"},
+        metadata={"help": "for files of entities and relations: also make rows of pairs without a relation"},
     )
     max_distance: int = field(
-        default=30, metadata={"help": "most words between two mentions of such a pair, and of a pair in predict"}
+        default=30,
+        metadata={"help": "maximum words between the mentions of a pair, under --other_pairs and in predict"},
     )
     typed_markers: bool = field(
         default=True, metadata={"help": "mark a mention with its type, if it has one", "resume": "fixed"}
@@ -51,7 +52,7 @@ class RelationDataArguments(LabeledDataArguments):
     max_seq_length: int = field(
         default=128,
         metadata={
-            "help": "tokens of a row; of a longer text the parts around the mentions are read",
+            "help": "tokens of a row; longer texts are cut around the mentions",
             "resume": "fixed",
         },
     )

@@ -52,7 +52,7 @@ class RelationPredictArguments(DomainPredictArguments):
         default=None, metadata={"help": "folder or hub id of a token classifier that finds the mentions in raw texts"}
     )
     max_distance: int | None = field(
-        default=None, metadata={"help": "most words between the two mentions of a pair; default: as in training"}
+        default=None, metadata={"help": "maximum words between the mentions of a pair; default: as in training"}
     )
     min_probability: float = field(default=0.0, metadata={"help": "leave out triples with a lower probability"})
     graph: str | None = field(

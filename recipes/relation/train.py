@@ -48,7 +48,9 @@ class RelationTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "default: 2e-4 for full fine-tuning, 4e-3 for LoRA, ..."}
     )
     usual_epochs, least_steps = 8, 100
-    num_train_epochs: float | None = field(default=None, metadata={"help": "default: 8, more for few rows (100 steps)"})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the rows; default: 8, for few rows 100 steps"}
+    )
     warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     metric_for_best_model: str | None = field(
         default="micro_f1", metadata={"help": "score that selects the best checkpoint"}

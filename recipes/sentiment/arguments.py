@@ -23,7 +23,7 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
     )
     label_file: list[str] | None = field(
         default=None,
-        metadata={"help": "a label a line, for .txt files: a file for each given file of train, validation and test"},
+        metadata={"help": "for .txt files: a file with a label a line for each given train, validation and test file"},
     )
     label_separator: str | None = field(
         default=None, metadata={"help": "character between several labels in a text, such as | in rude|threat"}
@@ -48,11 +48,13 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
     doc_stride: int | None = field(
         default=None,
         metadata={
-            "help": "tokens that neighbouring windows share; a quarter of a window if not given",
+            "help": "with --long_texts windows: tokens that neighbouring windows share; default: a quarter of a window",
             "resume": "fixed",
         },
     )
-    keep_part: str = field(default="head", metadata={"help": "part read of a longer text: head, tail, head+tail"})
+    keep_part: str = field(
+        default="head", metadata={"help": "part of a longer text that is read: head, tail, head+tail"}
+    )
 
     def __post_init__(self) -> None:
         if self.label_file is not None and not self.train_file:
@@ -130,7 +132,7 @@ class FewShotArguments:
     shots: int | None = field(
         default=None,
         metadata={
-            "help": "train on this many rows of each class, drawn by --seed; the rest is unused",
+            "help": "train on N rows of each class, drawn by --seed; the other rows are not used",
             "resume": "fixed",
         },
     )
@@ -143,7 +145,7 @@ class FewShotArguments:
         },
     )
     few_shot_steps: int | None = field(
-        default=None, metadata={"help": "steps of --few_shot; by the number of rows if not given", "resume": "fixed"}
+        default=None, metadata={"help": "steps of --few_shot; default: by the number of rows", "resume": "fixed"}
     )
     few_shot_learning_rate: float | None = field(
         default=None,
@@ -151,12 +153,12 @@ class FewShotArguments:
     )
     pattern: str | None = field(
         default=None,
-        metadata={"help": 'how prompt reads a text; default: "{text} It was [MASK]."', "resume": "fixed"},
+        metadata={"help": 'pattern of --few_shot prompt; default: "{text} It was [MASK]."', "resume": "fixed"},
     )
     verbalizer: list[str] | None = field(
         default=None,
         metadata={
-            "help": "words that prompt fills in, such as positive=great negative=terrible; default: the labels",
+            "help": "word of each class for prompt, such as positive=great negative=terrible; default: the labels",
             "resume": "fixed",
         },
     )

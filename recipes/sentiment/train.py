@@ -50,7 +50,9 @@ class SentimentTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 1e-4 for full fine-tuning, 2e-3 for LoRA, ..."}
     )
-    num_train_epochs: float | None = field(default=None, metadata={"help": "epochs; default: 5, after --few_shot 0"})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "passes over the training rows; default: 5, with --few_shot 0"}
+    )
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "score that selects the best checkpoint"}
     )

@@ -39,7 +39,7 @@ summarize(["A document of any length."])"""
 class ExtractiveDataArguments(SummarizationDataArguments):
     max_source_length: int = field(default=512, metadata={"help": "maximum tokens in a window", "resume": "fixed"})
     summary_sentences: int | None = field(
-        default=None, metadata={"help": "sentences of a summary; default: best on validation"}
+        default=None, metadata={"help": "sentences of a summary; default: best number on validation, 1 to 5"}
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class ExtractiveTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=16, metadata={"help": "windows in a batch on each device", "resume": "splits_step"}
     )
-    warmup_steps: float = field(default=0.1, metadata={"help": "warmup steps; below 1: share of all steps"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "selects the best checkpoint"})
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class AbstractiveTrainingArguments(Seq2SeqTrainingArguments):
     per_device_train_batch_size: int = field(
         default=16, metadata={"help": "rows in a batch on each device", "resume": "splits_step"}
     )
-    warmup_steps: float = field(default=0.1, metadata={"help": "warmup steps; below 1: share of all steps"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     metric_for_best_model: str | None = field(default="rouge_mean", metadata={"help": "selects the best checkpoint"})
 
 

@@ -60,7 +60,9 @@ class TranslationDataArguments(LabeledDataArguments):
     source_column_name: str | None = field(
         default=None, metadata={"help": "column of the sources, for rows without a `translation` object"}
     )
-    target_column_name: str | None = field(default=None, metadata={"help": "column of the targets, for the same rows"})
+    target_column_name: str | None = field(
+        default=None, metadata={"help": "column of the targets, with --source_column_name"}
+    )
     group_column_name: str | None = field(
         default=None, metadata={"help": "column with the domain of a row; each domain also gets its own scores"}
     )
@@ -68,7 +70,10 @@ class TranslationDataArguments(LabeledDataArguments):
         default=None,
         metadata={"help": "the model's source language code, such as eng_Latn; default: from --source_lang"},
     )
-    target_code: str | None = field(default=None, metadata={"help": "the model's target language code"})
+    target_code: str | None = field(
+        default=None,
+        metadata={"help": "the model's target language code, such as deu_Latn; default: from --target_lang"},
+    )
     source_prefix: str | None = field(
         default=None, metadata={"help": "text in front of each source; default: the prefix of T5 or Marian"}
     )

@@ -41,7 +41,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     )
     num_train_epochs: float = field(default=6, metadata={"help": "passes over the training rows"})
     max_tokens_per_batch: int = field(default=1024, metadata={"help": "tokens in a batch, with padding; 0: count rows"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "warmup steps; below 1: share of all steps"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps; below 1: share of all steps"})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "probability spread over all tokens"})
     metric_for_best_model: str | None = field(default="bleu", metadata={"help": "selects the best checkpoint"})
 

@@ -36,13 +36,17 @@ class AugmentedDataArguments(LabeledDataArguments):
     )
     augment_share: float | None = field(
         default=None,
-        metadata={"help": "share of the words that change (0.1), or of the mentions (0.5)", "resume": "fixed"},
+        metadata={
+            "help": "share of the words (default: 0.1) or, for mention, of the mentions (0.5) that change",
+            "resume": "fixed",
+        },
     )
     augment_model: str | None = field(
         default=None, metadata={"help": "folder of a masked language model, for --augment contextual"}
     )
     augment_models: list[str] | None = field(
-        default=None, metadata={"help": "two folders that translate there and back, for --augment back_translation"}
+        default=None,
+        metadata={"help": "two models that translate to another language and back, for --augment back_translation"},
     )
 
     def __post_init__(self) -> None:

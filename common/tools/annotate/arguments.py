@@ -14,13 +14,15 @@ class AnnotateArguments(PredictArguments):
     """Choose the rows of a pool to label next. Recipes subclass this together with their arguments of predict."""
 
     input: str | None = field(default=None, metadata={"help": "pool of rows without labels, in a format of predict"})
-    output: str | None = field(default=None, metadata={"help": "file to write: the rows to label, the first one first"})
+    output: str | None = field(
+        default=None, metadata={"help": "file to write: the rows to label, the most useful first"}
+    )
     n: int = field(default=50, metadata={"help": "number of rows to label"})
     strategy: Literal["margin", "entropy", "diverse", "badge", "random"] = field(
         default="margin",
         metadata={
-            "help": "margin, entropy: where the model is unsure; diverse: rows unlike each other; badge: unsure and "
-            "unlike; random: a fair sample, such as for test rows"
+            "help": "margin, entropy: rows of which the model is unsure; diverse: rows unlike each other; badge: both; "
+            "random: a random sample, such as for test rows"
         },
     )
     labeled: list[str] | None = field(
@@ -30,7 +32,7 @@ class AnnotateArguments(PredictArguments):
     format: Literal["jsonl", "label_studio", "doccano"] = field(
         default="jsonl", metadata={"help": "jsonl: what train reads; or tasks to import into Label Studio or doccano"}
     )
-    relabel: bool = field(default=False, metadata={"help": "choose rows of the pool that have a label too"})
+    relabel: bool = field(default=False, metadata={"help": "also choose rows of the pool that have a label"})
     candidates: int = field(
         default=10_000,
         metadata={"help": "rows among which diverse (drawn at random) and badge (the most uncertain) choose"},

@@ -53,12 +53,14 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, help="YAML file of targets and sources")
     parser.add_argument("--predict", choices=("also", "only", "off"), default="also", help="rank the sources by signs")
     parser.add_argument("--seeds", nargs="+", help="seeds, instead of those of the plan")
-    parser.add_argument("--targets", nargs="+", help="these targets of the plan alone")
-    parser.add_argument("--most_rows", type=int, help="leave out larger numbers of training rows, and all rows")
+    parser.add_argument("--targets", nargs="+", help="names of the targets to train; default: all targets of the plan")
+    parser.add_argument("--most_rows", type=int, help="train only on numbers of rows up to N; leaves out all rows")
     parser.add_argument("--folder", type=Path, default=Path("outputs", "transfer"), help="folder of runs and reports")
     parser.add_argument("--at_once", type=int, default=1, help="number of runs at a time; they share the cores")
     parser.add_argument("--gpus", type=int, help="start each run by accelerate launch with this number of processes")
-    parser.add_argument("--budget", type=float, help="most minutes of training of this call, instead of the plan's")
+    parser.add_argument(
+        "--budget", type=float, help="maximum minutes of training in this call, instead of the budget of the plan"
+    )
     parser.add_argument("--fresh", action="store_true", help="train all runs of the plan again")
     return parser.parse_args(argv)
 
