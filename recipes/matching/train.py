@@ -7,8 +7,7 @@
     python -m recipes.matching.train --config my.yaml
 
 The sample, all-MiniLM-L6-v2, one core (AMD EPYC, bf16), 1.3 minutes: test nDCG@10 0.535, before training 0.386, BM25
-0.122 (2026-11-30).
-More in README.md.
+0.121 (2026-11-30). More in README.md.
 """
 
 from dataclasses import dataclass, field
