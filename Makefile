@@ -30,7 +30,7 @@ endif
 help: ## list the targets
 	@echo "Recipes: make NAME ARGS=\"--argument value ...\" GPUS=n   (ARGS=--help lists the arguments)"
 	@for r in $(RECIPES); do printf '  %-26s %s\n' $$r "$$(sed -n '1s/^"""//p' recipes/$$(echo $$r | sed -e 's/-/\/train_/' -e t -e 's/$$/\/train/').py)"; done
-	@echo "Commands: predict, compare, domains, sweep, annotate, transfer, test and bench take ARGS too, compare and transfer also GPUS; predict uses a GPU if there is one"
+	@echo "Commands: predict, compare, domains, sweep, annotate, transfer, test and bench take ARGS too, compare, domains and transfer also GPUS; predict uses a GPU if there is one"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 predict: $(INSTALLED) ## run a saved model over a file: RECIPE=ner MODEL=outputs/ner INPUT=texts.jsonl OUTPUT=new.jsonl
@@ -41,7 +41,7 @@ compare: $(INSTALLED) ## compare tuning methods or settings: RECIPE=ner METHODS=
 	$(BIN)/python -m common.tools.compare $(RECIPE) $(if $(METHODS),--methods $(METHODS)) $(if $(SETTINGS),--settings $(SETTINGS)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-domains: $(INSTALLED) ## leave out one domain at a time: RECIPE=sentiment ARGS="--domain_column topic ..." SEEDS="1 2 3"
+domains: $(INSTALLED) ## score each domain by models trained without it: RECIPE=sentiment ARGS="--domain_column topic ..." SEEDS="1 2 3"
 	$(BIN)/python -m common.tools.domains $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 sweep: $(INSTALLED) ## search for the best arguments of a recipe: RECIPE=ner TRIALS=20
@@ -52,7 +52,7 @@ annotate: $(INSTALLED) ## choose rows to label next: RECIPE=ner MODEL=outputs/ne
 	$(BIN)/python -m common.tools.annotate $(RECIPE) --model "$(MODEL)" --input "$(INPUT)" --output "$(OUTPUT)" \
 		$(if $(N),--n $(N)) $(if $(STRATEGY),--strategy $(STRATEGY)) $(ARGS)
 
-transfer: $(INSTALLED) ## measure what pretraining, a domain or another task brings: PLAN=FILE SEEDS="1 2 3"; PREDICT=only ranks
+transfer: $(INSTALLED) ## measure the gain by pretraining, a domain or another task: PLAN=FILE SEEDS="1 2 3"; PREDICT=only ranks
 	$(BIN)/python -m common.tools.transfer $(if $(PLAN),--plan "$(PLAN)") $(if $(PREDICT),--predict $(PREDICT)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 

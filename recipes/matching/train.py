@@ -2,7 +2,7 @@
 
     make matching
     make matching ARGS="--train_file my.jsonl --validation_file dev.jsonl --test_file test.jsonl"
-    make matching ARGS="--corpus_file passages.jsonl --positive_id_column_name passage_id --lora_r 16"
+    make matching ARGS="--train_file my.jsonl --corpus_file passages.jsonl --positive_id_column_name passage_id"
     make matching ARGS="--teacher outputs/matching --tokenizer_train wordpiece --train_file translations.jsonl"
     python -m recipes.matching.train --config my.yaml
 
