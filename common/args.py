@@ -24,7 +24,10 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 import transformers
 from accelerate import PartialState
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from common.errors import InputError, check_file_exists, tell
@@ -663,7 +666,11 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             )
         available = {"none", "all", *get_available_reporting_integrations()}
         for name in set(self.report_to) - available:
-            raise InputError(f"--report_to {name}: not installed, or no such logger; run: pip install {name}")
+            if name in INTEGRATION_TO_CALLBACK:
+                raise InputError(f"--report_to {name}: its package is not installed; install it, or give none")
+            nearest = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+            raise InputError(f"--report_to {name}: no such logger; {hint}")
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # transformers applies --ddp_timeout to GPUs only
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))

@@ -48,8 +48,16 @@ command_line(lambda: print(json.dumps(found()), flush=True))
 """
 
 
+def check_no_token(words: list[str]) -> None:
+    """Raise `InputError` for an access token, which the results of the runs would contain."""
+    if any(word.split("=")[0].replace("-", "_") == "__hub_token" for word in words):
+        raise InputError("--hub_token: would be written into the results; leave it out, and run: hf auth login")
+
+
 def check_arguments(recipe: str, all_words: list[list[str]]) -> list[dict[str, Any]]:
     """Return the fingerprint of each run by its arguments. Raises `InputError` if the recipe rejects any of them."""
+    for words in all_words:
+        check_no_token(words)
     done = subprocess.run(
         [sys.executable, "-c", CHECK, training_module(recipe)],
         input=json.dumps(all_words),

@@ -45,6 +45,7 @@ from common.cli import command_line, given_values, parse, training_module
 from common.data.pool import PoolArguments
 from common.errors import InputError, Problems, RunStopped, one_line, tell, warn
 from common.run.fingerprint import NAMES, differences, fingerprint
+from common.tools.runner import check_no_token
 from common.training import checkpoints
 
 #: arguments that a sweep sets
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> optuna.Study:
     taken = [word for word in words if word.split("=")[0] in OWN]
     if taken:
         raise InputError(f"{taken[0]}: is set by the sweep; leave it out")
+    check_no_token(words)
     parsed = parse(recipe.ARGUMENTS, words)
     check_one_training(parsed)
     args = next(a for a in parsed if isinstance(a, TrainingArguments))

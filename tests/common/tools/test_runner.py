@@ -129,6 +129,8 @@ def test_the_direction_of_a_score_is_known_if_it_picks_checkpoints(score, greate
 def test_a_recipe_that_does_not_exist_is_named():
     with pytest.raises(InputError, match="nothing: no such recipe in this folder"):
         runner.check_arguments("nothing", [[]])
+    with pytest.raises(InputError, match="--hub_token: would be written into the results"):
+        runner.check_arguments("ner", [[], ["--hub-token=secret"]])
 
 
 @pytest.mark.parametrize(

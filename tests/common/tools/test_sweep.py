@@ -160,6 +160,7 @@ def test_a_space_that_does_not_fit_is_told(tmp_path, space, message):
     [
         (["--eval_strategy", "no"], "--eval_strategy no: a sweep needs evaluations"),
         (["--output_dir", "out"], "--output_dir: is set by the sweep"),
+        (["--hub_token", "secret"], "--hub_token: would be written into the results"),
         (["--semi", "pseudo", "--unlabeled_file", "pyproject.toml"], "--semi pseudo: a sweep would score the training"),
     ],
 )
