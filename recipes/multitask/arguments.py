@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from common.args import DataArguments, TrainingArguments, check_file_exists
-from common.errors import InputError
+from common.args import DataArguments, TrainingArguments
+from common.errors import InputError, check_file_exists
 
 Sampling = Literal["temperature", "proportional", "equal", "annealed", "fixed"]
 Weighting = Literal["sampling", "sum", "uncertainty", "dwa", "gradnorm", "pcgrad"]

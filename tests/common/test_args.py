@@ -259,10 +259,10 @@ def test_help_shows_our_arguments_first_with_defaults_and_hides_the_rare(capsys)
 
 
 def test_precision_follows_the_hardware_unless_told(monkeypatch):
-    monkeypatch.setattr("common.args.native_bf16", lambda cpu: True)
+    monkeypatch.setattr("common.args.training.native_bf16", lambda cpu: True)
     assert parse()[3].bf16 is True
     assert parse("--precision", "fp32")[3].bf16 is False
-    monkeypatch.setattr("common.args.native_bf16", lambda cpu: False)
+    monkeypatch.setattr("common.args.training.native_bf16", lambda cpu: False)
     assert parse()[3].bf16 is False
     assert parse("--precision", "bf16")[3].bf16 is True
     assert parse()[3].use_cpu is not torch.accelerator.is_available()
