@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.data.corpus import padded, pieces
+from common.data.blocks import padded, pieces
 from common.errors import tell
 
 #: model types that accept a block mask and count positions from 0; a test compares each with separate texts

@@ -23,17 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from common.args import TrainingArguments
-from common.data.corpus import (
-    CorpusArguments,
-    Marked,
-    check_text,
-    empty_row,
-    files_of,
-    fill_rows,
-    load_corpus,
-    load_texts,
-    read_texts,
-)
+from common.data.blocks import Marked, empty_row, fill_rows
+from common.data.corpus import CorpusArguments, check_text, files_of, load_corpus, load_texts, read_texts
 from common.data.rows import UNREADABLE, accepted, checked
 from common.data.samples import sample
 from common.data.source import Located, Row, ending_of

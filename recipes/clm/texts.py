@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
-from common.data.corpus import PLAIN, SHORTEST_TEXT, CorpusArguments, Marked, files_of, pieces, rows_of
+from common.data.blocks import SHORTEST_TEXT, Marked, pieces, rows_of
+from common.data.corpus import PLAIN, CorpusArguments, files_of
 from common.data.files import TABLES, read_file
 from common.data.mapping import map_rows
 from common.data.packing import Blocks, to_batch

@@ -6,7 +6,7 @@ import numpy as np
 import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.data.corpus import sentences_of
+from common.data.blocks import sentences_of
 from common.data.tokens import encodings
 from common.errors import printable, tell
 from common.inference.filling import Filler, Fills

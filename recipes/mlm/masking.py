@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.args import TrainingArguments
-from common.data.corpus import SHORTEST_TEXT, CorpusArguments, encode, padded, to_blocks
+from common.data.blocks import SHORTEST_TEXT, encode, padded, to_blocks
+from common.data.corpus import CorpusArguments
 from common.data.mapping import map_rows
 from common.data.packing import Blocks, to_batch
 from common.data.stream import Corpus, TextStream

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.data.corpus import BLOCKS, encode, sentences_of
+from common.data.blocks import BLOCKS, encode, sentences_of
 from common.data.domains import DOMAIN, OLD, groups_of, with_groups
 from common.errors import InputError, tell
 from common.models.room import room_of

@@ -25,7 +25,8 @@ from transformers import (
     default_data_collator,
 )
 
-from common.data.corpus import CorpusArguments, load_texts, to_blocks
+from common.data.blocks import to_blocks
+from common.data.corpus import CorpusArguments, load_texts
 from common.hardware import native_bf16
 from common.speed.head import losses_at_labels
 from recipes.clm.texts import NextTokenCollator, to_rows

@@ -29,14 +29,9 @@ from transformers import (
     pipeline,
 )
 
-from common.data.corpus import (
-    CorpusArguments,
-    blocks_of,
-    load_corpus,
-    pieces,
-    python_documentation,
-    to_blocks,
-)
+from common.data.blocks import blocks_of, pieces, to_blocks
+from common.data.corpus import CorpusArguments, load_corpus
+from common.data.documentation import python_documentation
 from common.data.packing import find_blocks, to_batch
 from common.data.tokens import ends_of
 from common.errors import InputError

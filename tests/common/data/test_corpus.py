@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from common.args import TrainingArguments
-from common.data.corpus import CorpusArguments, load_corpus, rows_of
+from common.data.blocks import rows_of
+from common.data.corpus import CorpusArguments, load_corpus
 from common.data.domains import groups_of
 from common.data.stream import check_streaming
 from common.errors import InputError

@@ -12,7 +12,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback, trainer
 
-from common.data.corpus import CorpusArguments, encode
+from common.data.blocks import encode
+from common.data.corpus import CorpusArguments
 from common.data.stream import Shard, TextStream, open_texts
 from common.data.tokens import ends_of
 from common.errors import InputError

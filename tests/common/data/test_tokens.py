@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from common.data.corpus import encode
+from common.data.blocks import encode
 from common.data.language_codes import encode_sources
 from common.data.tokens import encode_parts, encodings, set_special_tokens, with_masks
 from common.models.encoder_decoder import Seq2SeqModelArguments, train_joint_tokenizer

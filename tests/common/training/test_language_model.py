@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from common.data.corpus import CorpusArguments, load_corpus, to_blocks
+from common.data.blocks import to_blocks
+from common.data.corpus import CorpusArguments, load_corpus
 from common.data.mapping import map_rows
 from common.errors import InputError
 from common.models.load import LoadedModel
