@@ -90,15 +90,26 @@ def _parts(rows: int) -> int:
 
 
 def rank_by_words(queries: list[str], passages: list[str], depth: int = DEPTH) -> Ranking:
-    """Rank passages by BM25 (Robertson and Zaragoza 2009) of `bm25s`, with k1 = 1.5 and b = 0.75."""
+    """Rank passages by BM25 (Robertson and Zaragoza 2009) of `bm25s`, with k1 = 1.5 and b = 0.75.
+
+    Passages of equal score are in the order of their texts, so that a ranking does not depend on the order of the
+    corpus. trec_eval orders them by their ids, which may be the numbers of rows here.
+    """
     depth = min(depth, len(passages))
-    of_passages, of_queries = ([words(text.lower()) for text in texts] for texts in (passages, queries))
+    ranking = Ranking(np.full((len(queries), depth), -1), np.zeros((len(queries), depth), dtype=np.float32))
+    by_text = np.array(sorted(range(len(passages)), key=passages.__getitem__))
+    of_passages = [words(passages[i].lower()) for i in by_text]
     if not any(of_passages):
-        return Ranking(np.full((len(queries), depth), -1), np.zeros((len(queries), depth), dtype=np.float32))
+        return ranking
     index = bm25s.BM25()
     index.index(of_passages, show_progress=False)
-    found, scores = index.retrieve(of_queries, k=depth, show_progress=False, sorted=True)
-    return Ranking(np.where(scores > 0, found, -1), scores)
+    for row, query in enumerate(queries):
+        scores = index.get_scores_from_ids(index.get_tokens_ids(words(query.lower())))
+        least = np.partition(scores, -depth)[-depth]
+        found = np.flatnonzero((scores >= least) & (scores > 0))
+        best = found[np.argsort(-scores[found], kind="stable")][:depth]
+        ranking.found[row, : len(best)], ranking.scores[row, : len(best)] = by_text[best], scores[best]
+    return ranking
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

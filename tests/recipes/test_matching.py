@@ -269,6 +269,10 @@ def test_bm25_finds_the_words_and_nothing_without_them():
     found = rank_by_words(["red boots", "qwertz"], ["blue hats", "red red boots", "a boot", "boots"], 3)
     assert found.found[0].tolist() == [1, 3, -1]
     assert found.found[1].tolist() == [-1, -1, -1]
+    passages = ["red c", "red a", "blue", "red b", "red red"]
+    for order in (passages, passages[::-1]):
+        found = rank_by_words(["red"], order, 3)
+        assert [order[i] for i in found.found[0]] == ["red red", "red a", "red b"]  # ties: by text
     low, high = interval(np.arange(100) / 100)
     assert low < 0.495 < high
 
