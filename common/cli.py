@@ -254,11 +254,12 @@ def _of_copy(description: str, dataclass_types: tuple[type, ...]) -> str:
     return re.sub(rf"{before}{re.escape(written[1])}\b", rf"\g<1>{names[0]}", description)
 
 
-def given_values(dataclass_types: tuple[type, ...], argv: list[str]) -> dict[str, str | list[str]]:
+def given_values(dataclass_types: tuple[type, ...], argv: list[str] | None) -> dict[str, str | list[str]]:
     """Return the arguments that `argv` and its `--config` set: name -> text, or a list of texts.
 
-    `parse` must accept `argv`.
+    `parse` must accept `argv`; None stands for `sys.argv[1:]`.
     """
+    argv = sys.argv[1:] if argv is None else argv
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     path, words = config.parse_known_args(argv)

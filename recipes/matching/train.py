@@ -11,7 +11,6 @@ The sample, all-MiniLM-L6-v2, one core (AMD EPYC, bf16), 1.3 minutes: test nDCG@
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from datasets import Dataset
 from peft import TaskType
@@ -19,7 +18,7 @@ from transformers import AutoModel, EvalPrediction, set_seed
 
 from common import models
 from common.args import ModelArguments, TrainingArguments, check_best_metric
-from common.cli import command_line, parse
+from common.cli import command_line, given_values, parse
 from common.run import Run, draw_history, keep_trained_model, write_json_lines
 from common.tuning import TuningArguments, tune
 
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Data
     data, unlabeled, corpus = load_pairs(data_args, args.teacher)
     kind, ranking = data_args.rows, data_args.rows == "ranking"
-    if args.metric_for_best_model == scoring.MAIN["ranking"]:
+    if "metric_for_best_model" not in given_values(ARGUMENTS, argv):
         args.metric_for_best_model = scoring.MAIN[kind]
     run = Run(args, data_args, model_args, scratch_args, tuning_args, rows=data)
 
@@ -141,7 +140,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             output = trainer.predict(rows["test"], metric_key_prefix="test")
         scored, judge = "test", judges["test"]
         metrics |= run.save_scores(trainer, "test", output.metrics, judge.beside(output.predictions, before))
-        write_json_lines(Path(args.output_dir, "predictions_test.jsonl"), judge.report(output.predictions))
+        write_json_lines(args.folder / "predictions_test.jsonl", judge.report(output.predictions))
     judge.show(metrics, scored)
 
     # Save

@@ -211,10 +211,12 @@ def test_items_of_a_yaml_list_are_read_as_they_are_written(tmp_path):
     assert parse("--config", str(config))[1].label_names == ["no", "yes", "007", "1.10", "on", "2e-5"]
 
 
-def test_given_values_have_the_names_of_the_fields():
+def test_given_values_have_the_names_of_the_fields(monkeypatch):
     words = ["--no_domain_given", "--max-steps", "5", "--report_to", "a", "b", "--overwrite"]
     given = arguments.given_values(ARGUMENTS, words)
     assert given == {"domain_given": "false", "max_steps": "5", "report_to": ["a", "b"], "overwrite": "true"}
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    assert arguments.given_values(ARGUMENTS, None) == given
 
 
 def test_paths_below_home_are_found_where_no_shell_replaces_them(tmp_path, monkeypatch):

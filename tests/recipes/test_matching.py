@@ -325,8 +325,12 @@ def test_scored_pairs_train_and_compare(start, rows, tmp_path, kind):
 
     data = {"train": pairs("train"), "validation": pairs("train"), "test": pairs("train")}
     metrics = start(data, "--num_train_epochs", "30", "--learning_rate", "3e-3", *SHORT[2:])
-    assert metrics["test_spearman" if kind == "score" else "test_average_precision"] > 0.9
+    best = "spearman" if kind == "score" else "average_precision"
+    assert metrics[f"test_{best}"] > 0.9
     out = str(tmp_path / "out")
+    assert json.loads(Path(out, "run.json").read_text())["arguments"]["metric_for_best_model"] == best
+    with pytest.raises(InputError, match=rf"--metric_for_best_model ndcg@10: no such score; known: loss, {best}"):
+        start(data, "--metric_for_best_model", "ndcg@10")
     encoder = SentenceTransformer(out, device="cpu")
     one, other, gold = ([row[name] for row in data["test"]] for name in ("text", "text_pair", kind))
     if kind == "score":
