@@ -112,6 +112,17 @@ class Index:
 
     # Read
 
+    def _file(self, part: dict[str, Any], name: str) -> Path:
+        """Return a file of a part.
+
+        Raises:
+            InputError: it is gone, because another process has written the index again, or deleted passages twice.
+        """
+        path = self.folder / part["name"] / name
+        if not path.is_file():
+            raise InputError(f"--index {self.folder}: another process has changed it; run the command again")
+        return path
+
     def search(self, vectors: np.ndarray, count: int) -> list[list[Hit]]:
         """Return the `count` passages of the largest dot product with each vector, best first.
 
@@ -133,7 +144,7 @@ class Index:
         if part["rows"] == part["deleted"]:
             return np.empty((len(vectors), 0)), np.empty((len(vectors), 0), dtype=np.int64)
         # mapped: the system reads the pages that the search needs, and may drop them again
-        index = faiss.read_index(str(self.folder / part["name"] / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(self._file(part, "index.faiss")), faiss.IO_FLAG_MMAP_IFC)
         selector = None
         if part["deleted"]:
             kept = np.packbits(~self._deleted(part), bitorder="little")
@@ -148,7 +159,7 @@ class Index:
         """Return whether each passage of a part is deleted."""
         if not part["deleted"]:
             return np.zeros(part["rows"], dtype=bool)
-        return np.load(self.folder / part["name"] / part["mask"])
+        return np.load(self._file(part, part["mask"]))
 
     def _rows(self, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Row]:
         """Return the rows at (part, place)."""
@@ -157,9 +168,9 @@ class Index:
         for part, place in sorted(places):
             by_part.setdefault(part, []).append(place)
         for number, of_part in by_part.items():
-            folder = self.folder / self.about["parts"][number]["name"]
-            starts = np.load(folder / "starts.npy", mmap_mode="r")
-            with open(folder / "rows.jsonl", "rb") as file:
+            listed = self.about["parts"][number]
+            starts = np.load(self._file(listed, "starts.npy"), mmap_mode="r")
+            with open(self._file(listed, "rows.jsonl"), "rb") as file:
                 for place in of_part:
                     file.seek(int(starts[place]))
                     rows[number, place] = json.loads(file.readline())
@@ -169,7 +180,7 @@ class Index:
         """Return the columns of the first passages of each part."""
         named: dict[str, None] = {}
         for part in self.about["parts"]:
-            with open(self.folder / part["name"] / "rows.jsonl", "rb") as file:
+            with open(self._file(part, "rows.jsonl"), "rb") as file:
                 for line in islice(file, FIRST_ROWS):
                     named |= dict.fromkeys(json.loads(line))
         return list(named)
@@ -178,7 +189,7 @@ class Index:
         """Return the highest id that is a number; 0 without one."""
         highest = 0
         for part in self.about["parts"]:
-            with open(self.folder / part["name"] / "rows.jsonl", "rb") as file:
+            with open(self._file(part, "rows.jsonl"), "rb") as file:
                 ids = (json.loads(line)["id"] for line in file)
                 highest = max([highest, *(int(name) for name in ids if name.isdecimal())])
         return highest
@@ -188,7 +199,7 @@ class Index:
         wanted = hashes(ids)
         candidates = []
         for number, part in enumerate(self.about["parts"]):
-            there = np.load(self.folder / part["name"] / "ids.npy", mmap_mode="r")
+            there = np.load(self._file(part, "ids.npy"), mmap_mode="r")
             found = np.flatnonzero(np.isin(there, wanted) & ~self._deleted(part))
             candidates += [(number, int(place)) for place in found]
         named = {row["id"]: place for place, row in self._rows(candidates).items()}

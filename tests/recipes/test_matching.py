@@ -442,6 +442,24 @@ def test_writers_of_an_index_do_not_undo_each_other(model, tmp_path):
     assert [path.name for path in tmp_path.glob("passages*")] == ["passages"]
 
 
+def test_an_index_that_another_process_has_changed_is_reported(model, tmp_path):
+    folder, corpus = tmp_path / "passages", read_jsonl(SAMPLE / "corpus.jsonl")[:9]
+    vector, changed = np.eye(1, 64, dtype=np.float32), r"passages: another process has changed it; run the command"
+    run("index", model, corpus, folder)
+    run("delete", model, corpus[:1], folder)
+    opened = Index(folder)
+    for row in corpus[1:3]:
+        assert len(opened.search(vector, 9)[0]) == 8
+        run("delete", model, [row], folder)
+    with pytest.raises(InputError, match=changed):
+        opened.search(vector, 9)
+    opened = Index(folder)
+    run("index", model, corpus, folder, "--overwrite")
+    for read in (lambda: opened.search(vector, 9), opened.columns, opened.highest_number, lambda: opened.find(["1"])):
+        with pytest.raises(InputError, match=changed):
+            read()
+
+
 def test_exact_search_agrees_with_all_products(model, tmp_path):
     corpus = read_jsonl(SAMPLE / "corpus.jsonl")
     run("index", model, corpus, tmp_path / "passages")
