@@ -28,13 +28,11 @@ DOCUMENTS = [
     *(ROOT / "common" / "launch").glob("*.yaml"),
 ]
 PROGRAMS = [
-    *(ROOT / "recipes").glob("*/train*.py"),
-    *(ROOT / "recipes").glob("*/predict.py"),
+    *(path for path in (ROOT / "recipes").glob("*/*.py") if path.name != "__init__.py"),
     ROOT / "common" / "tools" / "compare.py",
     ROOT / "common" / "tools" / "sweep.py",
     ROOT / "common" / "tools" / "annotate" / "__main__.py",
     ROOT / "common" / "tools" / "annotate" / "simulate.py",
-    *(ROOT / "recipes").glob("*/annotate.py"),
     ROOT / "common" / "tools" / "transfer" / "__main__.py",
 ]
 MODULE = re.compile(r"-m recipes\.(\w+)\.(\w+)(.*)")
@@ -134,6 +132,8 @@ def test_there_are_commands_to_check():
     files = [file for file, _ in commands()]
     assert files.count("README.md") >= 8
     assert files.count("recipes/ner/README.md") >= 4
+    for name in ("service.py", "histories.py", "recommend.py"):
+        assert f"recipes/matching/{name}" in files
 
 
 @pytest.mark.parametrize("readme", sorted((ROOT / "recipes").glob("*/README.md")), ids=lambda path: path.parent.name)
