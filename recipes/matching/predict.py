@@ -235,9 +235,7 @@ def change_index(args: MatchingPredictArguments, command: str, read: FileReader)
         opened.check_model(args.model or "")
     before = cache(opened.highest_number) if opened is not None else lambda: 0
     rows = InputRows(args, lambda row: check_passage(row, column), lambda path: with_ids(read(path), before))
-    embedder = Embedder(
-        args.model, args.batch_tokens, args.precision, args.speed, allow_special_tokens=args.allow_special_tokens
-    )
+    embedder = Embedder(args.model, **args.settings())
     if opened is not None:
         count = opened.add(rows, embedder, column, args.keep_columns)
     else:
@@ -256,12 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     opened = open_index(args) if command != "compare" else None
     rows = InputRows(args, lambda row: check_row(row, columns, command), read)
     known = known_pairs(rows if command == "mine" else (), columns)
-    settings = {"allow_special_tokens": args.allow_special_tokens}
-    embedder = Embedder(args.model, args.batch_tokens, args.precision, args.speed, **settings)
-    reranker = None
-    if args.rerank:
-        more = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
-        reranker = Reranker(args.rerank, args.rerank_label, **more)
+    embedder = Embedder(args.model, **args.settings())
+    reranker = Reranker(args.rerank, args.rerank_label, **args.settings()) if args.rerank else None
 
     def predicted(some: list[Row]) -> Iterable[Row]:
         if command == "compare":

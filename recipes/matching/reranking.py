@@ -2,12 +2,30 @@
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from common.errors import InputError
 from common.inference.predictor import Predictor
 
 from .index import Hit
+
+
+def check_reads_heads(config: PretrainedConfig, where: str) -> None:
+    """Raise `InputError` for a classifier that was trained on windows or on tails of long texts.
+
+    The classifiers of this recipe read the first tokens only, and cut the longer text of a pair first.
+
+    Args:
+        config: configuration of the classifier, with the settings that its training saved.
+        where: the argument that names it, for the message.
+    """
+    long_texts, part = getattr(config, "long_texts", "truncate"), getattr(config, "keep", "head")
+    asked = f"--long_texts {long_texts}" if long_texts != "truncate" else f"--keep_part {part}"
+    if (long_texts, part) != ("truncate", "head"):
+        raise InputError(
+            f"{where}: was trained with {asked}, but this command reads only the first tokens of a long text; train "
+            f"the classifier without {asked.split()[0]}"
+        )
 
 
 class Reranker(Predictor):
@@ -26,9 +44,10 @@ class Reranker(Predictor):
             **settings: see `Predictor`.
 
         Raises:
-            InputError: the class is unknown, or is not named and there are more than two.
+            InputError: the class is unknown, or is not named and there are more than two; or see `check_reads_heads`.
         """
         super().__init__(AutoModelForSequenceClassification, "ForSequenceClassification", model, **settings)
+        check_reads_heads(self.config, f"--rerank {model}")
         names = [self.labels[i] for i in range(len(self.labels))]
         if label is not None and label not in names:
             raise InputError(f"--rerank_label {label}: {model} has the classes {', '.join(names)}; name one of them")

@@ -27,6 +27,7 @@ from .encoder import Embedder
 from .index import Hit
 from .predict import open_index
 from .reading import is_text
+from .reranking import check_reads_heads
 from .scoring import INSIDE, interval
 
 #: columns that this command writes
@@ -93,10 +94,11 @@ class Answered:
 
 
 class Intents(Predictor):
-    """A classifier of single texts."""
+    """A classifier of single texts, of which it reads the first `max_length` tokens."""
 
     def __init__(self, model: str, **settings):
         super().__init__(AutoModelForSequenceClassification, "ForSequenceClassification", model, **settings)
+        check_reads_heads(self.config, f"--intents {model}")
 
     def __call__(self, texts: list[str]) -> tuple[list[str], np.ndarray]:
         """Return the most probable intent of each text, and its probability."""
@@ -130,15 +132,14 @@ class Service:
     """Answer questions from an index, with the intent by a classifier or by the best passage."""
 
     def __init__(self, args: ServiceArguments):
-        settings = {"batch_tokens": args.batch_tokens, "precision": args.precision, "speed": args.speed}
         self.index, self.intent_column = open_index(args), args.answer_intent_column
         if self.intent_column and self.intent_column not in (kept := self.index.columns()):
             raise InputError(
                 f"--answer_intent_column {self.intent_column}: the index keeps {', '.join(kept)}; write it with "
                 f"--keep_columns {self.intent_column}"
             )
-        self.embedder = Embedder(args.model, **settings)
-        self.intents = Intents(args.intents, **settings) if args.intents else None
+        self.embedder = Embedder(args.model, **args.settings())
+        self.intents = Intents(args.intents, **args.settings()) if args.intents else None
         self.threshold = self.answer_threshold = -np.inf
 
     def __call__(self, questions: list[str]) -> list[Answered]:

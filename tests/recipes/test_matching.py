@@ -34,6 +34,7 @@ from recipes.matching.index import Index
 from recipes.matching.losses import contrastive_losses, cosine_losses, in_batch_losses
 from recipes.matching.pairs import Identities
 from recipes.matching.reading import load_pairs, read_corpus
+from recipes.matching.reranking import Reranker
 from recipes.matching.scoring import interval, pair_scores, rank, rank_by_words
 from recipes.matching.service import conformal_threshold
 from recipes.matching.transfer import row_statistics, training_rows
@@ -531,11 +532,17 @@ def test_an_index_of_another_model_unknown_ids_and_empty_corpora_are_refused(mod
         run(None, model, [{"query": "x"}, {"query": " "}], tmp_path / "found.jsonl")
 
 
-def test_a_classifier_of_pairs_orders_the_found_passages(model, tokenizer, tmp_path):
+def save_classifier(folder: Path, tokenizer, *names: str, **settings) -> str:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(tokenizer), id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}, **sizes)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "pairs")
-    tokenizer.save_pretrained(tmp_path / "pairs")
+    classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    config = BertConfig(vocab_size=len(tokenizer), **classes, **sizes, **settings)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier_of_pairs_orders_the_found_passages(model, tokenizer, tmp_path):
+    save_classifier(tmp_path / "pairs", tokenizer, "no", "yes")
     rows = [{"query": row["query"]} for row in read_jsonl(SAMPLE / "test.jsonl")[:4]]
     more = ("--rerank", str(tmp_path / "pairs"), "--rerank_candidates", "20", "--top_k", "20")
     plain = run(None, model, rows, tmp_path / "plain.jsonl", "--top_k", "20")
@@ -548,6 +555,37 @@ def test_a_classifier_of_pairs_orders_the_found_passages(model, tokenizer, tmp_p
         assert [1 - s for s in scores] == pytest.approx([h["score"] for h in reversed_row["found"]][::-1], abs=2e-4)
     with pytest.raises(InputError, match=r"--rerank_label maybe: .* has the classes no, yes"):
         run(None, model, rows, tmp_path / "x.jsonl", *more, "--rerank_label", "maybe")
+
+
+def test_special_tokens_in_texts_reach_encoder_and_classifiers(model, tokenizer, tmp_path):
+    pairs = save_classifier(tmp_path / "pairs", tokenizer, "no", "yes", initializer_range=1.0)
+    query, more = "a [SEP] b [SEP] c", ("--rerank", pairs, "--allow_special_tokens", "true")
+    hit = run(None, model, [{"query": query}], tmp_path / "found.jsonl", *more)[0]["found"][0]
+    special, plain = (
+        Reranker(pairs, precision="fp32", allow_special_tokens=allowed).scores([query], [hit["text"]])[0]
+        for allowed in (True, False)
+    )
+    assert hit["score"] == pytest.approx(special, abs=1e-4)
+    assert abs(special - plain) > 2e-4
+    file = write_jsonl(tmp_path / "asked.jsonl", [{"query": query}])
+    files = ["--validation_file", file, "--input", file, "--output", str(tmp_path / "answered.jsonl")]
+    for allowed in (True, False):
+        words = ["--model", model, "--intents", pairs, *files, "--allow_special_tokens", str(allowed)]
+        opened = service.Service(*parse(service.ARGUMENTS, words))
+        for part in (opened.embedder, opened.intents):
+            assert ("[SEP]" in part.tokenizer.tokenize(query)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [({"long_texts": "windows"}, "--long_texts windows"), ({"keep": "head+tail"}, r"--keep_part head\+tail")],
+)
+def test_a_classifier_of_windows_or_tails_is_refused(tokenizer, tmp_path, settings, argument):
+    trained = save_classifier(tmp_path / "classifier", tokenizer, "no", "yes", **settings)
+    for named, load in (("--rerank", Reranker), ("--intents", service.Intents)):
+        message = f"{named} .*classifier: was trained with {argument}, .* train the classifier without --"
+        with pytest.raises(InputError, match=message):
+            load(trained)
 
 
 def test_mined_negatives_train_again(model, start, rows, tmp_path):
@@ -612,14 +650,11 @@ def test_the_intent_is_that_of_the_best_example_or_of_a_classifier(model, tokeni
         service.main([*words, "--answer_intent_column", "label", "--input", asked])
     results = service.main([*words, "--answer_intent_column", "topic", "--input", asked])
     assert results["in scope, intent right"] == 1.0
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    names = {0: "delivery", 1: "returns", 2: "payment"}
-    config = BertConfig(vocab_size=len(tokenizer), id2label=names, label2id={v: k for k, v in names.items()}, **sizes)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "intents")
-    tokenizer.save_pretrained(tmp_path / "intents")
-    service.main([*words, "--intents", str(tmp_path / "intents"), "--input", asked])
+    names = ("delivery", "returns", "payment")
+    intents = save_classifier(tmp_path / "intents", tokenizer, *names)
+    service.main([*words, "--intents", intents, "--input", asked])
     found = read_jsonl(output)
-    assert {row["intent"] for row in found} <= set(names.values())
+    assert {row["intent"] for row in found} <= set(names)
     assert {row["action"] for row in found} <= {"answer", "route", "hand_over"}
 
 
