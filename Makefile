@@ -68,7 +68,7 @@ $(INSTALLED): requirements.txt
 		{ echo "$(PYTHON): Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=/path/to/python3.13"; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -n 's/^Collecting \(.*\)/  \1/p; s/^Successfully installed .*/  installed/p'
+	$(BIN)/pip install --disable-pip-version-check --use-pep517 -r requirements.txt | sed -u -n 's/^Collecting \(.*\)/  \1/p; s/^Successfully installed .*/  installed/p'
 	touch $@
 
 $(RECIPES): $(INSTALLED)

@@ -28,7 +28,7 @@ from transformers import (
 
 from common.args import DEFAULT_ENCODER, ModelArguments
 from common.data.tokens import set_special_tokens
-from common.errors import InputError, one_line, quiet, tell, warn
+from common.errors import InputError, nearest_file, one_line, quiet, tell, warn
 from common.hardware import native_bf16
 from common.models import weights
 from common.models.generation_settings import loadable_generation
@@ -153,6 +153,10 @@ def _from_hub(name: str, revision: str | None) -> str:
             f"{name}{at}: neither on the Hugging Face hub nor a folder; check the spelling, or run: hf auth login"
         ) from None
     except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many types
+        if name.startswith("outputs/"):  # where recipes save their models
+            raise InputError(
+                f"{name}: no such folder{nearest_file(name)}; train the model first, or name its folder"
+            ) from None
         raise InputError(
             f"{name}: no such folder, not in the cache, and the Hugging Face hub cannot be reached; give a local "
             f"folder, use the embedded {DEFAULT_ENCODER}, or run hf download {name} on a machine with network access "

@@ -108,7 +108,8 @@ class SentimentDataArguments(PoolArguments, AugmentedDataArguments):
         """Raise `InputError` unless `path` is a file, or a folder with folders of classes."""
         if Path(path).is_dir() and not any(inner.is_dir() for inner in Path(path).iterdir()):
             raise InputError(
-                f"--{name} {path}: has no folder for each class, such as {path}/good; name a file or add folders"
+                f"--{name} {path}: has no folder for each class, such as {Path(path, 'good')}; name a file, or add "
+                "folders"
             )
         if not Path(path).is_dir():
             super().check_path(name, path)
