@@ -75,7 +75,7 @@ def test_a_hub_name_offline_ends_in_one_sentence_with_the_remedies():
 
 
 def test_a_model_that_no_run_has_saved_is_not_looked_for_on_the_hub():
-    with pytest.raises(InputError, match="outputs/nothing: no such folder.*; train the model first, or name its"):
+    with pytest.raises(InputError, match=r"outputs/nothing: no such folder.*; train the model first, or name its"):
         resolve_model("outputs/nothing")
 
 
