@@ -517,6 +517,7 @@ def test_two_processes_give_the_steps_and_scores_of_one(arguments, tmp_path):
     assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[1]) < 1e-5
 
 
+@pytest.mark.soak
 def test_layers_left_out_at_random_train_under_two_processes(arguments, tmp_path):
     """Test a skipped layer, which has no gradient; DDP must look for unused parameters."""
     drops = ["--from_scratch", "tiny", "--config_overrides", f"{SMALL},encoder_layerdrop=0.5,decoder_layerdrop=0.5"]

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 
+import pytest
 from datasets import Dataset
 
 from common.models.new import ScratchArguments, train_tokenizer
@@ -21,6 +22,7 @@ def digest(kind: str) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+@pytest.mark.soak
 def test_another_process_learns_the_same_tokens():
     code = "from tests.common.models.test_new import digest; print(digest('wordpiece'), digest('bpe'))"
     printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)

@@ -74,7 +74,9 @@ SETTINGS = [
         marks=pytest.mark.soak,
     ),
     pytest.param(  # 3 rows in the last step: it shares with the step before, and one of 8 batches has no row
-        {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1, "max_train_samples": 43}, id="accumulated"
+        {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1, "max_train_samples": 43},
+        id="accumulated",
+        marks=pytest.mark.soak,
     ),
     pytest.param({"lora_r": 4, "early_stopping_patience": 50}, id="lora"),
 ]

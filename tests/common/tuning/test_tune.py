@@ -592,6 +592,7 @@ def test_layers_are_found_in_their_order(tmp_path, tokenizer):
     assert layer_names(model) == ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
 
 
+@pytest.mark.soak
 def test_two_processes_train_as_one(checkpoints, tmp_path, tokenizer):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
     Job([str(tmp_path), *ON_TWO], tmp_path / "log", processes=2, main=train_on_both).succeeds()
