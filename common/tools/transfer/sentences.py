@@ -152,9 +152,12 @@ def limits(findings: Findings) -> list[str]:
         f"Test rows: {sizes}. The rows are taken as a random sample of those to come.",
         "Fewer training rows are the same random sample for each seed; another sample may behave otherwise.",
         "All runs have the arguments of the plan; none is tuned for a source, except by what the plan says.",
-        f"All comparisons of a kind are one family: an effect is called sure if p < 0.05 after Holm's correction over "
-        f"{sum(cell.gain is not None for cell in findings.cells.values())} gains.",
     ]  # fmt: skip
+    if gains := sum(cell.gain is not None for cell in findings.cells.values()):
+        found.append(
+            "All comparisons of a kind are one family: an effect is called sure if p < 0.05 after Holm's correction "
+            f"over {gains} gains."
+        )
     if not plan.equal_cost:
         found.append(
             "Equal cost was not measured (equal_cost: false): a source may only gain by its additional minutes."

@@ -123,6 +123,7 @@ sources: {{pretrained: {{}}}}
 def test_a_sequence_says_what_is_forgotten(toys, tiny, capsys):
     (toys / "plan.yaml").write_text(SEQUENCE.format(tiny=tiny))
     findings = run(toys, "--predict", "off")
+    assert "Holm's correction" not in (toys / "out" / "plan" / "transfer.md").read_text()  # it has no gains
     warned = capsys.readouterr().err
     assert "warning: replay is left out of the sequence: the training rows are no .jsonl files" in warned
     assert "warning: joint is left out of the sequence: the training rows are no .jsonl files" in warned
