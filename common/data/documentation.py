@@ -13,6 +13,9 @@ from datasets import Dataset, DatasetDict
 from common.data.source import Row
 from common.errors import InputError, tell
 
+#: words of the shortest docstring that is read
+SHORTEST_DOCSTRING = 3
+
 
 def python_documentation() -> DatasetDict:
     """Read the topics of Python's reference and the docstrings of its standard library.
@@ -55,5 +58,5 @@ def _docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = inspect.cleandoc(ast.get_docstring(node) or "")
-            if len(text.split()) >= 3:
+            if len(text.split()) >= SHORTEST_DOCSTRING:
                 yield text

@@ -136,6 +136,8 @@ def _embedded(name: str) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> str:
+    if name.startswith("outputs/"):  # where recipes save their models
+        raise InputError(f"{name}: no such folder{nearest_file(name)}; train the model first, or name its folder")
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]  # pickle files can run code
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=kinds, ignore_patterns=["*/*"])
@@ -153,10 +155,6 @@ def _from_hub(name: str, revision: str | None) -> str:
             f"{name}{at}: neither on the Hugging Face hub nor a folder; check the spelling, or run: hf auth login"
         ) from None
     except (OSError, HfHubHTTPError):  # offline errors are OSErrors of many types
-        if name.startswith("outputs/"):  # where recipes save their models
-            raise InputError(
-                f"{name}: no such folder{nearest_file(name)}; train the model first, or name its folder"
-            ) from None
         raise InputError(
             f"{name}: no such folder, not in the cache, and the Hugging Face hub cannot be reached; give a local "
             f"folder, use the embedded {DEFAULT_ENCODER}, or run hf download {name} on a machine with network access "

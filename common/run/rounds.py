@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
@@ -176,7 +175,7 @@ def _check_same(before: dict[str, Any], run: Run, folder: Path, rounds: int) -> 
 
 def _words(types: tuple[type, ...], argv: list[str] | None, rounds: int) -> list[str]:
     """Return the words of a run with `rounds` rounds, without the arguments of `OWN`."""
-    given = given_values(types, sys.argv[1:] if argv is None else argv)
+    given = given_values(types, argv)
     left_out = {*OWN, "semi_rounds", *(() if rounds else get_annotations(PoolArguments))}
     values = {name: value for name, value in given.items() if name not in left_out}
     values |= {"semi_rounds": str(rounds)} if rounds else {}

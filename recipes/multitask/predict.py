@@ -99,7 +99,7 @@ def lines_of(file: Path) -> Iterator[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(ARGUMENTS, argv, __doc__)
-    tasks, given = tasks_of(args), given_values(ARGUMENTS, sys.argv[1:] if argv is None else argv)
+    tasks, given = tasks_of(args), given_values(ARGUMENTS, argv)
     words = words_of({name: value for name, value in given.items() if name not in OWN})
     rows = InputRows(args, lambda row: (f'has a column "{name}"; rename it' for name in tasks if name in row))
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ import difflib
 import importlib
 import math
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +206,7 @@ def passed_on(arguments: tuple[type, ...], argv: list[str] | None) -> dict[str, 
         arguments: the dataclasses of the arguments of this run.
         argv: its words; those of the command line if None.
     """
-    given = given_values(arguments, sys.argv[1:] if argv is None else argv)
+    given = given_values(arguments, argv)
     own = {field.name for field in dataclasses.fields(SharingArguments)} | {"tasks"}
     return {name: value for name, value in given.items() if name not in own | NOT_PASSED_ON}
 

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -64,7 +63,7 @@ class Singles:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainer, self.tasks = trainer, tasks
         self.entries = {entry.name: entry for entry in entries}
-        given = given_values(run_arguments(), sys.argv[1:] if argv is None else argv)
+        given = given_values(run_arguments(), argv)
         kept = {name: given[name] for name in ("learning_rate", "early_stopping_patience") if name in given}
         passed = passed_on(run_arguments(), argv) | kept
         self.given = {name: value for name, value in passed.items() if name not in BUDGET}
