@@ -54,6 +54,8 @@ from common.tools.runner import (
     start,
 )
 
+#: arguments of the number of steps, which `--steps` decides
+STEPS = ("max_steps", "num_train_epochs")
 #: number of evaluations under `--steps`
 EVALUATIONS = 10
 
@@ -104,6 +106,8 @@ def along(over: list[str], steps: list[int]) -> dict[str, tuple[list[str], list[
     argument, values = (over[0].removeprefix("--"), over[1:]) if over else ("", [""])
     if f"--{argument}" in OWN:
         raise InputError(f"--over {argument}: is set by the comparison; leave it out (seeds: --seeds)")
+    if steps and argument in STEPS:
+        raise InputError(f"--over {argument}: is also set by --steps; leave one of them out")
     if len(set(values)) < len(values) or (over and len(values) < 2):
         raise InputError("--over: give an argument and at least two values, such as: max_train_samples 100 all")
     if len(steps) not in (0, 1, len(values)):
@@ -318,7 +322,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     names = configurations(options.methods, options.settings, common)
     asked: dict[tuple[str, str], list[str]] = {}
     for name, words in names.items():
-        for taken in ([argument] if argument else []) + (["max_steps", "num_train_epochs"] if options.steps else []):
+        for taken in ([argument] if argument else []) + ([*STEPS] if options.steps else []):
             if any(word.split("=")[0] == f"--{taken}" for word in words):
                 by = "--over" if taken == argument else "--steps"
                 raise InputError(f"{name}: --{taken}: is also set by {by}; leave one of them out")

@@ -46,7 +46,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class _Reader:
     def words(self, where: str, value: Any) -> tuple[str, ...]:
         """Return arguments, written as on the command line or as a mapping, as words."""
         if isinstance(value, dict):
-            words = [word for name, v in value.items() for word in (f"--{name}", *_texts(v))]
+            words = [word for name, v in value.items() for word in (f"--{name}", *_listed(v))]
         else:
             try:
                 words = shlex.split(str(value or ""))
@@ -200,11 +200,28 @@ def _recipes() -> Iterable[str]:
         yield path.parent.name + path.stem.removeprefix("train").replace("_", "-", 1)
 
 
-def _texts(value: Any) -> list[str]:
-    if value is None:
-        return []
-    values = value if isinstance(value, list) else [value]
-    return [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+def _listed(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else [] if value is None else [str(value)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Load YAML, but the values of arguments as they are written: YAML reads `no` as False and 007 as 7."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        for key, value in node.value:
+            methods = key.value == "methods" and isinstance(value, yaml.MappingNode)
+            if key.value in ("arguments", "then") or methods:
+                for arguments in [method for _, method in value.value] if methods else [value]:
+                    _as_written(arguments)
+        return super().construct_mapping(node, deep)
+
+
+def _as_written(arguments: yaml.Node) -> None:
+    """Mark the values of a mapping of arguments, also those in lists, as text."""
+    for _, value in arguments.value if isinstance(arguments, yaml.MappingNode) else []:
+        for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if isinstance(item, yaml.ScalarNode) and item.tag != "tag:yaml.org,2002:null":
+                item.tag = "tag:yaml.org,2002:str"
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -215,7 +232,7 @@ def read_plan(path: str | Path) -> Plan:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"--plan {path}: no such file{nearest_file(str(path))}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

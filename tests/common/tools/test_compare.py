@@ -186,6 +186,10 @@ def test_the_file_of_regularisers_is_of_arguments_that_go_together():
         (["--methods", "full", "--over", "r_drop", "1", "2", "--steps", "1", "2", "3"], "--steps: give one number, or"),
         (["--methods", "full", "--seeds", "1", "2", "01"], "--seeds: 1 is repeated, and its runs would be equal"),
         (["--methods", "full", "--seeds", "one"], "--seeds one: must be an integer"),
+        (
+            ["--methods", "full", "--over", "max_steps", "5", "9", "--steps", "7"],
+            "--over max_steps: is also set by --steps; leave one of them out",
+        ),
         (["--methods", "full", "--steps", "0"], "--steps must be at least 1"),
         (["--methods", "full", "--steps", "9", "--max_steps", "3"], "full: --max_steps: is also set by --steps"),
         (["--methods", "full", "--over", "r_drop", "1", "2", "--r_drop", "3"], "full: --r_drop: is also set by --over"),

@@ -72,6 +72,16 @@ sources:
     assert (plan.seeds, plan.budget) == ((5,), 90)
 
 
+def test_values_of_arguments_are_read_as_written(tmp_path):
+    written = "{text_column_name: no, max_seq_length: 007, learning_rate: 2e-5, ignore_labels: [yes, 1.0], nothing: }"
+    read = ["--text_column_name no", "--max_seq_length 007", "--learning_rate 2e-5", "--ignore_labels yes 1.0"]
+    words = (*" ".join(read).split(), "--nothing")
+    sequence = f"sequence: {{order: [mine, his], methods: {{kept: {written}}}}}\ntargets:\n  his: {{recipe: ner}}"
+    text = GOOD.replace("recipe: ner, ", f"recipe: ner, arguments: {written}, ").replace("targets:", sequence)
+    plan = read_plan(write(tmp_path, text + f"  head:\n    kind: frozen\n    then: {written}\n"))
+    assert plan.target("mine").words == plan.source("head").then == plan.sequence.methods["kept"] == words
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
