@@ -1,6 +1,5 @@
 """Manage the output folder of a run: lock, record, results, model card."""
 
-from common.run.folder import Run
 from common.run.report import (
     draw_curve,
     draw_history,
@@ -11,6 +10,7 @@ from common.run.report import (
 )
 from common.run.rescue import keep_trained_model
 from common.run.rounds import Teacher, open_run
+from common.run.run import Run
 from common.run.significance import bootstrap_p, other_predictions
 
 __all__ = [

@@ -158,7 +158,7 @@ def write_model_card(
         base_model: the checkpoint that training started from.
         scores: the scores to show.
         split: the split of the scores.
-        record: the record of `common.run.folder.Run`.
+        record: the record of `common.run.run.Run`.
         usage: instructions for the model, in Markdown.
     """
     if not is_main_process():

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from common.errors import InputError, RunStopped, one_line
-from common.run.folder import Run
+from common.run.run import Run
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from common.data.pool import POOL, PoolArguments
 from common.errors import InputError, in_main_process, tell, warn
 from common.inference.predictor import load_saved
 from common.run.contents import RECORD
-from common.run.folder import Run
 from common.run.report import print_table, rows_named
+from common.run.run import Run
 from common.training import checkpoints
 from common.training.semi import Unlabeled
 from common.training.trainer import Trainer

@@ -8,9 +8,9 @@ from common import training
 from common.args import MEAN
 from common.errors import InputError, is_main_process, tell, warn
 from common.run import Run, print_table
-from common.run.folder import NOT_MERGED
 from common.run.joint import JointTask
 from common.run.report import fenced, print_domains, rows_named, write_model_card
+from common.run.run import NOT_MERGED
 from common.tuning.tune import is_beside
 
 from .steps import Trainer, summary

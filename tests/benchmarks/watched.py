@@ -220,15 +220,15 @@ def main() -> None:
 
         program.predict_file = predict_file
     if name.startswith("recipes."):
-        outputs = importlib.import_module("common.run.folder")
-        reset = outputs._reset_peak_memory
+        outputs = importlib.import_module("common.run.run")
+        reset = outputs.reset_peak_memory
 
         def noted() -> None:
             watch.notes_peak()
             watch.found.setdefault("resident_mib", []).append(resident_mib())
             reset()
 
-        outputs._reset_peak_memory = noted
+        outputs.reset_peak_memory = noted
     from common.cli import command_line
 
     def measured() -> None:

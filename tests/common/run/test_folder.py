@@ -18,8 +18,8 @@ from common.cli import parse
 from common.data import load_splits
 from common.data.files import fresh_file
 from common.errors import InputError
-from common.run.folder import Run
 from common.run.report import draw_history, write_samples
+from common.run.run import Run
 from common.training import checkpoints
 from common.training.checkpoints import sha256
 from recipes.ner import predict, train
@@ -447,7 +447,7 @@ def test_predict_names_an_output_that_cannot_be_written_before_it_loads_a_model(
 
 
 def test_a_missing_picture_library_is_told_before_training(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.run.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("common.run.run.find_spec", lambda name: None)
     with pytest.raises(InputError, match="matplotlib: is not installed"):
         train.main(arguments)
     assert not (tmp_path / "out").exists()
