@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from graphlib import TopologicalSorter
@@ -103,33 +102,36 @@ def known_to_common() -> dict[str, Any]:
     return declared("common") | {field.name: field.default for field in fields(transformers.TrainingArguments)}
 
 
-def texts_in_code(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def texts_in_code(path: Path) -> list[tuple[int, str]]:
     """Return line and text of each string in a module, without docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     documented = [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node, clean=False)]
     docstrings = {id(node.body[0].value) for node in documented}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.lineno, node.value
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [(node.lineno, node.value) for node in strings if id(node) not in docstrings]
 
 
-def names_in_code(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def names_in_code(path: Path) -> list[tuple[int, str]]:
     """Return line and text of each identifier in a module: functions, classes, variables and attributes."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        for text in (getattr(node, key, None) for key in ("name", "attr", "id")):
-            if isinstance(text, str):
-                yield getattr(node, "lineno", 0), text
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    named = [(node, getattr(node, key, None)) for node in nodes for key in ("name", "attr", "id")]
+    return [(getattr(node, "lineno", 0), text) for node, text in named if isinstance(text, str)]
 
 
-def keys_in_code(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def keys_in_code(path: Path) -> list[tuple[int, str]]:
     """Return line and text of each string that a module looks up: `row["x"]` or `row.get("x")`."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         key = node.slice if isinstance(node, ast.Subscript) else None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
             key = node.args[0]
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            yield node.lineno, key.value
+            found.append((node.lineno, key.value))
+    return found
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -145,7 +147,7 @@ def test_common_knows_no_recipe(recipe):
     distinct = {name for name in own | columns if "_" in name}
     found = []
     for name, path in modules("common").items():
-        texts, names = [*texts_in_code(path)], [*names_in_code(path)]
+        texts, names = texts_in_code(path), names_in_code(path)
         found += [(name, *f) for f in texts if word.search(f[1]) or option.search(f[1])]
         found += [(name, *f) for f in names if word.search(f[1])]
         found += [(name, *f) for f in texts if f[1] in distinct]

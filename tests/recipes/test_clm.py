@@ -227,7 +227,7 @@ def test_the_loss_of_a_run_is_that_of_the_stock_head(start, tmp_path):
     assert metrics["after_validation_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_it_overfits_on_completions(start, tmp_path, lora):
     more = ["--lora_r", "16", "--lora_dropout", "0", "--learning_rate", "1e-2"] if lora else ["--learning_rate", "3e-3"]
     few = DIALOGUES[:8]

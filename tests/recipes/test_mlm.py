@@ -395,7 +395,9 @@ def test_predict_fills_every_mask_of_texts_of_any_length(start, tmp_path):
         predict.main(["--model", str(tmp_path / "out"), "--input", bad, "--output", str(tmp_path / "b.jsonl")])
 
 
-@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
+@pytest.mark.parametrize(
+    "masking", ["token", *(pytest.param(name, marks=pytest.mark.soak) for name in ("whole_word", "span"))]
+)
 def test_it_overfits(start, masking):
     few = TEXTS[:4]
     metrics = start(
@@ -463,6 +465,7 @@ def test_the_model_goes_on_to_ner_and_sentiment(start, arguments, tmp_path, caps
     assert all(torch.equal(encoder[name], classifier[name]) for name in encoder)
 
 
+@pytest.mark.soak
 def test_two_processes_give_what_one_gives(start, tiny, tmp_path):
     texts = {"train": TEXTS[:60], "validation": TEXTS[60:97]}
     more = ["--optim", "sgd", "--learning_rate", "0.1", "--per_device_eval_batch_size", "3"]

@@ -104,7 +104,7 @@ def test_a_run_leaves_model_results_pictures_and_hardest_rows(start, rows, tmp_p
     assert [r["label"] for r in classify([row["text"] for row in rows["test"]])] == [r["predicted"] for r in found]
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_it_overfits_on_macro_f1(start, rows, lora):
     data = {"train": rows["train"], "validation": rows["train"], "test": rows["train"]}
     more = ["--lora_r", "8", "--learning_rate", "2e-2"] if lora else ["--learning_rate", "3e-3"]
@@ -167,6 +167,7 @@ def test_r_drop_without_dropout_changes_nothing_and_with_it_does(start, rows, tm
     assert max((plain[k] - doubled[k]).abs().max() for k in plain) < 1e-5
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_scores_of_one(start, rows, tmp_path):
     start(rows)
     words = [w for split in SPLITS for w in (f"--{split}_file", str(tmp_path / f"{split}.jsonl"))]

@@ -72,7 +72,7 @@ def test_the_corpus_is_large_and_has_no_doubles():
     assert len({variant.name for variant in found}) > 0.97 * len(found)
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.soak)])
 def test_every_variant_trains_as_it_stands_or_is_refused(tiny, tmp_path, no_hang, capsys, every):
     good = write_jsonl(tmp_path / "good.jsonl", GOOD)
     file = tmp_path / "bad.jsonl"

@@ -108,10 +108,20 @@ SEARCHES = [
     {"num_beams": 2, "encoder_no_repeat_ngram_size": 2},
     {"num_beams": 2, "use_cache": False},
 ]
+#: each search with one kind of model, and each kind with two searches or more; the others are long together
+SOME_SEARCHES = [
+    pytest.param(
+        kind,
+        search,
+        id="-".join(map(str, (*search.values(), kind))),
+        marks=() if (i + k) % len(SHARED) == 0 else pytest.mark.soak,
+    )
+    for i, search in enumerate(SEARCHES)
+    for k, kind in enumerate(SHARED)
+]
 
 
-@pytest.mark.parametrize("kind", SHARED)
-@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: "-".join(map(str, search.values())))
+@pytest.mark.parametrize(("kind", "search"), SOME_SEARCHES)
 def test_it_finds_what_transformers_finds(kind, search):
     shrinks = []
     for seed in range(3):

@@ -361,7 +361,7 @@ def test_a_signal_saves_and_exits_with_its_status(files, tmp_path, number, code)
     assert "Traceback" not in run.output
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_stopped_in_the_last_step_of_an_epoch_it_loses_no_evaluation(files, tmp_path, by):
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 50}
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()

@@ -145,6 +145,7 @@ def test_rows_divide_among_processes_in_every_recipe(tiny, tmp_path, recipe, mor
         assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.soak
 def test_lora_under_two_processes(two_and_one, arguments, tmp_path):
     arguments += ["--lora_r", "4", "--lora_dropout", "0", "--lora_target_modules", "query", "value"]
     same(*two_and_one())
