@@ -396,8 +396,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         )
     tell_differences(groups)
     machine = described(done[0]["hardware"])
-    caption = f"{options.recipe}; {len(options.seeds)} seeds; {machine}"  # the picture has no room for the arguments
-    title = f"{options.recipe} {shlex.join(common)}; {len(options.seeds)} seeds; {machine}"
+    caption = (
+        f"{options.recipe}; seeds: {', '.join(options.seeds)}; {machine}"  # the picture has no room for the arguments
+    )
+    title = f"{options.recipe} {shlex.join(common)}; seeds: {', '.join(options.seeds)}; {machine}"
     if options.steps:
         title += f"; {', '.join(map(str, options.steps))} steps"
     together = max(record.get("at_once", 1) for record in done)
