@@ -395,11 +395,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             *dict.fromkeys(f"{r['name']}: {e}" for rows in by_value.values() for r in rows for e in r["errors"])
         )
     tell_differences(groups)
-    machine = described(done[0]["hardware"])
-    caption = (
-        f"{options.recipe}; seeds: {', '.join(options.seeds)}; {machine}"  # the picture has no room for the arguments
-    )
-    title = f"{options.recipe} {shlex.join(common)}; seeds: {', '.join(options.seeds)}; {machine}"
+    made = f"seeds: {', '.join(options.seeds)}; {described(done[0]['hardware'])}"
+    caption = f"{options.recipe}; {made}"  # the picture has no room for the arguments
+    title = f"{options.recipe} {shlex.join(common)}; {made}"
     if options.steps:
         title += f"; {', '.join(map(str, options.steps))} steps"
     together = max(record.get("at_once", 1) for record in done)

@@ -248,10 +248,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     header = ["domain", "training rows", "test rows", "left out", "trained on", "difference"]
     hardware = runs.records[None, options.seeds[0]]["hardware"]
     title = f"{options.recipe}: {score.replace('_', ' ')} of each domain, left out of training and trained on"
-    about = (
-        f"In points; seeds: {', '.join(options.seeds)}; 95 % intervals over seeds and test rows; {described(hardware)}"
-    )
-    about += f"; {datetime.now(UTC):%Y-%m-%d}"
+    about = f"In points; seeds: {', '.join(options.seeds)}; 95 % intervals over seeds and test rows"
+    about += f"; {described(hardware)}; {datetime.now(UTC):%Y-%m-%d}"
     tell(f"\n{title}\n{about}")
     lines = list(lines_of(rows, unit))
     print_table(header, lines)

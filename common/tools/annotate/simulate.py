@@ -375,11 +375,10 @@ def write(simulation: Simulation) -> dict[str, Any]:
     greater = greater_is_better(done[0], score)
     scores = curves(simulation)
     sizes = [options.start + r * options.add for r in range(options.rounds + 1)]
-    caption = f"{options.recipe}; seeds: {', '.join(options.seeds)}; {described(done[0]['hardware'])}"
+    made = f"seeds: {', '.join(options.seeds)}; {described(done[0]['hardware'])}"
+    caption = f"{options.recipe}; {made}"
     given = f"{options.recipe} {shlex.join(simulation.words)}".strip()
-    title = (
-        f"{given}; seeds: {', '.join(options.seeds)}; {described(done[0]['hardware'])}; {datetime.now(UTC):%Y-%m-%d}"
-    )
+    title = f"{given}; {made}; {datetime.now(UTC):%Y-%m-%d}"
     found = {
         "title": title,
         "score": score,
