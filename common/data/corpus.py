@@ -216,7 +216,7 @@ def load_corpus(args: CorpusArguments) -> DatasetDict:
             data = DatasetDict({split: Dataset.from_list(rows) for split, rows in with_old(lists).items()})
         return data
     read = partial(read_texts, unit=args.text_unit, args=args)
-    data = load_splits(args, {"text": args.text_column_name}, check_text, read=read)
+    data = load_splits(args, {"text": args.text_column_name}, check_text, read=read, carve_by="text")
     for split, rows in data.items():
         data[split] = _without_blank(rows, split)
     return data

@@ -106,7 +106,7 @@ def load_splits(
     readers: Readers | None = None,
     read: FileReader | None = None,
     unique_ids: bool = False,
-    carve_by: str | None = None,
+    carve_by: str | Callable[[Row], Any] | None = None,
     optional: dict[str, str] | None = None,
     gold: Gold | None = None,
     convert: Callable[[Row], Row] | None = None,
@@ -130,7 +130,8 @@ def load_splits(
         readers: file formats of the task, by ending (see `read_file`).
         read: reads a file, instead of `read_file`.
         unique_ids: reject rows of a split with the same `id`.
-        carve_by: column; rows with the same value stay together when validation rows are split off.
+        carve_by: column, or function of a row; rows with the same value stay together when validation rows are split
+            off.
         optional: more columns like `columns`; None in rows without them.
         gold: what the model learns from a row; None if each valid row can be learned.
         convert: returns a valid row in the form of the recipe.
@@ -407,24 +408,33 @@ def accepted(entries: Iterable[Entry], problems: Problems) -> list[Row]:
 
 
 def _carve_validation(
-    splits: dict[str, list[Entry]], place: str, percentage: int, by: str | None, gold: Gold | None
+    splits: dict[str, list[Entry]],
+    place: str,
+    percentage: int,
+    by: str | Callable[[Row], Any] | None,
+    gold: Gold | None,
 ) -> None:
-    """Move rows, or whole groups of rows with the same value in column `by`, from train to validation.
+    """Move rows, or whole groups of rows with the same value of `by`, from train to validation.
 
     Rejected rows stay in train.
     """
+
+    def group_of(number: int, row: Row) -> Any:
+        return number if by is None else str(row[by] if isinstance(by, str) else by(row))
+
     rows = splits["train"]
     first: dict[Any, int] = {}  # group -> number of its first row
     groups = [
-        first.setdefault(row[by] if by else number, number) if isinstance(row, dict) else None
+        first.setdefault(group_of(number, row), number) if isinstance(row, dict) else None
         for number, row in enumerate(rows)
     ]
     if len(first) < 2:
         problems = Problems()
         accepted(rows, problems)
         problems.check()
-        few = "one training row" if by is None else f"training rows with one {by}"
-        raise InputError(f"{place}: {few}: too few to split off validation rows; give --validation_file")
+        raise InputError(
+            f"{place}: too few different training rows to split off validation rows; give --validation_file"
+        )
     classes, firsts = _classes(rows, gold), list(first.values())
     drawn = carve([classes[number] for number in firsts], max(1, len(first) * percentage // 100))
     carved = {firsts[number] for number in drawn.tolist()}

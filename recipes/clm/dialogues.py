@@ -1,7 +1,7 @@
 """Read instructions and dialogues, and encode them by the chat template of the tokenizer."""
 
 from collections.abc import Iterable, Iterator
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -153,6 +153,11 @@ def prepare(sources: dict[str, Iterable[Located]], domain: str | None) -> dict[s
                     yield where, str(error)
 
     return {split: converted(rows) for split, rows in sources.items()}
+
+
+def question(row: dict[str, Any]) -> list[Message]:
+    """Return the messages of a row before its first answer."""
+    return list(takewhile(lambda message: message["role"] != "assistant", row["messages"]))
 
 
 def plain_text(messages: list[Message]) -> str:

@@ -164,9 +164,10 @@ def load(args: ClmDataArguments, training: TrainingArguments) -> Corpus:
     read = partial(_read, args=args)
     if kind == "dialogues":
         prepare = partial(dialogues.prepare, domain=args.domain_column)
-        return Corpus(load_splits(args, {"messages": "messages"}, lambda row: (), read=read, prepare=prepare))
+        columns = {"messages": "messages"}
+        return Corpus(load_splits(args, columns, lambda row: (), read=read, carve_by=dialogues.question, prepare=prepare))
     columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
-    return Corpus(load_splits(args, columns, check_completion, read=read))
+    return Corpus(load_splits(args, columns, check_completion, read=read, carve_by="prompt"))
 
 
 def kind_of(row: Row, args: ClmDataArguments) -> str:

@@ -231,7 +231,9 @@ def load_tagged(args: NerDataArguments) -> tuple[DatasetDict, Dataset | None, Sc
     conll = Columns(args.conll_word_column, args.conll_tag_column)
     read = file_reader(conll, names, args, sentences=args.sentence_column_name, test_file=args.test_file)
     gold = Gold("tags", ("ner_tags",), lacks_tags, check_tokens, types_of, bool(args.drop_unlabeled))
-    data = load_splits(args, columns, check, list_columns=columns, read=read, prepare=convert, gold=gold)
+    data = load_splits(
+        args, columns, check, list_columns=columns, read=read, carve_by="tokens", prepare=convert, gold=gold
+    )
     unlabeled = data.pop(UNLABELED, None)
     if args.repair_bio and convert.scheme.name != "none":
         data = data.map(partial(repair_tags, scheme=convert.scheme))

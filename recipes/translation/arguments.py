@@ -20,6 +20,7 @@ from .pairs import (
     check_row,
     check_source,
     check_splits,
+    first_source,
     flatten,
     in_columns,
     lacks_target,
@@ -176,8 +177,9 @@ class TranslationDataArguments(LabeledDataArguments):
             if len(pairs) == 1
             else None
         )
-        options = {"carve_by": "source", "convert": partial(in_columns, language_pair=pairs[0])} if gold else {}
-        data = load_splits(self, self.columns(), check, read=read, gold=gold, **options)
+        convert = partial(in_columns, language_pair=pairs[0]) if gold else None
+        source = partial(first_source, directions=pairs)
+        data = load_splits(self, self.columns(), check, read=read, carve_by=source, gold=gold, convert=convert)
         unlabeled = data.pop(UNLABELED, None)
         data = flatten(data, pairs)
         check_splits(data, pairs)

@@ -162,6 +162,14 @@ def source_of(row: Row, language_pair: tuple[str, str]) -> Any:
     return texts.get(language_pair[0]) if isinstance(texts, dict) else None
 
 
+def first_source(row: Row, directions: list[tuple[str, str]]) -> str:
+    """Return the source text of a checked row in the first direction that it has."""
+    if "source" in row:
+        return row["source"]
+    texts = row["translation"]
+    return next(texts[source] for source, target in directions if texts.keys() >= {source, target})
+
+
 def lacks_target(row: Row, language_pair: tuple[str, str]) -> bool:
     """Return whether a row has a source text and no target, or a blank one."""
     if "translation" not in row:

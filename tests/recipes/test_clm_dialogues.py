@@ -283,3 +283,18 @@ def test_a_model_trained_on_instructions_answers_them_and_keeps_the_template(tmp
     predict.main(["--model", out, "--input", file, "--output", str(found), "--max_new_tokens", "12"])
     rows = json.loads(Path(file).read_text(encoding="utf-8"))
     assert [row["completion"].strip() for row in read_jsonl(found)] == [row["output"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        (lambda n: {"instruction": f"Name number {n // 3}.", "input": "", "output": f"answer {n}"}, "messages"),
+        (lambda n: {"prompt": f"Name number {n // 3}.", "completion": f" answer {n}"}, "prompt"),
+    ],
+)
+def test_a_carved_validation_split_shares_no_question(tmp_path, row, question):
+    args = ClmDataArguments(train_file=write_jsonl(tmp_path / "t.jsonl", [row(n) for n in range(60)]))
+    data = load(args, train.ClmTrainingArguments(output_dir=str(tmp_path / "out"))).texts
+    asked = {split: {str(row)[:60] for row in data[split][question]} for split in ("train", "validation")}
+    assert len(data["validation"]) == 6
+    assert not asked["train"] & asked["validation"]

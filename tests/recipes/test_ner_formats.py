@@ -29,6 +29,13 @@ def loaded(file, **arguments):
     return [(row["tokens"], row["ner_tags"]) for row in data["train"]]
 
 
+def test_a_carved_validation_split_shares_no_sentence(tmp_path):
+    rows = [{"tokens": ["Mara", str(n // 3)], "ner_tags": ["B-PER", "O"]} for n in range(60)]
+    data, *_ = load_tagged(NerDataArguments(train_file=write_jsonl(tmp_path / "t.jsonl", rows)))
+    assert len(data["validation"]) == 6
+    assert not {*map(tuple, data["validation"]["tokens"])} & {*map(tuple, data["train"]["tokens"])}
+
+
 def test_files_of_annotation_tools_become_words_with_tags(capsys):
     for file in ("doccano_relations.jsonl", "label_studio_min.json", "spacy.json", "spacy_annotator.json"):
         assert loaded(file) == [MARA, NOBODY], file

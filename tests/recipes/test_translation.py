@@ -667,6 +667,14 @@ def test_a_carved_validation_split_shares_no_source(tmp_path):
     assert not {*data["validation"]["source"]} & {*data["train"]["source"]}
 
 
+def test_a_carved_validation_split_of_several_pairs_shares_no_source(tmp_path):
+    rows = [{"translation": {"en": f"a cat {n // 2}", ("de", "cs")[n % 2]: f"Katze, {n}"}} for n in range(60)]
+    file = write_jsonl(tmp_path / "t.jsonl", rows)
+    data, _ = train.TranslationDataArguments(train_file=file, pairs=["en-de", "en-cs"]).load()
+    assert len(data["validation"]) == 6
+    assert not {*data["validation"]["source"]} & {*data["train"]["source"]}
+
+
 def test_rare_pairs_are_drawn_more_often_by_temperature():
     pairs = ["a"] * 100 + ["b"] * 10 + ["c"] * 40
     assert upsampled(pairs, 1, 0).tolist() == list(range(150))

@@ -80,3 +80,16 @@ def test_texts_without_columns_have_no_domain(tmp_path):
         setattr(args, name, "x")
         with pytest.raises(InputError, match=f"--{name}: needs all texts in memory; leave --streaming out"):
             check_streaming(args, TrainingArguments(output_dir="unused", max_steps=1))
+
+
+def test_a_carved_validation_split_shares_no_text(tmp_path):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"text": f"line {n // 3}"} for n in range(60)])
+    data = load_corpus(CorpusArguments(train_file=file))
+    assert len(data["validation"]) == 6
+    assert not {*data["validation"]["text"]} & {*data["train"]["text"]}
+
+
+def test_rows_with_one_text_cannot_be_split(tmp_path):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"text": "again"}] * 9)
+    with pytest.raises(InputError, match=r"t\.jsonl: too few different training rows to split off validation rows"):
+        load_corpus(CorpusArguments(train_file=file))
