@@ -114,6 +114,7 @@ class Chains:
         cells: the runs of each cell, one a seed.
         first: for each target and source the runs of its last stage, one a seed.
         first_tasks: for each target and source the task of its last stage.
+        first_scores: for each target and source the name of the score of that task.
         forgetting: for each target and source the runs that score the source's task after the target, one a seed.
         longer: for each cell the runs that spend its minutes on the baseline; set by `add_longer`.
         sequence: for each method of the sequence, the number of tasks learned and the number of a task: the runs that
@@ -126,6 +127,7 @@ class Chains:
     cells: dict[Place, tuple[Run, ...]] = field(default_factory=dict)
     first: dict[tuple[str, str], tuple[Run, ...]] = field(default_factory=dict)
     first_tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
+    first_scores: dict[tuple[str, str], str] = field(default_factory=dict)
     forgetting: dict[tuple[str, str], tuple[Run, ...]] = field(default_factory=dict)
     longer: dict[Place, tuple[Run, ...]] = field(default_factory=dict)
     sequence: dict[tuple[str, int, int], tuple[Run, ...]] = field(default_factory=dict)
@@ -247,6 +249,7 @@ def _add(chains: Chains, target: Target, source: Source, tasks: Tasks, folder: P
             start = Run(stage, (), seed, start, gpus, label, stage.identity)
         if isinstance(start, Run):
             chains.first_tasks[target.name, source.name] = stages[-1]
+            chains.first_scores[target.name, source.name] = source.stages[-1].score or stages[-1].score
             chains.first[target.name, source.name] = (*chains.first.get((target.name, source.name), ()), start)
         for rows in served:
             label = f"{target.name}, {shown(rows)}, {source.name}, seed {seed}"
@@ -281,10 +284,10 @@ def _add_forgetting(chains: Chains, target: Target, source: Source, rows: Rows, 
     The same task with the same labels is scored with the trained head of the target, as a user would use the model.
     Another task gets the head of the source on the other weights of the target.
     """
-    task = chains.first_tasks[target.name, source.name]
+    task, score = chains.first_tasks[target.name, source.name], chains.first_scores[target.name, source.name]
     own = chains.tasks[target.name]
     try:
-        statistics_of(task.recipe)([], task.score)
+        statistics_of(task.recipe)([], score)
     except InputError:
         return  # such as a language model: it has no score of rows
     if not task.rows.evaluated[1]:

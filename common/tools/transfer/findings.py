@@ -219,14 +219,14 @@ class Findings:
     def _forgotten(self) -> list[Forgetting]:
         found = []
         for (target, source), runs in self.chains.forgetting.items():
-            task = self.chains.first_tasks[target, source]
-            before, after = self._arm(self.chains.first[target, source], task.score), self._arm(runs, task.score)
+            task, score = self.chains.first_tasks[target, source], self.chains.first_scores[target, source]
+            before, after = self._arm(self.chains.first[target, source], score), self._arm(runs, score)
             if before is None or after is None:
                 continue
-            unit = points_of(task, task.score)
+            unit = points_of(task, score)
             rows = [place[2] for place in self.chains.cells if place[:2] == (target, source)][-1]
             change = Comparison(scaled(difference(after, before), unit))
-            found.append(Forgetting(target, source, task.score, rows, before.mean * unit, after.mean * unit, change))
+            found.append(Forgetting(target, source, score, rows, before.mean * unit, after.mean * unit, change))
         correct([one.change for one in found])
         return found
 

@@ -34,12 +34,14 @@ class Stage:
         words: its arguments.
         rows: its training rows; None for all.
         target_texts: it trains on the texts of the target's training rows.
+        score: name of its score; None for the one that picks the best checkpoint.
     """
 
     recipe: str
     words: tuple[str, ...] = ()
     rows: Rows = None
     target_texts: bool = False
+    score: str | None = None
 
 
 @dataclass(frozen=True)

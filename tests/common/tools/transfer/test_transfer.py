@@ -270,7 +270,7 @@ def test_a_source_that_is_a_target_shares_its_runs(toys):
         (toys / "plan.yaml").read_text().partition("targets:")[0]
         + """
 targets:
-  a: {recipe: toy, arguments: --teaches 1, rows: [0, 10, all]}
+  a: {recipe: toy, arguments: --teaches 1, score: f1, rows: [0, 10, all]}
   b: {recipe: toy, arguments: --teaches 2, rows: [0, all]}
 sources:
   pretrained: {}
@@ -285,6 +285,7 @@ sources:
     assert zero.start == chains.cells["a", "pretrained", None][0]
     # one label set and one recipe: the model of the target is scored as it is
     assert chains.forgetting["b", "a"][0].start == chains.cells["b", "a", None][0]
+    assert chains.first_scores == {("b", "a"): "f1", ("a", "b"): "accuracy"}
     order = [run.key for run in chains.runs()]
     assert all(order.index(need.key) < order.index(one.key) for one in chains.runs() for need in one.needs())
 
@@ -455,7 +456,7 @@ def test_the_last_value_of_an_argument_counts_in_an_estimate(toys, tiny):
 def test_an_estimate_counts_the_size_of_a_new_model(tmp_path):
     estimate = Estimate()
     estimate.token_seconds = lambda name, size: {"tiny": 1e-5, "base": 1e-3}[size]
-    (tmp_path / "texts.txt").write_text("A tram stops here.\n" * 40)
+    (tmp_path / "texts.txt").write_text("".join(f"Tram {n} stops here.\n" for n in range(40)))
     words = ("--train_file", str(tmp_path / "texts.txt"), "--tokenizer_train", "wordpiece", "--model_size")
     tiny, base = (Run(Tasks().load("mlm", (*words, size)), (), 1) for size in ("tiny", "base"))
     assert estimate.seconds(tiny) - START_UP == pytest.approx((estimate.seconds(base) - START_UP) / 100)
