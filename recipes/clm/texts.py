@@ -165,7 +165,9 @@ def load(args: ClmDataArguments, training: TrainingArguments) -> Corpus:
     if kind == "dialogues":
         prepare = partial(dialogues.prepare, domain=args.domain_column)
         columns = {"messages": "messages"}
-        return Corpus(load_splits(args, columns, lambda row: (), read=read, carve_by=dialogues.question, prepare=prepare))
+        return Corpus(
+            load_splits(args, columns, lambda row: (), read=read, carve_by=dialogues.question, prepare=prepare)
+        )
     columns = {"prompt": args.prompt_column_name, "completion": args.completion_column_name}
     return Corpus(load_splits(args, columns, check_completion, read=read, carve_by="prompt"))
 

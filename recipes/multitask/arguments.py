@@ -11,11 +11,11 @@ from common.args import DataArguments, TrainingArguments
 from common.errors import InputError, check_file_exists
 
 Sampling = Literal["temperature", "proportional", "equal", "annealed", "fixed"]
-Weighting = Literal["sampling", "sum", "uncertainty", "dwa", "gradnorm", "pcgrad"]
+Weighting = Literal["sampling", "sum", "uncertainty", "dwa", "gradnorm", "equal_norms", "pcgrad"]
 #: arguments that name the rows of one task
 OF_A_TASK = ("train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "train_rows")
 #: weightings that compare the gradients of all tasks in each step
-BY_GRADIENTS = ("gradnorm", "pcgrad")
+BY_GRADIENTS = ("gradnorm", "equal_norms", "pcgrad")
 #: arguments of training that do not know tasks
 WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size")
 SAMPLE = Path(__file__).resolve().parent / "sample" / "tasks.yaml"
@@ -97,7 +97,7 @@ class SharingArguments:
         default="sampling",
         metadata={
             "help": "weight of a task in the loss: sampling (its share), sum (1), learned by uncertainty, dwa or "
-            "gradnorm; pcgrad: 1, without conflicting gradients",
+            "gradnorm; equal_norms: all gradients equally large; pcgrad: 1, without conflicting gradients",
             "resume": "fixed",
         },
     )

@@ -262,7 +262,8 @@ class Trainer(training.Trainer):
             order = np.random.default_rng([self.args.seed, self.state.global_step])
             shared = without_conflicts(self._products(), order)
         self.norms += self._norms(self.trained.keys()) / scale, self.present
-        last = self._norms(self.last_shared) / scale if self.sharing.weighting == "gradnorm" else None
+        within = {"gradnorm": self.last_shared, "equal_norms": self.shared}.get(self.sharing.weighting)
+        norms = None if within is None else self._norms(within) / scale
         for i, gradients in enumerate(self.gradients.values()):
             for name, gradient in gradients.items():
                 value, weight = self.trained[name], float(shared[i] if name in self.shared else weights[i])
@@ -271,8 +272,8 @@ class Trainer(training.Trainer):
                 else:
                     value.grad.add_(gradient, alpha=weight)
         losses = np.where(self.present, self.step_loss.cpu().numpy(), np.nan)
-        if last is None or np.isfinite(last).all():  # else fp16 has overflowed, and the step is skipped
-            self.weighting.update(losses, losses if last is None else last)
+        if norms is None or np.isfinite(norms).all():  # else fp16 has overflowed, and the step is skipped
+            self.weighting.update(losses, losses if norms is None else norms)
         self.forget_step()
         super()._complete_gradient()
 

@@ -38,7 +38,8 @@ class Weighting:
 
         Args:
             losses: mean loss of each task, NaN for a task without rows in the step.
-            norms: norm of the gradient of each loss in the last shared layer, without weight.
+            norms: norm of the gradient of each loss without weight, in the last shared layer (`gradnorm`) or in all
+                shared weights (`equal_norms`).
         """
 
     def state(self) -> dict[str, list]:
@@ -167,6 +168,30 @@ class GradNorm(Learned):
         self.values = self.values * self.tasks / self.values.sum()
 
 
+class EqualNorms(Weighting):
+    """Give the gradients of all tasks the same norm in the shared weights, on average over the run so far.
+
+    This is the balance that gradnorm with alpha 0 learns slowly; Malkiel and Wolf (2021,
+    https://arxiv.org/abs/2006.14683) set it layer by layer. The weights are 1 in the first step, and keep the sum of
+    the norms.
+    """
+
+    KEPT = ("sums",)
+
+    def __init__(self, tasks: int, args: SharingArguments, window: int = 1):
+        super().__init__(tasks, args, window)
+        self.sums = np.zeros(tasks)
+
+    def weights(self, share: np.ndarray) -> np.ndarray:
+        """Return the mean norm divided by that of each task."""
+        known = self.sums > 0
+        return np.where(known, self.sums.mean() / np.where(known, self.sums, 1), 1.0)
+
+    def update(self, losses: np.ndarray, norms: np.ndarray) -> None:
+        """Add the norms of a step."""
+        self.sums = self.sums + norms
+
+
 def without_conflicts(gram: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Return the weights by which PCGrad sums the gradients (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
 
@@ -188,7 +213,12 @@ def without_conflicts(gram: np.ndarray, random: np.random.Generator) -> np.ndarr
     return total
 
 
-KINDS: dict[str, type[Weighting]] = {"uncertainty": Uncertainty, "dwa": Averaging, "gradnorm": GradNorm}
+KINDS: dict[str, type[Weighting]] = {
+    "uncertainty": Uncertainty,
+    "dwa": Averaging,
+    "gradnorm": GradNorm,
+    "equal_norms": EqualNorms,
+}
 
 
 def weighting_of(tasks: int, args: SharingArguments, window: int) -> Weighting:

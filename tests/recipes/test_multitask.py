@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.training.draws import EpochRows
 from common.training.tasks import TaskRows
 from recipes.multitask import model, predict, report, single, steps, train
-from recipes.multitask.arguments import MultitaskDataArguments, SharingArguments
+from recipes.multitask.arguments import BY_GRADIENTS, MultitaskDataArguments, SharingArguments
 from recipes.multitask.reading import read_entries, read_tasks, texts_of, words_of
 from recipes.multitask.sampling import SampledTasks, shares
 from recipes.multitask.weighting import weighting_of, without_conflicts
@@ -176,7 +176,18 @@ def test_gradnorm_descends_its_equation_on_a_toy_problem():
     assert weighting.values[0] > 1.4  # the task with small gradients
 
 
-@pytest.mark.parametrize("name", ["sampling", "uncertainty", "dwa", "gradnorm"])
+def test_equal_norms_makes_the_mean_norms_equal():
+    weighting = weighting_of(3, SharingArguments(weighting="equal_norms"), 1)
+    assert weighting.weights(np.ones(3) / 3).tolist() == [1, 1, 1]
+    norms = np.array([[1.0, 8.0, 0.0], [3.0, 4.0, 0.0]])  # the third task has no gradient
+    for row in norms:
+        weighting.update(row, row)
+    weights = weighting.weights(np.ones(3) / 3)
+    np.testing.assert_allclose((weights * norms.mean(0))[:2], norms.mean())
+    assert weights[2] == 1
+
+
+@pytest.mark.parametrize("name", ["sampling", "uncertainty", "dwa", "gradnorm", "equal_norms"])
 def test_the_state_of_weights_survives_json(name):
     args, random = SharingArguments(weighting=name), np.random.default_rng(0)
     losses = random.uniform(0.1, 5, size=(11, 3))
@@ -390,7 +401,8 @@ def farthest(a: dict, b: dict) -> float:
 
 
 @pytest.mark.parametrize(
-    "weighting", ["gradnorm", *(pytest.param(n, marks=pytest.mark.soak) for n in ("uncertainty", "dwa", "pcgrad"))]
+    "weighting",
+    ["gradnorm", *(pytest.param(n, marks=pytest.mark.soak) for n in ("uncertainty", "dwa", "equal_norms", "pcgrad"))],
 )
 def test_accumulation_changes_nothing(tiny, tmp_path, weighting):
     results = []
@@ -423,7 +435,7 @@ def test_the_queries_of_a_step_see_all_its_passages(tiny, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("weighting", ["sampling", "uncertainty", "gradnorm", "pcgrad"])
+@pytest.mark.parametrize("weighting", ["sampling", "uncertainty", "gradnorm", "equal_norms", "pcgrad"])
 def test_two_processes_change_nothing(tiny, tmp_path, weighting):
     found = []
     for processes in (1, 2):
@@ -442,10 +454,10 @@ def test_two_processes_change_nothing(tiny, tmp_path, weighting):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("weighting", ["uncertainty", "dwa", "pcgrad"])
+@pytest.mark.parametrize("weighting", ["uncertainty", "dwa", "equal_norms", "pcgrad"])
 @pytest.mark.parametrize("how", ["mixed", "homogeneous"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, weighting, how):
-    if how == "homogeneous" and weighting == "pcgrad":
+    if how == "homogeneous" and weighting in BY_GRADIENTS:
         return
     more = ["--weighting", weighting, "--batches", how, "--sampling", "annealed", "--max_steps", "24"]
     more += [

@@ -302,7 +302,9 @@ def _sources(read: _Reader, name: str, value: Any, targets: list[Target]) -> lis
             read.add(where, "of: targets takes recipe and arguments of each target; leave recipe, stages and texts out")
         rows, extra = read.rows(where, about.get("rows"), 1), read.words(where, about.get("arguments"))
         return [
-            replace(source, name=t.name, task=t.name, stages=(Stage(t.recipe, (*t.words, *extra), rows, score=t.score),))
+            replace(
+                source, name=t.name, task=t.name, stages=(Stage(t.recipe, (*t.words, *extra), rows, score=t.score),)
+            )
             for t in targets
             if not only or t.name in only
         ]
