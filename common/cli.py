@@ -155,19 +155,21 @@ class _Parser(HfArgumentParser):
         if "trust_remote_code" in name.replace("-", "_"):
             return ": code in a checkpoint or data set is never run; choose a model type built into transformers"
         known = {option.lstrip("-") for action in self._actions for option in action.option_strings}
+        aliases = {alias: [name for name in names if name in known] for alias, names in ALIASES.items()}
         asked = name.lstrip("-").split("=")[0].replace("-", "_").lower()
-        nearest = [other for other in ALIASES.get(asked, ()) if other in known]
-        nearest += difflib.get_close_matches(asked, sorted(known), n=1)
+        nearest = list(aliases.get(asked, ()))
+        for close in difflib.get_close_matches(asked, sorted(known | {a for a in aliases if aliases[a]}), n=1):
+            nearest += [close] if close in known else aliases[close]
         nearest += sorted(option for option in known if asked in option.split("_"))
         dashes = "--" if name.startswith("-") else ""
         return f"; did you mean {dashes}{nearest[0]}?" if nearest else "; --help_all lists all arguments"
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parse `argv`; raise `InputError` for an unknown argument or a value without a name."""
+        """Parse `argv`; raise `InputError` for unknown arguments or a value without a name."""
         namespace, unknown = self.parse_known_args(argv)
-        for word in unknown:
-            if word.startswith("-"):
-                raise InputError(f"unknown argument {word}{self.nearest(word)}")
+        names = [word for word in unknown if word.startswith("-")]
+        if names:
+            raise InputError("\n".join(f"unknown argument {name}{self.nearest(name)}" for name in names))
         if unknown:
             raise InputError(f"{unknown[0]}: a value without an argument name; put --NAME before it")
         return namespace
