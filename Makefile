@@ -77,7 +77,7 @@ $(RECIPES): $(INSTALLED)
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
-soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; half an hour
+soak: $(INSTALLED) ## kill, stop, starve and damage runs many times over; far longer than test
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --soak
 
