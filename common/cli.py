@@ -158,8 +158,10 @@ class _Parser(HfArgumentParser):
         aliases = {alias: [name for name in names if name in known] for alias, names in ALIASES.items()}
         asked = name.lstrip("-").split("=")[0].replace("-", "_").lower()
         nearest = list(aliases.get(asked, ()))
-        for close in difflib.get_close_matches(asked, sorted(known | {a for a in aliases if aliases[a]}), n=1):
-            nearest += [close] if close in known else aliases[close]
+        every = sorted(known | {alias for alias, names in aliases.items() if names})
+        close = difflib.get_close_matches(asked, every, n=1, cutoff=0.88)
+        close = close or difflib.get_close_matches(asked, sorted(known), n=1)
+        nearest += close if known.issuperset(close) else aliases[close[0]]
         nearest += sorted(option for option in known if asked in option.split("_"))
         dashes = "--" if name.startswith("-") else ""
         return f"; did you mean {dashes}{nearest[0]}?" if nearest else "; --help_all lists all arguments"
@@ -167,7 +169,7 @@ class _Parser(HfArgumentParser):
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse `argv`; raise `InputError` for unknown arguments or a value without a name."""
         namespace, unknown = self.parse_known_args(argv)
-        names = [word for word in unknown if word.startswith("-")]
+        names = [word for word in unknown if re.match("--?[A-Za-z]", word)]
         if names:
             raise InputError("\n".join(f"unknown argument {name}{self.nearest(name)}" for name in names))
         if unknown:

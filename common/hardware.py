@@ -1,12 +1,14 @@
-"""Describe the machine, detect out-of-memory errors and configure the memory allocator."""
+"""Describe the machine, measure memory, detect out-of-memory errors and configure the memory allocator."""
 
 import ctypes
 import gc
 import os
 import platform
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +59,29 @@ def native_bf16(cpu: bool) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from here."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
+    except OSError:
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the peak resident memory and GPU memory in MiB; of the whole process if the kernel cannot reset it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        kib = int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    peaks = {"peak_memory_mib": kib // 1024}
+    if torch.cuda.is_available():
+        peaks["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    return peaks
 
 
 @contextmanager

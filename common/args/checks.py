@@ -82,6 +82,6 @@ def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:
         nearest = difflib.get_close_matches(name.lower(), known, n=1)
         classes = tuple(one.removesuffix("support") for one in known if one.endswith("_support"))
         overall = ", ".join(one for one in known if not one.startswith(classes))
-        of_each = f", and those of a class, such as {classes[0]}f1" if classes else ""
+        of_each = f", and those of each label or type, such as {classes[0]}f1" if classes else ""
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; known: {overall}{of_each}"
         raise InputError(f"--metric_for_best_model {name}: no such score{hint}")

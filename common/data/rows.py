@@ -416,32 +416,42 @@ def _carve_validation(
 ) -> None:
     """Move rows, or whole groups of rows with the same value of `by`, from train to validation.
 
-    Rejected rows stay in train.
+    Rejected rows stay in train, as do groups with more than twice the wanted number of rows. A row without a value is a
+    group of its own.
     """
-
-    def group_of(number: int, row: Row) -> Any:
-        return number if by is None else str(row[by] if isinstance(by, str) else by(row))
-
     rows = splits["train"]
-    first: dict[Any, int] = {}  # group -> number of its first row
-    groups = [
-        first.setdefault(group_of(number, row), number) if isinstance(row, dict) else None
-        for number, row in enumerate(rows)
-    ]
-    if len(first) < 2:
+    wanted = max(1, len(rows) * percentage // 100)
+    groups = _groups(rows, by)
+    if by is not None and len(groups) == 1 < len(rows):
+        warn(
+            f"{place}: all training rows have the same text, question or context, and so have the validation rows that "
+            "are split off; give --validation_file"
+        )
+        groups = _groups(rows, None)
+    if len(groups) < 2:
         problems = Problems()
         accepted(rows, problems)
         problems.check()
-        raise InputError(
-            f"{place}: too few different training rows to split off validation rows; give --validation_file"
-        )
-    classes, firsts = _classes(rows, gold), list(first.values())
-    drawn = carve([classes[number] for number in firsts], max(1, len(first) * percentage // 100))
-    carved = {firsts[number] for number in drawn.tolist()}
-    splits["train"] = [row for row, group in zip(rows, groups, strict=True) if group not in carved]
-    splits["validation"] = [row for row, group in zip(rows, groups, strict=True) if group in carved]
+        raise InputError(f"{place}: one training row: too few to split off validation rows; give --validation_file")
+    most = max(2 * wanted, min(map(len, groups)))
+    groups = [group for group in groups if len(group) <= most]
+    classes = _classes(rows, gold)
+    drawn = carve([classes[group[0]] for group in groups], max(1, len(groups) * percentage // 100))
+    carved = {number for group in drawn.tolist() for number in groups[group]}
+    splits["train"] = [row for number, row in enumerate(rows) if number not in carved]
+    splits["validation"] = [row for number, row in enumerate(rows) if number in carved]
     count = len(splits["validation"])
     tell(f"no validation data given: {count} of {len(rows)} training rows are split off for validation")
+
+
+def _groups(rows: list[Entry], by: str | Callable[[Row], Any] | None) -> list[list[int]]:
+    """Return the numbers of the rows of each group, in the order of their first rows; without rejected rows."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row, dict):
+            value = None if by is None else row[by] if isinstance(by, str) else by(row)
+            groups.setdefault(str(value) if value else number, []).append(number)
+    return list(groups.values())
 
 
 def _warn_of_shared_files(files: dict[str, str | None]) -> None:

@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 
 from common.args import DataArguments, TrainingArguments
@@ -82,29 +80,6 @@ def step_size(record: dict[str, Any]) -> str:
     budget = arguments.get("max_tokens_per_batch")
     size = (budget or arguments["per_device_train_batch_size"]) * arguments["gradient_accumulation_steps"] * processes
     return f"{size} {'tokens' if budget else 'rows'}"
-
-
-def reset_peak_memory() -> None:
-    """Let `peak_memory` count from here."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
-    except OSError:
-        pass
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> dict[str, int]:
-    """Return the peak resident memory and GPU memory in MiB; of the whole process if the kernel cannot reset it."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        kib = int(status.split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-    peaks = {"peak_memory_mib": kib // 1024}
-    if torch.cuda.is_available():
-        peaks["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
-    return peaks
 
 
 def _command() -> list[str]:

@@ -27,9 +27,10 @@ from common.args import (
 from common.data.columns import SAVED, described
 from common.data.domains import domain_counts
 from common.errors import InputError, in_main_process, is_main_process, tell
+from common.hardware import peak_memory, reset_peak_memory
 from common.run.fingerprint import recipe_folder
 from common.run.folder import OutputFolder
-from common.run.record import new_record, now, peak_memory, reset_peak_memory
+from common.run.record import new_record, now
 from common.run.report import fenced, print_domains, write_json_lines, write_model_card
 from common.training import checkpoints
 from common.training.trainer import Trainer

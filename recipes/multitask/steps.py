@@ -290,10 +290,14 @@ class Trainer(training.Trainer):
         gradients.update({name: new.view_as(old) for name, new, old in zip(names, sums, parts, strict=True)})
 
     def _norms(self, names) -> np.ndarray:
-        """Return the norm of the gradient of each task over some parameters; 0 without rows, shape (tasks,)."""
+        """Return the norm of the gradient of each task over some parameters; 0 without rows, shape (tasks,).
+
+        Its parts are summed in the order of `trained`, so that all processes get the same number.
+        """
         found = []
         for gradients in self.gradients.values():
-            parts = [gradients[name].norm().double() for name in names if name in gradients]
+            inside = [name for name in self.trained if name in names and name in gradients]
+            parts = [gradients[name].norm().double() for name in inside]
             found.append(float(torch.stack(parts).norm()) if parts else 0.0)
         return np.array(found)
 

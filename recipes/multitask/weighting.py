@@ -12,7 +12,7 @@ from .arguments import SharingArguments
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 #: least loss, in nats, by which another one is divided: a head that starts at a probe may have none
 LEAST_LOSS = 0.01
-#: least weight of gradnorm, before the weights are scaled to their sum
+#: least weight of gradnorm, before the weights are scaled to their sum; least share of the mean norm in equal_norms
 LEAST = 0.01
 
 
@@ -172,8 +172,8 @@ class EqualNorms(Weighting):
     """Give the gradients of all tasks the same norm in the shared weights, on average over the run so far.
 
     This is the balance that gradnorm with alpha 0 learns slowly; Malkiel and Wolf (2021,
-    https://arxiv.org/abs/2006.14683) set it layer by layer. The weights are 1 in the first step, and keep the sum of
-    the norms.
+    https://arxiv.org/abs/2006.14683) set it layer by layer. The sum of the norms stays what it is with weights of 1,
+    which the first step has.
     """
 
     KEPT = ("sums",)
@@ -183,9 +183,12 @@ class EqualNorms(Weighting):
         self.sums = np.zeros(tasks)
 
     def weights(self, share: np.ndarray) -> np.ndarray:
-        """Return the mean norm divided by that of each task."""
+        """Return the mean norm divided by that of each task; at most 1 / `LEAST`, and 1 without gradient."""
         known = self.sums > 0
-        return np.where(known, self.sums.mean() / np.where(known, self.sums, 1), 1.0)
+        if not known.any():
+            return np.ones(self.tasks)
+        mean = self.sums[known].mean()
+        return np.where(known, mean / np.maximum(self.sums, LEAST * mean), 1.0)
 
     def update(self, losses: np.ndarray, norms: np.ndarray) -> None:
         """Add the norms of a step."""

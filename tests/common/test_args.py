@@ -74,6 +74,8 @@ def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
         (["--epochs", "3"], "unknown argument --epochs; did you mean --num_train_epochs?"),
         (["--bach_size", "3"], "unknown argument --bach_size; did you mean --per_device_train_batch_size?"),
         (["--epochs", "3", "--lr", "1"], "num_train_epochs?\nunknown argument --lr; did you mean --learning_rate?"),
+        (["--epochs", "-1"], "unknown argument --epochs; did you mean --num_train_epochs?"),
+        (["--train_batch", "3"], "unknown argument --train_batch; --help_all lists all arguments"),
         (["--epochs=3"], "unknown argument --epochs=3; did you mean --num_train_epochs?"),
         (["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
         (["--precision", "int8"], "invalid choice"),

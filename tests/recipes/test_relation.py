@@ -379,7 +379,7 @@ def test_bad_arguments_and_other_models_are_refused(pairs, tiny, tmp_path):
         train.main([*pairs, "--no_relation_label", "Other"])
     with pytest.raises(InputError, match="--max_seq_length 8: a row has 2 special tokens and needs 10 or more"):
         train.main([*pairs, "--max_seq_length", "8"])
-    known = "known: loss, accuracy, .*macro_f1, and those of a class, such as relation_based_in_f1$"
+    known = "known: loss, accuracy, .*macro_f1, and those of each label or type, such as relation_based_in_f1$"
     with pytest.raises(InputError, match=f"--metric_for_best_model f1: no such score; {known}"):
         train.main([*pairs, "--metric_for_best_model", "f1"])
     assert not (tmp_path / "out" / "model.safetensors").exists()

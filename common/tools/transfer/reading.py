@@ -46,8 +46,9 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -201,24 +202,47 @@ def _recipes() -> Iterable[str]:
 
 
 def _listed(value: Any) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, list) else [] if value is None else [str(value)]
+    values = value if isinstance(value, list) else [value]
+    return [str(one) for one in values if one is not None]
 
 
-class _Loader(yaml.SafeLoader):
+#: where a plan has arguments; * stands for each name, and for each item of a list
+ARGUMENTS = (
+    ("targets", "*", "arguments"),
+    ("sources", "*", "arguments"),
+    ("sources", "*", "then"),
+    ("sources", "*", "stages", "*", "arguments"),
+    ("sequence", "methods", "*"),
+)
+
+
+def _load(text: str) -> Any:
     """Load YAML, but the values of arguments as they are written: YAML reads `no` as False and 007 as 7."""
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _mark(node, ())
+    return loader.construct_document(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+
+def _mark(node: yaml.Node, place: tuple[str, ...]) -> None:
+    """Mark the values of the arguments in the node at a place of the plan as text."""
+    if any(len(place) == len(some) and all(map(fnmatch, place, some)) for some in ARGUMENTS):
+        _as_written(node)
+    elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            methods = key.value == "methods" and isinstance(value, yaml.MappingNode)
-            if key.value in ("arguments", "then") or methods:
-                for arguments in [method for _, method in value.value] if methods else [value]:
-                    _as_written(arguments)
-        return super().construct_mapping(node, deep)
+            _mark(value, place if key.value == "<<" else (*place, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _mark(value, (*place, "*"))
 
 
 def _as_written(arguments: yaml.Node) -> None:
     """Mark the values of a mapping of arguments, also those in lists, as text."""
-    for _, value in arguments.value if isinstance(arguments, yaml.MappingNode) else []:
+    for key, value in arguments.value if isinstance(arguments, yaml.MappingNode) else []:
+        if key.value == "<<":
+            _as_written(value)
         for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
             if isinstance(item, yaml.ScalarNode) and item.tag != "tag:yaml.org,2002:null":
                 item.tag = "tag:yaml.org,2002:str"
@@ -232,7 +256,7 @@ def read_plan(path: str | Path) -> Plan:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"--plan {path}: no such file{nearest_file(str(path))}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

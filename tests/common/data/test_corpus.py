@@ -89,7 +89,16 @@ def test_a_carved_validation_split_shares_no_text(tmp_path):
     assert not {*data["validation"]["text"]} & {*data["train"]["text"]}
 
 
-def test_rows_with_one_text_cannot_be_split(tmp_path):
-    file = write_jsonl(tmp_path / "t.jsonl", [{"text": "again"}] * 9)
-    with pytest.raises(InputError, match=r"t\.jsonl: too few different training rows to split off validation rows"):
-        load_corpus(CorpusArguments(train_file=file))
+def test_rows_with_one_text_are_split_with_a_warning(tmp_path, capsys):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"text": "again"}] * 20)
+    data = load_corpus(CorpusArguments(train_file=file))
+    assert [len(data[split]) for split in ("train", "validation")] == [18, 2]
+    assert "t.jsonl: all training rows have the same text, question or context" in capsys.readouterr().err
+
+
+def test_a_text_of_most_rows_stays_in_train(tmp_path):
+    often, rare = [{"text": "the same line"}] * 90, [{"text": f"line {n}"} for n in range(10)]
+    for place in range(10):
+        file = write_jsonl(tmp_path / "t.jsonl", rare[:place] + often + rare[place:])
+        data = load_corpus(CorpusArguments(train_file=file))
+        assert [len(data[split]) for split in ("train", "validation")] == [99, 1]

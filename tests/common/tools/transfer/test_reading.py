@@ -82,6 +82,20 @@ def test_values_of_arguments_are_read_as_written(tmp_path):
     assert plan.target("mine").words == plan.source("head").then == plan.sequence.methods["kept"] == words
 
 
+def test_only_values_of_arguments_are_read_as_written(tmp_path):
+    text = """
+targets:
+  then: {recipe: ner, arguments: &some {text_column_name: no}, rows: [3]}
+sources:
+  pretrained: {}
+  head: {kind: frozen, then: {<<: *some, ignore_labels: [no, null]}}
+"""
+    plan = read_plan(write(tmp_path, text))
+    assert plan.target("then").rows == (3,)
+    assert plan.target("then").words == ("--text_column_name", "no")
+    assert plan.source("head").then == ("--text_column_name", "no", "--ignore_labels", "no")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
