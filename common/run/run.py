@@ -92,7 +92,7 @@ class Run:
         self.checkpoint: str | None = in_main_process(lambda: self._output.open(args))
 
     def leave(self) -> None:
-        """Remove the lock and the folders that a run has made, if it is refused before it starts."""
+        """Do as `OutputFolder.leave`, unless the run has started."""
         if not self._started and is_main_process():
             self._output.leave()
 
