@@ -15,7 +15,7 @@ Weighting = Literal["sampling", "sum", "uncertainty", "dwa", "gradnorm", "equal_
 #: arguments that name the rows of one task
 OF_A_TASK = ("train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "train_rows")
 #: weightings that compare the gradients of all tasks in each step
-BY_GRADIENTS = ("gradnorm", "equal_norms", "pcgrad")
+BY_GRADIENTS = ("gradnorm", "pcgrad")
 #: arguments of training that do not know tasks
 WITHOUT = ("r_drop", "adversarial", "auto_find_batch_size")
 SAMPLE = Path(__file__).resolve().parent / "sample" / "tasks.yaml"

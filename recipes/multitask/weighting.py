@@ -176,23 +176,24 @@ class EqualNorms(Weighting):
     which the first step has.
     """
 
-    KEPT = ("sums",)
+    KEPT = ("sums", "counts")
 
     def __init__(self, tasks: int, args: SharingArguments, window: int = 1):
         super().__init__(tasks, args, window)
-        self.sums = np.zeros(tasks)
+        self.sums, self.counts = np.zeros(tasks), np.zeros(tasks)
 
     def weights(self, share: np.ndarray) -> np.ndarray:
         """Return the mean norm divided by that of each task; at most 1 / `LEAST`, and 1 without gradient."""
-        known = self.sums > 0
+        known = self.counts > 0
         if not known.any():
             return np.ones(self.tasks)
-        mean = self.sums[known].mean()
-        return np.where(known, mean / np.maximum(self.sums, LEAST * mean), 1.0)
+        norms = self.sums / np.maximum(self.counts, 1)
+        mean = norms[known].mean()
+        return np.where(known, mean / np.maximum(norms, LEAST * mean), 1.0)
 
     def update(self, losses: np.ndarray, norms: np.ndarray) -> None:
         """Add the norms of a step."""
-        self.sums = self.sums + norms
+        self.sums, self.counts = self.sums + norms, self.counts + (norms > 0)
 
 
 def without_conflicts(gram: np.ndarray, random: np.random.Generator) -> np.ndarray:
