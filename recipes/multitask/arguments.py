@@ -94,10 +94,10 @@ class SharingArguments:
         default=2.0, metadata={"help": "T of --sampling temperature and annealed; 1: proportional", "resume": "fixed"}
     )
     weighting: Weighting = field(
-        default="sampling",
+        default="equal_norms",
         metadata={
-            "help": "weight of a task in the loss: sampling (its share), sum (1), learned by uncertainty, dwa or "
-            "gradnorm; equal_norms: all gradients equally large; pcgrad: 1, without conflicting gradients",
+            "help": "weight of a task in the loss: equal_norms (gradients of one norm), sampling (its share), sum (1), "
+            "learned by uncertainty, dwa or gradnorm; pcgrad: 1, without conflicting gradients",
             "resume": "fixed",
         },
     )
