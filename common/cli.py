@@ -87,7 +87,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "n_epochs": ("num_train_epochs",), "steps": ("max_steps",), "max_train_steps": ("max_steps",),
     "num_train_steps": ("max_steps",), "wd": ("weight_decay",), "warmup": ("warmup_steps",),
     "warmup_ratio": ("warmup_steps",), "num_warmup_steps": ("warmup_steps",), "scheduler": ("lr_scheduler_type",),
-    "batch_size": ("per_device_train_batch_size", "batch_tokens"),
+    "batch_size": ("per_device_train_batch_size", "batch_tokens"), "bs": ("per_device_train_batch_size",),
     "train_batch_size": ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",),
     "per_device_eval_batch_size": ("batch_tokens",), "accumulation_steps": ("gradient_accumulation_steps",),
     "grad_accum": ("gradient_accumulation_steps",), "grad_clip": ("max_grad_norm",), "clip_grad": ("max_grad_norm",),
@@ -171,7 +171,7 @@ class _Parser(HfArgumentParser):
         namespace, unknown = self.parse_known_args(argv)
         names = [word for word in unknown if re.match("--?[A-Za-z]", word)]
         if names:
-            raise InputError("\n".join(f"unknown argument {name}{self.nearest(name)}" for name in names))
+            raise InputError(" ".join(f"unknown argument {name}{self.nearest(name)}" for name in names))
         if unknown:
             raise InputError(f"{unknown[0]}: a value without an argument name; put --NAME before it")
         return namespace
@@ -288,7 +288,7 @@ def _read_yaml(path: str, parser: _Parser) -> list[str]:
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the date 2026-13-45
         mark = getattr(error, "problem_mark", None)
         raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: {getattr(error, 'problem', error)}") from None
     if values is None:

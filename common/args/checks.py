@@ -76,7 +76,7 @@ def check_best_metric(args: TrainingArguments, metrics: Iterable[str]) -> None:
 
     `mean_domain_SCORE` and `worst_domain_SCORE` are the mean and the worst of a score over the domains.
     """
-    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    name = "loss" if args.metric_for_best_model is None else args.metric_for_best_model.removeprefix("eval_")
     known = ["loss", *metrics]
     if (name if name == "loss" else score_of_rows(name)) not in known or score_of_rows(name) == "loss" != name:
         nearest = difflib.get_close_matches(name.lower(), known, n=1)

@@ -37,7 +37,7 @@ class SpeedArguments:
 LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "early_stopping_patience": 1, "save_min_seconds": 0, "learning_rate": 0, "weight_decay": 0, "num_train_epochs": 0,
-    "warmup_steps": 0, "max_grad_norm": 0, "adam_epsilon": 0,
+    "warmup_steps": 0, "max_grad_norm": 0, "adam_epsilon": 0, "save_total_limit": 1, "logging_steps": 0, "seed": 0,
 }  # fmt: skip
 
 #: argument of transformers that no run may have -> the reason
@@ -263,6 +263,12 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         self.check_regularisation()
         self.check_keeping()
+        evaluated, saved = (str(getattr(one, "value", one)) for one in (self.eval_strategy, self.save_strategy))
+        if self.load_best_model_at_end and {evaluated, saved} == {"steps", "epoch"}:
+            raise InputError(
+                f"--eval_strategy {evaluated}, --save_strategy {saved}: the run ends with its best checkpoint, so both "
+                "must be the same; give both"
+            )
         if self.greater_is_better is None and score_of_rows(self.metric_for_best_model) in self.lower_is_better:
             self.greater_is_better = False  # transformers detects losses only
         super().__post_init__()
@@ -281,7 +287,9 @@ class TrainingArguments(RegularisationArguments, SpeedArguments, transformers.Tr
             value = getattr(self, name)
             if value is not None and not value >= least:  # also rejects NaN
                 raise InputError(f"--{name} {value}: must be at least {least}")
-        for name in ("adam_beta1", "adam_beta2"):
+        if self.seed >= 2**32:
+            raise InputError(f"--seed {self.seed}: must be below 2**32")
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 0 and below 1")
         if self.domain_temperature is not None and not 1 <= self.domain_temperature < float("inf"):

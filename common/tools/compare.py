@@ -36,6 +36,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from common.cli import command_line
+from common.data import yaml_text
 from common.errors import InputError, one_line, tell, warn
 from common.hardware import described
 from common.run.fingerprint import NAMES, differences
@@ -63,7 +64,7 @@ EVALUATIONS = 10
 def read_settings(path: str) -> dict[str, list[str]]:
     """Read a settings file: name -> words of arguments. Raises `InputError` for any other content."""
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml_text.load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--settings {path}: {one_line(error)}") from None
     if not isinstance(settings, dict) or not all(isinstance(value, str | None) for value in settings.values()):

@@ -42,6 +42,7 @@ from transformers import TrainerCallback
 
 from common.args import TrainingArguments
 from common.cli import command_line, given_values, parse, training_module
+from common.data import yaml_text
 from common.data.pool import PoolArguments
 from common.errors import InputError, Problems, RunStopped, one_line, tell, warn
 from common.run.fingerprint import NAMES, differences, fingerprint
@@ -90,7 +91,7 @@ class Report(TrainerCallback):
 def read_space(path: Path, fits: Callable[[str, Any], None]) -> dict[str, dict[str, Any]]:
     """Read a search space from a YAML file. `fits(name, value)` raises `InputError` if the recipe rejects a value."""
     try:
-        space = yaml.safe_load(path.read_text(encoding="utf-8"))
+        space = yaml_text.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     if not isinstance(space, dict) or not space:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
+from common.data import yaml_text
 from common.errors import InputError, one_line
 from common.models.load import LoadedModel
 from common.models.sizes import positions_of
@@ -168,7 +169,7 @@ def _all(layers: list[Layer]) -> list[str]:
 def _from_file(path: str) -> PeftConfig:
     """Read a configuration of peft from a YAML file: `peft_type`, and the arguments of its class in peft."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml_text.load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise InputError(f"--peft_config {path}: {reason}") from None

@@ -73,7 +73,7 @@ def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
         (["--learn", "1"], "unknown argument --learn"),  # no abbreviations
         (["--epochs", "3"], "unknown argument --epochs; did you mean --num_train_epochs?"),
         (["--bach_size", "3"], "unknown argument --bach_size; did you mean --per_device_train_batch_size?"),
-        (["--epochs", "3", "--lr", "1"], "num_train_epochs?\nunknown argument --lr; did you mean --learning_rate?"),
+        (["--epochs", "3", "--lr", "1"], "num_train_epochs? unknown argument --lr; did you mean --learning_rate?"),
         (["--epochs", "-1"], "unknown argument --epochs; did you mean --num_train_epochs?"),
         (["--train_batch", "3"], "unknown argument --train_batch; --help_all lists all arguments"),
         (["--epochs=3"], "unknown argument --epochs=3; did you mean --num_train_epochs?"),
@@ -90,7 +90,11 @@ def test_few_rows_are_passed_over_more_often(rows, given, epochs, scored):
         (["--early_stopping_patience", "2", "--eval_strategy", "no"], "--early_stopping_patience: needs evaluations"),
         (["--report_to", "tensorboard", "wandb"], "--report_to wandb: its package is not installed"),
         (["--report_to", "tensorbord"], "--report_to tensorbord: no such logger; did you mean tensorboard?"),
-        (["--eval_strategy", "steps"], "requires the save and eval strategy to match"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps, --save_strategy epoch: the run ends"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--label_smoothing_factor", "-1"], "--label_smoothing_factor -1.0: must be at least 0 and below 1"),
+        (["--save_total_limit", "-2"], "--save_total_limit -2: must be at least 1"),
+        (["--logging_steps", "-3"], "--logging_steps -3.0: must be at least 0"),
         (["--precision", "bf16", "--save_strategy", "never"], "never is not a valid SaveStrategy"),
         (["--max_seq_length", "32", "--doc_stride", "40"], "--doc_stride 40"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: must be at least 0"),
@@ -182,6 +186,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name_there(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
+        ("hub_model_id: 2026-13-45\n", None, "month must be in 1..12"),
         ("seed: 1\nlearning_rat: 2\n", 2, "unknown argument learning_rat; did you mean learning_rate?"),
         ("seed: many\n", 1, "--seed: invalid int value: 'many'"),
         ("seed: 1\nseed: 2\n", 2, "seed is given twice"),

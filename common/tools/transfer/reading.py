@@ -54,6 +54,7 @@ from typing import Any
 
 import yaml
 
+from common.data import yaml_text
 from common.errors import InputError, Problems, nearest_file, one_line
 from common.tools.runner import OWN
 from common.tools.transfer.plan import (
@@ -126,6 +127,9 @@ class _Reader:
         """Return arguments, written as on the command line or as a mapping, as words."""
         if isinstance(value, dict):
             words = [word for name, v in value.items() for word in (f"--{name}", *_listed(v))]
+        elif isinstance(value, list):
+            self.add(where, "arguments are a list; write them as text, --name value, or as a mapping, name: value")
+            return ()
         else:
             try:
                 words = shlex.split(str(value or ""))
@@ -218,12 +222,10 @@ ARGUMENTS = (
 
 def _load(text: str) -> Any:
     """Load YAML, but the values of arguments as they are written: YAML reads `no` as False and 007 as 7."""
-    loader = yaml.SafeLoader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None
-    _mark(node, ())
-    return loader.construct_document(node)
+    root = yaml_text.compose(text)
+    if root is not None:
+        _mark(root, ())
+    return yaml_text.construct(root)
 
 
 def _mark(node: yaml.Node, place: tuple[str, ...]) -> None:
@@ -304,13 +306,13 @@ def _sources(read: _Reader, name: str, value: Any, targets: list[Target]) -> lis
     where = f"sources: {name}"
     about = read.mapping(where, value, "source")
     kind = about.get("kind", name if name in KINDS else None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         nearest = difflib.get_close_matches(str(kind), KINDS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(KINDS)}"
         read.add(where, f"kind {kind}: no such kind; {hint}" if kind else f"kind is missing; {hint}")
         return []
     then = read.words(where, about["then"]) if "then" in about else DEFAULT_THEN.get(kind, ())
-    only = tuple(map(str, about.get("only") or ()))
+    only = tuple(_listed(about.get("only")))
     for other in only:
         if other not in [target.name for target in targets]:
             nearest = difflib.get_close_matches(other, [target.name for target in targets], n=1)
@@ -351,7 +353,7 @@ def _sources(read: _Reader, name: str, value: Any, targets: list[Target]) -> lis
 def _sequence(read: _Reader, value: Any, targets: list[Target]) -> Sequence:
     """Return the targets that are learned one after the other."""
     about, known = read.mapping("sequence", value, "sequence"), [target.name for target in targets]
-    order = tuple(map(str, about.get("order") or ()))
+    order = tuple(_listed(about.get("order")))
     for name in order:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)

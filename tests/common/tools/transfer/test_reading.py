@@ -107,6 +107,10 @@ sources:
         ("rows: [100, all]", "rows: [-1]", "targets: mine: rows is -1; give a number of at least 0, or all"),
         ("rows: [100, all]", "rows: [0, 10]", "targets: mine: rows 0: no source of kind domain or multilingual"),
         ("scratch: {}", "scrach: {}", "sources: scrach: kind is missing; choose one of scratch, "),
+        ("scratch: {}", "x: {kind: [scratch]}", "sources: x: kind ['scratch']: no such kind"),
+        ("scratch: {}", "scratch: {only: 5}", "sources: scratch: only 5: no such target"),
+        ("targets:", "sequence: {order: 5}\ntargets:", "sequence: order 5: no such target"),
+        ("recipe: ner, ", "recipe: ner, arguments: [--seed, 1], ", "mine: arguments are a list; write them as text"),
         ("scratch: {}", "x: {kind: domian}", "sources: x: kind domian: no such kind; did you mean domain?"),
         ("scratch: {}", "x: {kind: domain}", "sources: x: recipe is missing; choose one of"),
         ("scratch: {}", "x: {kind: frozen, rows: 5}", "sources: x: rows: kind frozen trains nothing before the target"),
@@ -155,8 +159,15 @@ def test_files_that_are_no_plan_are_named(tmp_path):
     for text in ("[1, 2]", "just text", ""):
         with pytest.raises(InputError, match="not a plan; write the keys targets and sources"):
             read_plan(write(tmp_path, text))
-    with pytest.raises(InputError, match=r"--plan .*plan.yaml"):
-        read_plan(write(tmp_path, "a: [1\nb: {"))
+    broken = {
+        "a: [1\nb: {": "",
+        "seeds: [1]\nseeds: [2]": ": line 2: seeds is given twice; remove one",
+        "sources:\n  x: &x {kind: *x}": ": line 2: a value contains itself by its anchor",
+        "title: 2026-13-45": ": month must be in 1..12",
+    }
+    for text, message in broken.items():
+        with pytest.raises(InputError, match=rf"--plan .*plan.yaml{message}"):
+            read_plan(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
