@@ -186,6 +186,7 @@ def logged(out: Path) -> tuple[dict, list]:
 STEPS = ("--optim", "sgd", "--learning_rate", "0.05", "--logging_steps", "1", "--eval_strategy", "no")
 
 
+@pytest.mark.soak
 def test_a_step_is_the_same_whole_accumulated_and_in_two_processes(words, with_negatives, tmp_path):
     cuts = {"whole": (16, 1, 1), "accumulated": (4, 4, 1), "processes": (4, 2, 2)}
     for name, (batch, accumulation, processes) in cuts.items():

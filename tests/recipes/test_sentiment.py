@@ -130,7 +130,7 @@ def test_pairs_and_a_text_alone_are_read_differently(start, rows, tmp_path):
     }  # fmt: skip
     metrics = start(
         {"train": data["train"], "validation": data["train"], "test": data["train"]},
-        *("--text_column_name", "a", "--text_pair_column_name", "b", "--num_train_epochs", "40"),
+        *("--text_column_name", "a", "--text_pair_column_name", "b", "--num_train_epochs", "30"),
         *("--learning_rate", "1e-3", "--eval_strategy", "no", "--save_strategy", "no"),
     )
     assert metrics["test_macro_f1"] > 0.95

@@ -78,7 +78,7 @@ SETTINGS = [
         id="accumulated",
         marks=pytest.mark.soak,
     ),
-    pytest.param({"lora_r": 4, "early_stopping_patience": 50}, id="lora"),
+    pytest.param({"lora_r": 4, "early_stopping_patience": 50}, id="lora", marks=pytest.mark.soak),
 ]
 
 
@@ -137,6 +137,7 @@ def test_a_run_from_scratch_goes_on_with_its_own_tokenizer(files, tmp_path, reci
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
+@pytest.mark.soak
 def test_patience_and_best_score_survive(files, tmp_path):
     settings = {
         "early_stopping_patience": 3,
@@ -181,6 +182,7 @@ def test_what_would_not_be_the_same_run_is_refused_or_named(files, damaged):
 # 2. Whole checkpoints
 
 
+@pytest.mark.soak
 def test_kills_at_random_moments_lose_one_save_interval_at_most(files, tmp_path):
     random.seed(0)
     assert kill_and_resume(files, tmp_path, kills=4) == []
@@ -291,6 +293,7 @@ def test_a_finished_run_keeps_its_last_checkpoint_beside_the_best_and_what_is_no
     assert mine.is_dir()
 
 
+@pytest.mark.soak
 def test_a_moved_folder_resumes_with_its_own_best_checkpoint(files, tmp_path):
     settings = {"learning_rate": 0.5}  # the best score comes early
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log").succeeds()
@@ -371,6 +374,7 @@ def test_stopped_in_the_last_step_of_an_epoch_it_loses_no_evaluation(files, tmp_
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
 
 
+@pytest.mark.soak
 def test_two_processes_resume_exactly_in_the_middle_of_an_epoch(files, tmp_path):
     settings = {"per_device_train_batch_size": 4, "eval_strategy": "epoch", "save_strategy": "epoch"}
     Job(words(files, tmp_path / "whole", **settings), tmp_path / "log", processes=2).succeeds()

@@ -198,7 +198,15 @@ class Loaded(SeededOrder):
         return sum(value.sum() for value in model.parameters())
 
 
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("workers", "persistent"),
+    [
+        (0, False),
+        (1, True),
+        pytest.param(2, False, marks=pytest.mark.soak),
+        pytest.param(2, True, marks=pytest.mark.soak),
+    ],
+)
 def test_draws_follow_the_epoch_in_every_worker_and_a_part_without_a_row_has_no_labels(tmp_path, workers, persistent):
     rows = Dataset.from_dict({"input_ids": [[1] * n for n in range(2, 11)]})
     args = TrainingArguments(

@@ -318,6 +318,7 @@ def train_both(arguments: list[str]) -> None:
             (folder / f"{name}.json").write_text(json.dumps(losses))
 
 
+@pytest.mark.soak
 def test_two_processes_change_nothing(tmp_path):
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
